@@ -1,0 +1,35 @@
+"""MiniGPT-4: a frozen vision tower and Q-Former, a frozen LLM, and one linear layer that aligns them.
+
+`import minigpt4` is cheap: torch and transformers are first read when `MiniGPT4` is.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt4.generation.chat import Chat
+    from minigpt4.model.alignment import MiniGPT4
+
+__all__ = ["Chat", "MiniGPT4", "UserError", "__version__"]
+
+__version__ = version("minigpt4")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MiniGPT4":
+        from minigpt4.model.alignment import MiniGPT4
+
+        return MiniGPT4
+    if name == "Chat":
+        from minigpt4.generation.chat import Chat
+
+        return Chat
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
