@@ -1,0 +1,1 @@
+"""Pictures and texts on disk, and the cached outputs of the frozen vision side."""

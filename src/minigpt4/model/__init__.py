@@ -1,0 +1,1 @@
+"""The aligned model: frozen vision side, one trained linear projection, frozen LLM."""

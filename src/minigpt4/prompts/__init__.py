@@ -1,0 +1,1 @@
+"""What the LLM reads: chat formats, and their way to token ids with places for images."""

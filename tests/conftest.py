@@ -1,0 +1,88 @@
+"""Real parts of toy size with random weights, made once per session and shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+
+IMAGE_SIZE, QUERY_TOKENS, D_QFORMER, D_LLM = 32, 4, 24, 32
+
+_TEXT = (
+    "###Human: <Img></Img> Describe this image in detail. ###Assistant: A large red ball lies at the top-left.",
+    "Question: What colour is the cup? Answer: The small cup in the centre is blue.\n",
+    "a meadow with a green tree and a yellow house, a purple star at the bottom-right",
+)
+
+
+def tiny_tokenizer(directory: Path, special: tuple[str, ...] = ("<pad>", "<s>", "</s>", "<image>")) -> int:
+    """Write a byte-level BPE tokenizer in transformers' format to `directory`; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.save_pretrained(directory)
+    return len(fast)
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a vision tower and Q-Former: 32 px pictures in, 4 query tokens of width 24 out."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    directory = tmp_path_factory.mktemp("vision")
+    vision_config = Blip2VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        image_size=IMAGE_SIZE, patch_size=8, initializer_range=0.2,
+    )  # fmt: skip
+    qformer_config = Blip2QFormerConfig(
+        hidden_size=D_QFORMER, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        encoder_hidden_size=32, vocab_size=8, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tensors = {f"vision_model.{name}": t for name, t in Blip2VisionModel(vision_config).state_dict().items()}
+    tensors |= {f"qformer.{name}": t for name, t in Blip2QFormerModel(qformer_config).state_dict().items()}
+    tensors["query_tokens"] = torch.randn(1, QUERY_TOKENS, D_QFORMER)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
+    config = {
+        "model_type": "blip-2",
+        "num_query_tokens": QUERY_TOKENS,
+        "vision_config": vision_config.to_dict(),
+        "qformer_config": qformer_config.to_dict(),
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a Llama of two layers and width 32, and its tokenizer, which knows `<image>`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("llm")
+    vocab_size = tiny_tokenizer(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=D_LLM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
