@@ -1,0 +1,62 @@
+"""Rates and their uncertainty. Knows nothing about pictures or models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval (low, high) of a proportion; (0, 1) when nothing was observed.
+
+    Unlike the usual normal interval it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927).
+
+    Raises:
+        ValueError: `successes` is not between 0 and `total`, or `confidence` not between 0 and 1.
+    """
+    if not 0 <= successes <= total:
+        raise ValueError(f"{successes} successes of {total} is not a proportion")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up."""
+
+    successes: int
+    total: int
+
+    @classmethod
+    def of(cls, outcomes: list[bool]) -> Rate:
+        """The rate of true outcomes."""
+        return cls(sum(outcomes), len(outcomes))
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(self.successes + other.successes, self.total + other.total)
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1; NaN when nothing was observed."""
+        return self.successes / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of `share`."""
+        return wilson(self.successes, self.total)
+
+    def __str__(self) -> str:
+        """ "92 % (85-96)"; "-" when nothing was observed."""
+        if not self.total:
+            return "-"
+        low, high = self.interval
+        return f"{100 * self.share:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
