@@ -60,8 +60,7 @@ class Template:
                 f"a conversation takes turns from user to assistant and ends with the user; "
                 f"got {', '.join(message.role for message in messages) or 'no messages'}"
             )
-        opening = system + self.system_end if system else self.system_end
-        return opening + "".join(self._turn(message) for message in turns) + self._before_answer
+        return system + self.system_end + "".join(self._turn(message) for message in turns) + self._before_answer
 
     def continuation(self, message: Message) -> str:
         """What follows an answer (given without its stop string) when the user speaks again.

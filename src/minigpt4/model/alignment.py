@@ -1,0 +1,341 @@
+"""The aligned model: what MiniGPT-4 is (paper, section 3), assembled from frozen parts; loading and saving it.
+
+The network is transformers' BLIP-2 graph; this file puts parts into it and names its steps. It knows nothing about
+datasets, training loops, sampling or conversations.
+
+Here *features* always means what the frozen vision side gives for an image: the Q-Former's output, before the
+projection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+from minigpt4.files import new_directory
+from minigpt4.model import parts
+from minigpt4.model.precision import resolve_device, resolve_dtype
+from minigpt4.prompts.templates import TEMPLATES, Template, get_template
+
+if TYPE_CHECKING:
+    from minigpt4.generation.chat import Chat
+
+FORMAT_VERSION = 1
+PROJECTION_FILE = "projection.safetensors"
+ALIGNMENT_FILE = "alignment.json"
+
+#: What each stage trains: the projection, and nothing else (paper, sections 3.1 and 3.3).
+TRAINED = {1: ("blip2.language_projection.",), 2: ("blip2.language_projection.",)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the frozen parts came from: their names, and the fingerprints of their weights."""
+
+    vision_qformer: str
+    vision_fingerprint: str
+    llm: str
+    llm_fingerprint: str
+
+
+class MiniGPT4(torch.nn.Module):
+    """A frozen vision tower and Q-Former, a frozen LLM, and the linear projection between them.
+
+    Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
+    `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None).
+    """
+
+    def __init__(
+        self,
+        blip2: Blip2ForConditionalGeneration,
+        tokenizer: Any,
+        image_processor: Any,
+        template: Template,
+        origin: Origin,
+        stage: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.blip2 = blip2
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = template
+        self.origin = origin
+        self.stage = stage
+        self.image_token_id: int = blip2.config.image_token_id
+        self.requires_grad_(False)
+        self.eval()
+
+    # -- the forward pass, step by step: encode -> project -> embed -> LLM -> logits
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
+        """Pictures -> features (n, num_query_tokens, d_qformer). Raises UserError for one that cannot be read."""
+        opened = [open_image(image) for image in images]
+        return self.encode_pixels(self.image_processor(opened, return_tensors="pt")["pixel_values"])
+
+    @torch.no_grad()
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Preprocessed pictures (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
+        patches = self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state
+        queries = self.blip2.query_tokens.expand(len(patches), -1, -1)
+        features = self.blip2.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
+        return features.to(patches.dtype)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features (n, q, d_qformer) -> soft prompts for the LLM (n, q, d_llm): the one trained layer."""
+        projection = self.blip2.language_projection
+        return projection(features.to(projection.weight)).to(self.dtype)
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        """Token ids (b, t) -> LLM input embeddings (b, t, d_llm), with the projected features in the images' places.
+
+        `features` (n, q, d_qformer) are those of all images of the batch in reading order; each fills the next q
+        places of `image_token_id`. Raises ValueError if places and features do not fit.
+        """
+        embeddings = self.blip2.language_model.get_input_embeddings()(input_ids.to(self.device))
+        places = input_ids.to(self.device) == self.image_token_id
+        vectors = 0 if features is None else features.shape[0] * features.shape[1]
+        if int(places.sum()) != vectors:
+            raise ValueError(f"{int(places.sum())} image places in input_ids, but {vectors} vectors in features")
+        if features is None:
+            return embeddings
+        soft_prompts = self.project(features).to(embeddings.dtype)
+        return embeddings.masked_scatter(places.unsqueeze(-1), soft_prompts)
+
+    def hidden_states(
+        self, input_ids: Tensor, features: Tensor | None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Token ids (b, t) and features -> the LLM's last hidden states (b, t, d_llm), without the language head."""
+        embeddings = self.embed(input_ids, features)
+        body = self.blip2.language_model.base_model
+        return body(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., d_llm) -> logits (..., vocabulary); `<image>` gets -inf, for it is no word."""
+        logits = self.blip2.language_model.get_output_embeddings()(hidden)
+        image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id
+        return logits.masked_fill(image_column, float("-inf"))
+
+    # -- talking to it
+
+    def generate(self, *args: Any, **settings: Any) -> list[str]:
+        """Answers to prompts about images, in batches: see `minigpt4.generation.engine.generate`."""
+        from minigpt4.generation.engine import generate
+
+        return generate(self, *args, **settings)
+
+    def start_chat(self, template: str | Template | None = None) -> Chat:
+        """A conversation in the model's chat format, or in another one."""
+        from minigpt4.generation.chat import Chat
+
+        return Chat(self, get_template(template or self.template))
+
+    # -- facts about it
+
+    @property
+    def num_query_tokens(self) -> int:
+        """How many places an image takes in the LLM's input."""
+        return self.blip2.config.num_query_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return self.blip2.query_tokens.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the frozen LLM."""
+        return self.blip2.language_model.get_input_embeddings().weight.dtype
+
+    @property
+    def vision_fingerprint(self) -> str:
+        """Changes when the weights of the vision side do: the key under which its outputs may be cached."""
+        return self.origin.vision_fingerprint
+
+    @property
+    def llm_fingerprint(self) -> str:
+        """Changes when the LLM's weights do."""
+        return self.origin.llm_fingerprint
+
+    def train(self, mode: bool = True) -> MiniGPT4:
+        """Training mode for what is trained only: frozen parts have no dropout, ever."""
+        super().train(False)
+        self.training = mode
+        for module in self.modules():
+            own = list(module.parameters(recurse=False))
+            if own and all(parameter.requires_grad for parameter in own):
+                module.training = mode
+        return self
+
+    # -- making, loading, saving
+
+    @classmethod
+    def assemble(
+        cls,
+        vision_qformer: str | Path,
+        llm: str | Path,
+        *,
+        template: str | Template,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+    ) -> MiniGPT4:
+        """Frozen parts and a fresh projection, drawn from `seed`.
+
+        `vision_qformer` and `llm` are directories, hub ids or pocket names. Raises UserError for parts that do not
+        exist or are not what they should be.
+        """
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        template = get_template(template)
+        vision = parts.load_vision_qformer(vision_qformer)
+        language = parts.load_llm(llm, dtype)
+        config = Blip2Config(
+            vision_config=vision.vision_config,
+            qformer_config=vision.qformer_config,
+            text_config=language.model.config,
+            num_query_tokens=vision.num_query_tokens,
+            image_token_index=language.image_token_id,
+        )
+        with torch.device("meta"):  # no memory and no random numbers for weights that are put in next
+            blip2 = Blip2ForConditionalGeneration(config)
+        _put_tensors(blip2, vision, str(vision_qformer), dtype)
+        blip2.language_model = language.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            projection = torch.nn.Linear(vision.qformer_config.hidden_size, config.text_config.hidden_size)
+        blip2.language_projection = projection.to(dtype)
+        origin = Origin(_portable(vision_qformer), vision.fingerprint, _portable(llm), language.fingerprint)
+        return cls(blip2.to(device), language.tokenizer, vision.image_processor, template, origin)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> MiniGPT4:
+        """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
+
+        `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. Raises
+        UserError if anything is missing, broken, or does not fit together.
+        """
+        source = parts.resolve(name_or_path)
+        record = parts.read_json(source, ALIGNMENT_FILE)
+        if record.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{name_or_path}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package "
+                f"reads version {FORMAT_VERSION}; install the release of minigpt4 that wrote it"
+            )
+        origin, template = Origin(**record["origin"]), _read_template(record["template"])
+        model = cls.assemble(origin.vision_qformer, origin.llm, template=template, dtype=dtype, device=device)
+        _check_origin(str(name_or_path), origin, model.origin)
+        _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
+        model.stage = record["stage"]
+        return model
+
+    def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Write the alignment: the projection, and a record of the frozen parts, which are named but not copied.
+
+        Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier alignment.
+        """
+        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
+            tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
+            save_file(tensors, new / PROJECTION_FILE, metadata={"format": "pt"})
+            (new / ALIGNMENT_FILE).write_text(json.dumps(self._record(), indent=2) + "\n", encoding="utf-8")
+
+    def _record(self) -> dict[str, Any]:
+        known = TEMPLATES.get(self.template.name) == self.template
+        return {
+            "format_version": FORMAT_VERSION,
+            "origin": asdict(self.origin),
+            "template": self.template.name if known else asdict(self.template),
+            "image_size": self.blip2.config.vision_config.image_size,
+            "num_query_tokens": self.num_query_tokens,
+            "stage": self.stage,
+        }
+
+
+def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
+    """Freeze everything but what `stage` trains (`TRAINED`), and return the names of the trained parameters.
+
+    Trained parameters are kept in float32 whatever the dtype of the frozen ones: steps of 1e-4 vanish in bfloat16.
+    """
+    if stage not in TRAINED:
+        raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, TRAINED))}")
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(TRAINED[stage]))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            trained.append(name)
+    model.stage = stage
+    return trained
+
+
+def _put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
+    """Put the vision side's tensors in their places, in the dtypes that transformers would load them in."""
+    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
+    for key, shape in expected.items():
+        if key not in vision.tensors:
+            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
+        if vision.tensors[key].shape != shape:
+            found = tuple(vision.tensors[key].shape)
+            raise UserError(f"{name}: the tensor {key} has shape {found}, its config.json asks for {tuple(shape)}")
+    qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
+    tensors = {
+        key: vision.tensors[key].to(dtype if key.startswith("vision_model.") else qformer_dtype) for key in expected
+    }
+    blip2.load_state_dict(tensors, strict=False, assign=True)
+
+
+def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
+    if path is None:
+        raise UserError(f"{name}: holds no {PROJECTION_FILE}; copy or train the alignment again")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors has one exception for all that can be wrong with a file
+        raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
+    projection = model.blip2.language_projection
+    expected = {key: tuple(t.shape) for key, t in projection.state_dict().items()}
+    found = {key: tuple(t.shape) for key, t in tensors.items()}
+    if found != expected:
+        raise UserError(
+            f"{name}: its projection {found.get('weight')} does not fit the parts that it names: "
+            f"Q-Former {model.origin.vision_qformer} and LLM {model.origin.llm} need {expected['weight']}"
+        )
+    projection.load_state_dict(tensors)
+
+
+def _check_origin(name: str, recorded: Origin, found: Origin) -> None:
+    for part, was, now in (
+        (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
+        (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),
+    ):
+        if was != now:
+            raise UserError(
+                f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
+                f"{now[:12]}); put the former weights back, or train the alignment again"
+            )
+
+
+def _portable(name: str | Path) -> str:
+    """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
+    if str(name) in parts.POCKET_PARTS or not Path(name).expanduser().is_dir():
+        return str(name)
+    return str(Path(name).expanduser().resolve())
+
+
+def _read_template(recorded: str | dict[str, str]) -> Template:
+    return Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
