@@ -1,0 +1,159 @@
+"""Draws the pictures of the pocket world from their truth. Knows how things are put together, not what is true.
+
+A picture depends on its truth alone: the small accidents of light, texture and pen come from its seed. Everything
+is laid out in fractions of the side, so the same truth looks the same at every size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from minigpt4.errors import UserError
+from minigpt4.pocket import world
+from minigpt4.pocket.animals import draw_odd
+from minigpt4.pocket.brush import PAINT, RGB, Brush, soft_ellipse
+from minigpt4.pocket.draft import draw_element
+from minigpt4.pocket.food import draw_dish, draw_ingredient
+from minigpt4.pocket.handwriting import Pen
+from minigpt4.pocket.products import PRODUCTS
+from minigpt4.pocket.shapes import OBJECTS
+from minigpt4.pocket.surroundings import backdrop, background, paper, table
+
+#: Small pictures are drawn larger than large ones, relative to their size, for the same smoothness.
+_SMALL, _SMALL_SCALE, _LARGE_SCALE = 160, 3, 2
+_INKS: tuple[RGB, ...] = ((28, 44, 110), (34, 34, 40), (72, 74, 84))
+
+_Pixels = tuple[float, float, float, float]
+
+
+def draw(picture: world.Picture, size: int = 384) -> Image.Image:
+    """The picture that shows `picture`: RGB, `size` x `size` pixels, always the same for the same truth."""
+    scale = _SMALL_SCALE if size <= _SMALL else _LARGE_SCALE
+    canvas = _PAINTERS[picture.type](picture, size * scale, random.Random(picture.seed))
+    return canvas.reduce(scale)
+
+
+def _pixels(box: world.Box, side: int) -> _Pixels:
+    left, top, right, bottom = box
+    return left * side, top * side, right * side, bottom * side
+
+
+def _paint(colour: str | None, rng: random.Random) -> RGB:
+    """A colour word as paint, never exactly the same twice."""
+    base = PAINT[colour or "white"]
+    gain = rng.uniform(0.93, 1.05)
+    r, g, b = (min(255, max(0, round(channel * gain + rng.uniform(-6, 6)))) for channel in base)
+    return (r, g, b)
+
+
+def _cast_shadow(canvas: Image.Image, left: float, right: float, bottom: float, strength: int) -> None:
+    """A soft shadow on the ground under what reaches from `left` to `right` and down to `bottom` (pixels)."""
+    width = right - left
+    soft_ellipse(
+        canvas,
+        (left - 0.04 * width, bottom - 0.13 * width, right + 0.16 * width, bottom + 0.11 * width),
+        (20, 20, 30),
+        strength,
+    )
+
+
+def _scene(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
+    canvas = background(picture.setting, side, rng)
+    for item in picture.items:
+        brush = Brush(canvas, _pixels(item.boxes[0], side), _paint(item.colour, rng))
+        OBJECTS[item.kind](brush)
+        _cast_shadow(canvas, *brush.footprint(), 130)
+        brush.finish()
+    return canvas
+
+
+def _food(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
+    canvas = table(side, rng)
+    draw_dish(canvas, picture.setting, rng)
+    for item in picture.items:
+        for box in item.boxes:
+            draw_ingredient(canvas, item.kind, _pixels(box, side), rng.uniform(-50, 50))
+    return canvas
+
+
+def _product(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
+    canvas = backdrop(picture.setting, side, rng)
+    (item,) = picture.items
+    brush = Brush(canvas, _pixels(item.boxes[0], side), _paint(item.colour, rng))
+    PRODUCTS[item.kind](brush)
+    _cast_shadow(canvas, *brush.footprint(), 190)
+    brush.finish()
+    return canvas
+
+
+def _odd(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
+    canvas = background(picture.setting, side, rng)
+    animal, prop = picture.items
+    box = _pixels(animal.boxes[0], side)
+    _cast_shadow(canvas, box[0], box[2], box[3], 150)
+    draw_odd(canvas, animal.kind, prop.kind, _paint(animal.colour, rng), box, rng)
+    return canvas
+
+
+def _draft(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
+    canvas = paper(side, rng)
+    pen = Pen(canvas, rng, rng.choice(_INKS), rng.uniform(0.0095, 0.0125))
+    pen.write(picture.setting, 0.06, 0.05, 0.94, 0.22)
+    for item in picture.items:
+        draw_element(pen, item.kind, item.boxes[0])
+    return canvas
+
+
+_PAINTERS = {"scene": _scene, "food": _food, "product": _product, "odd": _odd, "draft": _draft}
+
+
+def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str | None = None) -> list[Path]:
+    """Writes `count` pictures, named by the seeds from `seed` on, and their truth.
+
+    Args:
+        seed: the first picture's seed; the following pictures have the following seeds.
+        count: how many pictures, at least 1.
+        out: directory for `<seed>.png` and `truth.jsonl` (one line per picture: `Picture.to_dict` and `file`);
+            must be empty or not exist.
+        size: side of the pictures in pixels.
+        type: one of `world.TYPES`; without it, all types in their shares.
+
+    Returns:
+        The pictures' paths, in the order of their seeds.
+
+    Raises:
+        UserError: `out` holds files already or cannot be written; `count`, `size` or `type` is out of range.
+    """
+    if count < 1:
+        raise UserError(f"count is {count}, expected at least 1 picture: ask for one or more")
+    if not 16 <= size <= 4096:
+        raise UserError(f"picture size is {size}, expected 16 to 4096 pixels: choose a size in that range")
+    if type is not None and type not in world.TYPES:
+        raise UserError(
+            f"picture type {type!r} is unknown, expected one of {', '.join(world.TYPES)}: choose one of them"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"output {out} exists and is not an empty directory: name a new one or remove it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths, lines = [], []
+        for number in range(seed, seed + count):
+            picture = world.sample(number, type)
+            path = out / f"{number}.png"
+            temporary = path.with_suffix(".tmp")
+            draw(picture, size).save(temporary, "PNG")
+            os.replace(temporary, path)
+            paths.append(path)
+            lines.append(json.dumps({"file": path.name, **picture.to_dict()}))
+        temporary = out / "truth.tmp"
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(temporary, out / "truth.jsonl")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write pictures to {out}: {reason}: free space or name another place") from error
+    return paths
