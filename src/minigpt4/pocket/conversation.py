@@ -250,7 +250,8 @@ def follow_up(asked: Request, picture: Picture, rng: random.Random) -> Request:
     if asked.item is not None and asked.ability == "colour" and picture.type == "scene" and rng.random() < 0.5:
         item = picture.items[asked.item]
         return Request("where", rng.choice(("And where is it?", "Where is it?")), asked.item, item.place)
-    ability = rng.choice([a for a in ("colour", "where", "count", "exists") if picture.type in PICTURE_TYPES[a]])
+    short = [a for a in ("colour", "where", "count", "exists") if picture.type in PICTURE_TYPES[a]]
+    ability = rng.choice(short or ["describe"])
     follow = request(ability, picture, rng)
     lowered = follow.text[0].lower() + follow.text[1:]
     text = rng.choice((follow.text, f"And {lowered}")) if follow.text.endswith("?") else follow.text

@@ -1,0 +1,210 @@
+"""The pocket language models: Llamas that learn from text alone and never see an image.
+
+`build_language` trains the pocket LLM, which follows instructions about scenes that are described in words;
+`build_captioner` trains the small captioning LM that the vision side is pretrained against (and that stays behind as
+the BLIP-2 baseline's language model). Both are plain `LlamaForCausalLM`, trained on answers only.
+
+While training, the words that describe the picture get Gaussian noise on their embeddings: what will stand in their
+place later are projected image tokens, which never hit a word's embedding exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..prompts.templates import TEMPLATES
+from .conversation import Piece, caption_text, conversation
+from .tokenizer import train_tokenizer
+from .towers import Pretraining, pretrain
+from .world import SEEDS
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+#: Tokens, padding included, of one training batch.
+BATCH_TOKENS = 8192
+#: How many samples are drawn, sorted by length and cut into batches at a time.
+POOL = 1024
+#: Standard deviation of the noise on the context's embeddings, as a share of an embedding's own (drawn up to this).
+CONTEXT_NOISE = 0.6
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What distinguishes the two language models."""
+
+    name: str
+    pieces: Callable[[int], list[Piece]]
+    context_piece: int
+    layers: int
+    first_seed: int
+    hidden: int = 256
+
+
+LANGUAGE = TextModel(
+    "language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0]
+)
+CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
+
+
+@dataclass
+class Batch:
+    """Right-padded ids (n, t), targets (n, t) with `IGNORED` where nothing is learnt, and where the context stands."""
+
+    ids: Tensor
+    targets: Tensor
+    context: Tensor
+    seed: int
+
+
+class TextBatches:
+    """Batch number `n` of a text model: samples of similar length, about `BATCH_TOKENS` tokens with padding."""
+
+    def __init__(self, kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.kind, self.tokenizer = kind, tokenizer
+        self.pool_number = -1
+        self.pool: list[Batch] = []
+        self.starts: list[int] = [0]
+
+    def __call__(self, number: int) -> Batch:
+        # How many batches a pool gives is known only once it is made; a resumed run makes the pools' sizes anew.
+        while number >= self.starts[-1] or self.pool_number < 0:
+            self._load(len(self.starts) - 1)
+            self.starts.append(self.starts[-1] + len(self.pool))
+        index = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= number)
+        if index != self.pool_number:
+            self._load(index)
+        return self.pool[number - self.starts[index]]
+
+    def _load(self, number: int) -> None:
+        first = self.kind.first_seed + number * POOL
+        samples = sorted((self._sample(seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0]))
+        batches: list[Batch] = []
+        rows: list[tuple[list[int], list[int], list[int]]] = []
+        for sample in samples:
+            if rows and (len(rows) + 1) * len(sample[0]) > BATCH_TOKENS:
+                batches.append(self._pad(rows, first + len(batches)))
+                rows = []
+            rows.append(sample)
+        batches.append(self._pad(rows, first + len(batches)))
+        random.Random(first).shuffle(batches)
+        self.pool, self.pool_number = batches, number
+
+    def _sample(self, seed: int) -> tuple[list[int], list[int], list[int]]:
+        ids, targets, context = [self.tokenizer.bos_token_id], [IGNORED], [0]
+        for number, (text, learn) in enumerate(self.kind.pieces(seed)):
+            tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+            ids += tokens
+            targets += tokens if learn else [IGNORED] * len(tokens)
+            context += [int(number == self.kind.context_piece)] * len(tokens)
+        return ids, targets, context
+
+    def _pad(self, rows: list[tuple[list[int], list[int], list[int]]], seed: int) -> Batch:
+        length = max(len(row[0]) for row in rows)
+        fills = (self.tokenizer.pad_token_id, IGNORED, 0)
+        ids, targets, context = (
+            torch.tensor([row[k] + [fills[k]] * (length - len(row[k])) for row in rows]) for k in range(3)
+        )
+        return Batch(ids, targets, context.bool(), seed)
+
+
+def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy (nats per token) on the learnt tokens, with noise on the context's embeddings."""
+    ids, targets, context = (part.to(device) for part in (batch.ids, batch.targets, batch.context))
+    generator = torch.Generator(device="cpu").manual_seed(batch.seed)
+    embeddings = model.get_input_embeddings()(ids)
+    scale = embeddings.detach().std()
+    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE
+    noise = torch.randn(embeddings.shape, generator=generator) * strength
+    embeddings = embeddings + context[..., None] * noise.to(device) * scale
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        learnt = targets[:, 1:] != IGNORED
+        logits = model.lm_head(hidden[:, :-1][learnt])
+    value = F.cross_entropy(logits.float(), targets[:, 1:][learnt])
+    return value, {"tokens": float(ids.numel())}
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer both language models share: made once, from text seeds of its own."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (path / "tokenizer.json").exists():
+        last = sum(SEEDS["text"])
+        seeds = range(last - 30_000, last)
+        texts = [text for seed in seeds for text, _ in LANGUAGE.pieces(seed)]
+        texts += [text for seed in seeds for text, _ in CAPTIONER.pieces(seed)]
+        train_tokenizer(texts).save_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=kind.hidden,
+        intermediate_size=704 * kind.hidden // 256,
+        num_hidden_layers=kind.layers,
+        num_attention_heads=kind.hidden // 64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Eager attention: at this size on a CPU it takes half the time of the fused kernel.
+    config._attn_implementation = "eager"
+    return LlamaForCausalLM(config)
+
+
+def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0) -> Path:
+    """Trains one of the language models for `steps` batches; returns the directory of the finished model.
+
+    `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run.
+    """
+    tokenizer = _tokenizer(work / "tokenizer")
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _model(kind, tokenizer).to(device)
+    batches = TextBatches(kind, tokenizer)
+    held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
+
+    def evaluate() -> dict[str, float]:
+        model.eval()
+        with torch.inference_mode():
+            losses = [text_loss(model, held_out(n), device)[0].item() for n in range(4)]
+        model.train()
+        return {"held_out_loss": sum(losses) / len(losses)}
+
+    pretrain(
+        [model],
+        batches,
+        lambda batch: text_loss(model, batch, device),
+        Pretraining(steps),
+        work / f"{kind.name}-run",
+        evaluate=evaluate,
+    )
+    out = work / kind.name
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def build_language(work: Path, steps: int, seed: int = 0) -> Path:
+    """The pocket LLM. About 8,000 tokens a step."""
+    return build_text_model(LANGUAGE, work, steps, seed)
+
+
+def build_captioner(work: Path, steps: int, seed: int = 0) -> Path:
+    """The small captioning LM of the BLIP-2 baseline."""
+    return build_text_model(CAPTIONER, work, steps, seed)
