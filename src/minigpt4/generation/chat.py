@@ -1,0 +1,141 @@
+"""A conversation about pictures that remembers what the LLM has read: each turn costs its own tokens only.
+
+Knows nothing about how an answer is decoded (see `engine.py`). A turn that fails or is broken off has not happened:
+the chat is as it was before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from minigpt4.errors import UserError
+from minigpt4.files import write_atomically
+from minigpt4.generation.endings import Answer
+from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
+from minigpt4.prompts.encode import encode, encode_chat, plain
+from minigpt4.prompts.templates import Message, Template, get_template
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+
+class Chat:
+    """One conversation with `model`, in the format of `template` (a name or a Template; default: the model's own)."""
+
+    def __init__(self, model: MiniGPT4, template: str | Template | None = None) -> None:
+        self.model = model
+        self.template = get_template(template) if template is not None else model.template
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was said and shown."""
+        self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its pictures
+        self._ids: list[int] = []  # all that the LLM has read and written, up to the end of the last answer
+        self._features = encode_pictures(self.model, [[]])[0]  # of every picture so far: (pictures, q, d_qformer)
+        self._cache = DynamicCache()  # keys and values of the first of `_ids`: seldom of the very last
+
+    @property
+    def history(self) -> list[Message]:
+        """What was said so far, oldest first."""
+        return [message for message, _ in self._turns]
+
+    def ask(self, text: str, image: Any = None, **settings: Any) -> str:
+        """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) and all shown before.
+
+        `settings`: the fields of `engine.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
+        Raises UserError for a picture that cannot be read, or a conversation longer than the LLM can read.
+        """
+        decoding = Decoding.from_settings(settings)
+        turn = self._turn(text, image)
+        # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
+        cache = self._cache if decoding.num_beams == 1 else None
+        with self._undone_on_failure():
+            [answer] = decode(self.model, [turn.ids], turn.features, decoding, self.template.stop, cache=cache)
+        self._keep(turn, answer)
+        return answer.text
+
+    def stream(self, text: str, image: Any = None, **settings: Any) -> Iterator[str]:
+        """The same in pieces, as they come. Closing the iterator early stops the LLM and undoes the turn."""
+        decoding = Decoding.from_settings(settings)
+        turn = self._turn(text, image)
+        with self._undone_on_failure():
+            answer = yield from decode_stream(
+                self.model, turn.ids, turn.features, decoding, self.template.stop, cache=self._cache
+            )
+        self._keep(turn, answer)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the conversation to a file: JSON if its name ends in .json, readable Markdown otherwise."""
+        path = Path(path).expanduser()
+        if path.is_dir():
+            raise UserError(f"{path} is a directory; name a file in it, such as {path / 'chat.md'}")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists already; choose another name")
+        if path.suffix == ".json":
+            messages = [{"role": m.role, "text": m.text, "images": names} for m, names in self._turns]
+            content = json.dumps({"template": self.template.name, "messages": messages}, indent=2, ensure_ascii=False)
+        else:
+            speaker = {"user": "You", "assistant": "MiniGPT-4"}
+            lines = (
+                [f"**{speaker[m.role]}:**", *(f"![]({name})" for name in names), m.text] for m, names in self._turns
+            )
+            content = "\n\n".join(map(" ".join, lines))
+        try:
+            write_atomically(path, f"{content}\n".encode())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+        return path
+
+    def _turn(self, text: str, image: Any) -> _Turn:
+        model, pictures = self.model, as_list(image)
+        message = Message("user", text, len(pictures))
+        [features] = encode_pictures(model, [pictures])
+        if self._turns:
+            asked = replace(message, text=plain(model.tokenizer, text))
+            new = self.template.continuation(asked)
+            ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
+        else:
+            ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)
+        names = [str(picture) if isinstance(picture, (str, Path)) else "picture" for picture in pictures]
+        return _Turn(message, names, self._ids + ids, torch.cat([self._features, features]))
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        length = self._cache.get_seq_length()
+        try:
+            yield
+        except BaseException:
+            self._shorten_cache(length)
+            raise
+
+    def _keep(self, turn: _Turn, answer: Answer) -> None:
+        self._turns += [(turn.message, turn.names), (Message("assistant", answer.text), [])]
+        self._ids = turn.ids + list(answer.tokens)
+        self._features = turn.features
+        self._shorten_cache(len(self._ids) - answer.respelled)
+
+    def _shorten_cache(self, length: int) -> None:
+        # Layer by layer, for a turn that was broken off in the middle of a step leaves some longer than others.
+        for layer in self._cache.layers:
+            surplus = layer.get_seq_length() - length
+            if surplus > 0:
+                layer.crop(-surplus)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A question on its way: token ids of the whole conversation up to its answer, features of all its pictures."""
+
+    message: Message
+    names: list[str]
+    ids: list[int]
+    features: Tensor

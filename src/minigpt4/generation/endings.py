@@ -1,0 +1,95 @@
+"""Where an answer ends, in tokens and in text: at EOS, or at the stop string of the chat template.
+
+Knows nothing about the model. The stop string is looked for in text, as the reader of the answer will see it, for it
+can be cut into tokens in many ways, and share its first or last token with what stands around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `ended` is False if it was cut off at the token limit.
+
+    `tokens` are its ids without its end. They spell `text`, but for white space around it, which `text` has lost. The
+    last `respelled` of them are not those that were generated: there a token held the first of the stop string too.
+    """
+
+    text: str
+    ended: bool
+    tokens: tuple[int, ...]
+    respelled: int = 0
+
+
+class StopString(StoppingCriteria):
+    """True for each row whose text has just come to hold the stop string, however it is cut into tokens.
+
+    It looks at text, as the reader of the answer will, and only when the newest token could have completed the stop
+    string: transformers' own criterion works on a table of the whole vocabulary, which takes seconds to build.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self._can_complete: dict[int, bool] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = [
+            self._could_end_with(last) and self.stop in decode_text(self.tokenizer, input_ids[i, -len(self.stop) - 2 :])
+            for i, last in enumerate(input_ids[:, -1].tolist())
+        ]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _could_end_with(self, token: int) -> bool:
+        if token not in self._can_complete:
+            alone = decode_text(self.tokenizer, [token])
+            # A token of white space, or of a part of a character, can be blank on its own.
+            self._can_complete[token] = self.stop[-1] in alone or not alone.strip() or "\ufffd" in alone
+        return self._can_complete[token]
+
+
+def read_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: str, ends: Sequence[int]) -> Answer:
+    """The answer in newly generated tokens: all up to the first end token or stop string, which are cut off."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    kept, ended = list(tokens[:end]), end < len(tokens)
+    text = decode_text(tokenizer, kept)
+    cut = text.find(stop) if stop else -1
+    if cut < 0:
+        return Answer(text.strip(), ended, tuple(kept))
+    text = text[:cut]
+    while kept and len(decode_text(tokenizer, kept)) > len(text):
+        kept.pop()
+    spelled = decode_text(tokenizer, kept)
+    rest = tokenizer(text[len(spelled) :], add_special_tokens=False)["input_ids"] if spelled != text else []
+    return Answer(text.strip(), True, (*kept, *rest), respelled=len(rest))
+
+
+def end_tokens(llm: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: the tokenizer's EOS and those of the LLM's generation config."""
+    configured = llm.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(token for token in (tokenizer.eos_token_id, *listed) if token is not None))
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> str:
+    """The text of token ids, without special tokens and exactly as written (no tidied spaces)."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def showable(text: str, stop: str) -> str:
+    """What of an unfinished answer will surely be part of it: no stop string or start of one, no half character."""
+    if stop:
+        text = text.partition(stop)[0]
+        for length in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:length]):
+                text = text[:-length]
+                break
+    return text.rstrip("\ufffd").strip()
