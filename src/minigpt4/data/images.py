@@ -15,7 +15,7 @@ from minigpt4.errors import UserError
 
 MAX_PIXELS = 64_000_000
 #: What people have. Pillow's further formats (PostScript runs a program to open) stay closed to strangers' files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
