@@ -1,10 +1,12 @@
-"""Directories that appear whole or not at all.
+"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full.
 
 Knows nothing about what is in them.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,3 +50,35 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_is_a_user_error(path: str | Path) -> Iterator[None]:
+    """Turns "no space left" (on the disk, in the quota, or for one file) while writing `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({os.strerror(error.errno).lower()}); what was saved before is intact, "
+            "so free some space and run the same command again"
+        ) from error
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+
+    Raises UserError if there is no space left; what was at `path` before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_is_a_user_error(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
