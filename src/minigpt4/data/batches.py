@@ -1,0 +1,134 @@
+"""Samples as token ids, and the batches that each step of training sees.
+
+A batch follows from (seed, step) alone, so a run that goes on after a kill sees what it would have seen. Samples of
+like length share a batch, so there is next to no padding. Knows nothing about models or features, except by their keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt4.errors import UserError
+from minigpt4.prompts.encode import encode, plain
+from minigpt4.prompts.templates import stage1_text, stage2_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Batches whose samples are sorted by length together. Larger: less padding, but batches more of one kind.
+POOL = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a stage learns from: per sample a picture key and the token ids to learn, after any one of the prompts."""
+
+    pictures: list[bytes]
+    targets: list[list[int]]
+    prompts: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def fingerprint(self) -> str:
+        """Changes when any picture, token or prompt does, or their order."""
+        digest = hashlib.sha256(b"".join(self.pictures))
+        for ids in (*self.targets, *self.prompts):
+            digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, padded on the right.
+
+    Attributes:
+        pictures: picture keys, one per sample.
+        input_ids: (batch, length) int64; each row is prompt (with its image placeholders), target, padding.
+        is_target: (batch, length) bool; the tokens that the loss is on.
+        num_tokens: how many of the ids are not padding.
+    """
+
+    pictures: list[bytes]
+    input_ids: Tensor
+    is_target: Tensor
+    num_tokens: int
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    usable: Sequence[tuple[bytes, str]],
+    instructions: Sequence[str],
+    *,
+    max_text_tokens: int,
+    num_query_tokens: int,
+    image_token_id: int,
+) -> Samples:
+    """Samples from (picture key, text) pairs: stage 1's form without instructions, stage 2's with them.
+
+    A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
+    generates. Both together are cut at `max_text_tokens`, so a text that is cut teaches no end (as in the original).
+    """
+    forms = [stage2_text(instruction, "") for instruction in instructions] or [stage1_text("")]
+    prompts = [encode(tokenizer, prompt, num_query_tokens, image_token_id) for prompt, _ in forms]
+    end = encode(tokenizer, forms[0][1], num_query_tokens, image_token_id, bos=False)
+    texts = [plain(tokenizer, text) for _, text in usable]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    targets = [(text_ids + end)[:max_text_tokens] for text_ids in ids]
+    return Samples([key for key, _ in usable], targets, prompts)
+
+
+class Batches:
+    """The batch of every step, in an order that follows from the seed. Each epoch sees each sample at most once.
+
+    Samples that do not fill a batch sit an epoch out, others each time.
+    """
+
+    def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
+        if batch_size > len(samples):
+            raise UserError(
+                f"batch_size {batch_size} is more than the {len(samples)} samples in the data; "
+                f"set batch_size to {len(samples)} or less"
+                if len(samples)
+                else "the data hold no usable sample"
+            )
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.per_epoch = len(samples) // batch_size
+        self._lengths = np.array([len(target) for target in samples.targets])
+        self._prompt_lengths = np.array([len(prompt) for prompt in samples.prompts])
+        self._epoch = -1
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of this step, counted from 0 over all epochs."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._draw(epoch)
+        chosen = self._order[position]
+        prompts = [self.samples.prompts[self._prompt[i]] for i in chosen]
+        targets = [self.samples.targets[i] for i in chosen]
+        lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
+        input_ids = torch.zeros(len(chosen), max(lengths), dtype=torch.int64)
+        is_target = torch.zeros(len(chosen), max(lengths), dtype=torch.bool)
+        for row, (prompt, target, length) in enumerate(zip(prompts, targets, lengths, strict=True)):
+            input_ids[row, :length] = torch.tensor(prompt + target)
+            is_target[row, len(prompt) : length] = True
+        return Batch([self.samples.pictures[i] for i in chosen], input_ids, is_target, sum(lengths))
+
+    def _draw(self, epoch: int) -> None:
+        """Draw this epoch's prompts and order: shuffled, sorted by length within pools, pools' batches shuffled."""
+        rng = np.random.default_rng([self.seed, epoch])
+        self._prompt = rng.integers(len(self.samples.prompts), size=len(self.samples))
+        lengths = self._lengths + self._prompt_lengths[self._prompt]
+        order = rng.permutation(len(self.samples))[: self.per_epoch * self.batch_size]
+        pool = POOL * self.batch_size
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        sorted_order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
+        self._order = rng.permutation(sorted_order.reshape(self.per_epoch, self.batch_size))
+        self._epoch = epoch

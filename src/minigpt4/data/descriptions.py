@@ -1,0 +1,52 @@
+"""Stage 2's data: detailed descriptions in the layout of the released `cc_sbu_align`.
+
+A directory with `filter_cap.json`, `{"annotations": [{"image_id": "2", "caption": "..."}, ...]}`, and `image/2.jpg`.
+Knows nothing about models or instructions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from minigpt4.data.pairs import PICTURE_ENDINGS, Pair
+from minigpt4.errors import UserError
+
+
+def read_descriptions(directory: str, skipped: Counter[str]) -> Iterator[Pair]:
+    """Pairs of picture and description, in the file's order. Causes of those left out are counted in `skipped`.
+
+    Raises:
+        UserError: the directory or `filter_cap.json` is missing or does not have the layout above.
+    """
+    for image_id, caption in read_annotations(directory):
+        path = _find_picture(Path(directory) / "image", image_id)
+        if path is None:
+            skipped["no picture"] += 1
+        elif not caption.strip():
+            skipped["no description"] += 1
+        else:
+            yield Pair(str(path), path.read_bytes(), caption.strip())
+
+
+def read_annotations(directory: str) -> list[tuple[str, str]]:
+    """`(image_id, caption)` of every annotation; see `read_descriptions`."""
+    path = Path(directory) / "filter_cap.json"
+    if not Path(directory).is_dir():
+        raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
+    try:
+        annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        return [(str(annotation["image_id"]), str(annotation["caption"])) for annotation in annotations]
+    except FileNotFoundError:
+        raise UserError(f"data {directory}: holds no filter_cap.json, which cc_sbu_align's layout has") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'data {path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}} ({error!r})'
+        ) from error
+
+
+def _find_picture(directory: Path, image_id: str) -> Path | None:
+    candidates = (directory / f"{image_id}.{ending}" for ending in PICTURE_ENDINGS)
+    return next((path for path in candidates if path.is_file()), None)
