@@ -66,7 +66,6 @@ class Brush:
         self._light = self._grey and luminance > 180
         self._cos, self._sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         self._turned = turn != 0
-        self._frame = (0.0, 0.0, 1.0, 1.0)
         self._shapes: list[tuple[str, list[Point], float, RGB]] = []
 
     def tone(self, amount: float) -> RGB:
@@ -96,15 +95,9 @@ class Brush:
         """The silhouette's outline."""
         return (150, 152, 164) if self._dark else (92, 94, 106) if self._light else self.tone(-0.55)
 
-    def within(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Shapes from here on are given in fractions of this part of the box."""
-        self._frame = (left, top, right - left, bottom - top)
-
     def _place(self, points: Sequence[Point]) -> list[Point]:
-        left, top, width, height = self._frame
         placed = []
         for x, y in points:
-            x, y = left + x * width, top + y * height
             if self._turned:
                 x, y = x - 0.5, y - 0.5
                 x, y = 0.5 + x * self._cos - y * self._sin, 0.5 + x * self._sin + y * self._cos
@@ -120,7 +113,7 @@ class Brush:
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill)
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float | None = None, fill: RGB | None = None) -> None:
-        """A filled ellipse; a circle when `ry` is not given (in a square frame)."""
+        """A filled ellipse; a circle when `ry` is not given (in a square box)."""
         ry = rx if ry is None else ry
         if self._turned:
             self.polygon(arc(cx, cy, rx, ry, 0, 360, 24), fill)
@@ -129,9 +122,8 @@ class Brush:
             self._shapes.append(("ellipse", corners, 0.0, fill or self.colour))
 
     def line(self, points: Sequence[Point], width: float, fill: RGB | None = None) -> None:
-        """A line with round ends and joints; `width` in fractions of the frame's width."""
-        pixels = width * self._frame[2] * self.width
-        self._shapes.append(("line", self._place(points), pixels, fill or self.colour))
+        """A line with round ends and joints; `width` in fractions of the box's width."""
+        self._shapes.append(("line", self._place(points), width * self.width, fill or self.colour))
 
     def footprint(self) -> tuple[float, float, float]:
         """Leftmost, rightmost and lowest pixel of the canvas that the collected shapes reach."""

@@ -45,7 +45,7 @@ def _pixels(box: world.Box, side: int) -> _Pixels:
 
 def _paint(colour: str | None, rng: random.Random) -> RGB:
     """A colour word as paint, never exactly the same twice."""
-    base = PAINT[colour or "white"]
+    base = PAINT[str(colour)]
     gain = rng.uniform(0.93, 1.05)
     r, g, b = (min(255, max(0, round(channel * gain + rng.uniform(-6, 6)))) for channel in base)
     return (r, g, b)
