@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..pocket import world
-from .webpage import check_page
+from minigpt4.evaluation.webpage import check_page
+from minigpt4.pocket import world
 
 if TYPE_CHECKING:
-    from ..pocket.conversation import Request
+    from minigpt4.pocket.conversation import Request
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 YES_NO = ("yes", "no")
