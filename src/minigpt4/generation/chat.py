@@ -100,7 +100,7 @@ class Chat:
         message = Message("user", text, len(pictures))
         [features] = encode_pictures(model, [pictures])
         if self._turns:
-            asked = replace(message, text=plain(model.tokenizer, text))
+            asked = replace(message, text=plain(model.tokenizer, text, self.template.stop))
             new = self.template.continuation(asked)
             ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
         else:

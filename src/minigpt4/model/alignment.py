@@ -25,6 +25,7 @@ from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts
+from minigpt4.model.export import read_export, write_export
 from minigpt4.model.precision import resolve_device, resolve_dtype
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
@@ -95,7 +96,7 @@ class MiniGPT4(torch.nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """Features (n, q, d_qformer) -> soft prompts for the LLM (n, q, d_llm): the one trained layer."""
         projection = self.blip2.language_projection
-        return projection(features.to(projection.weight)).to(self.dtype)
+        return projection(features.to(projection.weight)).to(self.dtype)  # to the weight's device and dtype
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Token ids (b, t) -> LLM input embeddings (b, t, d_llm), with the projected features in the images' places.
@@ -110,12 +111,9 @@ class MiniGPT4(torch.nn.Module):
             raise ValueError(f"{int(places.sum())} image places in input_ids, but {vectors} vectors in features")
         if features is None:
             return embeddings
-        soft_prompts = self.project(features).to(embeddings.dtype)
-        return embeddings.masked_scatter(places.unsqueeze(-1), soft_prompts)
+        return embeddings.masked_scatter(places.unsqueeze(-1), self.project(features))
 
-    def hidden_states(
-        self, input_ids: Tensor, features: Tensor | None, attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, features: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids (b, t) and features -> the LLM's last hidden states (b, t, d_llm), without the language head."""
         embeddings = self.embed(input_ids, features)
         body = self.blip2.language_model.base_model
@@ -123,7 +121,10 @@ class MiniGPT4(torch.nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., d_llm) -> logits (..., vocabulary); `<image>` gets -inf, for it is no word."""
-        logits = self.blip2.language_model.get_output_embeddings()(hidden)
+        llm = self.blip2.language_model
+        logits = llm.get_output_embeddings()(hidden)
+        if cap := getattr(llm.config, "final_logit_softcapping", None):  # Gemma's
+            logits = torch.tanh(logits / cap) * cap
         image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id
         return logits.masked_fill(image_column, float("-inf"))
 
@@ -214,7 +215,7 @@ class MiniGPT4(torch.nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             projection = torch.nn.Linear(vision.qformer_config.hidden_size, config.text_config.hidden_size)
-        blip2.language_projection = projection.to(dtype)
+        blip2.language_projection = projection  # float32 in every model: it is small, and training goes on from it
         origin = Origin(_portable(vision_qformer), vision.fingerprint, _portable(llm), language.fingerprint)
         return cls(blip2.to(device), language.tokenizer, vision.image_processor, template, origin)
 
@@ -232,17 +233,15 @@ class MiniGPT4(torch.nn.Module):
         UserError if anything is missing, broken, or does not fit together.
         """
         source = parts.resolve(name_or_path)
-        record = parts.read_json(source, ALIGNMENT_FILE)
-        if record.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{name_or_path}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package "
-                f"reads version {FORMAT_VERSION}; install the release of minigpt4 that wrote it"
-            )
-        origin, template = Origin(**record["origin"]), _read_template(record["template"])
+        origin, template, stage = _read_record(source)
+        if parts.find_file(source, "config.json"):  # an export holds the frozen parts too
+            device = resolve_device(device)
+            blip2, tokenizer, image_processor = read_export(source, resolve_dtype(dtype, device))
+            return cls(blip2.to(device), tokenizer, image_processor, template, origin, stage)
         model = cls.assemble(origin.vision_qformer, origin.llm, template=template, dtype=dtype, device=device)
         _check_origin(str(name_or_path), origin, model.origin)
         _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
-        model.stage = record["stage"]
+        model.stage = stage
         return model
 
     def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
@@ -253,7 +252,20 @@ class MiniGPT4(torch.nn.Module):
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
             tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
             save_file(tensors, new / PROJECTION_FILE, metadata={"format": "pt"})
-            (new / ALIGNMENT_FILE).write_text(json.dumps(self._record(), indent=2) + "\n", encoding="utf-8")
+            self._write_record(new)
+
+    def export(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
+
+        Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier export.
+        """
+        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
+            write_export(self, new)
+            self._write_record(new)
+
+    def _write_record(self, directory: Path) -> None:
+        text = json.dumps(self._record(), indent=2) + "\n"
+        (directory / ALIGNMENT_FILE).write_text(text, encoding="utf-8")
 
     def _record(self) -> dict[str, Any]:
         known = TEMPLATES.get(self.template.name) == self.template
@@ -295,7 +307,9 @@ def _put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torc
             raise UserError(f"{name}: the tensor {key} has shape {found}, its config.json asks for {tuple(shape)}")
     qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
     tensors = {
-        key: vision.tensors[key].to(dtype if key.startswith("vision_model.") else qformer_dtype) for key in expected
+        # A copy, for what was read lies in a mapped file that somebody may replace.
+        key: vision.tensors[key].to(dtype if key.startswith("vision_model.") else qformer_dtype, copy=True)
+        for key in expected
     }
     blip2.load_state_dict(tensors, strict=False, assign=True)
 
@@ -337,5 +351,20 @@ def _portable(name: str | Path) -> str:
     return str(Path(name).expanduser().resolve())
 
 
-def _read_template(recorded: str | dict[str, str]) -> Template:
-    return Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
+def _read_record(source: str | Path) -> tuple[Origin, Template, int | None]:
+    if parts.find_file(source, ALIGNMENT_FILE) is None:
+        raise UserError(
+            f"{source}: holds no {ALIGNMENT_FILE}; give an alignment (what `minigpt4 train` writes) or an export"
+        )
+    record = parts.read_json(source, ALIGNMENT_FILE)
+    if record.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "
+            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
+        )
+    try:
+        recorded = record["template"]
+        template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
+        return Origin(**record["origin"]), template, record["stage"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from minigpt4.errors import UserError
 
@@ -32,7 +34,7 @@ POCKET_ALIGNMENTS = ("pocket", "pocket-stage1", "pocket-blip2")
 
 
 def pocket_weights() -> Path:
-    """The folder of the weights that ship with the package; the environment variable MINIGPT4_POCKET_WEIGHTS moves it."""
+    """The folder of the weights that ship with the package, or the one that MINIGPT4_POCKET_WEIGHTS names."""
     override = os.environ.get("MINIGPT4_POCKET_WEIGHTS")
     return Path(override) if override else Path(__file__).parent.parent / "pocket" / "weights"
 
@@ -67,7 +69,7 @@ def find_file(source: str | Path, filename: str) -> Path | None:
     try:
         found = cached_file(str(source), filename, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
-        raise UserError(f"{source}: neither a directory here nor found on the hub ({_first_line(error)})") from None
+        raise UserError(f"{source}: neither a directory here nor found on the hub ({first_line(error)})") from None
     return Path(found) if found else None
 
 
@@ -77,9 +79,12 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
     if path is None:
         raise UserError(f"{source}: holds no {filename}; is this the directory of a model?")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: broken JSON ({error}); copy or download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a JSON {type(content).__name__}, an object was expected")
+    return content
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -113,7 +118,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 else:
                     self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             except Exception as error:  # each format has its own exceptions for a broken file
-                raise UserError(f"{path}: cannot be read ({_first_line(error)}); copy or download it again") from None
+                raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None
         return self._open[path]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -125,6 +130,10 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in set(self._files.values()))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -197,18 +206,22 @@ def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
     source = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: is no decoder-only LLM with a tokenizer ({_first_line(error)})") from None
+        checkpoint = Checkpoint(source)
+        with bars_if_long(checkpoint.size()):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"{name}: is no decoder-only LLM with a tokenizer ({first_line(error)})") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(Checkpoint(source)))
+    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
 
 
 def add_image_token(model: Any, tokenizer: Any) -> int:
     """The id of `<image>`, added to tokenizer and embeddings if they lack it; the LLM's other rows stay as they are."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:
@@ -218,5 +231,19 @@ def add_image_token(model: Any, tokenizer: Any) -> int:
     return image_token_id
 
 
-def _first_line(error: BaseException) -> str:
+@contextmanager
+def bars_if_long(size: int) -> Iterator[None]:
+    """transformers' progress bars for reading or writing `size` bytes, if that takes seconds; else none."""
+    if size > 1e9 or not is_progress_bar_enabled():
+        yield
+        return
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, short enough for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,10 +34,13 @@ def encode(
     return ids
 
 
-def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` without the spellings of control tokens: each becomes a space, so that none can be smuggled in."""
+def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
+    """`text` without the spellings of control tokens, nor of a template's `stop` string.
+
+    Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
+    """
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control |= set(tokenizer.all_special_tokens)
+    control |= {*tokenizer.all_special_tokens, stop} - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
@@ -54,7 +57,7 @@ def encode_chat(
     Each answer is tokenised apart from what stands around it, as it was when it was generated, so the ids equal those
     that a chat collects in its cache.
     """
-    messages = [replace(message, text=plain(tokenizer, message.text)) for message in messages]
+    messages = [replace(message, text=plain(tokenizer, message.text, template.stop)) for message in messages]
     first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
     pieces = [template.prompt(messages[: first + 1])]
     template.prompt(messages)  # checks the order of the turns

@@ -60,7 +60,7 @@ class Template:
                 f"a conversation takes turns from user to assistant and ends with the user; "
                 f"got {', '.join(message.role for message in messages) or 'no messages'}"
             )
-        return system + self.system_end + "".join(self._turn(message) for message in turns) + self._before_answer
+        return system + self.system_end + "".join(self._turn(message) for message in turns) + self.before_answer
 
     def continuation(self, message: Message) -> str:
         """What follows an answer (given without its stop string) when the user speaks again.
@@ -68,21 +68,30 @@ class Template:
         `prompt(first) + answer + continuation(second)` equals `prompt([first, answer, second])`, so a chat that keeps
         its KV cache feeds only this.
         """
-        return self._after_answer + self._turn(message) + self._before_answer
+        return self.after_answer + self._turn(message) + self.before_answer
 
     @property
-    def _before_answer(self) -> str:
+    def user_parts(self) -> tuple[str, str, str]:
+        """What stands before the images of a user's turn, between them and the text, and after the text."""
+        before, _, rest = self.user.partition("{images}")
+        between, _, after = rest.partition("{text}")
+        return before, between, after
+
+    @property
+    def before_answer(self) -> str:
+        """What an answer follows on."""
         return self.assistant.partition("{text}")[0]
 
     @property
-    def _after_answer(self) -> str:
+    def after_answer(self) -> str:
+        """What closes an answer."""
         return self.assistant.partition("{text}")[2]
 
     def _turn(self, message: Message) -> str:
         if message.role != "user":
             return self.assistant.replace("{text}", message.text)
         images, text = self._place_images(message)
-        before, between, after = _split(self.user)
+        before, between, after = self.user_parts
         return before + images + between + text + after
 
     def _place_images(self, message: Message) -> tuple[str, str]:
@@ -98,12 +107,6 @@ class Template:
                 "give one image for each mark, or no marks"
             )
         return "", self.image.rstrip(" ").join(pieces)
-
-
-def _split(user: str) -> tuple[str, str, str]:
-    before, _, rest = user.partition("{images}")
-    between, _, after = rest.partition("{text}")
-    return before, between, after
 
 
 _RELEASED_SYSTEM = (

@@ -1,0 +1,156 @@
+"""The model as one whole Hugging Face directory, which plain transformers loads and which answers the same.
+
+Writes and reads that directory. What our own code does when it builds prompts is written down there in transformers'
+terms: a chat template that puts `<image>` placeholders where the images stand, and a generation config that stops
+where the template says. Knows nothing about how the parts were found or trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig, LlavaProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from minigpt4.errors import UserError
+from minigpt4.model import parts
+from minigpt4.prompts.templates import IMAGE_MARK, Template
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
+
+
+def write_export(model: MiniGPT4, directory: Path) -> None:
+    """Write weights (in their present dtype), configurations, processor and tokenizer to an empty `directory`."""
+    blip2, tokenizer = model.blip2, copy.deepcopy(model.tokenizer)
+    ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
+    if model.template.stop in tokenizer.get_vocab():  # special tokens are left out when an answer is decoded
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
+        )
+    with parts.bars_if_long(blip2.get_memory_footprint()):
+        blip2.save_pretrained(directory)
+    _edit_json(directory / "config.json", ends)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[model.image_token_id],
+        max_new_tokens=300,
+    ).save_pretrained(directory)
+    # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
+    # `<image>` stands, as one token for each patch and some more: here one patch, and the other query tokens.
+    processor = LlavaProcessor(
+        model.image_processor,
+        tokenizer,
+        patch_size=blip2.config.vision_config.image_size,
+        num_additional_image_tokens=model.num_query_tokens - 1,
+        vision_feature_select_strategy="full",
+        chat_template=jinja_template(model.template, tokenizer.bos_token),
+        image_token=parts.IMAGE_TOKEN,
+    )
+    processor.save_pretrained(directory)
+    model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
+
+
+def read_export(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """(BLIP-2 model in `dtype` on the CPU, tokenizer, image processor) of an export."""
+    try:
+        with parts.bars_if_long(parts.Checkpoint(source).size()):
+            blip2 = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return blip2, tokenizer, BlipImageProcessorPil.from_pretrained(source)
+    except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
+        raise UserError(f"{source}: this export cannot be read ({parts.first_line(error)}); export it again") from None
+
+
+def jinja_template(template: Template, bos_token: str | None) -> str:
+    """The chat template that renders messages in transformers' form exactly as `Template.prompt` does.
+
+    Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
+    """
+    before, between, after = template.user_parts
+    image = template.image.rstrip(" ").replace(IMAGE_MARK, parts.IMAGE_TOKEN)
+    gap = template.image[len(template.image.rstrip(" ")) :]
+    values = {
+        "bos": bos_token or "",
+        "stop": template.stop,
+        "system": template.system,
+        "system_end": template.system_end,
+        "before": before,
+        "between": between,
+        "after": after,
+        "image": image,
+        "gap": gap,
+        "before_answer": template.before_answer,
+        "after_answer": template.after_answer,
+        "placeholder": parts.IMAGE_TOKEN,
+    }
+    settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
+    return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
+
+
+# The chat, in Jinja. Whoever writes `<image>` or the stop string in a text gets a space, as in `prompts.encode.plain`.
+_CHAT_TO_USER = """\
+{%- macro words(content) -%}
+  {%- set texts = [content] -%}
+  {%- if content is not string -%}
+    {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
+  {%- endif -%}
+  {{- texts | join | replace(placeholder, " ") | replace(stop, " ") -}}
+{%- endmacro -%}
+{{- bos -}}
+{%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}
+{{- system_end -}}
+{%- for message in messages -%}
+  {%- if message.role == "user" -%}
+    {{- before -}}
+"""
+_CHAT_AFTER_USER = """\
+    {{- after -}}
+  {%- elif message.role == "assistant" -%}
+    {{- before_answer -}}{{- words(message.content) -}}{{- after_answer -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
+"""
+_IMAGES_FIRST = """\
+    {%- if message.content is not string -%}
+      {%- for part in message.content if part.type == "image" -%}{{ image }}{{ gap }}{%- endfor -%}
+    {%- endif -%}
+    {{- between -}}{{- words(message.content) -}}
+"""
+_IMAGES_IN_PLACE = """\
+    {%- if message.content is string -%}{{ words(message.content) }}
+    {%- else -%}
+      {%- set said = namespace(text=false) -%}
+      {%- for part in message.content -%}
+        {%- if part.type == "image" -%}{{ image }}{%- if not said.text -%}{{ gap }}{%- endif -%}
+        {%- elif part.type == "text" -%}{{ words([part]) }}{%- set said.text = true -%}
+        {%- endif -%}
+      {%- endfor -%}
+    {%- endif -%}
+"""
+
+
+def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
+    """The LLM's own end tokens, and those tokens that are the template's stop string."""
+    own = llm.generation_config.eos_token_id
+    ends = [own] if isinstance(own, int) else list(own or [])
+    spellings = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (stop, " " + stop))
+    ends += [ids[0] for ids in spellings if len(ids) == 1]
+    return sorted(set(ends))
+
+
+def _edit_json(path: Path, ends: list[int]) -> None:
+    """Say in config.json what vLLM dispatches on, and where the LLM ends when no generation config is passed to it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["architectures"] = [ARCHITECTURE]
+    config["text_config"]["eos_token_id"] = ends
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
