@@ -41,7 +41,7 @@ MODELS = (
     ("untrained", "untrained", "the same parts with a projection that was never trained"),
     ("stage1", "stage 1", "aligned on pictures with short captions"),
     ("stage2", "stage 2", "then polished on a few detailed descriptions"),
-    ("blip2", "BLIP-2 baseline", "the same eyes with the weak captioning LLM that they were trained against"),
+    ("blip2", "BLIP-2", "the same eyes with the weak captioning LLM that they were trained against"),
 )
 #: What the model is to reach after stage 2, and the demo in all.
 MIN_KIND_COLOUR, MAX_FAILURES, MIN_ABILITIES, MAX_SECONDS, MAX_MB = 0.90, 0.02, 0.65, 360, 4096
@@ -96,6 +96,7 @@ def run_demo(
     """
     clock = Clock(console or Console())
     started = time.perf_counter()
+    whole = not (out / "data").exists()  # else an earlier run has done part of the work
     stages = _load_recipes(out, recipes, overrides)
     alignments = align(stages, (pairs, descriptions), clock)
     survey = draw_survey(questions)
@@ -108,7 +109,7 @@ def run_demo(
         "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
         "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],
         "rates": {key: {name: _plain(rate) for name, rate in row.items()} for key, row in rates.items()},
-        "targets": targets(rates["stage2"], rates["blip2"], seconds, peak_memory()),
+        "targets": targets(rates["stage2"], rates["blip2"], seconds if whole else None, peak_memory()),
         "phases": [*clock.phases, {"name": "in all", "seconds": seconds, "peak_mb": peak_memory()}],
         **_answers(survey, records),
     }
@@ -192,9 +193,9 @@ def _encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Ten
 
 
 def targets(
-    stage2: Mapping[str, Rate], baseline: Mapping[str, Rate], seconds: float, peak_mb: float
+    stage2: Mapping[str, Rate], baseline: Mapping[str, Rate], seconds: float | None, peak_mb: float
 ) -> list[dict[str, Any]]:
-    """Each target with what was reached: name, target, reached, met."""
+    """Each target with what was reached: name, target, reached, met. Without `seconds`, time is not judged."""
 
     def target(name: str, aim: str, reached: str, met: bool) -> dict[str, Any]:
         return {"name": name, "target": aim, "reached": reached, "met": met}
@@ -219,11 +220,12 @@ def targets(
         target(
             "every ability above the baseline",
             f"{len(ABILITIES)} of {len(ABILITIES)}",
-            f"{len(ABILITIES) - len(behind)}" + (f", not {', '.join(behind)}" if behind else ""),
+            f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else ""),
             not behind,
         )
     )
-    found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
+    if seconds is not None:
+        found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
     found.append(target("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
     return found
 

@@ -15,34 +15,35 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 THUMBNAIL = 160
 
-#: The rows of the table: name of the rate, what it says. A heading has no rate.
+#: The rows of the table: name of the rate, label, what it says. A heading has no rate.
 ROWS = (
-    ("", "Detailed description of scenes"),
-    ("kind_colour", "objects with the right kind and colour"),
-    ("place", "objects in the right place"),
-    ("", "Answers that fail: repetition, fragment, empty, no end"),
-    ("fails_describe", "detailed description"),
-    ("fails_poem", "poem"),
-    ("", "Abilities that the projection was never trained on"),
-    ("poem", "poem"),
-    ("story", "story"),
-    ("recipe", "recipe from a plate of food"),
-    ("advertise", "advertisement from a product photo"),
-    ("funny", "what is funny"),
-    ("website", "website from a draft"),
-    ("count", "counting"),
-    ("follow_up", "follow-up question"),
-    ("abilities", "all eight together"),
-    ("", "Also measured"),
-    ("describe", "description right in every fact"),
-    ("colour", "colour of one object"),
-    ("where", "place of one object"),
-    ("exists", "is it there?"),
+    ("", "Described scenes", ""),
+    ("kind_colour", "kind and colour", "objects named with the right kind and colour"),
+    ("place", "place", "objects put in the right place of nine"),
+    ("", "Answers that fail", "repetition, fragment, empty, no end"),
+    ("fails_describe", "description", "in detail, of every type of picture"),
+    ("fails_poem", "poem", ""),
+    ("", "Never trained on", "abilities that the projection saw no example of"),
+    ("poem", "poem", "every object with its colour, nothing invented"),
+    ("story", "story", "every object with its colour, nothing invented"),
+    ("recipe", "recipe", "exactly the ingredients on the plate, steps that use them all"),
+    ("advertise", "advertisement", "the product with its colour, a call to action"),
+    ("funny", "what is funny", "animal and prop, and why they do not belong together"),
+    ("website", "website", "well-formed HTML with the draft's title and elements in order"),
+    ("count", "counting", "how many objects"),
+    ("follow_up", "follow-up question", "the second question of a conversation"),
+    ("abilities", "all eight", ""),
+    ("", "Also measured", ""),
+    ("describe", "flawless description", "every fact of the picture and nothing else"),
+    ("colour", "colour of an object", ""),
+    ("where", "place of an object", ""),
+    ("exists", "is it there?", ""),
 )
 
 
@@ -62,15 +63,12 @@ def cell(rate: Mapping[str, Any] | None) -> str:
 
 def _rates_table(results: Mapping[str, Any]) -> Table:
     """The rates of all models side by side."""
-    grid = Table(
-        title="Held-out pictures, per cent (95 % interval)", title_justify="left", title_style="bold", show_edge=False
-    )
-    grid.add_column("")
+    grid = _table("Held-out pictures, per cent (95 % interval)")
+    grid.add_column("", no_wrap=True)
     for model in results["models"]:
         grid.add_column(model["name"], justify="right", no_wrap=True)
-    for name, label in ROWS:
+    for name, label, _ in ROWS:
         if not name:
-            grid.add_section()
             grid.add_row(f"[bold]{label}[/bold]")
             continue
         cells = [cell(results["rates"][model["key"]].get(name)) for model in results["models"]]
@@ -78,9 +76,13 @@ def _rates_table(results: Mapping[str, Any]) -> Table:
     return grid
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def _targets_table(results: Mapping[str, Any]) -> Table:
     """Each target, what was reached, and whether it is met."""
-    grid = Table(title="Targets after stage 2", title_justify="left", title_style="bold", show_edge=False)
+    grid = _table("Targets after stage 2")
     for heading in ("", "target", "reached", ""):
         grid.add_column(heading)
     for target in results["targets"]:
@@ -91,7 +93,7 @@ def _targets_table(results: Mapping[str, Any]) -> Table:
 
 def _phases_table(results: Mapping[str, Any]) -> Table:
     """Wall time of each phase, and the process's peak memory at its end."""
-    grid = Table(title="Time and memory", title_justify="left", title_style="bold", show_edge=False)
+    grid = _table("Time and memory")
     grid.add_column("")
     grid.add_column("seconds", justify="right")
     grid.add_column("peak memory so far, MB", justify="right")
@@ -167,16 +169,17 @@ def _rates(results: Mapping[str, Any]) -> str:
         f'<th scope="col" title="{escape(model["what"])}">{escape(model["name"])}</th>' for model in results["models"]
     )
     rows = ""
-    for name, label in ROWS:
+    for name, label, meaning in ROWS:
+        label = escape(label) + (f' <span class="soft">{escape(meaning)}</span>' if meaning else "")
         if not name:
-            rows += f'<tr><th colspan="{len(results["models"]) + 1}" scope="colgroup">{escape(label)}</th></tr>'
+            rows += f'<tr><th colspan="{len(results["models"]) + 1}" scope="colgroup">{label}</th></tr>'
             continue
         cells = ""
         for model in results["models"]:
             rate = results["rates"][model["key"]].get(name)
             share = 100 * rate["share"] if rate and rate["total"] else 0
             cells += f'<td class="bar" style="--share:{share:.0f}%">{cell(rate)}</td>'
-        rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+        rows += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     caption = "Per cent, with 95 % Wilson interval"
     return f'<table class="rates"><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table>'
 
