@@ -7,13 +7,13 @@ is laid out in fractions of the side, so the same truth looks the same at every 
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 
 from PIL import Image
 
 from minigpt4.errors import UserError
+from minigpt4.files import new_directory
 from minigpt4.pocket import world
 from minigpt4.pocket.animals import draw_odd
 from minigpt4.pocket.brush import PAINT, RGB, Brush, soft_ellipse
@@ -119,7 +119,7 @@ def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str 
         seed: the first picture's seed; the following pictures have the following seeds.
         count: how many pictures, at least 1.
         out: directory for `<seed>.png` and `truth.jsonl` (one line per picture: `Picture.to_dict` and `file`);
-            must be empty or not exist.
+            must be empty or not exist, and appears whole or not at all.
         size: side of the pictures in pixels.
         type: one of `world.TYPES`; without it, all types in their shares.
 
@@ -137,23 +137,12 @@ def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str 
         raise UserError(
             f"picture type {type!r} is unknown, expected one of {', '.join(world.TYPES)}: choose one of them"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"output {out} exists and is not an empty directory: name a new one or remove it")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        paths, lines = [], []
+    names, lines = [], []
+    with new_directory(out, marker="truth.jsonl") as directory:
         for number in range(seed, seed + count):
             picture = world.sample(number, type)
-            path = out / f"{number}.png"
-            temporary = path.with_suffix(".tmp")
-            draw(picture, size).save(temporary, "PNG")
-            os.replace(temporary, path)
-            paths.append(path)
-            lines.append(json.dumps({"file": path.name, **picture.to_dict()}))
-        temporary = out / "truth.tmp"
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, out / "truth.jsonl")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write pictures to {out}: {reason}: free space or name another place") from error
-    return paths
+            names.append(f"{number}.png")
+            draw(picture, size).save(directory / names[-1])
+            lines.append(json.dumps({"file": names[-1], **picture.to_dict()}) + "\n")
+        (directory / "truth.jsonl").write_text("".join(lines), encoding="utf-8")
+    return [out / name for name in names]
