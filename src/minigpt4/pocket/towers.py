@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,19 @@ def _optimizers(modules: Iterable[nn.Module], plan: Pretraining) -> list[torch.o
     return [muon, adam]
 
 
+class _Numbered(Dataset[Any]):
+    """Batches by number, for a `DataLoader` that takes them as they are."""
+
+    def __init__(self, batch: Callable[[int], Any], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        return self.batch(number)
+
+
 def pretrain(
     modules: list[nn.Module],
     batch: Callable[[int], Any],
@@ -108,6 +122,8 @@ def pretrain(
         torch.save(state, aside)
         os.replace(aside, checkpoint)
 
+    # One worker draws and tokenises the next batches while this process computes.
+    loader = iter(DataLoader(_Numbered(batch, plan.steps), None, sampler=range(step, plan.steps), num_workers=1))
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     sums: dict[str, float] = {}
     started, since = time.monotonic(), 0
@@ -116,7 +132,7 @@ def pretrain(
             for optimizer, rates in zip(optimizers, base, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * plan.factor(step)
-            value, figures = loss(batch(step))
+            value, figures = loss(next(loader))
             value.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer in optimizers:
