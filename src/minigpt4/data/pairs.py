@@ -7,6 +7,7 @@ whether a picture can be decoded shows when it is opened.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tarfile
@@ -70,6 +71,7 @@ def read_pairs(source: str, skipped: Counter[str]) -> Iterator[Pair]:
 def _read_shard(shard: Path, skipped: Counter[str]) -> Iterator[Pair]:
     """Pairs of one shard; members of a pair stand next to each other, as img2dataset writes them."""
     key, members = "", dict[str, bytes]()
+    whole = _has_end(shard)
     try:
         with tarfile.open(shard, "r|") as archive:
             for member in archive:
@@ -83,8 +85,18 @@ def _read_shard(shard: Path, skipped: Counter[str]) -> Iterator[Pair]:
                 assert file is not None  # a regular file always has content
                 members[ending.lower()] = file.read()
     except (tarfile.ReadError, EOFError):
-        skipped["broken shard, its remaining pairs"] += 1
+        whole = False
     yield from _pair(f"{shard}/{key}", members, skipped)
+    if not whole:
+        skipped["broken shard, its remaining pairs"] += 1
+
+
+def _has_end(shard: Path) -> bool:
+    """Whether the two empty blocks that end a tar file are there: `tarfile` passes over some places of a cut."""
+    with shard.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+        return not any(file.read())
 
 
 def _pair(name: str, members: dict[str, bytes], skipped: Counter[str]) -> Iterator[Pair]:

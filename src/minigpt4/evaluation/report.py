@@ -37,13 +37,13 @@ ROWS = (
     ("funny", "what is funny", "animal and prop, and why they do not belong together"),
     ("website", "website", "well-formed HTML with the draft's title and elements in order"),
     ("count", "counting", "how many objects"),
-    ("follow_up", "follow-up question", "the second question of a conversation"),
+    ("follow_up", "follow-up", "the second question of a conversation"),
     ("abilities", "all eight", ""),
     ("", "Also measured", ""),
-    ("describe", "flawless description", "every fact of the picture and nothing else"),
-    ("colour", "colour of an object", ""),
-    ("where", "place of an object", ""),
-    ("exists", "is it there?", ""),
+    ("describe", "description", "every fact of the picture and nothing else"),
+    ("colour", "colour", "of one object, in a word or a sentence"),
+    ("where", "place", "of one object, in a word or a sentence"),
+    ("exists", "is it there?", "yes or no"),
 )
 
 
@@ -77,7 +77,14 @@ def _rates_table(results: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def _targets_table(results: Mapping[str, Any]) -> Table:
@@ -263,7 +270,7 @@ th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--line);f
 th[scope=col],th[scope=colgroup]{font-weight:600}th[scope=colgroup]{padding-top:.9rem}
 .rates td,.rates th[scope=col]{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--share) 100%}
-.scroll{overflow-x:auto}.figures{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:1 1 22rem}
+.scroll{overflow-x:auto}.figures{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:0 1 34rem}
 figure img{width:100%;background:#fff;border-radius:6px}
 form{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;padding:.7rem 0;
 background:var(--paper);border-bottom:1px solid var(--line)}
@@ -272,13 +279,13 @@ select{font:inherit;padding:.15rem .3rem}
 .card{display:flex;gap:1rem;padding:.9rem;background:var(--card);border:1px solid var(--line);border-radius:10px;
 content-visibility:auto;contain-intrinsic-size:auto 12rem}
 .card>div{min-width:0;flex:1}.card>img{border-radius:6px;flex:none;align-self:flex-start;object-fit:cover}
-.answer+.answer{margin-top:.8rem;border-top:1px dashed var(--line);padding-top:.6rem}
+.answer:not([hidden])~.answer{margin-top:.8rem;border-top:1px dashed var(--line);padding-top:.6rem}
 .answer p{margin:0}.by{font-size:.85rem}.fault{font-size:.85rem}
 pre{margin:.2rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font:inherit}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 iframe{width:100%;height:16rem;border:1px solid var(--line);border-radius:6px;background:#fff}
 [hidden]{display:none!important}
-@media(max-width:32rem){.card{flex-direction:column}}
+@media(max-width:40rem){.card{flex-direction:column}.rates .soft{display:none}}
 """
 
 _SCRIPT = """
@@ -318,7 +325,7 @@ _PAGE = """<!doctype html>
 </header>
 <main>
 <section aria-labelledby="measured"><h2 id="measured">Measured against ground truth</h2>
-<div class="scroll">{targets}{rates}</div>
+<div class="scroll">{targets}</div><div class="scroll">{rates}</div>
 <div class="figures">{figures}</div>
 <div class="scroll">{phases}</div></section>
 <section aria-labelledby="answers"><h2 id="answers">Every picture, question and answer</h2>

@@ -55,8 +55,8 @@ class Rate:
         return wilson(self.successes, self.total)
 
     def __str__(self) -> str:
-        """ "92 % (85-96)"; "-" when nothing was observed."""
+        """ "92 % (85–96)"; "–" when nothing was observed."""
         if not self.total:
-            return "-"
+            return "–"
         low, high = self.interval
-        return f"{100 * self.share:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+        return f"{100 * self.share:.0f} % ({100 * low:.0f}–{100 * high:.0f})"

@@ -146,7 +146,7 @@ def poem(picture: Picture, rng: random.Random) -> str:
         lines = [_place_line(picture, rng)]
         for item, subject in zip(picture.items, names, strict=True):
             nature = rng.choice(NATURE.get(item.kind, ("a small delight", "a gift of the day")))
-            lines.append(rng.choice((f"a {subject}, {nature},", f"the {subject} is {nature},")))
+            lines.append(rng.choice((f"{article(subject)}, {nature},", f"the {subject} is {nature},")))
         lines += rng.choice(
             (["and I stop to look,", "and smile."], ["nothing more is needed,", "nothing less."], ["this is all I see,", "and it is enough."])
         )

@@ -23,7 +23,7 @@ from .language import (
     in_setting,
     name,
 )
-from .world import COLOURS, KINDS, Picture, facts, sample
+from .world import COLOURS, KINDS, SEEDS, Picture, facts, sample
 
 
 @dataclass(frozen=True)
@@ -321,6 +321,15 @@ def turns(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, s
     return result
 
 
+def quiz(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """`count` short questions about a scene, each with its answer: what a description hardly practises, looking up."""
+    asked = [request(rng.choice(_SHORT), picture, rng) for _ in range(count)]
+    for k in range(1, count):
+        if rng.random() < 0.3:
+            asked[k] = follow_up(asked[k - 1], picture, rng)
+    return [(_politely(question.text, rng), answer(question, picture, rng)) for question in asked]
+
+
 def _politely(text: str, rng: random.Random) -> str:
     """The same request as another person would type it."""
     chance = rng.random()
@@ -332,6 +341,10 @@ def _politely(text: str, rng: random.Random) -> str:
         return f"Please {text[0].lower()}{text[1:]}"
     return text
 
+
+_SHORT = ("colour", "colour", "where", "where", "where", "what", "size", "exists", "exists", "exists", "count")
+#: The pocket LLM first learns to copy, from long answers; from this sample on, most talk about scenes is a quiz.
+QUIZZES_FROM = 160_000
 
 #: A piece of text, and whether the model is to learn to write it.
 Piece = tuple[str, bool]
@@ -354,10 +367,15 @@ def conversation(seed: int, system: str) -> list[Piece]:
         asked = rng.choice(INSTRUCTIONS)
         head, reply = f"</Img> {asked} ###Assistant: ", description(picture, rng)
         return [("###Human: <Img>", False), (words, False), (head, False), (reply, True), ("###", True)]
+    count = rng.choice((2, 3, 3, 4))
+    if picture.type == "scene" and seed - SEEDS["text"][0] >= QUIZZES_FROM and rng.random() < 0.75:
+        talk = quiz(picture, rng, rng.choice((4, 6, 8)))
+    else:
+        talk = turns(picture, rng, count)
     opening = f"{system}###" if form == "chat with system" else "###"
     pieces: list[Piece] = [(f"{opening}Human: <Img>", False), (words, False)]
     lead = "</Img> "
-    for asked_text, reply in turns(picture, rng, rng.choice((2, 3, 3, 4))):
+    for asked_text, reply in talk:
         pieces += [(f"{lead}{asked_text}###Assistant: ", False), (reply, True), ("###", True)]
         lead = "Human: "
     return pieces
