@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -85,4 +87,55 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+COLOURS = ("red", "green", "blue", "orange", "purple")
+
+
+def picture_file(number: int) -> bytes:
+    """A PNG of its own for every number, in the colour `COLOURS[number % 5]`."""
+    from PIL import Image
+
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), COLOURS[number % 5])
+    image.putpixel((number % IMAGE_SIZE, number // IMAGE_SIZE), (255, 255, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    """A tar file with these members, in order."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stage 1's data: 2 img2dataset shards of 20 pairs, captions of different lengths."""
+    directory = tmp_path_factory.mktemp("pairs")
+    for shard in range(2):
+        members = {}
+        for i in range(20 * shard, 20 * shard + 20):
+            caption = f"a {COLOURS[i % 5]} picture" + " with a dot" * (i % 4)
+            members |= {f"{i:09d}.png": picture_file(i), f"{i:09d}.json": json.dumps({"caption": caption}).encode()}
+        write_shard(directory / f"{shard:05d}.tar", members)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_descriptions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stage 2's data: 12 descriptions in cc_sbu_align's layout; the pictures are the first of `tiny_pairs`."""
+    directory = tmp_path_factory.mktemp("descriptions")
+    (directory / "image").mkdir()
+    annotations = []
+    for i in range(12):
+        (directory / "image" / f"{i}.png").write_bytes(picture_file(i))
+        annotations.append(
+            {"image_id": str(i), "caption": f"The image is {COLOURS[i % 5]}. " + "It has a dot. " * (i % 3)}
+        )
+    (directory / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
     return directory
