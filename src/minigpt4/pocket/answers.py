@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 
-from .language import article, doing, elements, in_setting, join, name
-from .world import Picture
+from minigpt4.pocket.language import article, doing, elements, in_setting, join, name
+from minigpt4.pocket.world import Picture
 
 #: What each kind is like; said of it in poems and stories.
 NATURE = {
@@ -137,7 +137,9 @@ def poem(picture: Picture, rng: random.Random) -> str:
     names = subjects(picture)
     lines: list[str]
     if form == "couplets":
-        lines = list(_OPENING_COUPLETS.get(picture.setting, ("Come and see what I have found,", "look a little bit around.")))
+        lines = list(
+            _OPENING_COUPLETS.get(picture.setting, ("Come and see what I have found,", "look a little bit around."))
+        )
         for k in range(0, len(names) - 1, 2):
             lines += [line.format(names[k], names[k + 1]) for line in rng.choice(_COUPLETS)]
         if len(names) % 2:
@@ -148,7 +150,11 @@ def poem(picture: Picture, rng: random.Random) -> str:
             nature = rng.choice(NATURE.get(item.kind, ("a small delight", "a gift of the day")))
             lines.append(rng.choice((f"{article(subject)}, {nature},", f"the {subject} is {nature},")))
         lines += rng.choice(
-            (["and I stop to look,", "and smile."], ["nothing more is needed,", "nothing less."], ["this is all I see,", "and it is enough."])
+            (
+                ["and I stop to look,", "and smile."],
+                ["nothing more is needed,", "nothing less."],
+                ["this is all I see,", "and it is enough."],
+            )
         )
     elif form == "greeting":
         lines = [f"{rng.choice(('Hello', 'Good morning', 'Welcome'))}, {subject}," for subject in names]
@@ -184,7 +190,9 @@ def story(picture: Picture, rng: random.Random) -> str:
         who = rng.choice(("Mia", "Leo", "Nora", "Sam"))
         parts = [f"One day {who} went for a walk.", f"There, {where}, {who} found {article(first)}."]
         parts += [f"{rng.choice(('Then', 'After that'))} {who} saw {article(other)}." for other in rest]
-        parts.append(rng.choice((f"Finally {who} went back and told everyone.", f"In the end {who} drew them all and smiled.")))
+        parts.append(
+            rng.choice((f"Finally {who} went back and told everyone.", f"In the end {who} drew them all and smiled."))
+        )
     elif form == "mystery":
         parts = [f"It was late, {where}, when the guard heard a noise.", f"Suddenly {article(first)} appeared."]
         parts += [f"Next to it lay {article(other)}." for other in rest]

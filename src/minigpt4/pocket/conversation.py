@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import answers
-from .language import (
+from minigpt4.pocket import answers
+from minigpt4.pocket.language import (
     INSTRUCTIONS,
     NUMBERS,
     article,
@@ -23,7 +23,7 @@ from .language import (
     in_setting,
     name,
 )
-from .world import COLOURS, KINDS, SEEDS, Picture, facts, sample
+from minigpt4.pocket.world import COLOURS, KINDS, SEEDS, Picture, facts, sample
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,9 @@ _DECLINES = {
 def _misplaced(picture: Picture, rng: random.Random) -> tuple[Request, str]:
     """A request that does not fit the picture, and an honest answer."""
     ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a]])
-    return Request(ability, _wording(rng.choice(_ASKING[ability]), rng)), f"{_DECLINES[ability]} It shows {answers.summary(picture, rng)}."
+    return Request(
+        ability, _wording(rng.choice(_ASKING[ability]), rng)
+    ), f"{_DECLINES[ability]} It shows {answers.summary(picture, rng)}."
 
 
 def turns(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
@@ -392,4 +394,3 @@ def caption_text(seed: int) -> list[Piece]:
         pieces.append((f"Question: {asked} Answer: ", False))
     text = caption(picture, rng) if rng.random() < 0.3 else dense_caption(picture, rng)
     return [*pieces, (text, True), ("\n", True)]
-

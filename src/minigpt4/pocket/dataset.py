@@ -13,12 +13,12 @@ import random
 import tarfile
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import new_directory
-from ..progress import progress_bar
-from .draw import draw
-from .language import caption, description
-from .world import SEEDS, sample
+from minigpt4.errors import UserError
+from minigpt4.files import new_directory
+from minigpt4.pocket.draw import draw
+from minigpt4.pocket.language import caption, description
+from minigpt4.pocket.world import SEEDS, sample
+from minigpt4.progress import progress_bar
 
 #: Side of the pictures in pixels: more than the tower sees, as real pictures have.
 PICTURE_SIZE = 192

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..prompts.templates import TEMPLATES
-from .conversation import Piece, caption_text, conversation
-from .tokenizer import train_tokenizer
-from .towers import Pretraining, pretrain
-from .world import SEEDS
+from minigpt4.pocket.conversation import Piece, caption_text, conversation
+from minigpt4.pocket.tokenizer import train_tokenizer
+from minigpt4.pocket.towers import Pretraining, pretrain
+from minigpt4.pocket.world import SEEDS
+from minigpt4.prompts.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -50,9 +50,7 @@ class TextModel:
     hidden: int = 256
 
 
-LANGUAGE = TextModel(
-    "language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0]
-)
+LANGUAGE = TextModel("language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0])
 CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
 
 

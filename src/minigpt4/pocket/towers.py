@@ -34,7 +34,7 @@ class Pretraining:
     warmup: int = 100
     decay_share: float = 0.3
     weight_decay: float = 0.05
-    checkpoint_every: int = 250
+    checkpoint_every: int = 100
     log_every: int = 25
 
     def factor(self, step: int) -> float:

@@ -141,6 +141,17 @@ def _scene(rng: random.Random, seed: int) -> Picture:
     return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
 
 
+def crowd(seed: int) -> Picture:
+    """A scene with something in every place: never sampled, but a picture from which a tower learns nine kinds."""
+    rng = random.Random(f"crowd-{seed}")
+    items = []
+    for kind, place in zip(rng.sample(KINDS, len(PLACES)), PLACES, strict=True):
+        size = rng.choice(SIZES)
+        box = _jittered_box(rng, place, 0.32 if size == "large" else 0.19)
+        items.append(Item(kind, rng.choice(COLOURS), size, place, (box,)))
+    return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
+
+
 def _food(rng: random.Random, seed: int) -> Picture:
     ingredients = sorted(rng.sample(INGREDIENTS, rng.choice((2, 3, 3, 4))), key=INGREDIENTS.index)
     # Pieces lie on a jittered ring-and-centre layout, dealt round-robin so that every ingredient shows.
