@@ -26,6 +26,6 @@ def test_rates_add_up_and_print():
     rate = Rate.of([True, True, False]) + Rate(1, 1)
     assert rate == Rate(3, 4)
     assert rate.share == 0.75
-    assert str(rate) == "75 % (30-95)"
-    assert str(Rate(0, 0)) == "-"
+    assert str(rate) == "75 % (30–95)"
+    assert str(Rate(0, 0)) == "–"
     assert math.isnan(Rate(0, 0).share)

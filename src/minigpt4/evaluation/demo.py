@@ -208,9 +208,9 @@ def targets(
             stage2["kind_colour"].share >= MIN_KIND_COLOUR,
         )
     ]
-    for name in ("describe", "poem"):
+    for name, what in (("describe", "descriptions"), ("poem", "poems")):
         rate = stage2[f"fails_{name}"]
-        found.append(target(f"failures, {name}", f"at most {MAX_FAILURES:.0%}", str(rate), rate.share <= MAX_FAILURES))
+        found.append(target(f"{what} that fail", f"at most {MAX_FAILURES:.0%}", str(rate), rate.share <= MAX_FAILURES))
     overall = stage2["abilities"]
     found.append(
         target("abilities, overall", f"at least {MIN_ABILITIES:.0%}", str(overall), overall.share >= MIN_ABILITIES)
