@@ -9,6 +9,7 @@ import io
 import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minigpt4.errors import UserError
@@ -48,7 +49,7 @@ def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_P
     try:
         image.load()
         return _to_rgb(image)
-    except Exception as error:  # decoders of broken files raise what they like: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # those of broken data too: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name}: broken or truncated picture ({error}); save or download it again") from None
 
 
@@ -74,7 +75,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip, not scale
-        image = image.point([value >> 8 for value in range(65536)], "L")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minigpt4.prompts.templates import IMAGE_MARK, Message, Template
+from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ def encode_chat(
     pieces = [template.prompt(messages[: first + 1])]
     template.prompt(messages)  # checks the order of the turns
     for answer, question in zip(messages[first + 1 :: 2], messages[first + 2 :: 2], strict=True):
-        pieces += [answer.text.replace(IMAGE_MARK, ""), template.continuation(question)]
+        pieces += [without_marks(answer.text), template.continuation(question)]
     ids: list[int] = []
     for i, piece in enumerate(pieces):
         ids += encode(tokenizer, piece, num_query_tokens, image_token_id, bos=i == 0)

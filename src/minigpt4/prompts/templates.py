@@ -53,7 +53,7 @@ class Template:
         """
         system, turns = self.system, list(messages)
         if turns and turns[0].role == "system":
-            system = turns.pop(0).text
+            system = without_marks(turns.pop(0).text)
         expected = ["user", "assistant"] * (len(turns) // 2) + ["user"]
         if [message.role for message in turns] != expected:
             raise UserError(
@@ -89,16 +89,16 @@ class Template:
 
     def _turn(self, message: Message) -> str:
         if message.role != "user":
-            return self.assistant.replace("{text}", message.text)
+            return self.before_answer + without_marks(message.text) + self.after_answer
         images, text = self._place_images(message)
         before, between, after = self.user_parts
         return before + images + between + text + after
 
     def _place_images(self, message: Message) -> tuple[str, str]:
         """(what stands before the text, the text with its own marks wrapped)."""
-        pieces = message.text.split(IMAGE_MARK)
         if message.images == 0:
-            return "", "".join(pieces)  # a mark without an image is not a place for one
+            return "", without_marks(message.text)
+        pieces = message.text.split(IMAGE_MARK)
         if len(pieces) == 1:
             return self.image * message.images, message.text
         if len(pieces) - 1 != message.images:
@@ -107,6 +107,11 @@ class Template:
                 "give one image for each mark, or no marks"
             )
         return "", self.image.rstrip(" ").join(pieces)
+
+
+def without_marks(text: str) -> str:
+    """`text` with a space for each `<ImageHere>` (nothing in its place could bring two halves of another together)."""
+    return text.replace(IMAGE_MARK, " ")
 
 
 _RELEASED_SYSTEM = (

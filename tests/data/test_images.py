@@ -1,0 +1,137 @@
+"""Bad pictures get one line each; good ones come out in RGB, upright, on white."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file whose header claims that size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_path_bytes_and_image_give_the_same(picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(picture))
+    for source in (path, str(path), path.read_bytes(), picture):
+        opened = open_image(source)
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), np.asarray(picture))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
+def test_every_common_format_opens(picture: Image.Image, kind: str) -> None:
+    assert open_image(encoded(picture, kind)).size == (60, 40)
+
+
+def test_several_pictures_in_one_jpeg_as_cameras_write_them(picture: Image.Image) -> None:
+    data = encoded(picture, "MPO", save_all=True, append_images=[picture])
+    assert open_image(data).size == (60, 40)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.png: no such file"):
+        open_image(tmp_path / "nowhere.png")
+
+
+def test_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a directory"):
+        open_image(tmp_path)
+
+
+def test_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(UserError, match=r"empty\.png: the file is empty"):
+        open_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("data", [b"hello", b"%PDF-1.4 ...", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_not_a_picture(data: bytes) -> None:
+    with pytest.raises(UserError, match="not a picture"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_truncated(picture: Image.Image, kind: str, share: float) -> None:
+    data = encoded(picture, kind)
+    with pytest.raises(UserError) as caught:
+        open_image(data[: int(len(data) * share)])
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_in_the_middle(picture: Image.Image) -> None:
+    data = bytearray(encoded(picture))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(UserError, match="broken or truncated"):
+        open_image(bytes(data))
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 50_000])  # Pillow is silent, warns, and raises at these
+@pytest.mark.filterwarnings("error")
+def test_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
+    with pytest.raises(UserError, match="64,000,000 pixels allowed"):
+        open_image(png_of(side, side))
+
+
+def test_the_limit_can_be_set(picture: Image.Image) -> None:
+    assert open_image(picture, max_pixels=2400).size == (60, 40)
+    with pytest.raises(UserError, match="60 x 40 is more than the 2,399 pixels"):
+        open_image(encoded(picture), max_pixels=2399)
+
+
+def test_turned_as_its_exif_tag_says() -> None:
+    image = Image.new("RGB", (20, 10), "white")
+    image.paste("red", (0, 0, 10, 10))  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    upright = open_image(encoded(image, exif=exif.tobytes()))
+    assert upright.size == (10, 20)
+    assert upright.getpixel((5, 2)) == (255, 0, 0)
+    assert upright.getpixel((5, 17)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_are_white(mode: str) -> None:
+    image = Image.new(mode, (4, 4), (0, 0, 0, 0) if mode == "RGBA" else (0, 0))
+    assert open_image(encoded(image)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparent_palette_is_white() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 0, 0, 0])
+    assert open_image(encoded(image, transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    image = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
+    assert open_image(encoded(image)).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_cmyk() -> None:
+    assert open_image(encoded(Image.new("CMYK", (4, 4)), "JPEG")).getpixel((0, 0)) == (255, 255, 255)
