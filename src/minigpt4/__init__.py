@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
@@ -14,12 +13,16 @@ if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
     from minigpt4.model.alignment import MiniGPT4
 
-__all__ = ["Chat", "MiniGPT4", "UserError", "__version__"]
+    __version__: str
 
-__version__ = version("minigpt4")
+__all__ = ["Chat", "MiniGPT4", "UserError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("minigpt4")
     if name == "MiniGPT4":
         from minigpt4.model.alignment import MiniGPT4
 

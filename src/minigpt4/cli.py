@@ -1,16 +1,234 @@
-"""The command line: parsing and printing only."""
+"""The command line: parsing and printing only.
+
+What a command does lies in the function that it calls, imported when the command runs, so that `--help` costs nothing.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt4.generation.chat import Chat
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
+build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
+app.add_typer(pocket, name="pocket")
+pocket.add_typer(build, name="build")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from minigpt4 import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """MiniGPT-4: a frozen vision tower and a frozen LLM, aligned by one linear layer."""
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data, checkpoints and results go.")] = Path("runs/demo"),
+    pairs: Annotated[int, typer.Option(min=64, help="Pictures with short captions for stage 1.")] = 6400,
+    descriptions: Annotated[int, typer.Option(min=12, help="Pictures with descriptions for stage 2.")] = 400,
+    questions: Annotated[int, typer.Option(min=4, help="Held-out questions for each ability.")] = 50,
+) -> None:
+    """Align the pocket model in both stages, measure it on held-out pictures, write a page of pictures and answers.
+
+    Example: minigpt4 demo --out runs/demo
+    """
+    from minigpt4.evaluation.demo import run_demo
+
+    run_demo(out, pairs=pairs, descriptions=descriptions, questions=questions)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships: pocket-stage1.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
+) -> None:
+    """Carry out a recipe: train the projection. A run that was stopped goes on where its last checkpoint stood.
+
+    Example: minigpt4 train pocket-stage1 steps=200 output=runs/short
+    """
+    from minigpt4.training.recipe import Recipe
+    from minigpt4.training.run import train as run
+
+    typer.echo(run(Recipe.load(recipe, overrides or [])))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
+    picture: Annotated[Path | None, typer.Argument(help="The picture to talk about.")] = None,
+    template: Annotated[str | None, typer.Option(help="Chat format; the model's own by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+) -> None:
+    """Talk about a picture in the terminal. /help lists what else can be typed.
+
+    Example: minigpt4 chat pocket picture.png
+    """
+    from minigpt4.data.images import open_image
+
+    if picture is not None:
+        open_image(picture)  # a wrong path is known before the model is loaded
+    from minigpt4.model.alignment import MiniGPT4
+
+    talk = MiniGPT4.from_pretrained(model).start_chat(template)
+    sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
+    _talk(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
+
+
+_CHAT_HELP = (
+    "/image PATH  show a picture\n/reset       forget everything\n/save PATH   write the chat\n/quit        leave"
+)
+
+
+def _talk(talk: Chat, picture: Path | None, settings: dict[str, object]) -> None:
+    """Read questions from stdin until it ends; a mistake costs its line only."""
+    from minigpt4.data.images import open_image
+
+    asking = sys.stdin.isatty()
+    pending: Path | None = picture
+    while True:
+        try:
+            line = input("\n> " if asking else "").strip()
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        try:
+            if not line:
+                continue
+            if command == "/quit":
+                return
+            if command == "/help":
+                typer.echo(_CHAT_HELP)
+            elif command == "/reset":
+                talk.reset()
+                pending = None
+            elif command == "/save":
+                typer.echo(f"saved as {talk.save(rest or 'chat.md')}")
+            elif command == "/image":
+                open_image(Path(rest))
+                pending = Path(rest)
+            elif command.startswith("/"):
+                raise UserError(f"there is no {command}; /help lists the commands")
+            else:
+                for piece in talk.stream(line, image=pending, **settings):
+                    typer.echo(piece, nl=False)
+                typer.echo()
+                pending = None
+        except UserError as mistake:
+            typer.echo(f"minigpt4: {mistake}", err=True)
+        except KeyboardInterrupt:
+            typer.echo("\n(stopped; Ctrl-D or /quit leaves)", err=True)
+
+
+@pocket.command()
+def draw(
+    out: Annotated[Path, typer.Option(help="A new directory for the pictures and truth.jsonl.")],
+    seed: Annotated[int, typer.Option(min=0, help="The first picture's seed.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 384,
+    type: Annotated[str | None, typer.Option(help="scene, food, product, odd or draft; all by default.")] = None,
+) -> None:
+    """Draw pictures of the pocket world and write what is true of them.
+
+    Example: minigpt4 pocket draw --seed 7 --count 16 --out pictures
+    """
+    from minigpt4.pocket.draw import write_pictures
+
+    write_pictures(seed, count, out, size, type)
+    typer.echo(f"{count} pictures and truth.jsonl are in {out}")
+
+
+@pocket.command()
+def data(
+    stage: Annotated[str, typer.Argument(help="stage1 (short captions) or stage2 (detailed descriptions).")],
+    out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 6400,
+) -> None:
+    """Write pocket pictures as a dataset in the format that the stage reads.
+
+    Example: minigpt4 pocket data stage1 --count 6400 --out runs/pocket/data/stage1
+    """
+    from minigpt4.pocket import dataset
+
+    writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2}
+    if stage not in writers:
+        raise UserError(f"there is no dataset {stage!r}; choose stage1 or stage2")
+    typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
+
+
+_Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]
+
+
+@build.command()
+def language(
+    out: _Work = Path("runs/towers"),
+    steps: Annotated[int, typer.Option(min=1, help="Batches of about 8,000 tokens for the pocket LLM.")] = 3200,
+    captioner_steps: Annotated[int, typer.Option(min=1, help="The same for the captioning LM.")] = 700,
+) -> None:
+    """Train the captioning LM and the pocket LLM on text alone.
+
+    Example: minigpt4 pocket build language --out runs/towers
+    """
+    from minigpt4.pocket.language_tower import build_captioner, build_language
+
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    typer.echo(build_captioner(out, captioner_steps))
+    typer.echo(build_language(out, steps))
+
+
+@build.command()
+def vision(
+    out: _Work = Path("runs/towers"),
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 pictures against the world's truth.")] = 2000,
+    generation_steps: Annotated[int, typer.Option(min=1, help="Then through the frozen captioning LM.")] = 400,
+) -> None:
+    """Train the vision tower and Q-Former; needs the captioning LM in the same directory.
+
+    Example: minigpt4 pocket build vision --out runs/towers
+    """
+    from minigpt4.pocket.vision_tower import build_vision
+
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    typer.echo(build_vision(out, steps, generation_steps))
+
+
+@contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except UserError as mistake:
+        typer.echo(f"minigpt4: {mistake}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("minigpt4: stopped; the same command goes on from here", err=True)
+        raise SystemExit(130) from None
+
+
 def main() -> None:
-    app()
+    """The `minigpt4` command: exit code 2 for a mistake of the user's, 130 for Ctrl-C."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    with _mistakes_in_one_line():
+        app(standalone_mode=False)
