@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class _Commands(TyperGroup):
+    """Tells a user's mistake and Ctrl-C apart from errors: one line on stderr, exit code 2 or 130."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except UserError as mistake:
+            typer.echo(f"minigpt4: {mistake}", err=True)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("minigpt4: stopped; the same command goes on from here", err=True)
+            raise SystemExit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
 app.add_typer(pocket, name="pocket")
@@ -215,20 +231,7 @@ def vision(
     typer.echo(build_vision(out, steps, generation_steps))
 
 
-@contextmanager
-def _mistakes_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except UserError as mistake:
-        typer.echo(f"minigpt4: {mistake}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("minigpt4: stopped; the same command goes on from here", err=True)
-        raise SystemExit(130) from None
-
-
 def main() -> None:
     """The `minigpt4` command: exit code 2 for a mistake of the user's, 130 for Ctrl-C."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    with _mistakes_in_one_line():
-        app(standalone_mode=False)
+    app()
