@@ -8,15 +8,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from minigpt4.errors import UserError
-
-if TYPE_CHECKING:
-    from minigpt4.generation.chat import Chat
 
 
 class _Commands(TyperGroup):
@@ -109,54 +106,14 @@ def chat(
         open_image(picture)  # a wrong path is known before the model is loaded
     from minigpt4.model.alignment import MiniGPT4
 
+    from minigpt4.terminal import Terminal
+
     talk = MiniGPT4.from_pretrained(model).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    _talk(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
-
-
-_CHAT_HELP = (
-    "/image PATH  show a picture\n/reset       forget everything\n/save PATH   write the chat\n/quit        leave"
-)
-
-
-def _talk(talk: Chat, picture: Path | None, settings: dict[str, object]) -> None:
-    """Read questions from stdin until it ends; a mistake costs its line only."""
-    from minigpt4.data.images import open_image
-
-    asking = sys.stdin.isatty()
-    pending: Path | None = picture
-    while True:
-        try:
-            line = input("\n> " if asking else "").strip()
-        except EOFError:
-            return
-        command, _, rest = line.partition(" ")
-        try:
-            if not line:
-                continue
-            if command == "/quit":
-                return
-            if command == "/help":
-                typer.echo(_CHAT_HELP)
-            elif command == "/reset":
-                talk.reset()
-                pending = None
-            elif command == "/save":
-                typer.echo(f"saved as {talk.save(rest or 'chat.md')}")
-            elif command == "/image":
-                open_image(Path(rest))
-                pending = Path(rest)
-            elif command.startswith("/"):
-                raise UserError(f"there is no {command}; /help lists the commands")
-            else:
-                for piece in talk.stream(line, image=pending, **settings):
-                    typer.echo(piece, nl=False)
-                typer.echo()
-                pending = None
-        except UserError as mistake:
-            typer.echo(f"minigpt4: {mistake}", err=True)
-        except KeyboardInterrupt:
-            typer.echo("\n(stopped; Ctrl-D or /quit leaves)", err=True)
+    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
+    terminal.run()
+    if terminal.mistakes and not terminal.interactive:
+        raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
 
 
 @pocket.command()
