@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEFTOVERS = ".*.tmp"  # what a run that is killed while it saves leaves behind
+
 
 def train(recipe: Recipe, *, progress: bool = True) -> Path:
     """Carry out a recipe, or what is left of it; returns the directory of the resulting alignment.
@@ -93,7 +95,7 @@ def _check_output(recipe: Recipe) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output}: is a file; give a directory")
     if not saved.is_file():
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(not path.match(LEFTOVERS) for path in output.iterdir()):
             raise UserError(f"output {output}: exists, and holds something else than a training run; give another one")
         return
     if not (output / "checkpoint.pt").is_file() and not (output / "alignment").is_dir():
@@ -182,7 +184,7 @@ def _run_steps(
     checkpoint = output / "checkpoint.pt"
     done = load_checkpoint(checkpoint, model, optimizer, fingerprint)
     output.mkdir(parents=True, exist_ok=True)
-    for leftover in output.glob(".*.tmp"):  # of a run that was killed while it saved
+    for leftover in output.glob(LEFTOVERS):
         leftover.unlink()
     write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
     metrics = Metrics(output / "metrics.jsonl", done)

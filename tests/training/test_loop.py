@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.data.batches import Batches, tokenise
+from minigpt4.data.descriptions import read_descriptions
+from minigpt4.data.features import FeatureCache, cache_features
+from minigpt4.data.pairs import read_pairs
+from minigpt4.errors import UserError
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.training.loop import Step, make_optimizer, training_steps
+from minigpt4.training.recipe import Recipe
+
+Setting = tuple[MiniGPT4, Batches, FeatureCache, Recipe]
+
+
+@pytest.fixture(params=[(1, "float32"), (2, "float32"), (1, "bfloat16")], ids=lambda p: f"stage{p[0]}-{p[1]}")
+def setting(
+    request: pytest.FixtureRequest,
+    tiny_vision: Path,
+    tiny_llm: Path,
+    tiny_pairs: Path,
+    tiny_descriptions: Path,
+    tmp_path: Path,
+) -> Setting:
+    stage, dtype = request.param
+    data = tiny_pairs if stage == 1 else tiny_descriptions
+    parts = [f"vision_qformer={tiny_vision}", f"llm={tiny_llm}", "template=pocket", "init=null", f"dtype={dtype}"]
+    how = ["steps=12", "batch_size=6", "learning_rate=0.01", "warmup_steps=2", f"data={data}"]
+    recipe = Recipe.load(f"pocket-stage{stage}", [*parts, *how])
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype=dtype)
+    set_trainable(model, stage)
+    pairs = (read_pairs if stage == 1 else read_descriptions)(str(data), Counter())
+    features = FeatureCache(tmp_path, "vision")
+    samples = tokenise(
+        model.tokenizer,
+        cache_features(model, features, pairs, Counter()),
+        recipe.instructions,
+        max_text_tokens=recipe.max_text_tokens,
+        num_query_tokens=model.num_query_tokens,
+        image_token_id=model.image_token_id,
+    )
+    return model, Batches(samples, recipe.batch_size, recipe.seed), features, recipe
+
+
+def run(setting: Setting) -> list[Step]:
+    model, batches, features, recipe = setting
+    return list(training_steps(model, make_optimizer(model, recipe), batches, features, recipe))
+
+
+def hashes(model: MiniGPT4) -> dict[str, str]:
+    """A hash of every tensor of the model."""
+    return {
+        name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def test_only_the_projection_trains(setting: Setting) -> None:
+    before = hashes(setting[0])
+    run(setting)
+    after = hashes(setting[0])
+    assert len(before) > 50
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"blip2.language_projection.weight", "blip2.language_projection.bias"}
+
+
+def test_the_loss_falls_and_the_figures_are_plausible(setting: Setting) -> None:
+    steps = run(setting)
+    assert [step.step for step in steps] == list(range(1, 13))
+    losses = [step.loss for step in steps]
+    assert sum(losses[-3:]) < 0.98 * sum(losses[:3])
+    assert max(step.learning_rate for step in steps) == steps[2].learning_rate == 0.01
+    assert all(step.gradient_norm > 0 and step.samples_per_second > 0 for step in steps)
+    assert all(step.tokens_per_second > 6 * step.samples_per_second for step in steps)
+
+
+def test_the_projection_is_kept_in_float32(setting: Setting) -> None:
+    run(setting)
+    assert {p.dtype for p in setting[0].parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_no_gradient_is_kept_for_frozen_weights(setting: Setting) -> None:
+    run(setting)
+    with_gradient = {name for name, p in setting[0].named_parameters() if p.grad is not None}
+    assert with_gradient == {"blip2.language_projection.weight", "blip2.language_projection.bias"}
+
+
+def test_biases_do_not_decay(setting: Setting) -> None:
+    model, _, _, recipe = setting
+    matrices, biases = make_optimizer(model, recipe).param_groups
+    assert (matrices["weight_decay"], biases["weight_decay"]) == (0.05, 0.0)
+    assert [p.dim() for p in matrices["params"]] == [2]
+    assert [p.dim() for p in biases["params"]] == [1]
+
+
+def test_divergence_stops_with_the_step(setting: Setting) -> None:
+    model, batches, features, recipe = setting
+    wild = recipe.model_copy(update={"learning_rate": 1e37, "warmup_steps": 0, "warmup_learning_rate": 0.0})
+    message = r"diverged at step 2: loss .*gradient norm nan.*below 1e\+37"
+    with pytest.raises(UserError, match=message):
+        list(training_steps(model, make_optimizer(model, wild), batches, features, wild))
+    assert all(p.isfinite().all() for p in model.parameters() if p.requires_grad)

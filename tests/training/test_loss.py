@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt4.data.batches import Batch, Batches, Samples
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.training.loss import next_token_loss
+
+
+@pytest.fixture
+def model(tiny_vision: Path, tiny_llm: Path) -> MiniGPT4:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
+    set_trainable(model, 1)
+    return model
+
+
+@pytest.fixture
+def batch(model: MiniGPT4) -> Batch:
+    prompt = [model.tokenizer.bos_token_id, *[model.image_token_id] * model.num_query_tokens, 40]
+    targets = [list(range(50, 50 + length)) for length in (3, 9, 1, 6)]
+    return Batches(Samples([bytes([i]) for i in range(4)], targets, [prompt]), 4, seed=0)[0]
+
+
+@pytest.fixture
+def features(model: MiniGPT4) -> Tensor:
+    return torch.randn(4, model.num_query_tokens, 24, generator=torch.Generator().manual_seed(0))
+
+
+def projection_gradient(model: MiniGPT4, loss: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, model.blip2.language_projection.weight)[0]
+
+
+def plain_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
+    """The plain way: transformers' own loss from labels, with an attention mask and all logits."""
+    lengths = [int(mask.nonzero().max()) + 1 for mask in batch.is_target]
+    attention_mask = torch.arange(batch.input_ids.shape[1]) < torch.tensor(lengths)[:, None]
+    language_model = model.blip2.language_model
+    with torch.no_grad():  # `<image>` takes no share of the loss
+        language_model.lm_head.register_forward_hook(
+            lambda module, args, logits: logits.index_fill(-1, torch.tensor([model.image_token_id]), float("-inf"))
+        )
+    return language_model(
+        inputs_embeds=model.embed(batch.input_ids, features),
+        attention_mask=attention_mask.long(),
+        labels=batch.input_ids.masked_fill(~batch.is_target, -100),
+    ).loss
+
+
+def test_loss_and_gradient_are_those_of_the_plain_way(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    ours = next_token_loss(model, batch, features)
+    gradient = projection_gradient(model, ours)
+    plain = plain_loss(model, batch, features)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, projection_gradient(model, plain), rtol=1e-5, atol=1e-6)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_padding_changes_nothing(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    more = 7
+    padded = Batch(
+        batch.pictures,
+        torch.nn.functional.pad(batch.input_ids, (0, more), value=99),
+        torch.nn.functional.pad(batch.is_target, (0, more)),
+        batch.num_tokens,
+    )
+    expected = next_token_loss(model, batch, features)
+    torch.testing.assert_close(next_token_loss(model, padded, features), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_are_computed_at_target_positions_only(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    shapes: list[torch.Size] = []
+    model.blip2.language_model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    next_token_loss(model, batch, features)
+    assert [shape[:-1].numel() for shape in shapes] == [3 + 9 + 1 + 6]
+
+
+def test_the_image_token_takes_no_share(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    before = next_token_loss(model, batch, features)
+    with torch.no_grad():  # its score alone is raised
+        model.blip2.language_model.lm_head.weight[model.image_token_id] *= 100
+    torch.testing.assert_close(next_token_loss(model, batch, features), before)
+
+
+def test_the_prompt_is_not_learned(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    """No gradient flows from a batch's prompt tokens: with no target the loss has nothing to average."""
+    nothing = Batch(batch.pictures, batch.input_ids, torch.zeros_like(batch.is_target), batch.num_tokens)
+    assert torch.isnan(next_token_loss(model, nothing, features))

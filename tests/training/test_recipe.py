@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minigpt4.errors import UserError
+from minigpt4.pocket.language import INSTRUCTIONS
+from minigpt4.training.recipe import Recipe, find_recipe, packaged_recipes
+
+ROOT = Path(__file__).parents[2]
+VALUES = {
+    "stage": 1, "vision_qformer": "v", "llm": "l", "template": "pocket", "data": "d", "output": "o",
+    "steps": 10, "batch_size": 2, "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_packaged_recipes_are_valid_and_found_by_name_and_from_a_clone(name: str) -> None:
+    assert Recipe.load(name) == Recipe.load(ROOT / "recipes" / f"{name}.yaml")
+
+
+def test_the_pocket_recipes_fit_each_other() -> None:
+    stage1, stage2 = Recipe.load("pocket-stage1"), Recipe.load("pocket-stage2")
+    assert Path(stage2.init or "") == stage1.output / "alignment"
+    assert stage2.feature_cache == stage1.feature_cache
+    assert stage2.instructions == INSTRUCTIONS
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    recipe = Recipe.load("pocket-stage1", ["steps=7", "learning_rate=1e-4", "dtype=float32", "device=null", "data=a=b"])
+    assert (recipe.steps, recipe.learning_rate, recipe.dtype, recipe.device) == (7, 1e-4, "float32", None)
+    assert recipe.data == "a=b"
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    recipe = Recipe.load("pocket-stage2", ["seed=3"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_differing_keys_are_those_that_change_losses() -> None:
+    recipe = Recipe.load("pocket-stage1")
+    assert recipe.differing_keys(Recipe.load("pocket-stage1", ["output=x", "save_every=3", "feature_cache=y"])) == []
+    assert recipe.differing_keys(Recipe.load("pocket-stage1", ["seed=9", "steps=3"])) == ["steps", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ("batchsize=1", "did you mean 'batch_size'"),
+        ("xyzzy=1", r"unknown key 'xyzzy'; docs/recipe\.md"),
+        ("steps=many", "steps = 'many': input should be a valid integer"),
+        ("steps=0", "steps = 0: input should be greater than or equal to 1"),
+        ("stage=3", "stage = 3: input should be 1 or 2"),
+        ("steps", "write key=value"),
+        ("data={", "not valid YAML"),
+        ("init=some/alignment", "remove vision_qformer, llm, template"),
+        ("llm=null", "give llm, or an alignment"),
+        ("stage=2", "stage 2 needs at least one of instructions"),
+        ("instructions=[Describe it.]", "stage 1 has no instructions"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Recipe.load("pocket-stage1", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_explained() -> None:
+    with pytest.raises(UserError, match="key 'data' is missing: Stage 1"):
+        Recipe.parse({key: value for key, value in VALUES.items() if key != "data"})
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'pocket-stage1'"):
+        find_recipe("pocket-stag1")
+    with pytest.raises(UserError, match="no recipe"):
+        Recipe.load(tmp_path / "nowhere.yaml")
+    for content in ("a: [1", "- a list", ""):
+        path = tmp_path / "bad.yaml"
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"bad\.yaml"):
+            Recipe.load(path)
+
+
+def test_every_key_is_documented() -> None:
+    """docs/recipe.md holds a table with the very descriptions of the code."""
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    for key, entry in Recipe.model_fields.items():
+        assert f"| `{key}` | {entry.description} |" in page, key
+
+
+def test_the_documentation_shows_the_recipes_that_ship() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    assert Recipe.parse(shown) == Recipe.load("pocket-stage1")

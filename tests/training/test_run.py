@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.errors import UserError
+from minigpt4.model.alignment import MiniGPT4
+from minigpt4.training.recipe import Recipe
+from minigpt4.training.run import train
+
+
+@pytest.fixture
+def stage1(tiny_vision: Path, tiny_llm: Path, tiny_pairs: Path, tmp_path: Path) -> Recipe:
+    return Recipe.parse({
+        "stage": 1, "vision_qformer": str(tiny_vision), "llm": str(tiny_llm), "template": "pocket",
+        "data": str(tiny_pairs), "feature_cache": tmp_path / "features", "output": tmp_path / "stage1", "device": "cpu",
+        "steps": 8, "batch_size": 6, "learning_rate": 0.01, "warmup_steps": 2, "save_every": 3,
+    })  # fmt: skip
+
+
+def with_values(recipe: Recipe, **values: Any) -> Recipe:
+    return Recipe.parse({**recipe.model_dump(), **values})
+
+
+def second(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path) -> Recipe:
+    return with_values(
+        stage1, stage=2, vision_qformer=None, llm=None, template=None, init=str(stage1.output / "alignment"),
+        data=str(tiny_descriptions), instructions=["Describe it.", "What is it?"], max_text_tokens=160,
+        output=tmp_path / "stage2",
+    )  # fmt: skip
+
+
+def test_both_stages(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stage 1 from random, stage 2 from stage 1, what each leaves behind; stage 2's pictures are cached already."""
+    alignment = train(stage1, progress=False)
+    stage2 = second(stage1, tiny_descriptions, tmp_path)
+    shards = set((tmp_path / "features").rglob("*.safetensors"))
+    polished = train(stage2, progress=False)
+    assert set((tmp_path / "features").rglob("*.safetensors")) == shards
+    assert polished == tmp_path / "stage2" / "alignment"
+
+    first, last = (MiniGPT4.from_pretrained(path, device="cpu") for path in (alignment, polished))
+    assert (first.stage, last.stage) == (1, 2)
+    assert not torch.equal(first.blip2.language_projection.weight, last.blip2.language_projection.weight)
+    rows = [json.loads(line) for line in (stage1.output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all(math.isfinite(row["loss"]) and row["samples_per_second"] > 0 for row in rows)
+    curves = Image.open(io.BytesIO((stage1.output / "curves.png").read_bytes()))
+    assert curves.size == (960, 540)
+    assert len(set(curves.convert("RGB").tobytes())) > 50  # something is drawn
+    assert Recipe.load(stage1.output / "recipe.yaml") == stage1
+
+
+def test_a_finished_run_says_so_and_does_nothing(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    alignment = train(stage1, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in stage1.output.rglob("*")}
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    assert train(stage1, progress=False) == alignment
+    assert [record.message for record in caplog.records] == [f"{alignment}: already trained, nothing to do"]
+    assert {path: path.stat().st_mtime_ns for path in stage1.output.rglob("*")} == before
+
+
+def test_an_output_with_another_run_is_refused(stage1: Recipe) -> None:
+    train(stage1, progress=False)
+    with pytest.raises(UserError, match="holds a run with another steps, seed; give another output"):
+        train(with_values(stage1, seed=1, steps=9), progress=False)
+
+
+def test_an_output_with_something_else_is_refused(stage1: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("precious")
+    with pytest.raises(UserError, match="something else than a training run"):
+        train(with_values(stage1, output=tmp_path / "photos"), progress=False)
+    with pytest.raises(UserError, match="is a file"):
+        train(with_values(stage1, output=tmp_path / "photos" / "cat.jpg"), progress=False)
+
+
+def test_missing_data_are_found_before_anything_is_loaded_or_written(stage1: Recipe, tmp_path: Path) -> None:
+    nowhere = with_values(stage1, data=str(tmp_path / "nowhere"), llm="no/such-llm")
+    with pytest.raises(UserError, match=r"data .*nowhere: no such"):
+        train(nowhere, progress=False)
+    assert not stage1.output.exists()
+
+
+def test_a_start_that_was_not_trained_yet(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage1/alignment: no such directory"):
+        train(second(stage1, tiny_descriptions, tmp_path), progress=False)
+
+
+def test_a_damaged_checkpoint_is_named(stage1: Recipe) -> None:
+    train(stage1, progress=False)
+    (stage1.output / "alignment" / "alignment.json").unlink()  # as if it had been killed just before the end
+    checkpoint = stage1.output / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"checkpoint\.pt: the checkpoint is damaged; delete it"):
+        train(stage1, progress=False)
+
+
+def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, tiny_pairs: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for shard in tiny_pairs.iterdir():
+        (data / shard.name).write_bytes(shard.read_bytes())
+    recipe = with_values(stage1, data=str(data))
+    train(recipe, progress=False)
+    (recipe.output / "alignment" / "alignment.json").unlink()
+    (data / "00001.tar").unlink()
+    with pytest.raises(UserError, match="belongs to other data"):
+        train(recipe, progress=False)
+
+
+def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = (tiny_pairs / "00000.tar").read_bytes()
+    data = stage1.output.with_name("cut.tar")
+    data.write_bytes(whole[:20_000])
+    train(with_values(stage1, data=str(data), steps=1), progress=False)
+    assert any("9 pairs used; left out: no caption 1, broken shard" in record.message for record in caplog.records)
