@@ -61,7 +61,7 @@ def test_a_mark_without_an_image_is_dropped() -> None:
 
 
 def test_marks_and_images_must_agree_in_number() -> None:
-    with pytest.raises(UserError, match="marks 1 places .* 2 images"):
+    with pytest.raises(UserError, match=r"marks 1 places .* 2 images"):
         TEMPLATES["pocket"].prompt([Message("user", "<ImageHere> and?", images=2)])
 
 
@@ -77,7 +77,7 @@ def test_turns_out_of_order_are_refused(roles: list) -> None:
 
 
 def test_an_unknown_template_names_those_there_are() -> None:
-    with pytest.raises(UserError, match="'vicuna'.*vicuna_v0, llama2, pocket, blip2"):
+    with pytest.raises(UserError, match=r"'vicuna'.*vicuna_v0, llama2, pocket, blip2"):
         get_template("vicuna")
 
 

@@ -239,8 +239,8 @@ class MiniGPT4(torch.nn.Module):
             blip2, tokenizer, image_processor = read_export(source, resolve_dtype(dtype, device))
             return cls(blip2.to(device), tokenizer, image_processor, template, origin, stage)
         model = cls.assemble(origin.vision_qformer, origin.llm, template=template, dtype=dtype, device=device)
-        _check_origin(str(name_or_path), origin, model.origin)
         _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
+        _check_origin(str(name_or_path), origin, model.origin)
         model.stage = stage
         return model
 

@@ -1,0 +1,184 @@
+"""An export in plain transformers: the same prompts, the same answers, with no code of ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from conftest import D_LLM, tiny_tokenizer
+from minigpt4.errors import UserError
+from minigpt4.model.alignment import MiniGPT4
+from minigpt4.model.export import jinja_template
+from minigpt4.prompts.encode import encode_chat
+from minigpt4.prompts.templates import TEMPLATES, Message
+
+#: What somebody who never heard of this package writes: an answer, a conversation, and the pipeline.
+PLAIN = """
+import json, sys
+from transformers import AutoProcessor, Blip2ForConditionalGeneration, pipeline
+picture, other = ({"type": "image", "path": path} for path in sys.argv[1:3])
+def said(text):
+    return {"type": "text", "text": text}
+chats = {
+    "one": [{"role": "user", "content": [picture, said("Describe it.")]}],
+    "other": [{"role": "user", "content": [other, said("Describe it.")]}],
+    "second turn": [
+        {"role": "user", "content": [picture, said("What colour?")]},
+        {"role": "assistant", "content": [said("Red.")]},
+        {"role": "user", "content": [said("Like "), other, said("?")]},
+    ],
+}
+for directory in sys.argv[3:]:
+    processor = AutoProcessor.from_pretrained(directory)
+    model = Blip2ForConditionalGeneration.from_pretrained(directory)
+    settings = model.generation_config
+    settings.max_new_tokens = 16
+    found = {}
+    for name, messages in chats.items():
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        ids = inputs["input_ids"][0].tolist()
+        new = model.generate(**inputs, generation_config=settings)[0, len(ids):]
+        found[name] = {"ids": ids, "text": processor.decode(new, skip_special_tokens=True)}
+    chat = pipeline("image-text-to-text", model=directory)(text=chats["one"], max_new_tokens=16)
+    found["pipeline"] = {"text": chat[0]["generated_text"][-1]["content"]}
+    print(json.dumps(found))
+assert not any(name.startswith("minigpt4") for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    paths = [tmp_path_factory.mktemp("pictures") / name for name in ("radial.png", "linear.png")]
+    Image.radial_gradient("L").resize((50, 40)).convert("RGB").save(paths[0])
+    Image.linear_gradient("L").resize((40, 70)).convert("RGB").save(paths[1])
+    return paths
+
+
+def tiny_tied_llm(directory: Path) -> Path:
+    """A Llama whose head is its embedding, which does not know `<image>`."""
+    vocabulary = tiny_tokenizer(directory, special=("<pad>", "<s>", "</s>"))
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=D_LLM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def test_plain_transformers_answers_the_same(
+    tiny_vision: Path, tiny_llm: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    models = [
+        MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
+        for llm in (tiny_llm, tiny_tied_llm(tmp_path / "llm"))
+    ]
+    exports = [tmp_path / "export", tmp_path / "tied export"]
+    for model, directory in zip(models, exports, strict=True):
+        model.export(directory)
+    command = [sys.executable, "-I", "-c", PLAIN, *pictures, *exports]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    talk = [
+        Message("user", "What colour?", images=1),
+        Message("assistant", "Red."),
+        Message("user", "Like <ImageHere>?", images=1),
+    ]
+    for model, line in zip(models, run.stdout.splitlines(), strict=True):
+        found = json.loads(line)
+        answers = model.generate(pictures, ["Describe it."] * 2, do_sample=False, max_new_tokens=16)
+        assert len(set(answers)) == 2
+        assert [found[name]["text"].strip() for name in ("one", "other")] == answers
+        assert found["pipeline"]["text"].strip() == answers[0]
+        assert found["second turn"]["ids"] == encode_chat(
+            model.tokenizer, model.template, talk, model.num_query_tokens, model.image_token_id
+        )
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+@pytest.mark.parametrize("style", ["parts", "strings"])
+def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, style: str) -> None:
+    tokenizer, template = AutoTokenizer.from_pretrained(tiny_llm), TEMPLATES[name]
+    tokenizer.chat_template = jinja_template(template, "<s>")
+
+    def content(text: str, images: int = 0) -> Any:
+        return [{"type": "image"}] * images + [{"type": "text", "text": text}] if style == "parts" else text
+
+    count = 2 if style == "parts" else 0
+    rendered = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": content('Say "{{ hi }}" & <tag>', count)},
+            {"role": "assistant", "content": content("Hi.\nThere!")},
+            {"role": "user", "content": content("Bye")},
+        ],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    expected = template.prompt(
+        [
+            Message("user", 'Say "{{ hi }}" & <tag>', count),
+            Message("assistant", "Hi. There!" if template.stop == "\n" else "Hi.\nThere!"),
+            Message("user", "Bye"),
+        ]
+    )
+    assert rendered == "<s>" + expected.replace("<ImageHere>", "<image>")
+
+
+def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == "Be brief.###Human: a b c###Assistant: "
+
+
+def test_image_token_cannot_be_generated_and_the_stop_string_ends(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket")
+    model.export(tmp_path / "export")
+    settings = json.loads((tmp_path / "export" / "generation_config.json").read_text())
+    stop = model.tokenizer("###")["input_ids"]
+    assert settings["suppress_tokens"] == [model.image_token_id]
+    assert settings["eos_token_id"] == [2, *stop]
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
+    assert config["model_type"] == "blip-2"
+    assert config["text_config"]["eos_token_id"] == [2, *stop]
+
+
+def test_an_export_loads_as_the_model_it_was(
+    tiny_vision: Path, tiny_llm: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="blip2", device="cpu")
+    before = model.tokenizer.get_added_vocab(), model.tokenizer.chat_template
+    model.export(tmp_path / "export")
+    assert (model.tokenizer.get_added_vocab(), model.tokenizer.chat_template) == before
+    loaded = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu")
+    assert loaded.template == model.template
+    assert loaded.origin == model.origin
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert torch.equal(loaded.encode_images(pictures), model.encode_images(pictures))
+    # what was exported can be aligned further: its parts are those it came from
+    loaded.save_pretrained(tmp_path / "again")
+    again = MiniGPT4.from_pretrained(tmp_path / "again", device="cpu").state_dict()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_broken_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket").export(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        MiniGPT4.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
