@@ -25,8 +25,8 @@ class _Commands(TyperGroup):
         except UserError as mistake:
             typer.echo(f"minigpt4: {mistake}", err=True)
             raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("minigpt4: stopped; the same command goes on from here", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"minigpt4: {str(stop) or 'stopped; the same command goes on from here'}", err=True)
             raise SystemExit(130) from None
 
 
@@ -84,6 +84,7 @@ def train(
     from minigpt4.training.recipe import Recipe
     from minigpt4.training.run import train as run
 
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
     typer.echo(run(Recipe.load(recipe, overrides or [])))
 
 

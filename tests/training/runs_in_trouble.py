@@ -56,7 +56,8 @@ def child(recipe: Recipe, trouble: dict[str, int]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
         return 130
     return 0
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,31 @@ def test_stopped_by_signals(recipe: Recipe, undisturbed: Path, tmp_path: Path) -
     assert ends == [130, 130, 0]
     hints = [line for line in log.splitlines() if line.startswith("stopped at step")]
     assert len(hints) == 2
-    assert all(hint.endswith("saved; the same command goes on from there") for hint in hints)
+    assert all(hint.endswith("; the same command goes on from there") for hint in hints)
     assert log.count("going on from step") == 2
     assert "Traceback" not in log
     assert losses(output) == losses(undisturbed)
     assert projection(output) == projection(undisturbed)
+
+
+def test_ctrl_c_at_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
+    """Exit code 130 and one line that says how to go on; nothing else on stderr but what was done."""
+    file, output = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(recipe.to_yaml())
+    start = "from minigpt4.cli import main; main()"
+    command = [sys.executable, "-c", start, "train", str(file), f"output={output}", "steps=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (output / "metrics.jsonl").is_file():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, log = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not out
+    hint = log.splitlines()[-1]
+    assert hint.startswith("minigpt4: stopped at step ")
+    assert hint.endswith(" of 100000; the same command goes on from there")
+    assert "Traceback" not in log
 
 
 def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> None:

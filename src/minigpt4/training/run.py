@@ -42,7 +42,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     Raises:
         UserError: data or parts that are not there or do not fit, an `output` with another recipe's run, divergence,
             no space left.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint has been saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once all is saved; its message says how to go on.
     """
     alignment = recipe.output / "alignment"
     _check_output(recipe)
@@ -52,14 +52,9 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     _check_data(recipe)
     with StopSignals() as stop:
         model = _load_model(recipe)
-        try:
-            samples, features = _prepare_data(recipe, model, stop, progress)
-        except KeyboardInterrupt:
-            logger.warning("stopped before the first step; encoded pictures are kept, the same command goes on")
-            raise
+        samples, features = _prepare_data(recipe, model, stop, progress)
         _run_steps(recipe, model, samples, features, stop, progress)
     model.save_pretrained(alignment, overwrite=True)
-    logger.info("%s: done", alignment)
     return alignment
 
 
@@ -86,7 +81,9 @@ class StopSignals:
     def check(self) -> None:
         """Raises KeyboardInterrupt if a signal came."""
         if self.received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(
+                "stopped; the pictures encoded so far are kept, and the same command goes on from there"
+            )
 
 
 def _check_output(recipe: Recipe) -> None:
@@ -200,12 +197,12 @@ def _run_steps(
                 bar.update(task, completed=done, note=note)
                 if done % recipe.save_every == 0 or done == recipe.steps or stop.received:
                     save_checkpoint(checkpoint, model, optimizer, done, fingerprint)
-                    logger.info("step %d of %d: %s", done, recipe.steps, note)
+                    if bar.disable:
+                        logger.info("step %d of %d: %s", done, recipe.steps, note)
                 if stop.received and done < recipe.steps:
                     break
     finally:
         metrics.close()
     draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {recipe.data}")
     if done < recipe.steps:
-        logger.warning("stopped at step %d of %d, saved; the same command goes on from there", done, recipe.steps)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
