@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_shard
 from minigpt4.data.pairs import find_shards, read_pairs
 from minigpt4.errors import UserError
+from tiny import write_shard
 
 
 def write(path: Path, members: dict[str, bytes]) -> Path:

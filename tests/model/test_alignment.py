@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.prompts.templates import TEMPLATES
+from tiny import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
 
 IMAGE = 3
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from conftest import D_LLM, tiny_tokenizer
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.export import jinja_template
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
+from tiny import D_LLM, tiny_tokenizer
 
 #: What somebody who never heard of this package writes: an answer, a conversation, and the pipeline.
 PLAIN = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import D_LLM, IMAGE_SIZE, tiny_tokenizer
 from minigpt4.errors import UserError
 from minigpt4.model import parts
+from tiny import D_LLM, IMAGE_SIZE, tiny_tokenizer
 
 
 @pytest.fixture
@@ -46,6 +46,11 @@ def test_other_names_are_directories_or_hub_ids(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         parts.resolve(tmp_path / "file")
+
+
+def test_a_mistyped_path_that_looks_like_a_hub_id() -> None:
+    with pytest.raises(UserError, match=r"runs/nothing: no such directory, and no model .* from the hub"):
+        parts.load_llm("runs/nothing", torch.float32)
 
 
 def test_vision_side_is_found_in_a_whole_sharded_blip2(tiny_vision: Path, tmp_path: Path) -> None:

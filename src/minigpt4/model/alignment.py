@@ -352,10 +352,6 @@ def _portable(name: str | Path) -> str:
 
 
 def _read_record(source: str | Path) -> tuple[Origin, Template, int | None]:
-    if parts.find_file(source, ALIGNMENT_FILE) is None:
-        raise UserError(
-            f"{source}: holds no {ALIGNMENT_FILE}; give an alignment (what `minigpt4 train` writes) or an export"
-        )
     record = parts.read_json(source, ALIGNMENT_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(

@@ -76,8 +76,10 @@ def find_file(source: str | Path, filename: str) -> Path | None:
 def read_json(source: str | Path, filename: str) -> dict[str, Any]:
     """One JSON file of a part. Raises UserError if it is missing or broken."""
     path = find_file(source, filename)
+    if path is None and isinstance(source, str):
+        raise UserError(f"{source}: no such directory, and no model with a {filename} that could be had from the hub")
     if path is None:
-        raise UserError(f"{source}: holds no {filename}; is this the directory of a model?")
+        raise UserError(f"{source}: holds no {filename}; {_EXPECTED.get(filename, 'copy or download it again')}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -85,6 +87,12 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}, an object was expected")
     return content
+
+
+_EXPECTED = {
+    "config.json": "give the directory of a model",
+    "alignment.json": "give an alignment (what `minigpt4 train` writes) or an export",
+}
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -204,6 +212,7 @@ class LLM:
 def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
     """A decoder-only LLM in `dtype`. If its tokenizer lacks `<image>`, the token is added, its embedding row zero."""
     source = resolve(name)
+    read_json(source, "config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         checkpoint = Checkpoint(source)
