@@ -51,8 +51,7 @@ class StopString(StoppingCriteria):
     def _could_end_with(self, token: int) -> bool:
         if token not in self._can_complete:
             alone = decode_text(self.tokenizer, [token])
-            # A token of white space, or of a part of a character, can be blank on its own.
-            self._can_complete[token] = self.stop[-1] in alone or not alone.strip() or "\ufffd" in alone
+            self._can_complete[token] = self.stop[-1] in alone or "\ufffd" in alone  # or a part of that character
         return self._can_complete[token]
 
 
