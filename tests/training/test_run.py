@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_an_output_with_something_else_is_refused(stage1: Recipe, tmp_path: Path
         train(with_values(stage1, output=tmp_path / "photos"), progress=False)
     with pytest.raises(UserError, match="is a file"):
         train(with_values(stage1, output=tmp_path / "photos" / "cat.jpg"), progress=False)
+    with pytest.raises(UserError, match="cannot be made"):
+        train(with_values(stage1, output=tmp_path / "photos" / "cat.jpg" / "run"), progress=False)
 
 
 def test_missing_data_are_found_before_anything_is_loaded_or_written(stage1: Recipe, tmp_path: Path) -> None:
@@ -116,6 +119,12 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
     (data / "00001.tar").unlink()
     with pytest.raises(UserError, match="belongs to other data"):
         train(recipe, progress=False)
+
+
+def test_outside_the_main_thread(stage1: Recipe) -> None:
+    """Where Python lets no one handle signals, as in a notebook's or a server's thread."""
+    with ThreadPoolExecutor() as pool:
+        assert (pool.submit(train, stage1, progress=False).result() / "alignment.json").is_file()
 
 
 def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: pytest.LogCaptureFixture) -> None:

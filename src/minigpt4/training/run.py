@@ -50,6 +50,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
         logger.info("%s: already trained, nothing to do", alignment)
         return alignment
     _check_data(recipe)
+    _make_output(recipe.output)
     with StopSignals() as stop:
         model = _load_model(recipe)
         samples, features = _prepare_data(recipe, model, stop, progress)
@@ -103,6 +104,13 @@ def _check_output(recipe: Recipe) -> None:
             f"output {output}: holds a run with another {', '.join(differing)}; "
             "give another output, or delete that directory to start again"
         )
+
+
+def _make_output(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output {output}: cannot be made ({error.strerror}); give another directory") from error
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -180,7 +188,6 @@ def _run_steps(
     ).hexdigest()
     checkpoint = output / "checkpoint.pt"
     done = load_checkpoint(checkpoint, model, optimizer, fingerprint)
-    output.mkdir(parents=True, exist_ok=True)
     for leftover in output.glob(LEFTOVERS):
         leftover.unlink()
     write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
