@@ -26,7 +26,7 @@ class _Commands(TyperGroup):
             typer.echo(f"minigpt4: {mistake}", err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
-            typer.echo(f"minigpt4: {str(stop) or 'stopped; the same command goes on from here'}", err=True)
+            typer.echo(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
 
 
@@ -106,7 +106,6 @@ def chat(
     if picture is not None:
         open_image(picture)  # a wrong path is known before the model is loaded
     from minigpt4.model.alignment import MiniGPT4
-
     from minigpt4.terminal import Terminal
 
     talk = MiniGPT4.from_pretrained(model).start_chat(template)

@@ -5,6 +5,7 @@ Knows nothing about models: it is given a `Chat`. With input from a pipe it prin
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,9 @@ class Terminal:
 
     def run(self) -> None:
         """One line at a time: a question, or a command that starts with a slash."""
+        for stream in (sys.stdin, sys.stdout):  # what cannot be decoded or shown is no reason to end
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         if self.interactive:
             print("Ask about the picture. /help lists the commands.", file=sys.stderr)
         while True:

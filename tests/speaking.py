@@ -1,0 +1,37 @@
+"""Makes a toy LLM say what a test wants, by its weights alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def make_it_say(llm: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
+    """From now on `llm` (a Llama) answers all that ends in "Assistant: " with `pieces`, one token each, none twice.
+
+    What is not one token becomes one. After the last there is silence: padding, up to the token limit. The layers pass
+    on what they get, and the head gives each token the next one as its likeliest successor.
+    """
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    start = ids("Assistant: ")[-1]
+    tokenizer.add_tokens([piece for piece in pieces if len(ids(piece)) > 1])
+    llm.resize_token_embeddings(max(len(tokenizer), llm.get_input_embeddings().num_embeddings))
+    chain = [start, *(ids(piece)[0] for piece in pieces), tokenizer.pad_token_id]
+    assert len(set(chain)) == len(chain), "no token may have two successors"
+    embeddings, head = llm.get_input_embeddings().weight, llm.get_output_embeddings().weight
+    vectors = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+    vectors = torch.nn.functional.normalize(vectors)
+    with torch.no_grad():
+        for layer in llm.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        embeddings.copy_(vectors)
+        head.zero_()
+        for token, successor in itertools.pairwise([*chain, chain[-1]]):
+            head[successor] += vectors[token]

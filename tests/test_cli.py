@@ -1,0 +1,134 @@
+"""The commands, each in a process of its own as people run them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([MINIGPT4, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """A user's mistake: exit code 2, nothing on stdout, one line on stderr that holds all of `parts`."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("minigpt4: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "train", "chat", "pocket draw", "pocket data", "pocket build vision", "pocket build language"],
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.returncode == 0
+    assert f"Example: minigpt4 {command} " in result.stdout
+
+
+def test_version() -> None:
+    import minigpt4
+
+    assert run("--version").stdout == f"{minigpt4.__version__}\n"
+
+
+def test_without_a_command_it_shows_the_commands() -> None:
+    shown = run()
+    assert {"demo", "train", "chat", "pocket"} <= set((shown.stdout + shown.stderr).split())
+
+
+def test_pocket_draw_writes_the_same_pictures_again(tmp_path: Path) -> None:
+    for name in "ab":
+        result = run("pocket", "draw", "--seed", 7, "--count", 3, "--size", 64, "--out", tmp_path / name)
+        assert result.returncode == 0
+        assert str(tmp_path / name) in result.stdout
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(first) == {"7.png", "8.png", "9.png", "truth.jsonl"}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+
+
+def test_pocket_data_is_written_in_the_papers_formats(tmp_path: Path) -> None:
+    assert run("pocket", "data", "stage1", "--count", 3, "--out", tmp_path / "one").returncode == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["00000.tar"]
+    assert run("pocket", "data", "stage2", "--count", 3, "--out", tmp_path / "two").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["filter_cap.json", "image"]
+    assert_one_line(run("pocket", "data", "stage1", "--count", 3, "--out", tmp_path / "one"), "exists", "another")
+    assert_one_line(run("pocket", "data", "stage3", "--out", tmp_path / "three"), "stage3", "stage1 or stage2")
+
+
+def test_pocket_draw_keeps_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    assert_one_line(run("pocket", "draw", "--out", tmp_path), str(tmp_path), "exists")
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+    assert_one_line(run("pocket", "draw", "--type", "scenery", "--out", tmp_path / "new"), "scenery", "scene")
+
+
+def test_train_names_what_is_wrong_with_a_recipe(tmp_path: Path) -> None:
+    assert_one_line(run("train", "pocket-stage3"), "pocket-stage3", "pocket-stage1")
+    assert_one_line(run("train", "pocket-stage1", "stepz=3"), "unknown key 'stepz'", "did you mean 'steps'?")
+    assert_one_line(run("train", "pocket-stage1", "steps"), "'steps'", "key=value")
+    assert_one_line(run("train", "pocket-stage1", f"data={tmp_path / 'none'}", f"output={tmp_path / 'o'}"), "none")
+
+
+@pytest.mark.parametrize("trouble", ["missing", "truncated", "text", "empty", "directory", "bomb"])
+def test_chat_says_what_is_wrong_with_a_picture(tmp_path: Path, trouble: str) -> None:
+    path = tmp_path / f"{trouble}.png"
+    if trouble == "truncated":
+        Image.effect_noise((64, 64), 50).save(path)
+        path.write_bytes(path.read_bytes()[:900])
+    elif trouble == "text":
+        path.write_text("not a picture")
+    elif trouble == "empty":
+        path.touch()
+    elif trouble == "directory":
+        path.mkdir()
+    elif trouble == "bomb":
+        Image.new("1", (20_000, 20_000)).save(path)
+    assert_one_line(run("chat", "pocket", path), str(path))
+
+
+def test_chat_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
+    assert_one_line(run("chat", tmp_path / "nowhere"), "nowhere", "no such directory")
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    for arguments in (
+        ["paint"],
+        ["chat"],
+        ["pocket", "draw"],
+        ["pocket", "draw", "--out", "x", "--count", "many"],
+        ["chat", "pocket", "--temperature", "-1"],
+    ):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_is_exit_code_130_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    process = subprocess.Popen(
+        [MINIGPT4, "pocket", "data", "stage1", "--count", "100000", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "minigpt4: stopped"
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []

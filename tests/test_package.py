@@ -1,0 +1,54 @@
+"""What a person meets first: the import, the names, the help; all of it before torch is read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+import minigpt4
+
+BUDGET = 0.3  # seconds, for `import minigpt4` and for `minigpt4 --help`
+SHOW_HELP = "import sys; sys.argv = ['minigpt4', '--help']; from minigpt4.cli import main; main()"
+
+
+@pytest.mark.parametrize("code", ["import minigpt4", SHOW_HELP], ids=["import", "help"])
+def test_it_starts_at_once(code: str) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    seconds()  # the first run may compile byte code
+    assert min(seconds() for _ in range(5)) < BUDGET
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["demo"], ["train"], ["chat"], ["pocket", "draw"], ["pocket", "data"], ["pocket", "build", "vision"]],
+    ids=" ".join,
+)
+def test_help_reads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom minigpt4.cli import app\n"
+        f"try: app({[*command, '--help']!r})\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'PIL', 'numpy'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert shown.splitlines()[-1] == "[]"
+    assert "Usage:" in shown
+
+
+def test_public_names() -> None:
+    from minigpt4.generation.chat import Chat
+    from minigpt4.model.alignment import MiniGPT4
+
+    assert minigpt4.MiniGPT4 is MiniGPT4
+    assert minigpt4.Chat is Chat
+    assert minigpt4.__version__ == version("minigpt4")
+    assert dir(minigpt4) == sorted(minigpt4.__all__)
+    with pytest.raises(AttributeError, match="'minigpt4' has no attribute 'MiniGPT5'"):
+        _ = minigpt4.MiniGPT5
