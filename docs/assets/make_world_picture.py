@@ -1,4 +1,7 @@
-"""Draws docs/assets/world.png: a sheet of pocket pictures from development seeds. Run: python docs/assets/make_world_picture.py"""
+"""Draws docs/assets/world.png: a sheet of pocket pictures from development seeds.
+
+Run: python docs/assets/make_world_picture.py
+"""
 
 from pathlib import Path
 

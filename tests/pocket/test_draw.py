@@ -163,7 +163,8 @@ def test_write_pictures_with_their_truth(tmp_path: Path) -> None:
         assert line["file"] == path.name
         assert line["items"] == json.loads(json.dumps(picture.to_dict()))["items"]
         with Image.open(path) as image:
-            assert image.mode == "RGB" and image.tobytes() == draw(picture, 64).tobytes()
+            assert image.mode == "RGB"
+            assert image.tobytes() == draw(picture, 64).tobytes()
 
 
 def test_write_pictures_leaves_existing_files_alone(tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ _ABOUT_ONE = {
     ),
 }
 _EXISTS = (
-    "Is there {thing} in the picture?", "Can you see {thing}?", "Does the image show {thing}?", "Do you see {thing} here?",
+    "Is there {thing} in the picture?", "Can you see {thing}?", "Does the image show {thing}?",
+    "Do you see {thing} here?",
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def pretrain(
         }
         aside = checkpoint.with_suffix(".tmp")
         torch.save(state, aside)
-        os.replace(aside, checkpoint)
+        aside.replace(checkpoint)
 
     # One worker draws and tokenises the next batches while this process computes.
     loader = iter(DataLoader(_Numbered(batch, plan.steps), None, sampler=range(step, plan.steps), num_workers=1))

@@ -95,7 +95,7 @@ def pixels(picture: Picture, rng: random.Random, augment: bool) -> np.ndarray:
     image = draw(picture, size)
     if size != IMAGE_SIZE:
         image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    array = np.asarray(image, dtype=np.float32)
+    array: np.ndarray = np.asarray(image, dtype=np.float32)
     if augment:
         array = (array - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-12, 12)
         array = array + np.random.default_rng(picture.seed).normal(0, rng.uniform(0, 4), array.shape)
@@ -160,7 +160,12 @@ class PictureBatches:
     """Batch number `n`: `size` pictures that follow from `n` alone."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, size: int, first_seed: int, augment: bool = True, crowded: range = range(0)
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        size: int,
+        first_seed: int,
+        augment: bool = True,
+        crowded: range = range(0),
     ) -> None:
         self.tokenizer, self.size, self.first_seed, self.augment = tokenizer, size, first_seed, augment
         self.crowded = crowded
