@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# On Linux without an NVIDIA GPU, torch's CPU build saves a download of gigabytes. `TORCH_INDEX=` turns this off.
-TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 
 .PHONY: help demo test lint bench venv clean
 
@@ -36,8 +34,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' || \
 	  { echo "'$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@if [ -n "$(TORCH_INDEX)" ] && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
-	  echo "installing torch's CPU build"; \
-	  $(BIN)/pip install -q --no-deps --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) -c constraints.txt torch || true; fi
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
