@@ -1,0 +1,54 @@
+"""The weights that ship: they load, fit together, are small, and say what is in a picture."""
+
+import random
+import socket
+
+import pytest
+
+from minigpt4 import MiniGPT4
+from minigpt4.evaluation.abilities import check
+from minigpt4.model.parts import pocket_weights
+from minigpt4.pocket import world
+from minigpt4.pocket.conversation import request
+from minigpt4.pocket.draw import draw
+
+SCENES = [world.sample(world.SEEDS["development"][0] + 500 + k, "scene") for k in range(24)]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a shipped model reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_they_are_at_most_40_mb():
+    assert sum(path.stat().st_size for path in pocket_weights().rglob("*") if path.is_file()) <= 40e6
+
+
+@pytest.mark.parametrize(("name", "least"), [("pocket", 0.6), ("pocket-stage1", 0.6), ("pocket-blip2", 0.85)])
+def test_they_see(name, least):
+    """Well below the measured rates (see the model card): a broken projection or tower falls far under these."""
+    model = MiniGPT4.from_pretrained(name)
+    rng = random.Random(0)
+    asked = [request("describe", picture, rng) for picture in SCENES]
+    texts = model.generate(
+        images=[draw(picture, 224) for picture in SCENES],
+        prompts=[question.text for question in asked],
+        do_sample=False,
+        max_new_tokens=160,
+    )
+    verdicts = [check(*judged) for judged in zip(asked, SCENES, texts, strict=True)]
+    share = sum(v.kind_colour_right for v in verdicts) / sum(v.objects for v in verdicts)
+    assert share >= least, texts[:3]
+
+
+def test_a_chat_has_two_turns(tmp_path):
+    draw(SCENES[0], 224).save(tmp_path / "scene.png")
+    chat = MiniGPT4.from_pretrained("pocket").start_chat()
+    first = chat.ask("Describe this image in detail.", image=tmp_path / "scene.png", do_sample=False)
+    second = "".join(chat.stream("How many objects are there?", do_sample=False))
+    assert first.endswith(".")
+    assert first != second
+    assert len(chat.history) == 4
