@@ -27,9 +27,22 @@ def test_they_are_at_most_40_mb():
     assert sum(path.stat().st_size for path in pocket_weights().rglob("*") if path.is_file()) <= 40e6
 
 
-@pytest.mark.parametrize(("name", "least"), [("pocket", 0.6), ("pocket-stage1", 0.6), ("pocket-blip2", 0.7)])
+SHORT_OF_ITS_AIM = pytest.mark.xfail(
+    strict=True, reason="the vision side names about 90 % (model card), its aim is 95 %"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("pocket", 0.6),
+        ("pocket-stage1", 0.6),
+        ("pocket-blip2", 0.6),
+        pytest.param("pocket-blip2", 0.95, marks=SHORT_OF_ITS_AIM),
+    ],
+)
 def test_they_see(name, least):
-    """A smoke test, not the measurement (see the model card): a broken projection or tower falls to almost nothing."""
+    """0.6 only tells weights that work from broken ones, which name almost nothing; 0.95 is the baseline's aim."""
     model = MiniGPT4.from_pretrained(name)
     rng = random.Random(0)
     asked = [request("describe", picture, rng) for picture in SCENES]
@@ -42,6 +55,11 @@ def test_they_see(name, least):
     verdicts = [check(*judged) for judged in zip(asked, SCENES, texts, strict=True)]
     share = sum(v.kind_colour_right for v in verdicts) / sum(v.objects for v in verdicts)
     assert share >= least, texts[:3]
+
+
+def test_they_name_no_machine():
+    for config in pocket_weights().rglob("*config.json"):
+        assert "_name_or_path" not in config.read_text(), config
 
 
 def test_a_chat_has_two_turns(tmp_path):

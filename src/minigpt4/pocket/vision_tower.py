@@ -80,6 +80,7 @@ def configuration(captioner: str | Path) -> Blip2Config:
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     text = AutoConfig.from_pretrained(captioner)
+    text._name_or_path = ""  # else the saved configuration names a directory of the machine that made it
     return Blip2Config(
         vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=NUM_QUERY_TOKENS,
         image_token_index=text.vocab_size - 1,
@@ -173,9 +174,7 @@ class PictureBatches:
     def __call__(self, number: int) -> Batch:
         first = self.first_seed + number * self.size
         seeds = range(first, first + self.size)
-        pictures = [
-            world.crowd(seed) if number in self.crowded and seed % 10 < 7 else sample(seed) for seed in seeds
-        ]
+        pictures = [world.crowd(seed) if number in self.crowded and seed % 10 < 7 else sample(seed) for seed in seeds]
         patches = [patch_truth(picture) for picture in pictures]
         rows = [self._caption(picture) for picture in pictures]
         length = max(map(len, rows))
