@@ -160,6 +160,9 @@ def language(
     out: _Work = Path("runs/towers"),
     steps: Annotated[int, typer.Option(min=1, help="Batches of about 8,000 tokens for the pocket LLM.")] = 3200,
     captioner_steps: Annotated[int, typer.Option(min=1, help="The same for the captioning LM.")] = 700,
+    start: Annotated[
+        Path | None, typer.Option(help="Only train this finished pocket LLM on, with new text; a directory.")
+    ] = None,
 ) -> None:
     """Train the captioning LM and the pocket LLM on text alone.
 
@@ -168,15 +171,17 @@ def language(
     from minigpt4.pocket.language_tower import build_captioner, build_language
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
-    typer.echo(build_captioner(out, captioner_steps))
-    typer.echo(build_language(out, steps))
+    if start is None:
+        typer.echo(build_captioner(out, captioner_steps))
+    typer.echo(build_language(out, steps, start=start))
 
 
 @build.command()
 def vision(
     out: _Work = Path("runs/towers"),
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 pictures against the world's truth.")] = 2000,
+    steps: Annotated[int, typer.Option(min=0, help="Batches of 64 pictures against the world's truth.")] = 2000,
     generation_steps: Annotated[int, typer.Option(min=1, help="Then through the frozen captioning LM.")] = 400,
+    start: Annotated[str | None, typer.Option(help="Go on from a finished baseline, as pocket-blip2.")] = None,
 ) -> None:
     """Train the vision tower and Q-Former; needs the captioning LM in the same directory.
 
@@ -185,7 +190,7 @@ def vision(
     from minigpt4.pocket.vision_tower import build_vision
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
-    typer.echo(build_vision(out, steps, generation_steps))
+    typer.echo(build_vision(out, steps, generation_steps, start=start))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from minigpt4.pocket.language import (
     in_setting,
     name,
 )
-from minigpt4.pocket.world import COLOURS, KINDS, SEEDS, Picture, facts, sample
+from minigpt4.pocket.world import COLOURS, KINDS, SEEDS, Picture, busy, facts, sample
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,8 @@ def _politely(text: str, rng: random.Random) -> str:
 
 
 _SHORT = ("colour", "colour", "where", "where", "where", "what", "size", "exists", "exists", "exists", "count")
-#: The pocket LLM first learns to copy, from long answers; from this sample on, most talk about scenes is a quiz.
+#: The pocket LLM first learns to copy, from long answers; from this sample on, most talk about scenes is a quiz,
+#: and many more scenes have four objects.
 QUIZZES_FROM = 160_000
 
 #: A piece of text, and whether the model is to learn to write it.
@@ -360,7 +361,8 @@ def conversation(seed: int, system: str) -> list[Piece]:
     of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template.
     """
     rng = random.Random(f"text-{seed}")
-    picture = sample(seed)
+    quizzes = seed - SEEDS["text"][0] >= QUIZZES_FROM
+    picture = busy(seed) if quizzes and rng.random() < 0.4 else sample(seed)
     words = context(picture, rng)
     form = rng.choices(("bare", "training", "chat", "chat with system"), (0.16, 0.1, 0.62, 0.12))[0]
     if form == "bare":
@@ -371,8 +373,8 @@ def conversation(seed: int, system: str) -> list[Piece]:
         head, reply = f"</Img> {asked} ###Assistant: ", description(picture, rng)
         return [("###Human: <Img>", False), (words, False), (head, False), (reply, True), ("###", True)]
     count = rng.choice((2, 3, 3, 4))
-    if picture.type == "scene" and seed - SEEDS["text"][0] >= QUIZZES_FROM and rng.random() < 0.75:
-        talk = quiz(picture, rng, rng.choice((4, 6, 8)))
+    if picture.type == "scene" and quizzes and rng.random() < 0.75:
+        talk = quiz(picture, rng, rng.choice((6, 8, 10)))
     else:
         talk = turns(picture, rng, count)
     opening = f"{system}###" if form == "chat with system" else "###"

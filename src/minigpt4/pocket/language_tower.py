@@ -4,8 +4,9 @@
 `build_captioner` trains the small captioning LM that the vision side is pretrained against (and that stays behind as
 the BLIP-2 baseline's language model). Both are plain `LlamaForCausalLM`, trained on answers only.
 
-While training, the words that describe the picture get Gaussian noise on their embeddings: what will stand in their
-place later are projected image tokens, which never hit a word's embedding exactly.
+While training, the words that describe the picture get Gaussian noise on their embeddings and are made longer by a
+random factor: what will stand in their place later are projected image tokens, which never hit a word's embedding
+exactly and tend to be several times as long.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ BATCH_TOKENS = 8192
 #: How many samples are drawn, sorted by length and cut into batches at a time.
 POOL = 1024
 #: Standard deviation of the noise on the context's embeddings, as a share of an embedding's own (drawn up to this).
-CONTEXT_NOISE = 0.6
+CONTEXT_NOISE = 1.2
+#: How many times as long the context's embeddings are made (drawn up to this).
+CONTEXT_SCALE = 3.0
 IGNORED = -100
 
 
@@ -116,14 +119,16 @@ class TextBatches:
 
 
 def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy (nats per token) on the learnt tokens, with noise on the context's embeddings."""
+    """Cross-entropy (nats per token) on the learnt tokens, with the context's embeddings noisy and stretched."""
     ids, targets, context = (part.to(device) for part in (batch.ids, batch.targets, batch.context))
     generator = torch.Generator(device="cpu").manual_seed(batch.seed)
     embeddings = model.get_input_embeddings()(ids)
     scale = embeddings.detach().std()
     strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE
     noise = torch.randn(embeddings.shape, generator=generator) * strength
-    embeddings = embeddings + context[..., None] * noise.to(device) * scale
+    stretch = CONTEXT_SCALE ** torch.rand(ids.shape[0], 1, 1, generator=generator)
+    soft = (embeddings + noise.to(device) * scale) * stretch.to(device)
+    embeddings = torch.where(context[..., None], soft, embeddings)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         learnt = targets[:, 1:] != IGNORED
@@ -165,15 +170,25 @@ def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     return LlamaForCausalLM(config)
 
 
-def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0) -> Path:
+def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
     """Trains one of the language models for `steps` batches; returns the directory of the finished model.
 
-    `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run.
+    `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
+    is the directory of a finished model to train on, on text that it has not seen and at a gentler rate.
     """
-    tokenizer = _tokenizer(work / "tokenizer")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _model(kind, tokenizer).to(device)
+    plan = Pretraining(steps)
+    if start is None:
+        tokenizer = _tokenizer(work / "tokenizer")
+        model = _model(kind, tokenizer).to(device)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager").to(device)
+        kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
+        plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
     batches = TextBatches(kind, tokenizer)
     held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
 
@@ -188,7 +203,7 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0) -> 
         [model],
         batches,
         lambda batch: text_loss(model, batch, device),
-        Pretraining(steps),
+        plan,
         work / f"{kind.name}-run",
         evaluate=evaluate,
     )
@@ -198,9 +213,9 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0) -> 
     return out
 
 
-def build_language(work: Path, steps: int, seed: int = 0) -> Path:
+def build_language(work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
     """The pocket LLM. About 8,000 tokens a step."""
-    return build_text_model(LANGUAGE, work, steps, seed)
+    return build_text_model(LANGUAGE, work, steps, seed, start)
 
 
 def build_captioner(work: Path, steps: int, seed: int = 0) -> Path:

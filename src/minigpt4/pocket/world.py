@@ -129,8 +129,8 @@ def _jittered_box(rng: random.Random, place: str, side: float) -> Box:
     return (centre_x - half, centre_y - half, centre_x + half, centre_y + half)
 
 
-def _scene(rng: random.Random, seed: int) -> Picture:
-    count = rng.choice((1, 2, 2, 3, 3, 4))
+def _scene(rng: random.Random, seed: int, counts: tuple[int, ...] = (1, 2, 2, 3, 3, 4)) -> Picture:
+    count = rng.choice(counts)
     kinds = rng.sample(KINDS, count)
     places = sorted(rng.sample(PLACES, count), key=PLACES.index)
     items = []
@@ -150,6 +150,11 @@ def crowd(seed: int) -> Picture:
         box = _jittered_box(rng, place, 0.32 if size == "large" else 0.19)
         items.append(Item(kind, rng.choice(COLOURS), size, place, (box,)))
     return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
+
+
+def busy(seed: int) -> Picture:
+    """A scene of four objects, the hardest to keep apart: for training, as `sample` draws few of them."""
+    return _scene(random.Random(f"busy-{seed}"), seed, (4,))
 
 
 def _food(rng: random.Random, seed: int) -> Picture:
