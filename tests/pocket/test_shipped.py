@@ -27,22 +27,10 @@ def test_they_are_at_most_40_mb():
     assert sum(path.stat().st_size for path in pocket_weights().rglob("*") if path.is_file()) <= 40e6
 
 
-SHORT_OF_ITS_AIM = pytest.mark.xfail(
-    strict=True, reason="the vision side names about 90 % (model card), its aim is 95 %"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [
-        ("pocket", 0.6),
-        ("pocket-stage1", 0.6),
-        ("pocket-blip2", 0.6),
-        pytest.param("pocket-blip2", 0.95, marks=SHORT_OF_ITS_AIM),
-    ],
-)
+#: The aims: of the aligned model after stage 2 and of the baseline. Stage 1 alone has none; it must work, though.
+@pytest.mark.parametrize(("name", "least"), [("pocket", 0.9), ("pocket-stage1", 0.6), ("pocket-blip2", 0.95)])
 def test_they_see(name, least):
-    """0.6 only tells weights that work from broken ones, which name almost nothing; 0.95 is the baseline's aim."""
+    """Kind and colour of objects in held-out scenes."""
     model = MiniGPT4.from_pretrained(name)
     rng = random.Random(0)
     asked = [request("describe", picture, rng) for picture in SCENES]

@@ -262,10 +262,12 @@ def context(picture: Picture, rng: random.Random) -> str:
         ("slots", "keywords", "labelled", "dense", "description", "notes"), (0.34, 0.22, 0.14, 0.1, 0.12, 0.08)
     )[0]
     words = facts(picture)
+    # What type of picture it is, the other words tell as well; no caption says it, so an image may not say it clearly.
+    if rng.random() < 0.4:
+        words = rng.choice((words[1:], [NO_FACT, *words[1:]]))
     if form == "slots":
         return " ".join(words + [NO_FACT] * (MAX_FACTS + rng.choice((0, 2, 2)) - len(words)))
     if form == "keywords":
-        words = words[1:] if rng.random() < 0.3 else words
         return rng.choice((" ", " ", ", ")).join(words)
     if form == "dense":
         return dense_caption(picture, rng)
