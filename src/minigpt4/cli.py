@@ -88,6 +88,13 @@ def train(
     typer.echo(run(Recipe.load(recipe, overrides or [])))
 
 
+_Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
+_LoadIn = Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")]
+_Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out; CUDA if there is one.")
+]
+
+
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
@@ -96,6 +103,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
 ) -> None:
     """Talk about a picture in the terminal. /help lists what else can be typed.
 
@@ -108,7 +118,7 @@ def chat(
     from minigpt4.model.alignment import MiniGPT4
     from minigpt4.terminal import Terminal
 
-    talk = MiniGPT4.from_pretrained(model).start_chat(template)
+    talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
     terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
     terminal.run()

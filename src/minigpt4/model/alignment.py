@@ -10,7 +10,7 @@ projection.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts
 from minigpt4.model.export import read_export, write_export
-from minigpt4.model.precision import resolve_device, resolve_dtype
+from minigpt4.model.precision import Placement, pack_4bit_layers
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class MiniGPT4(torch.nn.Module):
     """A frozen vision tower and Q-Former, a frozen LLM, and the linear projection between them.
 
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
-    `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None).
+    `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None), `placement` (where it
+    lives and in which numbers; None if whoever put it together did not say).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class MiniGPT4(torch.nn.Module):
         template: Template,
         origin: Origin,
         stage: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         self.blip2 = blip2
@@ -73,7 +75,9 @@ class MiniGPT4(torch.nn.Module):
         self.template = template
         self.origin = origin
         self.stage = stage
+        self.placement = placement
         self.image_token_id: int = blip2.config.image_token_id
+        pack_4bit_layers(blip2, allowed=True)
         self.requires_grad_(False)
         self.eval()
 
@@ -189,18 +193,19 @@ class MiniGPT4(torch.nn.Module):
         template: str | Template,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        load_in: str | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
         seed: int = 0,
     ) -> MiniGPT4:
         """Frozen parts and a fresh projection, drawn from `seed`.
 
-        `vision_qformer` and `llm` are directories, hub ids or pocket names. Raises UserError for parts that do not
-        exist or are not what they should be.
+        `vision_qformer` and `llm` are directories, hub ids or pocket names; for `dtype`, `device`, `load_in` and
+        `max_memory` see `from_pretrained`. Raises UserError for parts that do not exist or are not what they should be.
         """
-        device = resolve_device(device)
-        dtype = resolve_dtype(dtype, device)
+        placement = Placement.of(dtype, device, load_in, max_memory)
         template = get_template(template)
         vision = parts.load_vision_qformer(vision_qformer)
-        language = parts.load_llm(llm, dtype)
+        language = parts.load_llm(llm, placement.dtype, placement)
         config = Blip2Config(
             vision_config=vision.vision_config,
             qformer_config=vision.qformer_config,
@@ -210,14 +215,17 @@ class MiniGPT4(torch.nn.Module):
         )
         with torch.device("meta"):  # no memory and no random numbers for weights that are put in next
             blip2 = Blip2ForConditionalGeneration(config)
-        _put_tensors(blip2, vision, str(vision_qformer), dtype)
+        _put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
         blip2.language_model = language.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             projection = torch.nn.Linear(vision.qformer_config.hidden_size, config.text_config.hidden_size)
         blip2.language_projection = projection  # float32 in every model: it is small, and training goes on from it
+        blip2.query_tokens.data = blip2.query_tokens.data.to(placement.device)
+        for part in (blip2.vision_model, blip2.qformer, blip2.language_projection):  # the LLM is in its place
+            part.to(placement.device)
         origin = Origin(_portable(vision_qformer), vision.fingerprint, _portable(llm), language.fingerprint)
-        return cls(blip2.to(device), language.tokenizer, vision.image_processor, template, origin)
+        return cls(blip2, language.tokenizer, vision.image_processor, template, origin, placement=placement)
 
     @classmethod
     def from_pretrained(
@@ -226,19 +234,32 @@ class MiniGPT4(torch.nn.Module):
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        load_in: str | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
     ) -> MiniGPT4:
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
-        `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. Raises
-        UserError if anything is missing, broken, or does not fit together.
+        `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
+        ("8bit" or "4bit", on CUDA or the CPU) quantises the LLM's linear layers while they are read. With
+        `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
+        (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
+        together.
         """
         source = parts.resolve(name_or_path)
         origin, template, stage = _read_record(source)
         if parts.find_file(source, "config.json"):  # an export holds the frozen parts too
-            device = resolve_device(device)
-            blip2, tokenizer, image_processor = read_export(source, resolve_dtype(dtype, device))
-            return cls(blip2.to(device), tokenizer, image_processor, template, origin, stage)
-        model = cls.assemble(origin.vision_qformer, origin.llm, template=template, dtype=dtype, device=device)
+            placement = Placement.of(dtype, device, load_in, max_memory)
+            blip2, tokenizer, image_processor = read_export(source, placement)
+            return cls(blip2, tokenizer, image_processor, template, origin, stage, placement)
+        model = cls.assemble(
+            origin.vision_qformer,
+            origin.llm,
+            template=template,
+            dtype=dtype,
+            device=device,
+            load_in=load_in,
+            max_memory=max_memory,
+        )
         _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
         _check_origin(str(name_or_path), origin, model.origin)
         model.stage = stage
@@ -257,8 +278,12 @@ class MiniGPT4(torch.nn.Module):
     def export(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
 
-        Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier export.
+        Raises UserError if `directory` exists and is not empty, or if the LLM is quantised or lies on the disk;
+        `overwrite` replaces an earlier export.
         """
+        if self.placement and (self.placement.load_in or self.placement.spread):
+            held = f"load_in={self.placement.load_in!r}" if self.placement.load_in else "device='auto'"
+            raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
             write_export(self, new)
             self._write_record(new)
@@ -286,6 +311,7 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
     """
     if stage not in TRAINED:
         raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, TRAINED))}")
+    pack_4bit_layers(model, allowed=False)
     trained = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED[stage]))

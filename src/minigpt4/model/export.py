@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig, LlavaProcessor
+from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, LlavaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
+from minigpt4.model.precision import Placement
 from minigpt4.prompts.templates import IMAGE_MARK, Template
 
 if TYPE_CHECKING:
@@ -59,11 +61,19 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
 
 
-def read_export(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """(BLIP-2 model in `dtype` on the CPU, tokenizer, image processor) of an export."""
+def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any]:
+    """(BLIP-2 model where `placement` says, tokenizer, image processor) of an export."""
+
+    def llm_skeleton() -> Any:
+        with torch.device("meta"):
+            return Blip2ForConditionalGeneration(Blip2Config.from_pretrained(source)).language_model
+
     try:
-        with parts.bars_if_long(parts.Checkpoint(source).size()):
-            blip2 = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype)
+        with parts.bars_if_long(parts.Checkpoint(source).size()), warnings.catch_warnings():
+            # It is a parameter of the whole model, which accelerate takes for a module that is not there.
+            warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
+            loading = placement.loading(llm_skeleton, prefix="language_model")
+            blip2 = Blip2ForConditionalGeneration.from_pretrained(source, **loading)
         tokenizer = AutoTokenizer.from_pretrained(source)
         return blip2, tokenizer, BlipImageProcessorPil.from_pretrained(source)
     except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own

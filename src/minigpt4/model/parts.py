@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from minigpt4.errors import UserError
+from minigpt4.model.precision import Placement
 
 IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
@@ -209,15 +210,19 @@ class LLM:
     fingerprint: str
 
 
-def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
-    """A decoder-only LLM in `dtype`. If its tokenizer lacks `<image>`, the token is added, its embedding row zero."""
+def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
+    """A decoder-only LLM in `dtype`, on the CPU or where `placement` says.
+
+    If its tokenizer lacks `<image>`, the token is added, its embedding row zero.
+    """
     source = resolve(name)
+    placement = placement or Placement(torch.device("cpu"), dtype)
     read_json(source, "config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         checkpoint = Checkpoint(source)
         with bars_if_long(checkpoint.size()):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(source, **placement.loading(lambda: llm_skeleton(source)))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -225,6 +230,12 @@ def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
+
+
+def llm_skeleton(source: str | Path) -> Any:
+    """The LLM that a part's config.json describes, without weights: on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
 
 
 def add_image_token(model: Any, tokenizer: Any) -> int:
