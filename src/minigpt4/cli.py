@@ -126,6 +126,59 @@ def chat(
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
 
 
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
+    images: Annotated[str, typer.Option(help="A directory, a pattern, a .jsonl or a .parquet file.")],
+    out: Annotated[Path, typer.Option(help="Where the answers go, one line of JSON each; a job there goes on.")],
+    prompt: Annotated[str | None, typer.Option(help="The question about every picture without one of its own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams to search.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
+) -> None:
+    """Ask about many pictures, in batches. A job that was stopped goes on where its file ends.
+
+    Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
+    """
+    from minigpt4.generation.jobs import read_tasks
+    from minigpt4.generation.jobs import run as run_job
+    from minigpt4.model.alignment import MiniGPT4
+
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    result = run_job(
+        lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
+        read_tasks(images, prompt),
+        out,
+        job={"model": model, "dtype": dtype, "load_in": load_in},
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        seed=seed,
+        **sampling,
+    )
+    typer.echo(result)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="vicuna-7b, vicuna-13b, pocket, or a model's directory or hub id.")],
+    train: Annotated[bool, typer.Option("--train", help="Show what training needs too.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures answered or trained on together.")] = 8,
+) -> None:
+    """Show parameters and the memory that chat, batches and training need, without loading any weights.
+
+    Example: minigpt4 plan vicuna-7b --train --batch 12
+    """
+    from minigpt4.plan import plan as make_plan
+
+    typer.echo(make_plan(model, batch=batch, train=train).table())
+
+
 @pocket.command()
 def draw(
     out: Annotated[Path, typer.Option(help="A new directory for the pictures and truth.jsonl.")],
