@@ -2,8 +2,8 @@
 
 Builds the model in bfloat16 (7B: about 16 GB), encodes pictures, trains the projection for one step, and generates.
 Prints time, samples/s or tokens/s, and which share of the machine's matrix-product ceiling each part reaches; the
-ceiling is measured first, on the LLM's own shapes. Runs on CUDA if there is one, else on the CPU. `--layers` gives the
-LLM fewer layers, `--vision-layers` the vision tower, to try it out in little memory.
+ceiling is measured first, on the LLM's own shapes. Runs on CUDA if there is one, else on the CPU. To try it out in
+little memory, `--layers` and `--vision-layers` leave out layers, and `--scale 8` makes all of them 8 times narrower.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ def seconds(action: Callable[[], object], device: torch.device, runs: int) -> fl
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def shrink(config: Blip2Config, scale: int, vision_layers: int | None) -> None:
+    """Make vision tower and LLM `scale` times narrower, with heads of the same size."""
+    vision, llm = config.vision_config, config.text_config
+    vision.num_hidden_layers = vision_layers or vision.num_hidden_layers
+    for part in (vision, llm):
+        for key in ("hidden_size", "intermediate_size", "num_attention_heads"):
+            setattr(part, key, getattr(part, key) // scale)
+    llm.num_key_value_heads = llm.num_attention_heads
+    config.qformer_config.encoder_hidden_size = vision.hidden_size
 
 
 def build(config: Blip2Config, device: torch.device) -> Blip2ForConditionalGeneration:
@@ -79,14 +90,14 @@ def main() -> None:
     parser.add_argument("--model", default="vicuna-7b", choices=list(PAPER_LLMS))
     parser.add_argument("--layers", type=int, help="layers of the LLM; the paper's by default")
     parser.add_argument("--vision-layers", type=int, help="layers of the vision tower; the paper's by default")
+    parser.add_argument("--scale", type=int, default=1, choices=(1, 2, 4, 8), help="by what the widths are divided")
     parser.add_argument("--batch", type=int, default=4, help="pictures encoded, trained on and answered together")
     parser.add_argument("--tokens", type=int, default=16, help="tokens to generate")
     parser.add_argument("--runs", type=int, default=1, help="the fastest of so many runs counts")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = paper_config(arguments.model, layers=arguments.layers)
-    if arguments.vision_layers:
-        config.vision_config.num_hidden_layers = arguments.vision_layers
+    shrink(config, arguments.scale, arguments.vision_layers)
     text, batch = config.text_config, arguments.batch
 
     start = time.perf_counter()
