@@ -219,8 +219,9 @@ def _loading(found: tuple[Part, ...], weights: dict[str, int], precision: str) -
     if llm is None:  # one file, or none that is here
         same = abs(vision - sum(weights.values())) < 0.02 * vision
         return sum(weights.values()) + (0 if same else vision)
-    same = abs(llm - weights["llm"]) < 0.02 * llm
-    return max(weights["llm"] + (0 if same else llm), weights["llm"] + vision + weights["vision"])
+    if abs(llm - weights["llm"]) < 0.02 * llm:
+        return vision + weights["vision"]  # of the mapped LLM nothing was read yet
+    return weights["llm"] + max(llm, vision + weights["vision"])
 
 
 class _Fake:
