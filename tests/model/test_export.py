@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.export import jinja_template
-from minigpt4.prompts.encode import encode_chat
+from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
 from tiny import D_LLM, tiny_tokenizer
 
@@ -30,7 +30,7 @@ chats = {
     "other": [{"role": "user", "content": [other, said("Describe it.")]}],
     "second turn": [
         {"role": "user", "content": [picture, said("What colour?")]},
-        {"role": "assistant", "content": [said("Red.")]},
+        {"role": "assistant", "content": [said("A large red ball.")]},
         {"role": "user", "content": [said("Like "), other, said("?")]},
     ],
 }
@@ -89,7 +89,7 @@ def test_plain_transformers_answers_the_same(
     assert run.returncode == 0, run.stderr
     talk = [
         Message("user", "What colour?", images=1),
-        Message("assistant", "Red."),
+        Message("assistant", "A large red ball."),
         Message("user", "Like <ImageHere>?", images=1),
     ]
     for model, line in zip(models, run.stdout.splitlines(), strict=True):
@@ -134,10 +134,10 @@ def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, 
 
 def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None)
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c"}]
+    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None, control_tokens(tokenizer))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c</s>d"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == "Be brief.###Human: a b c###Assistant: "
+    assert rendered == "Be brief.###Human: a b c d###Assistant: "
 
 
 def test_image_token_cannot_be_generated_and_the_stop_string_ends(
