@@ -1,6 +1,7 @@
 """An export in plain transformers: the same prompts, the same answers, with no code of ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.export import jinja_template
+from minigpt4.model.export import CUT, jinja_template
 from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
 from tiny import D_LLM, tiny_tokenizer
@@ -148,11 +149,33 @@ def test_image_token_cannot_be_generated_and_the_stop_string_ends(
     settings = json.loads((tmp_path / "export" / "generation_config.json").read_text())
     stop = model.tokenizer("###")["input_ids"]
     assert settings["suppress_tokens"] == [model.image_token_id]
+    assert settings["stop_string"] == "###"
     assert settings["eos_token_id"] == [2, *stop]
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
     assert config["model_type"] == "blip-2"
     assert config["text_config"]["eos_token_id"] == [2, *stop]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_the_exported_tokenizer_cuts_where_the_chat_template_says(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, kind: str
+) -> None:
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_llm, llm)
+    if kind == "sentencepiece":  # of a class that builds its own pre-tokenizer when it is loaded
+        pieces = ["<unk>", "<s>", "</s>", "<image>", *"▁ARed.", "▁A", "▁R", "▁Re", "▁Red"]
+        merges = [("▁", "A"), ("▁", "R"), ("▁R", "e"), ("▁Re", "d")]
+        LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges).save_pretrained(llm)
+    MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0").export(tmp_path / "export")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    whole, cut = tokenizer.tokenize("Red A."), tokenizer.tokenize(f"Red {CUT}A.{CUT}")
+    assert "".join(cut) == "".join(whole)
+    assert {"byte-level": "Ġ", "sentencepiece": "▁"}[kind] in cut
+    assert len(cut) > len(whole)
+    again = MiniGPT4.from_pretrained(tmp_path / "export")
+    again.export(tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").tokenize(f"Red {CUT}A.{CUT}") == cut
 
 
 def test_an_export_loads_as_the_model_it_was(

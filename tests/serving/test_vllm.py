@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 from PIL import Image
 from server import Client, png, said, serve, shown, user
 
@@ -68,6 +69,15 @@ def test_32_concurrent_requests_get_the_local_engines_answers(
         assert len(choice.token_ids) == len(answer.tokens) + answer.ended  # and the end, if there is one
 
 
+def log_probability(model: MiniGPT4, messages: list[Message], pictures: list[Image.Image], answer: list[int]) -> float:
+    """Of the token ids `answer` as what follows on the conversation, by the local model."""
+    prompt = prompt_ids(model, *messages)
+    with torch.no_grad():
+        hidden = model.hidden_states(torch.tensor([prompt + answer]), model.encode_images(pictures))
+        found = model.logits(hidden[0, len(prompt) - 1 : -1]).log_softmax(-1)
+    return float(found.gather(-1, torch.tensor(answer)[:, None]).sum())
+
+
 def test_several_pictures_and_turns_stand_where_they_were_put(
     model: MiniGPT4, client: Client, pictures: list[Image.Image]
 ) -> None:
@@ -80,13 +90,17 @@ def test_several_pictures_and_turns_stand_where_they_were_put(
         {"role": "assistant", "content": answer},
         user(said("Is "), shown(pictures[1]), said(" like "), shown(pictures[2]), said(", or not?")),
         max_tokens=40,
+        logprobs=True,
     )
     assert response.prompt_token_ids == prompt_ids(model, *talk)
     [expected] = answers(model, [pictures[:3]], [talk], do_sample=False, max_new_tokens=40)
-    assert tuple(response.choices[0].token_ids[: len(expected.tokens)]) == expected.tokens
-    swapped = [pictures[0], pictures[2], pictures[1]]
-    [other] = answers(model, [swapped], [talk], do_sample=False, max_new_tokens=40)
-    assert other.tokens != expected.tokens  # so the order of the pictures was put to the test
+    [choice] = response.choices
+    assert tuple(choice.token_ids[: len(expected.tokens)]) == expected.tokens
+    served = sum(token.logprob for token in choice.logprobs.content)
+    assert served == pytest.approx(log_probability(model, talk, pictures[:3], choice.token_ids), abs=0.001)
+    for order in ([1, 0, 2], [0, 2, 1]):  # so each picture's place was put to the test
+        swapped = [pictures[i] for i in order]
+        assert served != pytest.approx(log_probability(model, talk, swapped, choice.token_ids), abs=0.01)
 
 
 def test_no_picture_is_needed(model: MiniGPT4, client: Client) -> None:
