@@ -115,7 +115,7 @@ def main() -> None:
     title = f"{arguments.model}: {arguments.pictures} requests of at most {TOKENS} tokens, median of {arguments.runs}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("requests/s", "faster than one at a time", "the same answer"):
+    for column in ("requests/s", "speed-up", "same answer"):
         table.add_column(column, justify="right")
     middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     slowest = middle["local engine, one at a time"]
