@@ -1,6 +1,7 @@
 """An export in plain transformers: the same prompts, the same answers, with no code of ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, pipeline
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, pipeline
 
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.export import jinja_template
-from minigpt4.prompts.encode import encode_chat
+from minigpt4.model.export import CUT, jinja_template
+from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
 from speaking import make_it_say
 from tiny import D_LLM, tiny_tokenizer
@@ -32,7 +33,7 @@ chats = {
     "several": [{"role": "user", "content": [picture, other, said("Compare.")]}],
     "second turn": [
         {"role": "user", "content": [picture, said("What colour?")]},
-        {"role": "assistant", "content": [said("Red.")]},
+        {"role": "assistant", "content": [said("A large red ball.")]},
         {"role": "user", "content": [said("Like "), other, said("?")]},
     ],
 }
@@ -93,7 +94,7 @@ def test_plain_transformers_answers_the_same(
     assert run.returncode == 0, run.stderr
     talk = [
         Message("user", "What colour?", images=1),
-        Message("assistant", "Red."),
+        Message("assistant", "A large red ball."),
         Message("user", "Like <ImageHere>?", images=1),
     ]
     for model, line in zip(models, run.stdout.splitlines(), strict=True):
@@ -140,10 +141,10 @@ def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, 
 
 def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None)
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c"}]
+    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None, control_tokens(tokenizer))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c</s>d"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == "Be brief.###Human: a b c###Assistant: "
+    assert rendered == "Be brief.###Human: a b c d###Assistant: "
 
 
 def test_image_token_cannot_be_generated_and_the_stop_string_ends(
@@ -154,6 +155,7 @@ def test_image_token_cannot_be_generated_and_the_stop_string_ends(
     settings = json.loads((tmp_path / "export" / "generation_config.json").read_text())
     stop = model.tokenizer("###")["input_ids"]
     assert settings["suppress_tokens"] == [model.image_token_id]
+    assert settings["stop_string"] == "###"
     assert settings["eos_token_id"] == [2, *stop]
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
@@ -179,6 +181,27 @@ def test_a_stop_string_of_several_tokens_in_plain_transformers(
 
     assert said() == "Ab###c"
     assert said(stop_sequence="###") == "Ab###"
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_the_exported_tokenizer_cuts_where_the_chat_template_says(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, kind: str
+) -> None:
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_llm, llm)
+    if kind == "sentencepiece":  # of a class that builds its own pre-tokenizer when it is loaded
+        pieces = ["<unk>", "<s>", "</s>", "<image>", *"▁ARed.", "▁A", "▁R", "▁Re", "▁Red"]
+        merges = [("▁", "A"), ("▁", "R"), ("▁R", "e"), ("▁Re", "d")]
+        LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges).save_pretrained(llm)
+    MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0").export(tmp_path / "export")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    whole, cut = tokenizer.tokenize("Red A."), tokenizer.tokenize(f"Red {CUT}A.{CUT}")
+    assert "".join(cut) == "".join(whole)
+    assert {"byte-level": "Ġ", "sentencepiece": "▁"}[kind] in cut
+    assert len(cut) > len(whole)
+    again = MiniGPT4.from_pretrained(tmp_path / "export")
+    again.export(tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").tokenize(f"Red {CUT}A.{CUT}") == cut
 
 
 def test_an_export_loads_as_the_model_it_was(

@@ -10,22 +10,31 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, LlavaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
 from minigpt4.model.precision import Placement
+from minigpt4.prompts.encode import control_tokens
 from minigpt4.prompts.templates import IMAGE_MARK, Template
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
+#: Key of the template's stop string in generation_config.json, for our plugin for vLLM. It is not `stop_strings`, for
+#: with that transformers' `generate` refuses to run without a tokenizer.
+STOP_STRING = "stop_string"
+#: Stands in a rendered chat where a piece ends that is tokenised on its own. The exported tokenizer cuts there and
+#: drops it. Unicode reserves this code point for a program's own use: no text holds it.
+CUT = "\ufdd0"
 
 
 def write_export(model: MiniGPT4, directory: Path) -> None:
@@ -36,6 +45,7 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
         )
+    cut = _cut_pieces(tokenizer)
     with parts.bars_if_long(blip2.get_memory_footprint()):
         blip2.save_pretrained(directory)
     _edit_json(directory / "config.json", ends)
@@ -45,6 +55,7 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
         max_new_tokens=300,
+        **{STOP_STRING: model.template.stop},
     ).save_pretrained(directory)
     # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
     # `<image>` stands, as one token for each patch and some more: here one patch, and the other query tokens.
@@ -54,10 +65,14 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
         patch_size=blip2.config.vision_config.image_size,
         num_additional_image_tokens=model.num_query_tokens - 1,
         vision_feature_select_strategy="full",
-        chat_template=jinja_template(model.template, tokenizer.bos_token),
+        chat_template=jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut),
         image_token=parts.IMAGE_TOKEN,
     )
     processor.save_pretrained(directory)
+    if cut:  # a class of its own would build its own pre-tokenizer, whatever tokenizer.json says
+        path = directory / "tokenizer_config.json"
+        settings = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
 
 
@@ -80,10 +95,12 @@ def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any
         raise UserError(f"{source}: this export cannot be read ({parts.first_line(error)}); export it again") from None
 
 
-def jinja_template(template: Template, bos_token: str | None) -> str:
+def jinja_template(template: Template, bos_token: str | None, control: Collection[str] = (), cut: str = "") -> str:
     """The chat template that renders messages in transformers' form exactly as `Template.prompt` does.
 
     Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
+    A space replaces all that texts spell out of `control`, `<image>` and the stop string, as in `prompts.encode.plain`.
+    `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own.
     """
     before, between, after = template.user_parts
     image = template.image.rstrip(" ").replace(IMAGE_MARK, parts.IMAGE_TOKEN)
@@ -100,20 +117,23 @@ def jinja_template(template: Template, bos_token: str | None) -> str:
         "gap": gap,
         "before_answer": template.before_answer,
         "after_answer": template.after_answer,
-        "placeholder": parts.IMAGE_TOKEN,
+        "cut": cut,
+        "control": sorted({*control, parts.IMAGE_TOKEN, template.stop} - {""}, key=lambda token: (-len(token), token)),
     }
     settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
     return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
 
 
-# The chat, in Jinja. Whoever writes `<image>` or the stop string in a text gets a space, as in `prompts.encode.plain`.
+# The chat, in Jinja.
 _CHAT_TO_USER = """\
 {%- macro words(content) -%}
   {%- set texts = [content] -%}
   {%- if content is not string -%}
     {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
   {%- endif -%}
-  {{- texts | join | replace(placeholder, " ") | replace(stop, " ") -}}
+  {%- set said = namespace(text=texts | join) -%}
+  {%- for token in control -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
+  {{- said.text -}}
 {%- endmacro -%}
 {{- bos -}}
 {%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}
@@ -125,7 +145,7 @@ _CHAT_TO_USER = """\
 _CHAT_AFTER_USER = """\
     {{- after -}}
   {%- elif message.role == "assistant" -%}
-    {{- before_answer -}}{{- words(message.content) -}}{{- after_answer -}}
+    {{- before_answer -}}{{- cut -}}{{- words(message.content) -}}{{- cut -}}{{- after_answer -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
@@ -147,6 +167,22 @@ _IMAGES_IN_PLACE = """\
       {%- endfor -%}
     {%- endif -%}
 """
+
+
+def _cut_pieces(tokenizer: Any) -> str:
+    """Make `tokenizer` cut texts at `CUT`, and return that; or return "" if nobody can reach into it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    if CUT not in backend.to_str():  # else it comes from an export
+        cut, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
+        if own is None:
+            backend.pre_tokenizer = cut
+        elif isinstance(own, pre_tokenizers.Metaspace):  # puts a space before a text, but not before each piece of it
+            backend.pre_tokenizer = pre_tokenizers.Sequence([own, cut])
+        else:
+            backend.pre_tokenizer = pre_tokenizers.Sequence([cut, own])
+    return CUT
 
 
 def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:

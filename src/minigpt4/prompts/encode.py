@@ -34,13 +34,18 @@ def encode(
     return ids
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The spellings of all special tokens."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
     """`text` without the spellings of control tokens, nor of a template's `stop` string.
 
     Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
     """
-    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control |= {*tokenizer.all_special_tokens, stop} - {""}
+    control = (control_tokens(tokenizer) | {stop}) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
