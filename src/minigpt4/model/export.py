@@ -28,20 +28,23 @@ ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
 
 def write_export(model: MiniGPT4, directory: Path) -> None:
     """Write weights (in their present dtype), configurations, processor and tokenizer to an empty `directory`."""
-    blip2, tokenizer = model.blip2, copy.deepcopy(model.tokenizer)
+    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+        model.blip2.save_pretrained(directory)
+    write_settings(model, directory)
+
+
+def write_settings(model: MiniGPT4, directory: Path) -> None:
+    """Write all of an export but its weights: configurations, processor and tokenizer."""
+    blip2, tokenizer = model.blip2, _exported_tokenizer(model)
     ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
-    if model.template.stop in tokenizer.get_vocab():  # special tokens are left out when an answer is decoded
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
-        )
-    with parts.bars_if_long(blip2.get_memory_footprint()):
-        blip2.save_pretrained(directory)
+    blip2.config.save_pretrained(directory)
     _edit_json(directory / "config.json", ends)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
+        renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
         max_new_tokens=300,
     ).save_pretrained(directory)
     # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
@@ -57,6 +60,43 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
     )
     processor.save_pretrained(directory)
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
+
+
+def write_parts(model: MiniGPT4, directory: Path) -> None:
+    """Write the frozen parts of the variant without a Q-Former as two directories, `vision` and `llm`."""
+    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+        model.blip2.vision_model.save_pretrained(directory / "vision")
+        model.blip2.language_model.save_pretrained(directory / "llm")
+    write_parts_settings(model, directory)
+
+
+def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
+    """Write all of these two but their weights: configurations, image processor, tokenizer, generation config."""
+    llm, tokenizer = model.blip2.language_model, _exported_tokenizer(model)
+    model.blip2.vision_model.config.save_pretrained(directory / "vision")
+    model.image_processor.save_pretrained(directory / "vision")
+    llm.config.architectures = [type(llm).__name__]
+    llm.config.save_pretrained(directory / "llm")
+    settings = copy.deepcopy(llm.generation_config)
+    settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
+    settings.save_pretrained(directory / "llm")
+    tokenizer.chat_template = jinja_template(model.template, tokenizer.bos_token)
+    tokenizer.save_pretrained(directory / "llm")
+
+
+def _exported_tokenizer(model: MiniGPT4) -> Any:
+    """A copy of the tokenizer that gives a prompt, tokenised whole, the ids that `prompts.encode` gives its pieces."""
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if model.template.stop in tokenizer.get_vocab():  # special tokens are left out when an answer is decoded
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and getattr(backend.pre_tokenizer, "prepend_scheme", None) == "first":
+        backend.pre_tokenizer.prepend_scheme = "always"  # the space after special tokens, as the original has it
+        tokenizer.legacy = True  # under this name some tokenizers write it down
+        tokenizer.init_kwargs["legacy"] = True
+    return tokenizer
 
 
 def read_export(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:

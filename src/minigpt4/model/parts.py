@@ -19,7 +19,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -28,6 +36,10 @@ from minigpt4.errors import UserError
 
 IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
+LLM_PREFIX = "language_model."
+
+#: The variant without a Q-Former puts as many neighbouring patch tokens together into one place of the LLM's input.
+PATCHES_PER_PLACE = 4
 
 POCKET_PARTS = {"pocket/vision": "vision", "pocket/language": "language", "pocket/captioner": "captioner"}
 POCKET_ALIGNMENTS = ("pocket", "pocket-stage1", "pocket-blip2")
@@ -143,6 +155,17 @@ class Checkpoint(Mapping[str, Tensor]):
         """Bytes on disk."""
         return sum(path.stat().st_size for path in set(self._files.values()))
 
+    def shards(self) -> list[list[str]]:
+        """The names of the tensors, file by file."""
+        files: dict[Path, list[str]] = {}
+        for name, path in self._files.items():
+            files.setdefault(path, []).append(name)
+        return list(files.values())
+
+    def release(self) -> None:
+        """Give back the memory of what was read: pages of a mapped file count as ours for as long as it is open."""
+        self._open.clear()
+
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 that tells weights apart whatever files they are in: names, shapes, and values of every tensor.
@@ -161,7 +184,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class VisionQFormer:
-    """The vision side as it was read: configurations, tensors by their names in transformers, image processor."""
+    """The vision side as it was read: configurations, tensors by their names in transformers, image processor.
+
+    Of the variant without a Q-Former, `qformer_config` has no layers and the width of the patches put together.
+    """
 
     vision_config: Blip2VisionConfig
     qformer_config: Blip2QFormerConfig
@@ -171,31 +197,60 @@ class VisionQFormer:
     fingerprint: str
 
 
-def load_vision_qformer(name: str | Path) -> VisionQFormer:
+def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
     """Vision tower, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
 
-    Reads none of the LLM's tensors. Tensors keep the dtype they have on disk.
+    Without `qformer` only the tower is read; then a directory with a Blip2VisionModel will do too. Reads none of the
+    LLM's tensors. Tensors keep the dtype they have on disk.
     """
     source = resolve(name)
     config = read_json(source, "config.json")
-    if config.get("model_type") != "blip-2" or "vision_config" not in config or "qformer_config" not in config:
+    alone = not qformer and config.get("model_type") == "blip_2_vision_model"
+    if alone:
+        config = {"model_type": "blip-2", "vision_config": config}
+    needed = ("vision_config", "qformer_config") if qformer else ("vision_config",)
+    if config.get("model_type") != "blip-2" or not set(needed) <= config.keys():
         raise UserError(
             f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
-            "vision_config and qformer_config"
+            + " and ".join(needed)
         )
     checkpoint = Checkpoint(source)
-    names = {key: key.removeprefix("model.") for key in checkpoint}
-    tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(VISION_PREFIXES)}
+    names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
+    prefixes = VISION_PREFIXES if qformer else "vision_model."
+    tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
     vision_config = Blip2VisionConfig(**config["vision_config"])
-    processor_config = read_json(source, "preprocessor_config.json")
-    processor_config["size"] = {"height": vision_config.image_size, "width": vision_config.image_size}
     return VisionQFormer(
         vision_config=vision_config,
-        qformer_config=Blip2QFormerConfig(**config["qformer_config"]),
-        num_query_tokens=config.get("num_query_tokens", 32),
+        qformer_config=Blip2QFormerConfig(**config["qformer_config"]) if qformer else no_qformer(vision_config),
+        num_query_tokens=config.get("num_query_tokens", 32) if qformer else places_without_qformer(vision_config),
         tensors=tensors,
-        image_processor=BlipImageProcessorPil.from_dict(processor_config),
+        image_processor=image_processor(vision_config, read_json(source, "preprocessor_config.json")),
         fingerprint=fingerprint(tensors),
+    )
+
+
+def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] | None = None) -> BlipImageProcessorPil:
+    """The image processor with these settings (BLIP-2's own if there are none), at the tower's image size."""
+    size = {"height": vision_config.image_size, "width": vision_config.image_size}
+    return BlipImageProcessorPil.from_dict({**(settings or {}), "size": size})
+
+
+def places_without_qformer(vision_config: Blip2VisionConfig) -> int:
+    """How many places an image takes in the LLM's input without a Q-Former. Raises UserError if patches are left."""
+    patches = (vision_config.image_size // vision_config.patch_size) ** 2
+    if patches % PATCHES_PER_PLACE:
+        raise UserError(
+            f"without a Q-Former {PATCHES_PER_PLACE} patches go into each place, and the {patches} patches of images of "
+            f"{vision_config.image_size} px cannot be divided so; use another image size"
+        )
+    return patches // PATCHES_PER_PLACE
+
+
+def no_qformer(vision_config: Blip2VisionConfig) -> Blip2QFormerConfig:
+    """The configuration that stands for "no Q-Former": no layers, and the width of the patches put together."""
+    width = PATCHES_PER_PLACE * vision_config.hidden_size
+    return Blip2QFormerConfig(
+        hidden_size=width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=vision_config.hidden_size
     )
 
 
@@ -210,28 +265,82 @@ class LLM:
 
 
 def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
-    """A decoder-only LLM in `dtype`. If its tokenizer lacks `<image>`, the token is added, its embedding row zero."""
+    """A decoder-only LLM in `dtype`: a directory or hub id of its own, or the LLM inside an export.
+
+    If its tokenizer lacks `<image>`, the token is added, its embedding row zero.
+    """
     source = resolve(name)
-    read_json(source, "config.json")
+    whole = read_llm_config(name).model_type == "blip-2"
+    tokenizer = load_tokenizer(name)
+    checkpoint: Mapping[str, Tensor] = Checkpoint(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        checkpoint = Checkpoint(source)
         with bars_if_long(checkpoint.size()):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except UserError:
-        raise
+            if whole:
+                model = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype).language_model
+                checkpoint = {key.removeprefix(LLM_PREFIX): checkpoint[key] for key in llm_keys(checkpoint)}
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"{name}: is no decoder-only LLM with a tokenizer ({first_line(error)})") from None
+        raise _no_llm(name, first_line(error)) from None
+    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
+
+
+def read_llm_config(name: str | Path) -> Any:
+    """The configuration of an LLM. Raises UserError if it is not a decoder-only one, or an export that holds one."""
+    source = resolve(name)
+    found = read_json(source, "config.json")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_llm(name, first_line(error)) from None
+    kind = found.get("model_type")
+    if kind == "blip-2":
+        if config.use_decoder_only_language_model and any(llm_keys(Checkpoint(source))):
+            return config
+        raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    architectures = found.get("architectures") or [decoder]
+    decodes = any(name == decoder or str(name).endswith("ForCausalLM") for name in architectures)
+    if decoder is None or config.is_encoder_decoder or not decodes:
+        raise _no_llm(name, f"model_type {kind!r}, {', '.join(map(str, architectures))}")
+    return config
+
+
+def llm_keys(checkpoint: Mapping[str, Tensor]) -> list[str]:
+    """The names in a whole checkpoint that are the LLM's."""
+    return [key for key in checkpoint if key.startswith(LLM_PREFIX)]
+
+
+def _no_llm(name: str | Path, found: str) -> UserError:
+    return UserError(f"{name}: is no decoder-only LLM with a tokenizer ({found}); give the directory of one, or a hub id")
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    except Exception as error:  # each tokenizer has its own exceptions for broken or missing files
+        raise _no_llm(name, first_line(error)) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{name}: its tokenizer has no EOS token, so no answer could end; name one as eos_token in its "
+            "tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
+    return tokenizer
+
+
+def image_token(tokenizer: Any) -> int:
+    """The id of `<image>`, added to the tokenizer if it lacks it."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
 def add_image_token(model: Any, tokenizer: Any) -> int:
     """The id of `<image>`, added to tokenizer and embeddings if they lack it; the LLM's other rows stay as they are."""
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token_id = image_token(tokenizer)
     rows = model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:
         model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minigpt4.errors import UserError
 from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_marks
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, goes_on: bool)
     if not piece or not puts_space_first(tokenizer):
         return _ids(tokenizer, piece)
     # Newer tokenizers put the space before the first word only, not after special tokens: hence each stretch alone.
-    special = "|".join(re.escape(token) for token in sorted(_control_tokens(tokenizer), key=len, reverse=True))
+    special = "|".join(re.escape(token) for token in sorted(control_tokens(tokenizer), key=len, reverse=True))
     ids: list[int] = []
     for i, stretch in enumerate(re.split(f"({special})", piece) if special else [piece]):
         if goes_on and i == 0 and stretch:
@@ -63,9 +64,27 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The spellings of all special tokens."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | set(tokenizer.all_special_tokens)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name: str) -> None:
+    """Raises UserError if the tokenizer of the LLM `name` cannot write the template: unknown or missing tokens."""
+    written = (template.system, template.system_end, template.user, template.assistant, template.image, template.stop)
+    for token in re.findall(r"</?s>|<\|\w+\|>", "".join(written)):
+        if token not in tokenizer.get_vocab():
+            raise UserError(
+                f"{name}: its tokenizer has no token {token}, which the chat template {template.name!r} needs; "
+                "give another template, or the LLM that the template belongs to"
+            )
+    for text in written:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _ids(tokenizer, without_marks(text)):
+            raise UserError(
+                f"{name}: its tokenizer cannot write {without_marks(text).strip()!r}, a part of the chat template "
+                f"{template.name!r}; give another template, or an LLM whose tokenizer knows these characters"
+            )
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
@@ -73,7 +92,7 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
 
     Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
     """
-    control = (_control_tokens(tokenizer) | {stop}) - {""}
+    control = (control_tokens(tokenizer) | {stop}) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
