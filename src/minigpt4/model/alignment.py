@@ -268,7 +268,8 @@ class MiniGPT4(torch.nn.Module):
         """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
 
         Of the variant without a Q-Former, for which transformers has no model, it writes the alignment with its parts
-        beside it: `vision` (a Blip2VisionModel), `llm`, and the projection. Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier export.
+        beside it: `vision` (a Blip2VisionModel), `llm`, and the projection. Raises UserError if `directory` exists and
+        is not empty; `overwrite` replaces an earlier export.
         """
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
             if self.has_qformer:

@@ -18,6 +18,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
+from minigpt4.prompts.encode import puts_space_first
 from minigpt4.prompts.templates import IMAGE_MARK, Template
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
 def _exported_tokenizer(model: MiniGPT4) -> Any:
     """A copy of the tokenizer that gives a prompt, tokenised whole, the ids that `prompts.encode` gives its pieces."""
     tokenizer = copy.deepcopy(model.tokenizer)
-    if model.template.stop in tokenizer.get_vocab():  # special tokens are left out when an answer is decoded
+    if model.template.stop in tokenizer.get_vocab() and not puts_space_first(tokenizer):
+        # Special tokens are left out when an answer is decoded. (With sentencepiece a space would stand behind them.)
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
         )

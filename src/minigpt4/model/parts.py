@@ -240,8 +240,8 @@ def places_without_qformer(vision_config: Blip2VisionConfig) -> int:
     patches = (vision_config.image_size // vision_config.patch_size) ** 2
     if patches % PATCHES_PER_PLACE:
         raise UserError(
-            f"without a Q-Former {PATCHES_PER_PLACE} patches go into each place, and the {patches} patches of images of "
-            f"{vision_config.image_size} px cannot be divided so; use another image size"
+            f"without a Q-Former {PATCHES_PER_PLACE} patches go into each place, and an image of "
+            f"{vision_config.image_size} px has {patches}, which cannot be divided so; use another image size"
         )
     return patches // PATCHES_PER_PLACE
 
@@ -272,17 +272,18 @@ def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
     source = resolve(name)
     whole = read_llm_config(name).model_type == "blip-2"
     tokenizer = load_tokenizer(name)
-    checkpoint: Mapping[str, Tensor] = Checkpoint(source)
+    files = Checkpoint(source)
+    tensors: Mapping[str, Tensor] = files
     try:
-        with bars_if_long(checkpoint.size()):
+        with bars_if_long(files.size()):
             if whole:
                 model = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype).language_model
-                checkpoint = {key.removeprefix(LLM_PREFIX): checkpoint[key] for key in llm_keys(checkpoint)}
+                tensors = {key.removeprefix(LLM_PREFIX): files[key] for key in llm_keys(files)}
             else:
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise _no_llm(name, first_line(error)) from None
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
+    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(tensors))
 
 
 def read_llm_config(name: str | Path) -> Any:
@@ -312,7 +313,9 @@ def llm_keys(checkpoint: Mapping[str, Tensor]) -> list[str]:
 
 
 def _no_llm(name: str | Path, found: str) -> UserError:
-    return UserError(f"{name}: is no decoder-only LLM with a tokenizer ({found}); give the directory of one, or a hub id")
+    return UserError(
+        f"{name}: is no decoder-only LLM with a tokenizer ({found}); give the directory of one, or a hub id"
+    )
 
 
 def load_tokenizer(name: str | Path) -> Any:
