@@ -131,7 +131,15 @@ def _load_model(recipe: Recipe) -> MiniGPT4:
         model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device)
     else:
         vision_qformer, llm, template = recipe.parts
-        model = MiniGPT4.assemble(vision_qformer, llm, template=template, dtype=dtype, device=device, seed=recipe.seed)
+        model = MiniGPT4.assemble(
+            vision_qformer,
+            llm,
+            template=template,
+            qformer=recipe.qformer,
+            dtype=dtype,
+            device=device,
+            seed=recipe.seed,
+        )
     if device.type == "cpu":
         # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
         model.blip2.language_model.set_attn_implementation("eager")
