@@ -30,7 +30,10 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "chat", "pocket draw", "pocket data", "pocket build vision", "pocket build language"],
+    [
+        *("demo", "train", "chat", "convert", "assemble", "export"),
+        *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(*command.split(), "--help")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.errors import UserError
 from minigpt4.generation.engine import Decoding, decode
-from minigpt4.model import parts, released
+from minigpt4.model import released
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
@@ -27,7 +24,6 @@ from minigpt4.training.loss import next_token_loss
 FILES = Path(__file__).parents[1] / "golden" / "released"
 EXPECTED: dict[str, Any] = json.loads((FILES / "expected.json").read_text())
 HEADS = {"vision_heads": EXPECTED["sizes"]["vision_heads"], "qformer_heads": EXPECTED["sizes"]["qformer_heads"]}
-MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 
 def convert(out: Path, template: str = "vicuna_v0", **changes: Any) -> MiniGPT4:
@@ -111,9 +107,7 @@ def test_prompts_and_answers(models: dict, variant: str, template: str) -> None:
     features = model.encode_images(pictures()[:1])
     places = [model.image_token_id] * model.num_query_tokens
     for messages, turn in zip(conversations(), EXPECTED[variant]["chat"][template], strict=True):
-        ids = encode_chat(
-            model.tokenizer, model.template, messages, model.num_query_tokens, model.image_token_id
-        )
+        ids = encode_chat(model.tokenizer, model.template, messages, model.num_query_tokens, model.image_token_id)
         assert ids == [*turn["pieces"][0], *places, *turn["pieces"][1]]
         for beams, expected in ((1, turn["greedy"]), (3, turn["beams"])):
             decoding = Decoding(max_new_tokens=len(expected), do_sample=False, num_beams=beams)
@@ -146,14 +140,13 @@ def test_plain_transformers_reads_and_writes_the_same_tokens(tmp_path: Path) -> 
     """With beams, whose order an extra token's share of the probability would change."""
     templates = ("vicuna_v0", "llama2")
     exports = [tmp_path / template for template in templates]
-    image_token_id = [convert(out, template) for out, template in zip(exports, templates, strict=True)][0].image_token_id
+    for template, out in zip(templates, exports, strict=True):
+        image_token_id = convert(out, template).image_token_id
+    image = {"type": "image", "path": str(pictures()[0])}
     talks = [
-        [
-            {"role": m.role, "content": [{"type": "image", "path": str(pictures()[0])}] * m.images + [{"type": "text", "text": m.text}]}
-            for m in messages
-        ]
+        [{"role": m.role, "content": [image] * m.images + [{"type": "text", "text": m.text}]} for m in messages]
         for messages in conversations()
-    ]  # fmt: skip
+    ]
     command = [sys.executable, "-I", "-c", PLAIN, str(pictures()[0]), json.dumps(talks), *map(str, exports)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

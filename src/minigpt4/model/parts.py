@@ -108,20 +108,29 @@ _EXPECTED = {
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a part by name, read lazily from its safetensors or `.bin` files, sharded or not."""
+    """The tensors of a part by name, read lazily from its safetensors or `.bin` files, sharded or not.
 
-    def __init__(self, source: str | Path) -> None:
+    With a `prefix` only those are there whose names start with it, under the rest of their names.
+    """
+
+    def __init__(self, source: str | Path, prefix: str = "") -> None:
         self.source = source
-        self._files: dict[str, Path] = {}
+        self._prefix = prefix
+        self._files = self._find()
+        if prefix:
+            self._files = {
+                name.removeprefix(prefix): path for name, path in self._files.items() if name.startswith(prefix)
+            }
+
+    def _find(self) -> dict[str, Path]:
+        source = self.source
         self._open: dict[Path, Any] = {}
         for filename in ("model.safetensors", "pytorch_model.bin"):
             if path := find_file(source, filename):
-                self._files = dict.fromkeys(self._handle(path).keys(), path)
-                return
+                return dict.fromkeys(self._handle(path).keys(), path)
             if find_file(source, f"{filename}.index.json"):
                 shards = read_json(source, f"{filename}.index.json")["weight_map"]
-                self._files = {name: self._shard(shard) for name, shard in shards.items()}
-                return
+                return {name: self._shard(shard) for name, shard in shards.items()}
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
     def _shard(self, filename: str) -> Path:
@@ -143,7 +152,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         handle = self._handle(self._files[name])
-        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        stored = self._prefix + name
+        return handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -179,6 +189,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(rows.float().contiguous().numpy().tobytes())
+        if isinstance(tensors, Checkpoint):
+            tensors.release()  # the system maps whole files into memory for the sake of a row
     return digest.hexdigest()
 
 
@@ -272,18 +284,16 @@ def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
     source = resolve(name)
     whole = read_llm_config(name).model_type == "blip-2"
     tokenizer = load_tokenizer(name)
-    files = Checkpoint(source)
-    tensors: Mapping[str, Tensor] = files
+    files = Checkpoint(source, LLM_PREFIX if whole else "")
     try:
         with bars_if_long(files.size()):
             if whole:
                 model = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype).language_model
-                tensors = {key.removeprefix(LLM_PREFIX): files[key] for key in llm_keys(files)}
             else:
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise _no_llm(name, first_line(error)) from None
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(tensors))
+    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
 
 
 def read_llm_config(name: str | Path) -> Any:
@@ -296,7 +306,7 @@ def read_llm_config(name: str | Path) -> Any:
         raise _no_llm(name, first_line(error)) from None
     kind = found.get("model_type")
     if kind == "blip-2":
-        if config.use_decoder_only_language_model and any(llm_keys(Checkpoint(source))):
+        if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
             return config
         raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
@@ -305,11 +315,6 @@ def read_llm_config(name: str | Path) -> Any:
     if decoder is None or config.is_encoder_decoder or not decodes:
         raise _no_llm(name, f"model_type {kind!r}, {', '.join(map(str, architectures))}")
     return config
-
-
-def llm_keys(checkpoint: Mapping[str, Tensor]) -> list[str]:
-    """The names in a whole checkpoint that are the LLM's."""
-    return [key for key in checkpoint if key.startswith(LLM_PREFIX)]
 
 
 def _no_llm(name: str | Path, found: str) -> UserError:

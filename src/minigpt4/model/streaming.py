@@ -154,9 +154,8 @@ def write_model(
             _add_llm(shards, llm, sources, parts.LLM_PREFIX)
             write_settings(model, new)
             if llm.has_delta:
-                written = parts.Checkpoint(new)
-                weights = {key.removeprefix(parts.LLM_PREFIX): written[key] for key in parts.llm_keys(written)}
-                model.origin = replace(origin, llm_fingerprint=parts.fingerprint(weights))
+                written = parts.fingerprint(parts.Checkpoint(new, parts.LLM_PREFIX))
+                model.origin = replace(origin, llm_fingerprint=written)
             model.write_record(new)
         else:
             (new / "vision").mkdir()

@@ -40,6 +40,10 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         two = _render(tokenizer, [question, answer, follow_up], True)
         opening, before_answer = one.split(_FIRST)
         after_answer = closed.split(_ANSWER)[1]
+        # Some write a space before an answer that they leave to the LLM when it is to answer.
+        heading = two.split(_FIRST)[1].split(_ANSWER)[0]
+        if heading.rstrip() == before_answer:
+            two = two.replace(heading + _ANSWER, before_answer + _ANSWER)
         before_question = two.split(_ANSWER)[1].split(_SECOND)[0].removeprefix(after_answer)
         if not opening.endswith(before_question):
             raise ValueError("its first turn is written otherwise than the next")
