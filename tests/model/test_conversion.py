@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from minigpt4.cli import app
@@ -535,16 +536,13 @@ def test_tokenizers_that_lack_something(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no decoder-only LLM with a tokenizer") as caught:
         convert(tmp_path / "out", llm=llm)
     assert "\n" not in str(caught.value)
-    tokenizer_only = tmp_path / "tokenizer"
-    tiny_tokenizer(tokenizer_only, special=("<pad>", "[BOS]", "[EOS]"))
-    path = tokenizer_only / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"bos_token": "[BOS]", "eos_token": "[EOS]"}))
+    for number, ends in enumerate(({"eos_token": "[EOS]"}, {})):
+        words = Tokenizer(models.BPE({"a": 0, "[EOS]": 1}, []))
+        PreTrainedTokenizerFast(tokenizer_object=words, **ends).save_pretrained(tmp_path / str(number))
     with pytest.raises(UserError, match="has no token <s>, which the chat template 'llama2' needs"):
-        check_template(parts.load_tokenizer(tokenizer_only), TEMPLATES["llama2"], "an LLM")
-    path.write_text(json.dumps(settings | {"bos_token": None, "eos_token": None}))
+        check_template(parts.load_tokenizer(tmp_path / "0"), TEMPLATES["llama2"], "an LLM")
     with pytest.raises(UserError, match="its tokenizer has no EOS token"):
-        parts.load_tokenizer(tokenizer_only)
+        parts.load_tokenizer(tmp_path / "1")
 
 
 def test_llm_files_that_do_not_fit_their_config(tmp_path: Path) -> None:

@@ -326,9 +326,15 @@ def _no_llm(name: str | Path, found: str) -> UserError:
 def load_tokenizer(name: str | Path) -> Any:
     """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+        source = resolve(name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except UserError:
+        raise
     except Exception as error:  # each tokenizer has its own exceptions for broken or missing files
         raise _no_llm(name, first_line(error)) from None
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any(find_file(source, filename) for filename in files):  # transformers would go on with an empty one
+        raise _no_llm(name, f"no {' or '.join(sorted(files))}")
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name}: its tokenizer has no EOS token, so no answer could end; name one as eos_token in its "
