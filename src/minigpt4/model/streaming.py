@@ -95,7 +95,9 @@ class LLMFiles:
             # The first Vicuna has one token more than its base; its delta is to the mean of the base's rows.
             mean = base.float().mean(0, keepdim=True).to(base.dtype)
             base = torch.cat([base, mean.expand(delta.shape[0] - base.shape[0], *base.shape[1:])])
-        return base + delta.to(base.dtype)
+        total = base + delta.to(base.dtype)
+        self.release()  # the sum is memory of its own, so neither file need stay mapped until its shard is written
+        return total
 
     def release(self) -> None:
         """Give back the memory of what was read."""
