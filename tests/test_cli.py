@@ -31,15 +31,8 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 @pytest.mark.parametrize(
     "command",
     [
-        "demo",
-        "train",
-        "chat",
-        "generate",
-        "plan",
-        "pocket draw",
-        "pocket data",
-        "pocket build vision",
-        "pocket build language",
+        *("demo", "train", "chat", "generate", "plan", "convert", "assemble", "export"),
+        *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

@@ -37,6 +37,18 @@ def test_parameters_are_those_of_the_loaded_model(tiny_vision: Path, tiny_llm: P
         assert f"{model.blip2.language_projection.weight.numel() + 32:,}" in found.table()
 
 
+def test_a_model_without_a_qformer_on_the_llm_of_an_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu").export(tmp_path / "whole")
+    model = MiniGPT4.assemble(tiny_vision, tmp_path / "whole", qformer=False, template="pocket", device="cpu")
+    model.save_pretrained(tmp_path / "alignment")
+    model.export(tmp_path / "export")
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    for form in ("alignment", "export"):
+        found = plan(tmp_path / form, train=True, batch=2)
+        assert sum(part.parameters for part in found.parts) == expected
+        assert {part.name: part for part in found.parts}["Q-Former and queries"].parameters == 0
+
+
 def test_more_takes_more() -> None:
     found = plan("vicuna-7b", batch=16, train=True).memory
     for precision in ("float32", "bfloat16", "4bit"):

@@ -256,6 +256,95 @@ def vision(
     typer.echo(build_vision(out, steps, generation_steps, start=start))
 
 
+_NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory for the model.")]
+_WrittenDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; as the files hold it by default.")
+]
+
+
+@app.command()
+def convert(
+    vision: Annotated[Path, typer.Option(help="The tower: eva_vit_g.pth.")],
+    projection: Annotated[Path, typer.Option(help="The projection: pretrained_minigpt4*.pth.")],
+    template: Annotated[str, typer.Option(help="Chat format it was trained for: vicuna_v0 or llama2.")],
+    out: _NewDirectory,
+    qformer: Annotated[Path | None, typer.Option(help="The Q-Former: blip2_pretrained_flant5xxl.pth.")] = None,
+    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="The variant that has none.")] = False,
+    llm: Annotated[str | None, typer.Option(help="The LLM: a directory or hub id.")] = None,
+    llm_base: Annotated[str | None, typer.Option(help="Instead: the LLaMA that a Vicuna delta is added to ...")] = None,
+    llm_delta: Annotated[str | None, typer.Option(help="... and the delta.")] = None,
+    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the tower; of size 88.")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="Attention heads of the Q-Former; of size 64.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; another than the tower's interpolates.")] = None,
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Turn the files that the paper's authors released into a Hugging Face directory.
+
+    Example: minigpt4 convert --vision eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth
+    --projection pretrained_minigpt4_7b.pth --llm vicuna-7b --template vicuna_v0 --out minigpt4-7b
+    """
+    if (llm is None) == (llm_base is None) or (llm_base is None) != (llm_delta is None):
+        raise UserError("give the LLM as --llm, or as --llm-base together with --llm-delta")
+    if qformer is None and not no_qformer:
+        raise UserError("give the Q-Former as --qformer, or --no-qformer for the variant without one")
+    from minigpt4.model import released
+
+    released.convert(
+        vision, qformer, projection, llm or llm_base or "", out, template=template, llm_delta=llm_delta,
+        without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
+        dtype=dtype,
+    )  # fmt: skip
+    typer.echo(out)
+
+
+@app.command()
+def assemble(
+    vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
+    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory or hub id.")],
+    out: _NewDirectory,
+    template: Annotated[str | None, typer.Option(help="Chat format; the LLM's own by default.")] = None,
+    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="Project the tower's patches themselves.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Put Hugging Face parts together with an untrained projection, ready for `minigpt4 train ... init=DIR`.
+
+    Example: minigpt4 assemble --vision-qformer Salesforce/blip2-opt-2.7b --llm lmsys/vicuna-7b-v1.5 --out untrained
+    """
+    from minigpt4.model import released
+
+    model = released.assemble(
+        vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype
+    )
+    typer.echo(f"{out} (chat format: {model.template.name})")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="An alignment or an export, or pocket.")],
+    out: Annotated[Path | None, typer.Option(help="A new directory, or a new .pth file.")] = None,
+    format: Annotated[str, typer.Option(help="huggingface, or released: the projection as a .pth.")] = "huggingface",
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Write a whole Hugging Face directory, or the projection for the original code.
+
+    Example: minigpt4 export runs/stage2/alignment --format released --out pretrained_minigpt4.pth
+    """
+    if format not in ("huggingface", "released"):
+        raise UserError(f"there is no format {format!r}; choose huggingface or released")
+    if format == "released":
+        from minigpt4.model.released import write_projection
+
+        typer.echo(write_projection(model, out or "pretrained_minigpt4.pth"))
+        return
+    if out is None:
+        raise UserError("give the new directory as --out")
+    from minigpt4.model.alignment import MiniGPT4
+
+    MiniGPT4.from_pretrained(model, dtype=dtype).export(out)
+    typer.echo(out)
+
+
 def main() -> None:
     """The `minigpt4` command: exit code 2 for a mistake of the user's, 130 for Ctrl-C."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)

@@ -19,10 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     Blip2Config,
-    Blip2ForConditionalGeneration,
     DynamicCache,
     LlamaConfig,
 )
@@ -30,7 +28,7 @@ from transformers import (
 from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts
-from minigpt4.model.alignment import ALIGNMENT_FILE
+from minigpt4.model.alignment import empty_graph, read_record
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", "8bit", "4bit")
@@ -95,8 +93,7 @@ def plan(name: str | Path, *, batch: int = 8, train: bool = False) -> Plan:
     """
     process = psutil.Process().memory_info().rss  # before the tools of this file are at work
     config, files = _describe(name)
-    with torch.device("meta"):
-        skeleton = Blip2ForConditionalGeneration(config)
+    skeleton = empty_graph(config)
     found = _parts(skeleton, files)
     jobs: dict[str, Callable[[_Fake], int]] = {
         "chat": lambda fake: fake.chat(1),
@@ -147,20 +144,20 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{' or '.join(PAPER_LLMS)}"
             )
         return Blip2Config(**config), {"all": _bytes(source)}
-    origin = parts.read_json(source, ALIGNMENT_FILE).get("origin", {})
-    if not {"vision_qformer", "llm"} <= origin.keys():
-        raise UserError(f"{name}: {ALIGNMENT_FILE} names no parts; copy or train the alignment again")
-    vision, llm = parts.resolve(origin["vision_qformer"]), parts.resolve(origin["llm"])
-    sides = parts.read_json(vision, "config.json")
-    text = AutoConfig.from_pretrained(llm)
+    origin, _, _, qformer = read_record(source)
+    vision, llm = parts.resolve(origin.vision_qformer), parts.resolve(origin.llm)
+    vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
+    text = parts.read_llm_config(llm)
+    if text.model_type == "blip-2":  # an export, whose LLM it is
+        text = text.text_config
     tokenizer = AutoTokenizer.from_pretrained(llm)
     if parts.IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
     config = Blip2Config(
-        vision_config=sides["vision_config"],
-        qformer_config=sides["qformer_config"],
+        vision_config=vision_config,
+        qformer_config=qformer_config,
         text_config=text,
-        num_query_tokens=sides.get("num_query_tokens", 32),
+        num_query_tokens=num_query_tokens,
         image_token_index=0,
     )
     return config, {"vision": _bytes(vision), "llm": _bytes(llm)}
@@ -176,10 +173,16 @@ def _parts(skeleton: Any, files: dict[str, int | None]) -> tuple[Part, ...]:
 
     return (
         Part("vision tower", count(skeleton.vision_model), False, files.get("vision", files.get("all"))),
-        Part("Q-Former and queries", count(skeleton.qformer) + skeleton.query_tokens.numel(), False, None),
+        Part("Q-Former and queries", _qformer_parameters(skeleton), False, None),
         Part("projection", count(skeleton.language_projection), True, None),
         Part("LLM", count(skeleton.language_model), False, files.get("llm")),
     )
+
+
+def _qformer_parameters(skeleton: Any) -> int:
+    """Of the Q-Former and its queries; none in the variant without, whose query tokens are a buffer that is unread."""
+    queries = [skeleton.query_tokens] if isinstance(skeleton.query_tokens, torch.nn.Parameter) else []
+    return sum(p.numel() for p in (*queries, *skeleton.qformer.parameters()))
 
 
 def _weights(skeleton: Any, precision: str) -> dict[str, int]:
@@ -187,7 +190,7 @@ def _weights(skeleton: Any, precision: str) -> dict[str, int]:
     dtype = 4 if precision == "float32" else 2
     qformer = 4 if precision == "float16" else dtype  # transformers keeps the Q-Former out of float16
     vision = dtype * sum(p.numel() for p in skeleton.vision_model.parameters())
-    vision += qformer * (skeleton.query_tokens.numel() + sum(p.numel() for p in skeleton.qformer.parameters()))
+    vision += qformer * _qformer_parameters(skeleton)
     vision += 4 * sum(p.numel() for p in skeleton.language_projection.parameters())
     llm = dtype * sum(p.numel() for p in skeleton.language_model.parameters())
     if precision in ("8bit", "4bit"):
@@ -229,8 +232,7 @@ class _Fake:
 
     def __init__(self, config: Blip2Config, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        with torch.device("meta"):
-            blip2 = Blip2ForConditionalGeneration(config)
+        blip2 = empty_graph(config)
         with (mode := FakeTensorMode(allow_non_fake_inputs=True)):
             for module in blip2.modules():
                 for name, p in module._parameters.items():

@@ -20,6 +20,9 @@ from minigpt4.prompts.templates import TEMPLATES, Message
 from speaking import make_it_say
 from tiny import D_LLM, tiny_tokenizer
 
+#: The letters of a chat format.
+_WRITTEN = "".join(vars(TEMPLATES["vicuna_v0"])[part] for part in ("system", "user", "assistant"))
+
 #: What somebody who never heard of this package writes: an answer, a conversation, and the pipeline.
 PLAIN = """
 import json, sys
@@ -184,24 +187,31 @@ def test_a_stop_string_of_several_tokens_in_plain_transformers(
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_the_exported_tokenizer_cuts_where_the_chat_template_says(
+def test_the_exported_tokenizer_gives_a_rendered_chat_the_ids_that_ours_have(
     tiny_vision: Path, tiny_llm: Path, tmp_path: Path, kind: str
 ) -> None:
+    """It cuts where the chat template says; with sentencepiece, where ours takes a conversation whole, nowhere."""
     llm = tmp_path / "llm"
     shutil.copytree(tiny_llm, llm)
     if kind == "sentencepiece":  # of a class that builds its own pre-tokenizer when it is loaded
-        pieces = ["<unk>", "<s>", "</s>", "<image>", *"▁ARed.", "▁A", "▁R", "▁Re", "▁Red"]
+        pieces = ["<unk>", "<s>", "</s>", "<image>", *dict.fromkeys("▁ARed.#:" + _WRITTEN), "▁A", "▁R", "▁Re", "▁Red"]
         merges = [("▁", "A"), ("▁", "R"), ("▁R", "e"), ("▁Re", "d")]
         LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges).save_pretrained(llm)
-    MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0").export(tmp_path / "export")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
-    whole, cut = tokenizer.tokenize("Red A."), tokenizer.tokenize(f"Red {CUT}A.{CUT}")
-    assert "".join(cut) == "".join(whole)
-    assert {"byte-level": "Ġ", "sentencepiece": "▁"}[kind] in cut
-    assert len(cut) > len(whole)
-    again = MiniGPT4.from_pretrained(tmp_path / "export")
-    again.export(tmp_path / "again")
-    assert AutoTokenizer.from_pretrained(tmp_path / "again").tokenize(f"Red {CUT}A.{CUT}") == cut
+    model = MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0")
+    model.export(tmp_path / "export")
+    MiniGPT4.from_pretrained(tmp_path / "export").export(tmp_path / "again")
+    talk = [("user", "Red A."), ("assistant", "A."), ("user", "A Red"), ("assistant", "Red."), ("user", "A")]
+    ids = encode_chat(
+        model.tokenizer, model.template, [Message(*turn) for turn in talk], model.num_query_tokens, model.image_token_id
+    )
+    for name in ("export", "again"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        messages = [{"role": role, "content": text} for role, text in talk]
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer(rendered, add_special_tokens=False)["input_ids"] == ids
+        assert rendered.count(CUT) == {"byte-level": 4, "sentencepiece": 0}[kind]
+        whole = tokenizer(rendered.replace(CUT, ""), add_special_tokens=False)["input_ids"]
+        assert (whole == ids) is (kind == "sentencepiece")
 
 
 def test_an_export_loads_as_the_model_it_was(

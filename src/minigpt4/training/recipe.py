@@ -32,6 +32,9 @@ class Recipe(BaseModel):
     llm: str | None = Field(
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, or `pocket/language`."
     )
+    qformer: bool = Field(
+        True, description="`false`: the paper's variant that projects the tower's patches, four at a time, themselves."
+    )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
         None,

@@ -139,6 +139,7 @@ def _load_model(recipe: Recipe) -> MiniGPT4:
             vision_qformer,
             llm,
             template=template,
+            qformer=recipe.qformer,
             dtype=dtype,
             device=device,
             load_in=recipe.load_in,
