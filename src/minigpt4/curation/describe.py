@@ -144,7 +144,12 @@ def describe(
                     keep(local.describe(batch))
                     bar.update(task, advance=len(batch), note=f"{counts['continued']} continued")
             else:
-                _describe_remotely(model, how, todo, stop, concurrency, lambda row: (keep([row]), bar.advance(task)))  # type: ignore[arg-type]
+
+                def keep_one(row: tuple[tuple[str, int], dict[str, Any] | None]) -> None:
+                    keep([row])
+                    bar.advance(task)
+
+                _describe_remotely(model, how, todo, stop, concurrency, keep_one)  # type: ignore[arg-type]
         return counts
 
 

@@ -2,8 +2,8 @@
 
 The client library speaks the protocol; what is added here is patience. Whatever may pass (no connection, a timeout,
 408, 409, 429, 5xx, an answer that is cut or makes no sense) is tried again after a pause that grows, with jitter, or
-that the server asked for. What will not pass (a wrong key, an unknown model) ends the work at once. The key is read from
-the environment, and nothing here returns or prints it.
+that the server asked for. What will not pass (a wrong key, an unknown model) ends the work at once. The key is read
+from the environment, and nothing here returns or prints it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Endpoint:
             try:
                 raw = self._client.chat.completions.with_raw_response.create(
                     model=self.model,
-                    messages=list(messages),  # type: ignore[arg-type]
+                    messages=list(messages),
                     max_tokens=max_tokens,
                     temperature=temperature,
                     extra_headers={"Idempotency-Key": name} if name else {},

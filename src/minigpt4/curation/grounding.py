@@ -122,7 +122,13 @@ def _explained(own: Tensor, elsewhere: Tensor) -> float:
 
 
 def ground(
-    ledger: Ledger, name: str | Path, *, others: int = 4, seed: int = 0, only: Iterable[str] = ()
+    ledger: Ledger,
+    name: str | Path,
+    *,
+    instruction: str = Describing().instruction,
+    others: int = 4,
+    seed: int = 0,
+    only: Iterable[str] = (),
 ) -> dict[str, int]:
     """Score every present text that has no score of this model and these settings; returns counts.
 
@@ -133,7 +139,6 @@ def ground(
 
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
-        instruction = Describing().instruction
         record = {"model": str(name), "projection": model_fingerprint(model), "instruction": instruction}
         settings = ledger.settings("ground", {**record, "others": others, "seed": seed})
         done = {event.source for event in ledger.events("ground") if event.settings == settings}

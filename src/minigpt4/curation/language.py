@@ -34,7 +34,6 @@ _FUNCTION_WORDS = {
     "their", "he", "she", "they", "we", "i", "you", "can", "has", "have", "had", "not", "no", "one", "two", "three",
     "also", "into", "over", "under", "behind", "near", "while", "where", "some", "each", "both",
 }  # fmt: skip
-)
 
 
 def words(text: str) -> list[str]:

@@ -45,6 +45,9 @@ COMMIT;
 """
 
 
+_COLUMNS = "seq, picture, sample, step, source, settings, data, at"
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
@@ -295,10 +298,12 @@ class Ledger:
     def events(self, *steps: str) -> list[Event]:
         """All events (of these steps), oldest first."""
         where = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
-        rows = self._rows(
-            f"SELECT seq, picture, sample, step, source, settings, data, at FROM events {where} ORDER BY seq", steps
-        )
-        return [Event(*row[:6], json.loads(row[6]), row[7]) for row in rows]
+        rows = self._rows(f"SELECT {_COLUMNS} FROM events {where} ORDER BY seq", steps)
+        return [_event(row) for row in rows]
+
+    def last_event(self, step: str) -> Event:
+        """The newest event of a step that has one."""
+        return _event(self._rows(f"SELECT {_COLUMNS} FROM events WHERE step = ? ORDER BY seq DESC LIMIT 1", (step,))[0])
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """(step, settings) by id."""
@@ -349,6 +354,11 @@ def _apply(item: Item, event: Event) -> None:
                 item.reviews.pop(event.data["reviewer"], None)
             else:
                 item.reviews[event.data["reviewer"]] = event
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    seq, picture, sample, step, source, settings, data, at = row
+    return Event(seq, picture, sample, step, source, settings, json.loads(data), at)
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
 """A small refiner for demos and tests: an OpenAI-compatible server whose "LLM" is a handful of editing rules.
 
-It sees a text and nothing else: no picture, no truth. It drops what was said before, stray markup, list and recipe marks,
-and pieces that break off or are no sentence; it starts sentences with a capital and ends them with a full stop.
+It sees a text and nothing else: no picture, no truth. It drops what was said before, stray markup, list and recipe
+marks, and pieces that break off or are no sentence; it starts sentences with a capital and ends them with a full stop.
 Run as `python -m minigpt4.curation.mender`; prints the address that it listens on. Standard library only.
 """
 
