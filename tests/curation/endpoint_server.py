@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 BEHAVIOURS = sys.argv[2:] or ["ok"]
 lock = threading.Lock()
@@ -28,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
             count += 1
             record = {"at": time.time(), "path": self.path, "key": self.headers["Authorization"], "body": body}
             record["idempotency"] = self.headers["Idempotency-Key"]
-            with open(sys.argv[1], "a", encoding="utf-8") as log:
+            with Path(sys.argv[1]).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
         name, _, argument = behaviour.partition(":")
         asked = body["messages"][-1]["content"]
