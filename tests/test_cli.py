@@ -30,7 +30,9 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "chat", "pocket draw", "pocket data", "pocket build vision", "pocket build language"],
+    ["demo", "train", "chat", "pocket draw", "pocket data", "pocket build vision", "pocket build language"]
+    + [f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export", "import")]
+    + ["curate demo"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(*command.split(), "--help")

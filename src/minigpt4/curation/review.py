@@ -207,7 +207,10 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     nonce = secrets.token_urlsafe(16)
     page = resources.files("minigpt4.curation").joinpath("review.html").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+    policy = (
+        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
+        f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+    )
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Any:
