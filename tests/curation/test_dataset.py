@@ -22,11 +22,9 @@ from minigpt4.errors import UserError
 def judged(project: Path) -> Path:
     """The project, with one text caught, one rejected and one edited by a person."""
     with Ledger(project) as ledger:
-        settings = ledger.settings(
-            "refine", {"model": "editor", "endpoint": "http://secret.host/v1", "instruction": "Mend"}
-        )
+        settings = ledger.settings("refine", {"model": "editor", "instruction": "Mend"})
         items = ledger.items()
-        short = {"text": "A ball.", "accepted": True, "reason": None, "tokens": 9}
+        short = {"text": "A ball.", "accepted": True, "reason": None, "tokens": 9, "endpoint": "http://secret.host"}
         drift = {"text": "Elephants.", "accepted": False, "reason": "drift", "tokens": 9}
         rows = [(items[0].key, items[0].raw.seq, short), (items[1].key, items[1].raw.seq, drift)]
         ledger.add("refine", settings, rows)

@@ -65,6 +65,18 @@ def test_every_text_is_refined_once(project: Path, serve: Callable[..., Server])
     assert user == {"role": "user", "content": TEXTS[0]}
 
 
+def test_another_address_or_threshold_is_not_paid_for_again(project: Path, serve: Callable[..., Server]) -> None:
+    first, second = serve("say:Elephants write novels."), serve("ok")
+    assert "drift: 12" in refine(project, first).stdout
+    assert refine(project, second).stdout == ""
+    result = refine(project, second, "--min-similarity", 0)
+    assert result.stdout == "judged anew: 12\n", result.stderr
+    assert second.requests == []
+    with Ledger(project) as ledger:
+        assert {item.text for item in ledger.items()} == {"Elephants write novels."}
+        assert sum(event.data["tokens"] for event in ledger.events("refine")) == 12 * 30
+
+
 def test_the_key_is_written_nowhere(project: Path, serve: Callable[..., Server]) -> None:
     good, bad = serve("ok"), serve("status:401")
     results = [refine(project, bad), refine(project, good)]

@@ -93,7 +93,7 @@ def refine(
     how = refining.Refining(min_similarity=min_similarity)
     with Ledger(project) as ledger:
         if dry_run:
-            cost = refining.estimate(refining.waiting_items(ledger, endpoint, model, how, only or ()), how)
+            cost = refining.estimate(refining.waiting_items(ledger, model, how, only or ()), how)
             _print(
                 {"requests": cost.requests, "prompt tokens": cost.prompt_tokens, "answer tokens": cost.answer_tokens}
             )

@@ -163,9 +163,9 @@ def card(ledger: Ledger, splits: Counter[str], license: str | None) -> str:
             lines += ["", f"## {title}", "", "| reason | texts |", "|---|---|"]
             lines += [f"| {reason} | {count:,} |" for reason, count in reasons.items()]
     lines += ["", "## Made with", "", "```yaml"]
-    # Where the endpoint stood is nobody's business but its owner's.
+    # Where the data lay is nobody's business but their owner's.
     made = {
-        step: [{key: value for key, value in used.items() if key not in ("endpoint", "from")} for used in settings]
+        step: [{key: value for key, value in used.items() if key != "from"} for used in settings]
         for step, settings in facts["made with"].items()
     }
     lines += [yaml.safe_dump(made, sort_keys=True, allow_unicode=True, width=110).strip(), "```", ""]

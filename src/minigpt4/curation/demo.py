@@ -177,11 +177,7 @@ def mender() -> Iterator[Endpoint]:
 def _until_grounded(ledger: Ledger, folder: Path, model: str, how: Describing, endpoint: Endpoint) -> None:
     add_folder(ledger, folder)
     describe(ledger, model, how)
-    # The server has another port at each run, but is the same: what was refined is not refined again.
-    items = ledger.items()
-    todo = [item.picture.name for item in items if item.refined is None and item.text.strip()]
-    if todo:
-        refine(ledger, endpoint, Refining(min_similarity=0.5), only=todo)
+    refine(ledger, endpoint, Refining(min_similarity=0.5))
     ground(ledger, model, instruction=how.instruction)
 
 

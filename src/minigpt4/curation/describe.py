@@ -121,7 +121,7 @@ def describe(
         if unknown := wanted - {picture.name for picture in pictures}:
             raise UserError(f"{ledger.project}: there is no picture named {min(unknown)!r}")
         local = None if isinstance(model, Endpoint) else _Local(model, how)
-        record = local.record() if local else {"model": model.model, "endpoint": model.url}  # type: ignore[union-attr]
+        record = local.record() if local else {"model": model.model}  # type: ignore[union-attr]
         settings = ledger.settings("describe", {**record, **asdict(how)})
         done = {(event.picture, event.sample) for event in ledger.events("describe") if event.settings == settings}
         turn = ledger.next_turn("describe") if redo else 0
@@ -271,7 +271,7 @@ def _describe_remotely(
                 parts.append(reply.text)
                 tokens += reply.answer_tokens
                 if tokens >= how.min_tokens or len(parts) > how.max_continuations:
-                    return _record(parts, tokens, reply.ended)
+                    return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
                 talk += [
                     {"role": "assistant", "content": reply.text},
                     {"role": "user", "content": how.continuation},

@@ -75,16 +75,35 @@ def estimate(items: Sequence[Item], how: Refining) -> Estimate:
     return Estimate(len(items), sum(texts) + len(items) * estimate_tokens(how.instruction), sum(texts))
 
 
-def waiting_items(ledger: Ledger, endpoint_url: str, model: str, how: Refining, only: Iterable[str]) -> list[Item]:
-    """The items whose raw text has no refined one of this endpoint, model and instruction. Empty texts are left out."""
-    settings = _settings(ledger, endpoint_url, model, how)
+def waiting_items(ledger: Ledger, model: str, how: Refining, only: Iterable[str]) -> list[Item]:
+    """The items whose raw text this model was not asked to refine in these words. Empty texts are left out."""
+    settings = _settings(ledger, model, how)
     done = {event.source for event in ledger.events("refine") if event.settings == settings}
     return [item for item in ledger.items(only) if item.raw.seq not in done and item.raw.data["text"].strip()]
 
 
-def _settings(ledger: Ledger, url: str, model: str, how: Refining) -> str:
-    record = {"model": model, "endpoint": url, "instruction": how.instruction}
-    return ledger.settings("refine", {**record, "temperature": how.temperature, "min_similarity": how.min_similarity})
+def _settings(ledger: Ledger, model: str, how: Refining) -> str:
+    """What an answer depends on: not on where the endpoint stands, nor on how its answers are judged."""
+    value = {"model": model, "instruction": how.instruction, "temperature": how.temperature}
+    return ledger.settings("refine", value)
+
+
+def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[Item]) -> int:
+    """Judge recorded answers by another `min_similarity`, without asking again; returns how many verdicts changed."""
+    rows = []
+    for item in items:
+        event = item.refined
+        if event is None or event.settings != settings:
+            continue
+        reply = Reply(event.data["text"], event.data["ended"], 0, 0)
+        reason = judge(item.raw.data["text"], reply, how.min_similarity)
+        if reason != event.data["reason"]:
+            rows.append((item.key, item.raw.seq, {**event.data, **_verdict(reason), "tokens": 0}))
+    return ledger.add("refine", settings, rows, ledger.next_turn("refine")) if rows else 0
+
+
+def _verdict(reason: str | None) -> dict[str, Any]:
+    return {"accepted": reason is None, "reason": reason}
 
 
 def refine(
@@ -102,12 +121,14 @@ def refine(
     endpoint refuses or fails several times running, KeyboardInterrupt after Ctrl-C; what was answered is recorded.
     """
     with ledger.lock("refine"), StopSignals() as stop:
-        todo = waiting_items(ledger, endpoint.url, endpoint.model, how, only)
-        settings = _settings(ledger, endpoint.url, endpoint.model, how)
+        settings = _settings(ledger, endpoint.model, how)
+        judged_again = _judge_again(ledger, settings, how, ledger.items(only))
+        todo = waiting_items(ledger, endpoint.model, how, only)
         turn = ledger.next_turn("refine-failed")
         budget_left = None if budget is None else budget - spent(ledger)
         afforded = _affordable(todo, how, budget_left)
         counts: dict[str, int] = {}
+        total = 0
         failed: list[str] = []
 
         def work(item: Item) -> Reply | Unanswered:
@@ -122,6 +143,7 @@ def refine(
                 return error
 
         def record(item: Item, found: Reply | Unanswered) -> bool:
+            nonlocal total
             bar.advance(task)
             if isinstance(found, Unanswered):
                 failed.append(str(found))
@@ -133,18 +155,13 @@ def refine(
                 raw = item.raw.data["text"]
                 rejected = judge(raw, found, how.min_similarity)
                 outcome = rejected or ("unchanged" if found.text == raw else "mended")
-                data = {"text": found.text, "accepted": rejected is None, "reason": rejected, "tokens": found.tokens}
+                data = {"text": found.text, "ended": found.ended, **_verdict(rejected), "tokens": found.tokens}
+                data["endpoint"] = endpoint.url
                 ledger.add("refine", settings, [(item.key, item.raw.seq, data)])
             counts[outcome] = counts.get(outcome, 0) + 1
-            bar.update(task, note=f"{spent_now(found)} tokens")
-            return len(failed) < max(3, concurrency) and (budget is None or spent(ledger) < budget)
-
-        total = 0
-
-        def spent_now(found: Reply | Unanswered) -> int:
-            nonlocal total
             total += found.tokens
-            return total
+            bar.update(task, note=f"{total} tokens")
+            return len(failed) < max(3, concurrency) and (budget is None or spent(ledger) < budget)
 
         with progress_bar() as bar:
             task = bar.add_task("refine", total=len(afforded), note="")
@@ -152,7 +169,8 @@ def refine(
         if failed:
             raise UserError(f"endpoint {endpoint.url}: {failed[-1]}; what was answered is recorded, try again later")
         left = len(todo) - sum(counts.values())
-        return {**counts, **({"left for lack of budget": left} if left else {})}
+        more = {"judged anew": judged_again, "left for lack of budget": left}
+        return {**counts, **{name: count for name, count in more.items() if count}}
 
 
 def spent(ledger: Ledger) -> int:
