@@ -42,17 +42,16 @@ def caught(tmp_path: Path, pictures: Path, text: str) -> list[str]:
         ("Here is the corrected text: a red ball lies in the meadow, and a tree is there.", ["assistant_talk"]),
         ("Das Bild zeigt einen roten Ball auf einer grünen Wiese neben einem großen Baum.", ["non_english"]),
         ("На картинке красный мяч лежит на зелёной траве рядом с большим деревом.", ["non_english"]),
-        ("The picture shows <b>a red ball</b> in a meadow, and ###Human: what is on the left.", ["markup"]),
+        ("The picture shows <b>a red ball</b> in a meadow, and ### what is on the left.", ["markup"]),
         ("The picture shows a red ball in a meadow, see https://example.org for more of it.", ["markup"]),
     ],
 )
 def test_each_rule_catches_its_own(tmp_path: Path, pictures: Path, text: str, rules: list[str]) -> None:
     found = caught(tmp_path, pictures, text)
     assert set(rules) <= set(found)
-    if not rules:
-        assert found == []
-    if rules in (["unfinished"], ["apology"], ["non_english"], ["too_long"], ["repeated_sentences"]):
-        assert found == rules
+    # Foreign letters also read as no words, and a sentence that comes twice as words that do.
+    allowed = {"non_english": {"unfinished"}, "repeated_sentences": {"repeated_ngrams"}}
+    assert set(found) - set(rules) <= set().union(*(allowed.get(rule, set()) for rule in rules))
 
 
 def test_sentences_cover_the_text() -> None:
@@ -60,9 +59,8 @@ def test_sentences_cover_the_text() -> None:
     for start, end in language.sentences(text):
         assert language.words(text[start:end])
         assert text[start:end] == text[start:end].strip()
-    assert [text[start:end] for start, end in language.sentences("One ball. Two cups? No")] == [
-        "One ball.", "Two cups?", "No",
-    ]  # fmt: skip
+    plain = "One ball. Two cups at 3.5 cm? No"
+    assert [plain[start:end] for start, end in language.sentences(plain)] == ["One ball.", "Two cups at 3.5 cm?", "No"]
     assert language.sentences("...") == []
 
 

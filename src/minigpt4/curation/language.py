@@ -7,7 +7,7 @@ import unicodedata
 
 from minigpt4.evaluation.reliability import failure
 
-_SENTENCE = re.compile(r"[^.!?…\n]+(?:[.!?…]+[\"')\]”’]*|\n|$)")
+_SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
 #: What someone says who speaks of a mistake, or declines, and not of a picture.
 _APOLOGIES = re.compile(
     r"(?i)\b(?:i(?:'m| am) (?:so |very |really )?sorry|(?:i |my )?apolog(?:y|ies|ise|ize)\w*|sorry,|my mistake|"
@@ -43,14 +43,7 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """(start, end) of every sentence or line of `text` that holds a word."""
-    found = []
-    for match in _SENTENCE.finditer(text):
-        piece = match.group()
-        start = match.start() + len(piece) - len(piece.lstrip())
-        end = match.start() + len(piece.rstrip())
-        if words(text[start:end]):
-            found.append((start, end))
-    return found
+    return [match.span() for match in _SENTENCE.finditer(text) if words(match.group())]
 
 
 def count_unfinished(text: str, ended: bool) -> int:
