@@ -68,7 +68,7 @@ def export(
             counts[split] += 1
             part = parts.setdefault(split, [])
             # Plain numbers, as in the released set: a name of the project's may hold anything.
-            image_id = str(sum(map(len, parts.values())))
+            image_id = str(sum(map(len, parts.values())) + 1)
             place = _place(form, split, bool(validation))
             (directory / place).mkdir(parents=True, exist_ok=True)
             (directory / place / f"{image_id}.jpg").write_bytes(jpeg)

@@ -8,6 +8,7 @@ process of its own that sees only the text. Nothing here is fitted to the pictur
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import subprocess
@@ -24,6 +25,7 @@ from minigpt4.curation import dataset, filters
 from minigpt4.curation.describe import Describing, add_folder, describe
 from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.grounding import ground
+from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.mender import MODEL as MENDER
 from minigpt4.curation.refine import Refining, refine
@@ -65,8 +67,8 @@ class Truth:
 
 
 def judge(picture: world.Picture, text: str, ended: bool = True) -> Truth:
-    """A text against the truth of its picture."""
-    return Truth(*statements(picture, text), failure(text, ended) is not None)
+    """A text against the truth of its picture. Broken: it repeats itself, breaks off, is empty, or holds fragments."""
+    return Truth(*statements(picture, text), failure(text, ended) is not None or count_fragments(text) > 0)
 
 
 def run_demo(
@@ -268,26 +270,25 @@ def measure_grounding(items: Sequence[Item], threshold: float) -> dict[str, Any]
 
 
 def choose_thresholds(items: Sequence[Item]) -> dict[str, float | None]:
-    """The default thresholds, with those of grounding set where they find bad texts best (F1) on these items.
+    """The default thresholds, with those of grounding set where both find false texts best (F1) on these items.
 
-    It is what a person does with `curate stats` and a sample whose truth is looked up.
+    It is what a person does with `curate stats` and a sample whose truth is looked up. At most half may be left out.
     """
-    scored = [item for item in items if item.grounding is not None]
-    bad = [judge(_picture(item), item.text, item.ended).bad for item in scored]
+    scores = [(item, item.grounding.data) for item in items if item.grounding is not None]
+    false = [judge(_picture(item), item.text).false > 0 for item, _ in scores]
 
-    def best(name: str) -> float:
-        values = [float(item.grounding.data[name]) for item in scored if item.grounding is not None]
+    def candidates(name: str) -> list[float]:
+        values = sorted(float(data[name]) for _, data in scores)
+        return [values[int(share / 20 * len(values))] for share in range(11)] if values else [0.0]
 
-        def f1(threshold: float) -> float:
-            caught = [value < threshold for value in values]
-            hits = sum(b and c for b, c in zip(bad, caught, strict=True))
-            return 2 * hits / max(1, sum(bad) + sum(caught))
+    def f1(limits: tuple[float, float]) -> float:
+        caught = [data["lowest"] < limits[0] or data["whole"] < limits[1] for _, data in scores]
+        hits = sum(f and c for f, c in zip(false, caught, strict=True))
+        too_many = 2 * sum(caught) > len(caught)
+        return -1.0 if too_many else 2 * hits / max(1, sum(false) + sum(caught))
 
-        # No threshold that leaves out more than half: there must be something to train on.
-        candidates = sorted(values)[: len(values) // 2 + 1]
-        return max(candidates, key=f1, default=0.0)
-
-    return {**filters.DEFAULTS, "ungrounded_sentence": best("lowest"), "ungrounded_text": best("whole")}
+    sentence, text = max(itertools.product(candidates("lowest"), candidates("whole")), key=f1)
+    return {**filters.DEFAULTS, "ungrounded_sentence": sentence, "ungrounded_text": text}
 
 
 def measure_model(aligned: str | Path, folder: Path, count: int, how: Describing) -> dict[str, Any]:

@@ -59,6 +59,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "unfinished", "breaks off, or is empty", 0, True, lambda item: language.count_unfinished(item.text, item.ended)
     ),
+    Rule("fragments", "pieces that are no whole sentences", 0, True, lambda item: language.count_fragments(item.text)),
     Rule("repeated_ngrams", "share of runs of four words", 0.2, True, lambda item: language.repeated_share(item.text)),
     Rule("repeated_sentences", "sentences", 0, True, lambda item: language.count_repeated_sentences(item.text)),
     Rule("apology", "phrases", 0, True, lambda item: language.count_apologies(item.text)),

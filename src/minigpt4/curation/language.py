@@ -51,6 +51,16 @@ def count_unfinished(text: str, ended: bool) -> int:
     return int(failure(text, ended) in ("fragment", "no end", "empty"))
 
 
+def is_whole(sentence: str) -> bool:
+    """Whether a piece of prose opens and ends as a sentence does."""
+    return bool(re.match(r"[\"'“‘(]*[^\W_a-z]", sentence)) and bool(re.search(r"[.!?…][\"')\]”’]*$", sentence))
+
+
+def count_fragments(text: str) -> int:
+    """How many pieces of a text are no whole sentences: stray words, lines of a list, a lower-case beginning."""
+    return sum(not is_whole(text[start:end]) for start, end in sentences(text))
+
+
 def count_repeated_sentences(text: str) -> int:
     """How many sentences say again, word for word, what an earlier one has said."""
     said = [" ".join(words(text[start:end])) for start, end in sentences(text)]

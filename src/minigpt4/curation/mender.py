@@ -13,7 +13,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minigpt4.curation.language import sentences, words
+from minigpt4.curation.language import is_whole, sentences, words
 from minigpt4.evaluation.reliability import failure
 
 MODEL = "rule-based-mender"
@@ -45,10 +45,9 @@ def mend(text: str) -> str:
 
 def _is_sentence(sentence: str) -> bool:
     """Whether it opens like a sentence, has a verb, comes to an end, and speaks of the picture."""
-    if not re.search(r"[.!?…][\"')\]”’]*$", sentence) or failure(sentence, True) is not None:
+    if not is_whole(sentence) or failure(sentence, True) is not None:
         return False
-    opens = sentence[0].isupper() or sentence[0] in "\"'“"
-    return opens and len(words(sentence)) >= 3 and bool(_VERB.search(sentence)) and not _PICTURE_TALK.match(sentence)
+    return len(words(sentence)) >= 3 and bool(_VERB.search(sentence)) and not _PICTURE_TALK.match(sentence)
 
 
 class _Handler(BaseHTTPRequestHandler):
