@@ -106,6 +106,7 @@ def run_demo(
     with phase(setting), Ledger(out / "development-set", create=True) as ledger, mender() as endpoint:
         _until_grounded(ledger, out / "development", model, how, endpoint)
         thresholds = choose_thresholds(ledger.items())
+        sentence_threshold = choose_sentence_threshold(ledger.items())
         filters.write_thresholds(out / "rules.yaml", thresholds)
     report["thresholds"] = {name: thresholds[name] for name in ("ungrounded_sentence", "ungrounded_text")}
     datasets: dict[str, list[tuple[Item, str]]] = {}
@@ -116,7 +117,7 @@ def run_demo(
             filters.filter_items(ledger, thresholds)
             items = ledger.items()
             report["filters"] = measure_filters(items, thresholds)
-            report["grounding"] = measure_grounding(items, float(thresholds["ungrounded_sentence"] or 0))
+            report["grounding"] = measure_grounding(items, sentence_threshold)
             datasets["raw"] = [(item, str(item.raw.data["text"])) for item in items if item.raw.data["text"]]
             datasets["refined"] = [(item, item.text) for item in items if item.text]
             datasets["filtered"] = dataset.finished(ledger)
@@ -253,6 +254,18 @@ def _judged_sentences(items: Sequence[Item]) -> list[tuple[float, bool]]:
     return found
 
 
+def choose_sentence_threshold(items: Sequence[Item]) -> float:
+    """Where grounding finds false sentences best (F1), among those that state anything."""
+    judged = _judged_sentences(items)
+    total = sum(false for _, false in judged)
+
+    def f1(threshold: float) -> float:
+        caught = [false for score, false in judged if score < threshold]
+        return 2 * sum(caught) / max(1, total + len(caught))
+
+    return max(sorted({score for score, _ in judged}), key=f1, default=0.0)
+
+
 def measure_grounding(items: Sequence[Item], threshold: float) -> dict[str, Any]:
     """Precision and recall of grounding at finding false sentences, and the area under its ROC curve."""
     judged = _judged_sentences(items)
@@ -261,7 +274,8 @@ def measure_grounding(items: Sequence[Item], threshold: float) -> dict[str, Any]
     true_scores = [score for score, false in judged if not false]
     wins = sum((f < t) + 0.5 * (f == t) for f in false_scores for t in true_scores)
     return {
-        "sentences": len(judged),
+        "threshold, set on other pictures": round(threshold, 3),
+        "sentences that state anything": len(judged),
         "false sentences": _plain(Rate(len(false_scores), len(judged))),
         "precision": _plain(Rate(sum(caught), len(caught))),
         "recall": _plain(Rate(sum(caught), len(false_scores))),
