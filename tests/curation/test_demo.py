@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 
 from minigpt4.curation import demo, mender
 from minigpt4.curation.endpoint import Endpoint
+from minigpt4.curation.ledger import Ledger
+from minigpt4.errors import UserError
 from minigpt4.evaluation.abilities import statements
 from minigpt4.pocket import world
 from minigpt4.pocket.language import description
@@ -94,3 +100,23 @@ def test_the_report_is_tables_that_can_be_pasted() -> None:
     assert "- filtered against raw, failures: +0.0 points (intervals overlap)" in text
     assert "- selected against filtered, failures: +40.0 points (intervals apart)" in text
     assert "61 s in all" in text
+
+
+def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
+    """The shipped model on a few pictures; run again, it finds everything done and reports the same."""
+    small = {"pictures": 12, "questions": 3, "overrides": ["steps=2", "batch_size=2", "warmup_steps=1"]}
+    console = Console(quiet=True)
+    report = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    assert (tmp_path / "demo" / "report.md").read_text() == report
+    measured = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert list(measured["steps"]) == ["raw", "refined", "filtered", "selected"]
+    assert list(measured["models"]) == ["stage 1", "raw", "refined", "filtered", "selected"]
+    assert measured["steps"]["raw"]["texts"] == 12
+    assert measured["steps"]["refined"]["broken"]["share"] <= measured["steps"]["raw"]["broken"]["share"]
+    with Ledger(tmp_path / "demo" / "set") as ledger:
+        before = ledger.events()
+        assert [event.step for event in before].count("describe") == 12
+    again = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    assert again.rpartition("\n- ")[0] == report.rpartition("\n- ")[0]
+    with pytest.raises(UserError, match="12 pictures of another run"):
+        demo.draw_folder(tmp_path / "demo" / "pictures", demo.CURATED, 13)

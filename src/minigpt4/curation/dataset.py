@@ -35,7 +35,7 @@ def finished(ledger: Ledger) -> list[tuple[Item, str]]:
         text = item.final
         if not item.kept or text is None or not text.strip():
             continue
-        worth = (bool(item.reviews), item.grounding.data["lowest"] if item.grounding is not None else float("-inf"))
+        worth = (bool(item.reviews), item.grounding.data["whole"] if item.grounding is not None else float("-inf"))
         if item.picture.name not in best or worth > best[item.picture.name][0]:
             best[item.picture.name] = (worth, item, text.strip())
     return [(item, text) for _, item, text in best.values()]
@@ -102,7 +102,7 @@ def _row(form: Format, image_id: str, item: Item, text: str) -> dict[str, Any]:
         "text": text,
         "raw_text": item.raw.data["text"],
         "source_name": item.picture.name,
-        "grounding": item.grounding.data["lowest"] if item.grounding is not None else None,
+        "grounding": item.grounding.data["whole"] if item.grounding is not None else None,
         "reviewed": bool(item.reviews),
     }
 
@@ -169,7 +169,7 @@ def card(ledger: Ledger, splits: Counter[str], license: str | None) -> str:
         for step, settings in facts["made with"].items()
     }
     lines += [yaml.safe_dump(made, sort_keys=True, allow_unicode=True, width=110).strip(), "```", ""]
-    lines += ["Fields: `text`, `raw_text` (before refining), `grounding` (of its least supported sentence, at most 1),"]
+    lines += ["Fields: `text`, `raw_text` (before refining), `grounding` (of the whole text, at most 1),"]
     lines += ["`reviewed` (whether a person looked at it), `source_name`.", ""]
     return "\n".join(lines)
 

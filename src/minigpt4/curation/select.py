@@ -19,10 +19,10 @@ from minigpt4.errors import UserError
 
 
 def quality(items: Sequence[Item]) -> np.ndarray:
-    """A quality for each item, 0 to 1: the mean of its ranks by grounding (of the text and of its least supported
-    sentence) and by fluency.
+    """A quality for each item, 0 to 1: the mean of its ranks by grounding of the whole text and by fluency.
 
-    Ranks, for the measures have no common unit. Raises UserError for an item without grounding.
+    Ranks, for the measures have no common unit. (The least supported sentence counts for nothing here: it is mostly a
+    harmless filler that fits any picture.) Raises UserError for an item without grounding.
     """
     scores = [item.grounding for item in items]
     if missing := sum(score is None for score in scores):
@@ -36,7 +36,7 @@ def quality(items: Sequence[Item]) -> np.ndarray:
         placed[order] = np.arange(len(items)) / max(1, len(items) - 1)
         return placed
 
-    return 0.25 * ranks("lowest") + 0.25 * ranks("whole") + 0.5 * ranks("fluency")
+    return 0.5 * ranks("whole") + 0.5 * ranks("fluency")
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int = 0, rounds: int = 30) -> np.ndarray:
