@@ -84,8 +84,10 @@ def test_the_report_is_tables_that_can_be_pasted() -> None:
         "settings": {"questions": 4},
         "steps": {"raw": {"texts": 4, "broken": rate}, "refined": {"texts": 4, "broken": better}},
         "filters": {
-            "too_short": {"caught": 2, "precision": rate, "recall": rate},
-            "too_long": {"caught": 0, "precision": nothing, "recall": rate},
+            "raw": {
+                "too_short": {"caught": 2, "precision": rate, "recall": rate},
+                "too_long": {"caught": 0, "precision": nothing, "recall": rate},
+            }
         },
         "grounding": {"sentences": 9, "precision": nothing},
         "thresholds": {"ungrounded_text": 0.25},

@@ -116,7 +116,12 @@ def run_demo(
         with phase("filter, select, export"):
             filters.filter_items(ledger, thresholds)
             items = ledger.items()
-            report["filters"] = measure_filters(items, thresholds)
+            # Of raw texts by their words alone, for grounding is measured of the texts that are kept.
+            unrefined = [Item(item.picture, item.sample, item.raw) for item in items]
+            report["filters"] = {
+                "raw": measure_filters(unrefined, thresholds),
+                "refined": measure_filters(items, thresholds),
+            }
             report["grounding"] = measure_grounding(items, sentence_threshold)
             datasets["raw"] = [(item, str(item.raw.data["text"])) for item in items if item.raw.data["text"]]
             datasets["refined"] = [(item, item.text) for item in items if item.text]
@@ -227,7 +232,10 @@ def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
 def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> dict[str, Any]:
     """Precision and recall of each rule, and of all together, at finding texts that are broken or say what is false."""
     bad = {item.key: judge(_picture(item), item.text, item.ended).bad for item in items}
-    caught = {item.key: set(item.verdict.data["caught"]) for item in items if item.verdict is not None}
+    measured = filters.measure_all(items, {})  # no picture is a duplicate here
+    caught = {
+        item.key: set(filters.caught_by(values, thresholds)) for item, values in zip(items, measured, strict=True)
+    }
     found: dict[str, Any] = {}
     for name in (*(rule.name for rule in filters.RULES), "any rule"):
         by = [key for key, names in caught.items() if (names if name == "any rule" else name in names)]
@@ -387,20 +395,23 @@ def markdown(report: Mapping[str, Any]) -> str:
     def show(value: Any) -> str:
         return _cell(value) if isinstance(value, Mapping) else str(value)
 
-    rules = [
-        [name, str(row["caught"]), _cell(row["precision"]), _cell(row["recall"])]
-        for name, row in report["filters"].items()
-        if row["caught"]
-    ]
+    rules = {
+        kind: [
+            [name, str(row["caught"]), _cell(row["precision"]), _cell(row["recall"])]
+            for name, row in found.items()
+            if row["caught"]
+        ]
+        for kind, found in report["filters"].items()
+    }
     grounding = [[name, show(value)] for name, value in report["grounding"].items()]
     limits = ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items())
     verdicts = "\n".join(f"- {line}" for line in compare_models(report["models"]))
     return (
         "Texts after each step, against the truth of their pictures, per cent (95 % interval):\n\n"
         + _compare("", report["steps"], show)
-        + "\nWhat each rule caught of texts that are broken or say something false (rules that caught nothing are left "
+        + "\nWhat each rule catches of texts that are broken or say something false (rules that catch nothing are left "
         f"out; {limits}, set on other pictures):\n\n"
-        + _table(["rule", "caught", "precision", "recall"], rules)
+        + "\n".join(_table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items())
         + "\nGrounding at finding false sentences:\n\n"
         + _table(["", ""], grounding)
         + f"\nAfter stage 2 on each, {report['settings']['questions']} pictures that nothing was trained on:\n\n"
