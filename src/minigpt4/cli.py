@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from minigpt4.curation.cli import curate
 from minigpt4.errors import UserError
 
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
+app.add_typer(curate, name="curate")
 app.add_typer(pocket, name="pocket")
 pocket.add_typer(build, name="build")
 
