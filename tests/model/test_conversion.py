@@ -327,6 +327,10 @@ def test_any_llm_trains_a_step_and_answers(tiny_vision: Path, tiny_pairs: Path, 
     exported = MiniGPT4.from_pretrained(tmp_path / "export", dtype="float32", device="cpu")
     assert exported.generate([picture], ["What is it?"], do_sample=False, max_new_tokens=8) == [answer]
     assert exported.template == model.template
+    # The chat format that the export's tokenizer says is the LLM's own still.
+    again = MiniGPT4.assemble(tiny_vision, tmp_path / "export", dtype="float32", device="cpu")
+    talk = [Message("user", "What is it?", images=1), Message("assistant", "A cup."), Message("user", "And that?")]
+    assert again.template.prompt(talk) == model.template.prompt(talk)
 
 
 def test_a_chat_template_that_cannot_be_taken_apart(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )
 
 
+#: An alignment, an export, and an alignment whose parts lie inside an export.
+FORMS = ("alignment", "export", "inside")
 PICTURE = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
 
 
@@ -113,14 +115,16 @@ def wide(tiny_vision: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def save(model: MiniGPT4, directory: Path) -> dict[str, Path]:
     model.save_pretrained(directory / "alignment")
     model.export(directory / "export")
-    return {"alignment": directory / "alignment", "export": directory / "export"}
+    again = MiniGPT4.assemble(directory / "export", directory / "export", template="pocket", device="cpu")
+    again.save_pretrained(directory / "inside")
+    return {form: directory / form for form in FORMS}
 
 
 @pytest.mark.parametrize(
     ("load_in", "kind", "weights", "outputs"),
     [("8bit", "Linear8bitLt", 0.01, 0.03), ("4bit", "Linear4bit", 0.1, 1e-5)],
 )
-@pytest.mark.parametrize("form", ["alignment", "export"])
+@pytest.mark.parametrize("form", FORMS)
 def test_the_llm_in_fewer_bits(
     wide: dict[str, Path], form: str, load_in: str, kind: str, weights: float, outputs: float, tmp_path: Path
 ) -> None:
@@ -189,7 +193,7 @@ def test_bfloat16_and_float16(model: MiniGPT4, saved: dict[str, Path]) -> None:
         assert half.generate(PICTURE, "What is it?", max_new_tokens=3, seed=0)
 
 
-@pytest.mark.parametrize("form", ["alignment", "export"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_finds_no_place_in_memory_is_read_from_the_disk(
     model: MiniGPT4, saved: dict[str, Path], form: str, tmp_path: Path
 ) -> None:
