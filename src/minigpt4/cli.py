@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from minigpt4.curation.cli import curate
 from minigpt4.errors import UserError
 
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
+app.add_typer(curate, name="curate")
 app.add_typer(pocket, name="pocket")
 pocket.add_typer(build, name="build")
 
@@ -88,6 +90,13 @@ def train(
     typer.echo(run(Recipe.load(recipe, overrides or [])))
 
 
+_Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
+_LoadIn = Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")]
+_Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out; CUDA if there is one.")
+]
+
+
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
@@ -96,6 +105,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
 ) -> None:
     """Talk about a picture in the terminal. /help lists what else can be typed.
 
@@ -108,12 +120,65 @@ def chat(
     from minigpt4.model.alignment import MiniGPT4
     from minigpt4.terminal import Terminal
 
-    talk = MiniGPT4.from_pretrained(model).start_chat(template)
+    talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
     terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
+    images: Annotated[str, typer.Option(help="A directory, a pattern, a .jsonl or a .parquet file.")],
+    out: Annotated[Path, typer.Option(help="Where the answers go, one line of JSON each; a job there goes on.")],
+    prompt: Annotated[str | None, typer.Option(help="The question about every picture without one of its own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams to search.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
+) -> None:
+    """Ask about many pictures, in batches. A job that was stopped goes on where its file ends.
+
+    Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
+    """
+    from minigpt4.generation.jobs import read_tasks
+    from minigpt4.generation.jobs import run as run_job
+    from minigpt4.model.alignment import MiniGPT4
+
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    result = run_job(
+        lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
+        read_tasks(images, prompt),
+        out,
+        job={"model": model, "dtype": dtype, "load_in": load_in},
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        seed=seed,
+        **sampling,
+    )
+    typer.echo(result)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="vicuna-7b, vicuna-13b, pocket, or a model's directory or hub id.")],
+    train: Annotated[bool, typer.Option("--train", help="Show what training needs too.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures answered or trained on together.")] = 8,
+) -> None:
+    """Show parameters and the memory that chat, batches and training need, without loading any weights.
+
+    Example: minigpt4 plan vicuna-7b --train --batch 12
+    """
+    from minigpt4.plan import plan as make_plan
+
+    typer.echo(make_plan(model, batch=batch, train=train).table())
 
 
 @pocket.command()
@@ -191,6 +256,95 @@ def vision(
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     typer.echo(build_vision(out, steps, generation_steps, start=start))
+
+
+_NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory for the model.")]
+_WrittenDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; as the files hold it by default.")
+]
+
+
+@app.command()
+def convert(
+    vision: Annotated[Path, typer.Option(help="The tower: eva_vit_g.pth.")],
+    projection: Annotated[Path, typer.Option(help="The projection: pretrained_minigpt4*.pth.")],
+    template: Annotated[str, typer.Option(help="Chat format it was trained for: vicuna_v0 or llama2.")],
+    out: _NewDirectory,
+    qformer: Annotated[Path | None, typer.Option(help="The Q-Former: blip2_pretrained_flant5xxl.pth.")] = None,
+    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="The variant that has none.")] = False,
+    llm: Annotated[str | None, typer.Option(help="The LLM: a directory or hub id.")] = None,
+    llm_base: Annotated[str | None, typer.Option(help="Instead: the LLaMA that a Vicuna delta is added to ...")] = None,
+    llm_delta: Annotated[str | None, typer.Option(help="... and the delta.")] = None,
+    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the tower; of size 88.")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="Attention heads of the Q-Former; of size 64.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; another than the tower's interpolates.")] = None,
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Turn the files that the paper's authors released into a Hugging Face directory.
+
+    Example: minigpt4 convert --vision eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth
+    --projection pretrained_minigpt4_7b.pth --llm vicuna-7b --template vicuna_v0 --out minigpt4-7b
+    """
+    if (llm is None) == (llm_base is None) or (llm_base is None) != (llm_delta is None):
+        raise UserError("give the LLM as --llm, or as --llm-base together with --llm-delta")
+    if qformer is None and not no_qformer:
+        raise UserError("give the Q-Former as --qformer, or --no-qformer for the variant without one")
+    from minigpt4.model import released
+
+    released.convert(
+        vision, qformer, projection, llm or llm_base or "", out, template=template, llm_delta=llm_delta,
+        without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
+        dtype=dtype,
+    )  # fmt: skip
+    typer.echo(out)
+
+
+@app.command()
+def assemble(
+    vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
+    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory or hub id.")],
+    out: _NewDirectory,
+    template: Annotated[str | None, typer.Option(help="Chat format; the LLM's own by default.")] = None,
+    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="Project the tower's patches themselves.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Put Hugging Face parts together with an untrained projection, ready for `minigpt4 train ... init=DIR`.
+
+    Example: minigpt4 assemble --vision-qformer Salesforce/blip2-opt-2.7b --llm lmsys/vicuna-7b-v1.5 --out untrained
+    """
+    from minigpt4.model import released
+
+    model = released.assemble(
+        vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype
+    )
+    typer.echo(f"{out} (chat format: {model.template.name})")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="An alignment or an export, or pocket.")],
+    out: Annotated[Path | None, typer.Option(help="A new directory, or a new .pth file.")] = None,
+    format: Annotated[str, typer.Option(help="huggingface, or released: the projection as a .pth.")] = "huggingface",
+    dtype: _WrittenDtype = None,
+) -> None:
+    """Write a whole Hugging Face directory, or the projection for the original code.
+
+    Example: minigpt4 export runs/stage2/alignment --format released --out pretrained_minigpt4.pth
+    """
+    if format not in ("huggingface", "released"):
+        raise UserError(f"there is no format {format!r}; choose huggingface or released")
+    if format == "released":
+        from minigpt4.model.released import write_projection
+
+        typer.echo(write_projection(model, out or "pretrained_minigpt4.pth"))
+        return
+    if out is None:
+        raise UserError("give the new directory as --out")
+    from minigpt4.model.alignment import MiniGPT4
+
+    MiniGPT4.from_pretrained(model, dtype=dtype).export(out)
+    typer.echo(out)
 
 
 def main() -> None:

@@ -204,3 +204,22 @@ def test_settings_in_the_llms_files_do_not_leak_in(tiny_vision: Path, tiny_llm: 
 def test_wrong_settings_are_named(model: MiniGPT4, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match="^(?s:.*)" + message.replace("(", r"\(").replace(")", r"\)")):
         generate(model, None, "What is it?", **settings)  # type: ignore[arg-type]
+
+
+def test_equal_pictures_are_encoded_once(model: MiniGPT4, pictures: list[Image.Image], tmp_path: Path) -> None:
+    """In a batch and in a chat, whatever form they come in; a picture changed by a pixel is another one."""
+    pictures[0].save(tmp_path / "a.png")
+    pictures[0].save(tmp_path / "b.bmp")
+    changed = pictures[0].copy()
+    changed.putpixel((3, 3), (0, 0, 0))
+    calls: list[int] = []
+    hook = model.blip2.vision_model.register_forward_hook(lambda module, inputs, output: calls.append(len(output[0])))
+    same = [tmp_path / "a.png", str(tmp_path / "b.bmp"), (tmp_path / "a.png").read_bytes(), pictures[0].copy()]
+    answered = model.generate([*same, changed], "What is it?", do_sample=False, max_new_tokens=5)
+    assert calls == [2]
+    assert len(set(answered[:4])) == 1
+    chat = model.start_chat()
+    for picture in (same[0], changed, same[3], [same[1], changed]):
+        chat.ask("What is it?", image=picture, do_sample=False, max_new_tokens=2)
+    hook.remove()
+    assert calls == [2, 1, 1]

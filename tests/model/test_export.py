@@ -1,6 +1,7 @@
 """An export in plain transformers: the same prompts, the same answers, with no code of ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, pipeline
 
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.export import jinja_template
-from minigpt4.prompts.encode import encode_chat
+from minigpt4.model.export import CUT, jinja_template
+from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
+from speaking import make_it_say
 from tiny import D_LLM, tiny_tokenizer
+
+#: The letters of a chat format.
+_WRITTEN = "".join(vars(TEMPLATES["vicuna_v0"])[part] for part in ("system", "user", "assistant"))
 
 #: What somebody who never heard of this package writes: an answer, a conversation, and the pipeline.
 PLAIN = """
@@ -28,9 +33,10 @@ def said(text):
 chats = {
     "one": [{"role": "user", "content": [picture, said("Describe it.")]}],
     "other": [{"role": "user", "content": [other, said("Describe it.")]}],
+    "several": [{"role": "user", "content": [picture, other, said("Compare.")]}],
     "second turn": [
         {"role": "user", "content": [picture, said("What colour?")]},
-        {"role": "assistant", "content": [said("Red.")]},
+        {"role": "assistant", "content": [said("A large red ball.")]},
         {"role": "user", "content": [said("Like "), other, said("?")]},
     ],
 }
@@ -47,8 +53,10 @@ for directory in sys.argv[3:]:
         ids = inputs["input_ids"][0].tolist()
         new = model.generate(**inputs, generation_config=settings)[0, len(ids):]
         found[name] = {"ids": ids, "text": processor.decode(new, skip_special_tokens=True)}
-    chat = pipeline("image-text-to-text", model=directory)(text=chats["one"], max_new_tokens=16)
-    found["pipeline"] = {"text": chat[0]["generated_text"][-1]["content"]}
+    pipe = pipeline("image-text-to-text", model=directory)
+    for name in ("one", "several"):
+        chat = pipe(text=chats[name], max_new_tokens=16)
+        found["pipeline " + name] = {"text": chat[0]["generated_text"][-1]["content"]}
     print(json.dumps(found))
 assert not any(name.startswith("minigpt4") for name in sys.modules)
 """
@@ -89,7 +97,7 @@ def test_plain_transformers_answers_the_same(
     assert run.returncode == 0, run.stderr
     talk = [
         Message("user", "What colour?", images=1),
-        Message("assistant", "Red."),
+        Message("assistant", "A large red ball."),
         Message("user", "Like <ImageHere>?", images=1),
     ]
     for model, line in zip(models, run.stdout.splitlines(), strict=True):
@@ -97,7 +105,9 @@ def test_plain_transformers_answers_the_same(
         answers = model.generate(pictures, ["Describe it."] * 2, do_sample=False, max_new_tokens=16)
         assert len(set(answers)) == 2
         assert [found[name]["text"].strip() for name in ("one", "other")] == answers
-        assert found["pipeline"]["text"].strip() == answers[0]
+        assert found["pipeline one"]["text"].strip() == answers[0]
+        [compared] = model.generate([pictures], ["Compare."], do_sample=False, max_new_tokens=16)
+        assert found["several"]["text"].strip() == found["pipeline several"]["text"].strip() == compared
         assert found["second turn"]["ids"] == encode_chat(
             model.tokenizer, model.template, talk, model.num_query_tokens, model.image_token_id
         )
@@ -134,10 +144,10 @@ def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, 
 
 def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None)
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c"}]
+    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None, control_tokens(tokenizer))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c</s>d"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == "Be brief.###Human: a b c###Assistant: "
+    assert rendered == "Be brief.###Human: a b c d###Assistant: "
 
 
 def test_image_token_cannot_be_generated_and_the_stop_string_ends(
@@ -148,11 +158,60 @@ def test_image_token_cannot_be_generated_and_the_stop_string_ends(
     settings = json.loads((tmp_path / "export" / "generation_config.json").read_text())
     stop = model.tokenizer("###")["input_ids"]
     assert settings["suppress_tokens"] == [model.image_token_id]
+    assert settings["stop_string"] == "###"
     assert settings["eos_token_id"] == [2, *stop]
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
     assert config["model_type"] == "blip-2"
     assert config["text_config"]["eos_token_id"] == [2, *stop]
+
+
+def test_a_stop_string_of_several_tokens_in_plain_transformers(
+    tiny_vision: Path, tiny_llm: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Its end token cannot stop that: whoever asks names the stop string, as the generation page says."""
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
+    rows = len(model.tokenizer)
+    make_it_say(model.blip2.language_model, model.tokenizer, ["A", "b", "#", "##", "c"])
+    assert len(model.tokenizer) == rows, "all of it must be in the vocabulary"
+    model.export(tmp_path / "export")
+    pipe = pipeline("image-text-to-text", model=str(tmp_path / "export"), device="cpu")
+    asked = {"type": "image", "path": str(pictures[0])}, {"type": "text", "text": "What is it?"}
+
+    def said(**settings: Any) -> str:
+        found = pipe(text=[{"role": "user", "content": list(asked)}], max_new_tokens=12, **settings)
+        return found[0]["generated_text"][-1]["content"]
+
+    assert said() == "Ab###c"
+    assert said(stop_sequence="###") == "Ab###"
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_the_exported_tokenizer_gives_a_rendered_chat_the_ids_that_ours_have(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, kind: str
+) -> None:
+    """It cuts where the chat template says; with sentencepiece, where ours takes a conversation whole, nowhere."""
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny_llm, llm)
+    if kind == "sentencepiece":  # of a class that builds its own pre-tokenizer when it is loaded
+        pieces = ["<unk>", "<s>", "</s>", "<image>", *dict.fromkeys("▁ARed.#:" + _WRITTEN), "▁A", "▁R", "▁Re", "▁Red"]
+        merges = [("▁", "A"), ("▁", "R"), ("▁R", "e"), ("▁Re", "d")]
+        LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges).save_pretrained(llm)
+    model = MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0")
+    model.export(tmp_path / "export")
+    MiniGPT4.from_pretrained(tmp_path / "export").export(tmp_path / "again")
+    talk = [("user", "Red A."), ("assistant", "A."), ("user", "A Red"), ("assistant", "Red."), ("user", "A")]
+    ids = encode_chat(
+        model.tokenizer, model.template, [Message(*turn) for turn in talk], model.num_query_tokens, model.image_token_id
+    )
+    for name in ("export", "again"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        messages = [{"role": role, "content": text} for role, text in talk]
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer(rendered, add_special_tokens=False)["input_ids"] == ids
+        assert rendered.count(CUT) == {"byte-level": 4, "sentencepiece": 0}[kind]
+        whole = tokenizer(rendered.replace(CUT, ""), add_special_tokens=False)["input_ids"]
+        assert (whole == ids) is (kind == "sentencepiece")
 
 
 def test_an_export_loads_as_the_model_it_was(

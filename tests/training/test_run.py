@@ -133,3 +133,17 @@ def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: p
     data.write_bytes(whole[:20_000])
     train(with_values(stage1, data=str(data), steps=1), progress=False)
     assert any("9 pairs used; left out: no caption 1, broken shard" in record.message for record in caplog.records)
+
+
+def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:
+    """The loss falls, and the result loads in full precision too. (For 4 bits see tests/model/test_precision.py.)"""
+    recipe = with_values(stage1, load_in="8bit", steps=12, learning_rate=0.05)
+    alignment = train(recipe, progress=False)
+    losses = [json.loads(line)["loss"] for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
+    assert max(losses[-3:]) < min(losses[:2])
+    assert MiniGPT4.from_pretrained(alignment, device="cpu").stage == 1
+
+
+def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:
+    with pytest.raises(UserError, match="device=auto is for talking"):
+        train(with_values(stage1, device="auto"), progress=False)

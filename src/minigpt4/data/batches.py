@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.prompts.encode import encode, plain
+from minigpt4.prompts.encode import encode, plain, puts_space_first
 from minigpt4.prompts.templates import stage1_text, stage2_text
 
 if TYPE_CHECKING:
@@ -74,12 +74,16 @@ def tokenise(
     """Samples from (picture key, text) pairs: stage 1's form without instructions, stage 2's with them.
 
     A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
-    generates. Both together are cut at `max_text_tokens`, so a text that is cut teaches no end (as in the original).
+    generates; where the tokenizer puts a space before every text, the end symbol is tokenised with its text (as in the
+    original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end.
     """
     forms = [stage2_text(instruction, "") for instruction in instructions] or [stage1_text("")]
     prompts = [encode(tokenizer, prompt, num_query_tokens, image_token_id) for prompt, _ in forms]
-    end = encode(tokenizer, forms[0][1], num_query_tokens, image_token_id, bos=False)
-    texts = [plain(tokenizer, text) for _, text in usable]
+    texts, end = [plain(tokenizer, text) for _, text in usable], []
+    if puts_space_first(tokenizer):
+        texts = [text + forms[0][1] for text in texts]
+    else:
+        end = encode(tokenizer, forms[0][1], num_query_tokens, image_token_id, bos=False)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     targets = [(text_ids + end)[:max_text_tokens] for text_ids in ids]
     return Samples([key for key, _ in usable], targets, prompts)

@@ -22,7 +22,7 @@ def read_descriptions(directory: str, skipped: Counter[str]) -> Iterator[Pair]:
         UserError: the directory or `filter_cap.json` is missing or does not have the layout above.
     """
     for image_id, caption in read_annotations(directory):
-        path = _find_picture(Path(directory) / "image", image_id)
+        path = find_picture(Path(directory) / "image", image_id)
         if path is None:
             skipped["no picture"] += 1
         elif not caption.strip():
@@ -47,6 +47,7 @@ def read_annotations(directory: str) -> list[tuple[str, str]]:
         ) from error
 
 
-def _find_picture(directory: Path, image_id: str) -> Path | None:
+def find_picture(directory: Path, image_id: str) -> Path | None:
+    """The picture of an annotation in the `image` directory, or None."""
     candidates = (directory / f"{image_id}.{ending}" for ending in PICTURE_ENDINGS)
     return next((path for path in candidates if path.is_file()), None)

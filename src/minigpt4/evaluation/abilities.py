@@ -103,6 +103,8 @@ def _any_of(words: Iterable[str]) -> str:
 
 _COLOUR = _any_of(world.COLOURS)
 _PLACE = re.compile(r"\b(?:(?:top|bottom)[- ](?:left|right)|top|left|centre|center|right|bottom)\b")
+#: "This image shows" speaks of the picture, not of an image on the page.
+_NO_IMAGE_BOX = re.compile(r"(?i)\b(?:this image|the image (?:shows|is a|contains|has))\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
@@ -205,8 +207,7 @@ def _wrong_setting(picture: world.Picture, text: str) -> str | None:
 def _describe(picture: world.Picture, text: str) -> Verdict:
     """Every item with its kind, colour and place, and the setting; nothing else."""
     if picture.type == "draft":
-        # "This image shows" speaks of the picture, not of an image on the page.
-        text = re.sub(r"(?i)\b(?:this image|the image (?:shows|is a|contains|has))\b", " ", text)
+        text = _NO_IMAGE_BOX.sub(" ", text)
     claims = read(text, NOUNS["draft"] if picture.type == "draft" else _ALL_NOUNS)
     named, placed, wrong = 0, 0, None
     for item in picture.items:
@@ -222,6 +223,43 @@ def _describe(picture: world.Picture, text: str) -> Verdict:
     wrong = _contradiction(picture, claims) or wrong or _wrong_setting(picture, text)
     places = sum(item.place is not None for item in picture.items)
     return Verdict(wrong is None, wrong or "", len(picture.items), named, places, placed)
+
+
+#: Words that say which type of picture it is, beside the things on it.
+_TYPE_WORDS = {
+    "food": re.compile(r"\b(?:plate|dish|serving|ingredients|topped)\b"),
+    "product": re.compile(r"\b(?:product photo|studio photo)\b"),
+    "draft": re.compile(r"\b(?:draft|sketch|web ?page|website)\b"),
+}
+_HOW_MANY = re.compile(rf"\b({'|'.join(NUMBERS)}) objects?\b")
+
+
+def statements(picture: world.Picture, text: str) -> tuple[int, int]:
+    """(true, false): the statements that a description makes about its picture, judged one by one.
+
+    Each kind that is named is a statement, and so is each colour, size and place that is given to it, the setting, how
+    many objects there are, and the type of the picture. What the reader does not know ("It looks tasty.") is none.
+    """
+    if picture.type == "draft":
+        text = _NO_IMAGE_BOX.sub(" ", text)
+    lower = text.lower()
+    truth = {item.kind: item for item in picture.items}
+    judged: list[bool] = []
+    for kind, claim in read(text, NOUNS["draft"] if picture.type == "draft" else _ALL_NOUNS).items():
+        item = truth.get(kind)
+        judged.append(item is not None)
+        for said, true in (
+            (claim.colours, item and item.colour),
+            (claim.sizes, item and item.size),
+            (claim.places, item and item.place),
+        ):
+            judged += [value == true for value in said if item is None or true is not None]
+    settings = _words(text) & {word.lower() for word in SETTINGS[picture.type]}
+    judged += [word == picture.setting.lower() for word in settings]
+    if picture.type == "scene":
+        judged += [NUMBERS.index(number) == len(picture.items) for number in _HOW_MANY.findall(lower)]
+    judged += [name == picture.type for name, pattern in _TYPE_WORDS.items() if pattern.search(lower)]
+    return sum(judged), len(judged) - sum(judged)
 
 
 def _lines(text: str) -> list[str]:

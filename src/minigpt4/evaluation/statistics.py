@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -27,6 +28,21 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     scale = 1 + z * z / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """How far two judges agree beyond chance: 1 always, 0 as often as by chance (Cohen 1960).
+
+    None where it is not defined: nothing was judged, or both gave one and the same verdict throughout.
+    """
+    total = len(pairs)
+    if not total:
+        return None
+    agreed = sum(one == other for one, other in pairs) / total
+    verdicts = {verdict for pair in pairs for verdict in pair}
+    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
+    by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Chat:
         """Forget everything that was said and shown."""
         self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its pictures
         self._ids: list[int] = []  # all that the LLM has read and written, up to the end of the last answer
+        self._known: dict[bytes, Tensor] = {}  # features of the pictures shown, by content: none is encoded twice
         self._features = encode_pictures(self.model, [[]])[0]  # of every picture so far: (pictures, q, d_qformer)
         self._cache = DynamicCache()  # keys and values of the first of `_ids`: seldom of the very last
 
@@ -98,7 +99,7 @@ class Chat:
     def _turn(self, text: str, image: Any) -> _Turn:
         model, pictures = self.model, as_list(image)
         message = Message("user", text, len(pictures))
-        [features] = encode_pictures(model, [pictures])
+        [features] = encode_pictures(model, [pictures], self._known)
         if self._turns:
             asked = replace(message, text=plain(model.tokenizer, text, self.template.stop))
             new = self.template.continuation(asked)

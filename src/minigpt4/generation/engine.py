@@ -8,6 +8,7 @@ be shown.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -27,6 +28,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.generation.endings import Answer, StopString, decode_text, end_tokens, read_answer, showable
 from minigpt4.prompts.encode import encode_chat
@@ -135,7 +137,7 @@ def answers(
     `prompts`: a list of questions (str) or of conversations (list of Message) that end with one, or a single one, which
     then is put to every picture of `images`.
     `images`: None, one picture for all prompts, or a list with one entry for each prompt: a picture, a list of
-    pictures, or None. A picture is a path, bytes, or a Pillow image; one used several times is encoded once.
+    pictures, or None. A picture is a path, bytes, or a Pillow image; equal ones are encoded once.
     `features`: instead of images, what `model.encode_images` made of them: `(prompts or 1, q, d_qformer)`, or a list
     with one `(pictures, q, d_qformer)` tensor for each prompt.
     `settings`: the fields of `Decoding`. Raises UserError for what does not fit together.
@@ -356,15 +358,36 @@ def _pictures(images: Any, count: int) -> list[list[ImageSource]]:
     return [as_list(entry) for entry in images]
 
 
-def encode_pictures(model: MiniGPT4, pictures: Sequence[Sequence[ImageSource]]) -> list[Tensor]:
-    """For each prompt the features `(pictures, q, d_qformer)` of its pictures, each distinct picture encoded once."""
-    distinct: dict[Any, ImageSource] = {}
-    keys = [[id(p) if isinstance(p, Image.Image) else p for p in row] for row in pictures]
-    for row, key_row in zip(pictures, keys, strict=True):
-        distinct.update(zip(key_row, row, strict=True))
-    features = model.encode_images(list(distinct.values())) if distinct else _no_features(model)
-    position = {key: i for i, key in enumerate(distinct)}
-    return [features[[position[key] for key in key_row]] for key_row in keys]
+def encode_pictures(
+    model: MiniGPT4, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
+) -> list[Tensor]:
+    """For each prompt the features `(pictures, q, d_qformer)` of its pictures.
+
+    What has the same pixels is encoded once, and not at all if its features are in `known` (by `content_key`), which
+    takes up the new ones. Raises UserError for a picture that cannot be read; `known` is then as it was.
+    """
+    known = {} if known is None else known
+    keys: dict[Any, bytes] = {}  # by path, bytes or identity, so that a picture for many prompts is read once
+    new: dict[bytes, Image.Image] = {}
+    sources = [[id(p) if isinstance(p, Image.Image) else p for p in row] for row in pictures]
+    for row, source_row in zip(pictures, sources, strict=True):
+        for picture, source in zip(row, source_row, strict=True):
+            if source not in keys:
+                image = open_image(picture)
+                keys[source] = content_key(image)
+                if keys[source] not in known:
+                    new[keys[source]] = image
+    if new:
+        known.update(zip(new, model.encode_images(list(new.values())), strict=True))
+    none = _no_features(model)
+    return [torch.stack([known[keys[s]] for s in row]) if row else none for row in sources]
+
+
+def content_key(image: Image.Image) -> bytes:
+    """The SHA-256 of a picture's mode, size and pixels: the same for the same picture in another file or format."""
+    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    digest.update(image.tobytes())
+    return digest.digest()
 
 
 def _no_features(model: MiniGPT4) -> Tensor:

@@ -10,8 +10,9 @@ projection.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts
-from minigpt4.model.export import read_export, write_export
-from minigpt4.model.precision import resolve_device, resolve_dtype
+from minigpt4.model.export import read_export, write_export, write_parts
+from minigpt4.model.patches import take_out_qformer
+from minigpt4.model.precision import Placement, pack_4bit_layers
+from minigpt4.prompts.encode import check_template
+from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
 if TYPE_CHECKING:
@@ -42,7 +46,10 @@ TRAINED = {1: ("blip2.language_projection.",), 2: ("blip2.language_projection.",
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the frozen parts came from: their names, and the fingerprints of their weights."""
+    """Where the frozen parts came from: their names, and the fingerprints of their weights.
+
+    On disk `.` and `./...` are places in the directory that holds the record.
+    """
 
     vision_qformer: str
     vision_fingerprint: str
@@ -54,7 +61,8 @@ class MiniGPT4(torch.nn.Module):
     """A frozen vision tower and Q-Former, a frozen LLM, and the linear projection between them.
 
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
-    `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None).
+    `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None), `placement` (where it
+    lives and in which numbers; None if whoever put it together did not say).
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class MiniGPT4(torch.nn.Module):
         template: Template,
         origin: Origin,
         stage: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         self.blip2 = blip2
@@ -73,7 +82,11 @@ class MiniGPT4(torch.nn.Module):
         self.template = template
         self.origin = origin
         self.stage = stage
+        self.placement = placement
         self.image_token_id: int = blip2.config.image_token_id
+        pack_4bit_layers(blip2, allowed=True)
+        # Not only suppressed when a token is chosen: it must take no probability from the words either.
+        blip2.language_model.register_forward_hook(partial(_hide_image_token, self.image_token_id))
         self.requires_grad_(False)
         self.eval()
 
@@ -150,6 +163,11 @@ class MiniGPT4(torch.nn.Module):
         return self.blip2.config.num_query_tokens
 
     @property
+    def has_qformer(self) -> bool:
+        """False for the paper's variant that projects the patches themselves (`minigpt4.model.patches`)."""
+        return self.blip2.config.qformer_config.num_hidden_layers > 0
+
+    @property
     def device(self) -> torch.device:
         return self.blip2.query_tokens.device
 
@@ -186,38 +204,38 @@ class MiniGPT4(torch.nn.Module):
         vision_qformer: str | Path,
         llm: str | Path,
         *,
-        template: str | Template,
+        template: str | Template | None = None,
+        qformer: bool = True,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        load_in: str | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
         seed: int = 0,
     ) -> MiniGPT4:
         """Frozen parts and a fresh projection, drawn from `seed`.
 
-        `vision_qformer` and `llm` are directories, hub ids or pocket names. Raises UserError for parts that do not
-        exist or are not what they should be.
+        `vision_qformer` and `llm` are directories, hub ids or pocket names. `template` defaults to the LLM's own chat
+        format, and to `vicuna_v0` if it has none. Without `qformer` the projection reads the tower's patches, four at a
+        time (paper, section 4.4). For `dtype`, `device`, `load_in` and `max_memory` see `from_pretrained`. Raises
+        UserError for parts that do not exist or are not what they should be.
         """
-        device = resolve_device(device)
-        dtype = resolve_dtype(dtype, device)
-        template = get_template(template)
-        vision = parts.load_vision_qformer(vision_qformer)
-        language = parts.load_llm(llm, dtype)
-        config = Blip2Config(
-            vision_config=vision.vision_config,
-            qformer_config=vision.qformer_config,
-            text_config=language.model.config,
-            num_query_tokens=vision.num_query_tokens,
-            image_token_index=language.image_token_id,
-        )
-        with torch.device("meta"):  # no memory and no random numbers for weights that are put in next
-            blip2 = Blip2ForConditionalGeneration(config)
-        _put_tensors(blip2, vision, str(vision_qformer), dtype)
+        placement = Placement.of(dtype, device, load_in, max_memory)
+        if isinstance(template, str):
+            template = get_template(template)  # a wrong name is known before anything is loaded
+        vision = parts.load_vision_qformer(vision_qformer, qformer)
+        language = parts.load_llm(llm, placement.dtype, placement)
+        template = choose_template(template, language.tokenizer, str(llm))
+        check_template(language.tokenizer, template, str(llm))
+        blip2 = make_graph(vision, language.model.config, language.image_token_id)
+        _put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
         blip2.language_model = language.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            projection = torch.nn.Linear(vision.qformer_config.hidden_size, config.text_config.hidden_size)
-        blip2.language_projection = projection  # float32 in every model: it is small, and training goes on from it
-        origin = Origin(_portable(vision_qformer), vision.fingerprint, _portable(llm), language.fingerprint)
-        return cls(blip2.to(device), language.tokenizer, vision.image_processor, template, origin)
+        end_at_stop(language.model, language.tokenizer, template)
+        blip2.language_projection = fresh_projection(vision, language.model.config, seed)
+        blip2.query_tokens.data = blip2.query_tokens.data.to(placement.device)
+        for part in (blip2.vision_model, blip2.qformer, blip2.language_projection):  # the LLM is in its place
+            part.to(placement.device)
+        origin = Origin(portable(vision_qformer), vision.fingerprint, portable(llm), language.fingerprint)
+        return cls(blip2, language.tokenizer, vision.image_processor, template, origin, placement=placement)
 
     @classmethod
     def from_pretrained(
@@ -226,19 +244,33 @@ class MiniGPT4(torch.nn.Module):
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        load_in: str | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
     ) -> MiniGPT4:
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
-        `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. Raises
-        UserError if anything is missing, broken, or does not fit together.
+        `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
+        ("8bit" or "4bit", on CUDA or the CPU) quantises the LLM's linear layers while they are read. With
+        `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
+        (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
+        together.
         """
         source = parts.resolve(name_or_path)
-        origin, template, stage = _read_record(source)
+        origin, template, stage, qformer = read_record(source)
         if parts.find_file(source, "config.json"):  # an export holds the frozen parts too
-            device = resolve_device(device)
-            blip2, tokenizer, image_processor = read_export(source, resolve_dtype(dtype, device))
-            return cls(blip2.to(device), tokenizer, image_processor, template, origin, stage)
-        model = cls.assemble(origin.vision_qformer, origin.llm, template=template, dtype=dtype, device=device)
+            placement = Placement.of(dtype, device, load_in, max_memory)
+            blip2, tokenizer, image_processor = read_export(source, placement)
+            return cls(blip2, tokenizer, image_processor, template, origin, stage, placement)
+        model = cls.assemble(
+            origin.vision_qformer,
+            origin.llm,
+            template=template,
+            qformer=qformer,
+            dtype=dtype,
+            device=device,
+            load_in=load_in,
+            max_memory=max_memory,
+        )
         _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
         _check_origin(str(name_or_path), origin, model.origin)
         model.stage = stage
@@ -250,31 +282,46 @@ class MiniGPT4(torch.nn.Module):
         Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier alignment.
         """
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-            tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
-            save_file(tensors, new / PROJECTION_FILE, metadata={"format": "pt"})
-            self._write_record(new)
+            self._write_projection(new)
+            self.write_record(new)
 
     def export(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
 
-        Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier export.
+        Of the variant without a Q-Former, for which transformers has no model, it writes the alignment with its parts
+        beside it: `vision` (a Blip2VisionModel), `llm`, and the projection. Raises UserError if `directory` exists and
+        is not empty, or if the LLM is quantised or lies on the disk; `overwrite` replaces an earlier export.
         """
+        if self.placement and (self.placement.load_in or self.placement.spread):
+            held = f"load_in={self.placement.load_in!r}" if self.placement.load_in else "device='auto'"
+            raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-            write_export(self, new)
-            self._write_record(new)
+            if self.has_qformer:
+                write_export(self, new)
+                self.write_record(new)
+            else:
+                write_parts(self, new)
+                self._write_projection(new)
+                self.write_record(new, parts_inside(new))
 
-    def _write_record(self, directory: Path) -> None:
-        text = json.dumps(self._record(), indent=2) + "\n"
+    def _write_projection(self, directory: Path) -> None:
+        tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
+        save_file(tensors, directory / PROJECTION_FILE, metadata={"format": "pt"})
+
+    def write_record(self, directory: Path, origin: Origin | None = None) -> None:
+        """Write `alignment.json`; `origin` takes the place of the model's own."""
+        text = json.dumps(self._record(origin or self.origin), indent=2) + "\n"
         (directory / ALIGNMENT_FILE).write_text(text, encoding="utf-8")
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self, origin: Origin) -> dict[str, Any]:
         known = TEMPLATES.get(self.template.name) == self.template
         return {
             "format_version": FORMAT_VERSION,
-            "origin": asdict(self.origin),
+            "origin": asdict(origin),
             "template": self.template.name if known else asdict(self.template),
             "image_size": self.blip2.config.vision_config.image_size,
             "num_query_tokens": self.num_query_tokens,
+            "qformer": self.has_qformer,
             "stage": self.stage,
         }
 
@@ -286,6 +333,7 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
     """
     if stage not in TRAINED:
         raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, TRAINED))}")
+    pack_4bit_layers(model, allowed=False)
     trained = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED[stage]))
@@ -296,15 +344,57 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
     return trained
 
 
+def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:
+    """The network of these parts without weights: its tensors are on torch's meta device and take no memory."""
+    return empty_graph(
+        Blip2Config(
+            vision_config=vision.vision_config,
+            qformer_config=vision.qformer_config,
+            text_config=text_config,
+            num_query_tokens=vision.num_query_tokens,
+            image_token_index=image_token_id,
+        )
+    )
+
+
+def empty_graph(config: Blip2Config) -> Any:
+    """The network of this configuration without weights. One whose Q-Former has no layers has `PatchGroups` there."""
+    with torch.device("meta"):
+        blip2 = Blip2ForConditionalGeneration(config)
+    if config.qformer_config.num_hidden_layers == 0:
+        take_out_qformer(blip2)
+    return blip2
+
+
+def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int) -> torch.nn.Linear:
+    """The untrained projection between these parts: `Linear(d_qformer, d_llm)` with bias, torch's own start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # float32 in every model: it is small, and training goes on from it
+        return torch.nn.Linear(vision.qformer_config.hidden_size, text_config.hidden_size)
+
+
+def _hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any) -> Any:
+    column = torch.tensor([image_token_id], device=output.logits.device)
+    output.logits = output.logits.index_fill(-1, column, float("-inf"))
+    return output
+
+
+def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], asks: str) -> None:
+    """Raises UserError for the first tensor that is missing or has another shape than `asks` asks for."""
+    for key, shape in expected.items():
+        if key not in tensors:
+            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that {asks} asks for is missing")
+        if tensors[key].shape != shape:
+            found = tuple(tensors[key].shape)
+            raise UserError(f"{name}: the tensor {key} has shape {found}, {asks} asks for {tuple(shape)}")
+
+
 def _put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
     """Put the vision side's tensors in their places, in the dtypes that transformers would load them in."""
     expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
-    for key, shape in expected.items():
-        if key not in vision.tensors:
-            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
-        if vision.tensors[key].shape != shape:
-            found = tuple(vision.tensors[key].shape)
-            raise UserError(f"{name}: the tensor {key} has shape {found}, its config.json asks for {tuple(shape)}")
+    check_tensors(name, vision.tensors, expected, "its config.json")
+    blip2.query_tokens.data = blip2.query_tokens.data.to(dtype)
     qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
     tensors = {
         # A copy, for what was read lies in a mapped file that somebody may replace.
@@ -344,14 +434,21 @@ def _check_origin(name: str, recorded: Origin, found: Origin) -> None:
             )
 
 
-def _portable(name: str | Path) -> str:
+def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
     if str(name) in parts.POCKET_PARTS or not Path(name).expanduser().is_dir():
         return str(name)
     return str(Path(name).expanduser().resolve())
 
 
-def _read_record(source: str | Path) -> tuple[Origin, Template, int | None]:
+def parts_inside(directory: Path) -> Origin:
+    """The origin of parts that lie in `directory` itself, in `vision` and `llm`."""
+    vision = parts.load_vision_qformer(directory / "vision", qformer=False).fingerprint
+    return Origin("./vision", vision, "./llm", parts.fingerprint(parts.Checkpoint(directory / "llm")))
+
+
+def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool]:
+    """What `alignment.json` says: origin, template, stage, and whether there is a Q-Former."""
     record = parts.read_json(source, ALIGNMENT_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -361,6 +458,13 @@ def _read_record(source: str | Path) -> tuple[Origin, Template, int | None]:
     try:
         recorded = record["template"]
         template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
-        return Origin(**record["origin"]), template, record["stage"]
+        origin = Origin(**record["origin"])
+        inside = {
+            part: str(Path(source, place).resolve())
+            for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
+            if place == "." or place.startswith("./")
+        }
+        # Alignments of releases that knew only the form with a Q-Former do not say so.
+        return replace(origin, **inside), template, record["stage"], record.get("qformer", True)
     except (KeyError, TypeError) as error:
         raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None

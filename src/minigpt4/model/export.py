@@ -9,40 +9,50 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig, LlavaProcessor
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, GenerationConfig, LlavaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
+from minigpt4.model.precision import Placement
+from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.templates import IMAGE_MARK, Template
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
+#: Key of the template's stop string in generation_config.json, for our plugin for vLLM. It is not `stop_strings`, for
+#: with that transformers' `generate` refuses to run without a tokenizer.
+STOP_STRING = "stop_string"
 
 
 def write_export(model: MiniGPT4, directory: Path) -> None:
     """Write weights (in their present dtype), configurations, processor and tokenizer to an empty `directory`."""
-    blip2, tokenizer = model.blip2, copy.deepcopy(model.tokenizer)
+    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+        model.blip2.save_pretrained(directory)
+    write_settings(model, directory)
+
+
+def write_settings(model: MiniGPT4, directory: Path) -> None:
+    """Write all of an export but its weights: configurations, processor and tokenizer."""
+    blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
-    if model.template.stop in tokenizer.get_vocab():  # special tokens are left out when an answer is decoded
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
-        )
-    with parts.bars_if_long(blip2.get_memory_footprint()):
-        blip2.save_pretrained(directory)
+    blip2.config.save_pretrained(directory)
     _edit_json(directory / "config.json", ends)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
+        renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
         max_new_tokens=300,
+        **{STOP_STRING: model.template.stop},
     ).save_pretrained(directory)
     # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
     # `<image>` stands, as one token for each patch and some more: here one patch, and the other query tokens.
@@ -52,28 +62,75 @@ def write_export(model: MiniGPT4, directory: Path) -> None:
         patch_size=blip2.config.vision_config.image_size,
         num_additional_image_tokens=model.num_query_tokens - 1,
         vision_feature_select_strategy="full",
-        chat_template=jinja_template(model.template, tokenizer.bos_token),
+        chat_template=jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut),
         image_token=parts.IMAGE_TOKEN,
     )
     processor.save_pretrained(directory)
+    if cut:
+        _keep_cutting(directory)
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
 
 
-def read_export(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """(BLIP-2 model in `dtype` on the CPU, tokenizer, image processor) of an export."""
+def write_parts(model: MiniGPT4, directory: Path) -> None:
+    """Write the frozen parts of the variant without a Q-Former as two directories, `vision` and `llm`."""
+    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+        model.blip2.vision_model.save_pretrained(directory / "vision")
+        model.blip2.language_model.save_pretrained(directory / "llm")
+    write_parts_settings(model, directory)
+
+
+def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
+    """Write all of these two but their weights: configurations, image processor, tokenizer, generation config."""
+    llm, (tokenizer, cut) = model.blip2.language_model, _exported_tokenizer(model)
+    model.blip2.vision_model.config.save_pretrained(directory / "vision")
+    model.image_processor.save_pretrained(directory / "vision")
+    llm.config.architectures = [type(llm).__name__]
+    llm.config.save_pretrained(directory / "llm")
+    settings = copy.deepcopy(llm.generation_config)
+    settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
+    settings.save_pretrained(directory / "llm")
+    tokenizer.chat_template = jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut)
+    tokenizer.save_pretrained(directory / "llm")
+    if cut:
+        _keep_cutting(directory / "llm")
+
+
+def _exported_tokenizer(model: MiniGPT4) -> tuple[Any, str]:
+    """A copy of the tokenizer that gives a prompt, tokenised whole, the ids that `prompts.encode` gives its pieces.
+
+    With it, what its chat template has to put where it cuts: `CUT`, or nothing.
+    """
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if model.template.stop in tokenizer.get_vocab() and not puts_space_first(tokenizer):
+        # Special tokens are left out when an answer is decoded. (With sentencepiece a space would stand behind them.)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and getattr(backend.pre_tokenizer, "prepend_scheme", "never") != "never":
+        backend.pre_tokenizer.prepend_scheme = "always"  # the space after special tokens, as the original has it
+        tokenizer.legacy = True  # under this name some tokenizers write it down
+        tokenizer.init_kwargs["legacy"] = True
+    return tokenizer, _cut_pieces(tokenizer)
+
+
+def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any]:
+    """(BLIP-2 model where `placement` says, tokenizer, image processor) of an export."""
     try:
         with parts.bars_if_long(parts.Checkpoint(source).size()):
-            blip2 = Blip2ForConditionalGeneration.from_pretrained(source, dtype=dtype)
+            blip2 = parts.load_whole(source, placement)
         tokenizer = AutoTokenizer.from_pretrained(source)
         return blip2, tokenizer, BlipImageProcessorPil.from_pretrained(source)
     except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
         raise UserError(f"{source}: this export cannot be read ({parts.first_line(error)}); export it again") from None
 
 
-def jinja_template(template: Template, bos_token: str | None) -> str:
+def jinja_template(template: Template, bos_token: str | None, control: Collection[str] = (), cut: str = "") -> str:
     """The chat template that renders messages in transformers' form exactly as `Template.prompt` does.
 
     Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
+    A space replaces all that texts spell out of `control`, `<image>` and the stop string, as in `prompts.encode.plain`.
+    `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own.
     """
     before, between, after = template.user_parts
     image = template.image.rstrip(" ").replace(IMAGE_MARK, parts.IMAGE_TOKEN)
@@ -90,20 +147,23 @@ def jinja_template(template: Template, bos_token: str | None) -> str:
         "gap": gap,
         "before_answer": template.before_answer,
         "after_answer": template.after_answer,
-        "placeholder": parts.IMAGE_TOKEN,
+        "cut": cut,
+        "control": sorted({*control, parts.IMAGE_TOKEN, template.stop} - {""}, key=lambda token: (-len(token), token)),
     }
     settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
     return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
 
 
-# The chat, in Jinja. Whoever writes `<image>` or the stop string in a text gets a space, as in `prompts.encode.plain`.
+# The chat, in Jinja.
 _CHAT_TO_USER = """\
 {%- macro words(content) -%}
   {%- set texts = [content] -%}
   {%- if content is not string -%}
     {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
   {%- endif -%}
-  {{- texts | join | replace(placeholder, " ") | replace(stop, " ") -}}
+  {%- set said = namespace(text=texts | join) -%}
+  {%- for token in control -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
+  {{- said.text -}}
 {%- endmacro -%}
 {{- bos -}}
 {%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}
@@ -115,7 +175,7 @@ _CHAT_TO_USER = """\
 _CHAT_AFTER_USER = """\
     {{- after -}}
   {%- elif message.role == "assistant" -%}
-    {{- before_answer -}}{{- words(message.content) -}}{{- after_answer -}}
+    {{- before_answer -}}{{- cut -}}{{- words(message.content) -}}{{- cut -}}{{- after_answer -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
@@ -137,6 +197,24 @@ _IMAGES_IN_PLACE = """\
       {%- endfor -%}
     {%- endif -%}
 """
+
+
+def _cut_pieces(tokenizer: Any) -> str:
+    """Make `tokenizer` cut texts at `CUT`, and return that; or return "" if it is not to cut, or nobody can make it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or puts_space_first(tokenizer):  # `encode_chat` tokenises those conversations whole
+        return ""
+    if CUT not in backend.to_str():  # else it comes from an export
+        cut, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
+        backend.pre_tokenizer = cut if own is None else pre_tokenizers.Sequence([cut, own])
+    return CUT
+
+
+def _keep_cutting(directory: Path) -> None:
+    """Name no class for the tokenizer: its own would build its own pre-tokenizer, whatever tokenizer.json says."""
+    path = directory / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,30 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from minigpt4.errors import UserError
+from minigpt4.model.precision import Placement
 
 IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
+LLM_PREFIX = "language_model."
+TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own
+
+#: The variant without a Q-Former puts as many neighbouring patch tokens together into one place of the LLM's input.
+PATCHES_PER_PLACE = 4
 
 POCKET_PARTS = {"pocket/vision": "vision", "pocket/language": "language", "pocket/captioner": "captioner"}
 POCKET_ALIGNMENTS = ("pocket", "pocket-stage1", "pocket-blip2")
@@ -96,20 +112,29 @@ _EXPECTED = {
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a part by name, read lazily from its safetensors or `.bin` files, sharded or not."""
+    """The tensors of a part by name, read lazily from its safetensors or `.bin` files, sharded or not.
 
-    def __init__(self, source: str | Path) -> None:
+    With a `prefix` only those are there whose names start with it, under the rest of their names.
+    """
+
+    def __init__(self, source: str | Path, prefix: str = "") -> None:
         self.source = source
-        self._files: dict[str, Path] = {}
+        self._prefix = prefix
+        self._files = self._find()
+        if prefix:
+            self._files = {
+                name.removeprefix(prefix): path for name, path in self._files.items() if name.startswith(prefix)
+            }
+
+    def _find(self) -> dict[str, Path]:
+        source = self.source
         self._open: dict[Path, Any] = {}
         for filename in ("model.safetensors", "pytorch_model.bin"):
             if path := find_file(source, filename):
-                self._files = dict.fromkeys(self._handle(path).keys(), path)
-                return
+                return dict.fromkeys(self._handle(path).keys(), path)
             if find_file(source, f"{filename}.index.json"):
                 shards = read_json(source, f"{filename}.index.json")["weight_map"]
-                self._files = {name: self._shard(shard) for name, shard in shards.items()}
-                return
+                return {name: self._shard(shard) for name, shard in shards.items()}
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
     def _shard(self, filename: str) -> Path:
@@ -131,7 +156,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         handle = self._handle(self._files[name])
-        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        stored = self._prefix + name
+        return handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -142,6 +168,17 @@ class Checkpoint(Mapping[str, Tensor]):
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in set(self._files.values()))
+
+    def shards(self) -> list[list[str]]:
+        """The names of the tensors, file by file."""
+        files: dict[Path, list[str]] = {}
+        for name, path in self._files.items():
+            files.setdefault(path, []).append(name)
+        return list(files.values())
+
+    def release(self) -> None:
+        """Give back the memory of what was read: pages of a mapped file count as ours for as long as it is open."""
+        self._open.clear()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -156,12 +193,17 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(rows.float().contiguous().numpy().tobytes())
+        if isinstance(tensors, Checkpoint):
+            tensors.release()  # the system maps whole files into memory for the sake of a row
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class VisionQFormer:
-    """The vision side as it was read: configurations, tensors by their names in transformers, image processor."""
+    """The vision side as it was read: configurations, tensors by their names in transformers, image processor.
+
+    Of the variant without a Q-Former, `qformer_config` has no layers and the width of the patches put together.
+    """
 
     vision_config: Blip2VisionConfig
     qformer_config: Blip2QFormerConfig
@@ -171,31 +213,68 @@ class VisionQFormer:
     fingerprint: str
 
 
-def load_vision_qformer(name: str | Path) -> VisionQFormer:
-    """Vision tower, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
-
-    Reads none of the LLM's tensors. Tensors keep the dtype they have on disk.
-    """
-    source = resolve(name)
-    config = read_json(source, "config.json")
-    if config.get("model_type") != "blip-2" or "vision_config" not in config or "qformer_config" not in config:
+def read_vision_config(name: str | Path, qformer: bool = True) -> tuple[Blip2VisionConfig, Blip2QFormerConfig, int]:
+    """What config.json says about a vision side: tower, Q-Former (`no_qformer` without one), places of an image."""
+    config = read_json(resolve(name), "config.json")
+    if not qformer and config.get("model_type") == TOWER_TYPE:
+        config = {"model_type": "blip-2", "vision_config": config}
+    needed = ("vision_config", "qformer_config") if qformer else ("vision_config",)
+    if config.get("model_type") != "blip-2" or not set(needed) <= config.keys():
         raise UserError(
             f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
-            "vision_config and qformer_config"
+            + " and ".join(needed)
         )
-    checkpoint = Checkpoint(source)
-    names = {key: key.removeprefix("model.") for key in checkpoint}
-    tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(VISION_PREFIXES)}
     vision_config = Blip2VisionConfig(**config["vision_config"])
-    processor_config = read_json(source, "preprocessor_config.json")
-    processor_config["size"] = {"height": vision_config.image_size, "width": vision_config.image_size}
+    if qformer:
+        return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
+    return vision_config, no_qformer(vision_config), places_without_qformer(vision_config)
+
+
+def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
+    """Vision tower, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
+
+    Without `qformer` only the tower is read; then a directory with a Blip2VisionModel will do too. Reads none of the
+    LLM's tensors. Tensors keep the dtype they have on disk.
+    """
+    source = resolve(name)
+    vision_config, qformer_config, num_query_tokens = read_vision_config(name, qformer)
+    alone = read_json(source, "config.json").get("model_type") == TOWER_TYPE
+    checkpoint = Checkpoint(source)
+    names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
+    prefixes = VISION_PREFIXES if qformer else "vision_model."
+    tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
     return VisionQFormer(
         vision_config=vision_config,
-        qformer_config=Blip2QFormerConfig(**config["qformer_config"]),
-        num_query_tokens=config.get("num_query_tokens", 32),
+        qformer_config=qformer_config,
+        num_query_tokens=num_query_tokens,
         tensors=tensors,
-        image_processor=BlipImageProcessorPil.from_dict(processor_config),
+        image_processor=image_processor(vision_config, read_json(source, "preprocessor_config.json")),
         fingerprint=fingerprint(tensors),
+    )
+
+
+def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] | None = None) -> BlipImageProcessorPil:
+    """The image processor with these settings (BLIP-2's own if there are none), at the tower's image size."""
+    size = {"height": vision_config.image_size, "width": vision_config.image_size}
+    return BlipImageProcessorPil.from_dict({**(settings or {}), "size": size})
+
+
+def places_without_qformer(vision_config: Blip2VisionConfig) -> int:
+    """How many places an image takes in the LLM's input without a Q-Former. Raises UserError if patches are left."""
+    patches = (vision_config.image_size // vision_config.patch_size) ** 2
+    if patches % PATCHES_PER_PLACE:
+        raise UserError(
+            f"without a Q-Former {PATCHES_PER_PLACE} patches go into each place, and an image of "
+            f"{vision_config.image_size} px has {patches}, which cannot be divided so; use another image size"
+        )
+    return patches // PATCHES_PER_PLACE
+
+
+def no_qformer(vision_config: Blip2VisionConfig) -> Blip2QFormerConfig:
+    """The configuration that stands for "no Q-Former": no layers, and the width of the patches put together."""
+    width = PATCHES_PER_PLACE * vision_config.hidden_size
+    return Blip2QFormerConfig(
+        hidden_size=width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=vision_config.hidden_size
     )
 
 
@@ -209,29 +288,110 @@ class LLM:
     fingerprint: str
 
 
-def load_llm(name: str | Path, dtype: torch.dtype) -> LLM:
-    """A decoder-only LLM in `dtype`. If its tokenizer lacks `<image>`, the token is added, its embedding row zero."""
+def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
+    """A decoder-only LLM in `dtype`, on the CPU or where `placement` says.
+
+    `name` is a directory or hub id of its own, or an export, whose LLM it gives. If its tokenizer lacks `<image>`, the
+    token is added, its embedding row zero.
+    """
     source = resolve(name)
-    read_json(source, "config.json")
+    placement = placement or Placement(torch.device("cpu"), dtype)
+    whole = read_llm_config(name).model_type == "blip-2"
+    tokenizer = load_tokenizer(name)
+    files = Checkpoint(source, LLM_PREFIX if whole else "")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        checkpoint = Checkpoint(source)
-        with bars_if_long(checkpoint.size()):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        with bars_if_long(files.size()):
+            if whole:
+                model = load_whole(source, placement).language_model
+            else:
+                loading = placement.loading(lambda: llm_skeleton(source))
+                model = AutoModelForCausalLM.from_pretrained(source, **loading)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"{name}: is no decoder-only LLM with a tokenizer ({first_line(error)})") from None
+        raise _no_llm(name, first_line(error)) from None
+    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
+
+
+def load_whole(source: str | Path, placement: Placement) -> Any:
+    """The BLIP-2 of an export, where `placement` says. Raises what transformers raises for broken files."""
+
+    def skeleton() -> Any:
+        with torch.device("meta"):
+            return Blip2ForConditionalGeneration(Blip2Config.from_pretrained(source)).language_model
+
+    with warnings.catch_warnings():
+        # It is a parameter of the whole model, which accelerate takes for a module that is not there.
+        warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
+        loading = placement.loading(skeleton, prefix=LLM_PREFIX.rstrip("."))
+        return Blip2ForConditionalGeneration.from_pretrained(source, **loading)
+
+
+def llm_skeleton(source: str | Path) -> Any:
+    """The LLM that a part's config.json describes, without weights: on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+
+
+def read_llm_config(name: str | Path) -> Any:
+    """The configuration of an LLM. Raises UserError if it is not a decoder-only one, or an export that holds one."""
+    source = resolve(name)
+    found = read_json(source, "config.json")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_llm(name, first_line(error)) from None
+    kind = found.get("model_type")
+    if kind == "blip-2":
+        if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
+            return config
+        raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    architectures = found.get("architectures") or [decoder]
+    decodes = any(name == decoder or str(name).endswith("ForCausalLM") for name in architectures)
+    if decoder is None or config.is_encoder_decoder or not decodes:
+        raise _no_llm(name, f"model_type {kind!r}, {', '.join(map(str, architectures))}")
+    return config
+
+
+def _no_llm(name: str | Path, found: str) -> UserError:
+    return UserError(
+        f"{name}: is no decoder-only LLM with a tokenizer ({found}); give the directory of one, or a hub id"
+    )
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
+    try:
+        source = resolve(name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except UserError:
+        raise
+    except Exception as error:  # each tokenizer has its own exceptions for broken or missing files
+        raise _no_llm(name, first_line(error)) from None
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any(find_file(source, filename) for filename in files):  # transformers would go on with an empty one
+        raise _no_llm(name, f"no {' or '.join(sorted(files))}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{name}: its tokenizer has no EOS token, so no answer could end; name one as eos_token in its "
+            "tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(checkpoint))
+    return tokenizer
+
+
+def image_token(tokenizer: Any) -> int:
+    """The id of `<image>`, added to the tokenizer if it lacks it."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
 def add_image_token(model: Any, tokenizer: Any) -> int:
     """The id of `<image>`, added to tokenizer and embeddings if they lack it; the LLM's other rows stay as they are."""
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token_id = image_token(tokenizer)
     rows = model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:
         model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)

@@ -2,6 +2,10 @@
 
 Knows nothing about models or images: an image is `num_query_tokens` placeholders in a row. Every piece between two
 marks is tokenised on its own, as in the original implementation.
+
+Sentencepiece tokenizers (Llama's, Vicuna's, Mistral's) put a space before whatever they are given. The released
+checkpoints were trained on text in which that space stands at the start of each piece and after each special token,
+and nowhere else; so with such a tokenizer the pieces between images are never cut into smaller ones.
 """
 
 from __future__ import annotations
@@ -11,10 +15,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minigpt4.errors import UserError
 from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+#: Stands in a rendered chat where a piece ends that is tokenised on its own. An exported tokenizer cuts there and
+#: drops it. Unicode reserves this code point for a program's own use: no text holds it.
+CUT = "\ufdd0"
 
 
 def encode(
@@ -22,16 +31,64 @@ def encode(
 ) -> list[int]:
     """Token ids of `text`, with `num_query_tokens` times `image_token_id` in place of every `<ImageHere>`.
 
-    `bos` puts the tokenizer's BOS (if it has one) before everything; no other special token is added. Special tokens
+    `bos` puts the tokenizer's BOS (if it has one) before everything; without it `text` goes on from text that was
+    encoded before, so the tokenizer's own space is not put in front. No other special token is added. Special tokens
     that the text spells out are taken as such: text from outside goes through `plain` first.
     """
     ids = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
     for i, piece in enumerate(text.split(IMAGE_MARK)):
         if i > 0:
             ids += [image_token_id] * num_query_tokens
-        if piece:
-            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids += _encode_piece(tokenizer, piece, goes_on=i == 0 and not bos)
     return ids
+
+
+def puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space of its own before a text (sentencepiece's dummy prefix)."""
+    first = tokenizer.convert_ids_to_tokens(_ids(tokenizer, "a")[:1])
+    return bool(first) and first[0].startswith(("\u2581", "\u0120"))  # sentencepiece's and byte-level BPE's space
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, goes_on: bool) -> list[int]:
+    if not piece or not puts_space_first(tokenizer):
+        return _ids(tokenizer, piece)
+    # Newer tokenizers put the space before the first word only, not after special tokens: hence each stretch alone.
+    special = "|".join(re.escape(token) for token in sorted(control_tokens(tokenizer), key=len, reverse=True))
+    ids: list[int] = []
+    for i, stretch in enumerate(re.split(f"({special})", piece) if special else [piece]):
+        if goes_on and i == 0 and stretch:
+            before = "\n"  # a token of its own in every such vocabulary: it takes the space
+            ids += _ids(tokenizer, before + stretch)[len(_ids(tokenizer, before)) :]
+        elif stretch:
+            ids += _ids(tokenizer, stretch)
+    return ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The spellings of all special tokens."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name: str) -> None:
+    """Raises UserError if the tokenizer of the LLM `name` cannot write the template: unknown or missing tokens."""
+    written = (template.system, template.system_end, template.user, template.assistant, template.image, template.stop)
+    for token in re.findall(r"</?s>|<\|\w+\|>", "".join(written)):
+        if token not in tokenizer.get_vocab():
+            raise UserError(
+                f"{name}: its tokenizer has no token {token}, which the chat template {template.name!r} needs; "
+                "give another template, or the LLM that the template belongs to"
+            )
+    for text in written:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _ids(tokenizer, without_marks(text)):
+            raise UserError(
+                f"{name}: its tokenizer cannot write {without_marks(text).strip()!r}, a part of the chat template "
+                f"{template.name!r}; give another template, or an LLM whose tokenizer knows these characters"
+            )
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
@@ -39,8 +96,7 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
 
     Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
     """
-    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control |= {*tokenizer.all_special_tokens, stop} - {""}
+    control = (control_tokens(tokenizer) | {stop}) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
@@ -55,9 +111,12 @@ def encode_chat(
     """Token ids of a whole conversation up to the place where the next answer starts.
 
     Each answer is tokenised apart from what stands around it, as it was when it was generated, so the ids equal those
-    that a chat collects in its cache.
+    that a chat collects in its cache. Only where the tokenizer puts a space before every text (`puts_space_first`) the
+    conversation is tokenised whole, as the original does: there the ids are those that the checkpoints were taught.
     """
     messages = [replace(message, text=plain(tokenizer, message.text, template.stop)) for message in messages]
+    if puts_space_first(tokenizer):
+        return encode(tokenizer, template.prompt(messages), num_query_tokens, image_token_id)
     first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
     pieces = [template.prompt(messages[: first + 1])]
     template.prompt(messages)  # checks the order of the turns

@@ -32,6 +32,9 @@ class Recipe(BaseModel):
     llm: str | None = Field(
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, or `pocket/language`."
     )
+    qformer: bool = Field(
+        True, description="`false`: the paper's variant that projects the tower's patches, four at a time, themselves."
+    )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
         None,
@@ -67,6 +70,11 @@ class Recipe(BaseModel):
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
         "Left out: bfloat16 where the processor multiplies it fast, else float32.",
+    )
+    load_in: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="Hold the frozen LLM's linear layers in 8 or 4 bits (bitsandbytes, on CUDA or the CPU) and train "
+        "through them. Left out: in `dtype`.",
     )
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."

@@ -125,13 +125,26 @@ def _load_model(recipe: Recipe) -> MiniGPT4:
     from minigpt4.model.alignment import MiniGPT4, set_trainable
     from minigpt4.model.precision import resolve_device, resolve_dtype
 
+    if recipe.device == "auto":
+        raise UserError(
+            "device=auto is for talking: what is offloaded cannot be trained through; give cpu, cuda or mps"
+        )
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype or _fast_dtype(device), device)
     if recipe.init:
-        model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device)
+        model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device, load_in=recipe.load_in)
     else:
         vision_qformer, llm, template = recipe.parts
-        model = MiniGPT4.assemble(vision_qformer, llm, template=template, dtype=dtype, device=device, seed=recipe.seed)
+        model = MiniGPT4.assemble(
+            vision_qformer,
+            llm,
+            template=template,
+            qformer=recipe.qformer,
+            dtype=dtype,
+            device=device,
+            load_in=recipe.load_in,
+            seed=recipe.seed,
+        )
     if device.type == "cpu":
         # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
         model.blip2.language_model.set_attn_implementation("eager")

@@ -1,0 +1,248 @@
+"""`minigpt4 curate ...`: parsing and printing only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minigpt4.errors import UserError
+
+curate = typer.Typer(no_args_is_help=True, help="Build stage 2's dataset: describe, refine, filter, select, review.")
+
+Project = Annotated[Path, typer.Argument(help="The project's directory, which holds its ledger.")]
+_Only = Annotated[list[str] | None, typer.Option("--only", help="The name of a picture to take; may be repeated.")]
+_Endpoint = Annotated[
+    str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")
+]
+_Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Questions under way at once.")]
+_Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer.")]
+_Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds; the defaults else.")]
+
+
+def _print(counts: Mapping[str, Any]) -> None:
+    for name, count in counts.items():
+        typer.echo(f"{name}: {count}")
+
+
+@curate.command()
+def describe(
+    project: Project,
+    images: Annotated[Path | None, typer.Option(help="A folder of pictures to add to the project.")] = None,
+    model: Annotated[str, typer.Option(help="pocket-stage1, a directory, or the name that the endpoint knows.")] = (
+        "pocket-stage1"
+    ),
+    endpoint: _Endpoint = None,
+    samples: Annotated[int, typer.Option(min=1, help="Texts for each picture.")] = 1,
+    min_tokens: Annotated[int, typer.Option(min=0, help="A shorter text is asked to be continued.")] = 80,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    instruction: Annotated[str | None, typer.Option(help="How to ask for a description.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Makes the local model's texts repeatable.")] = 0,
+    only: _Only = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Describe again what is described; earlier texts stay.")] = False,
+    concurrency: _Concurrency = 4,
+    timeout: _Timeout = 120.0,
+) -> None:
+    """Let the stage-1 model describe every picture, and continue where it said too little.
+
+    Example: minigpt4 curate describe my-set --images photos --model pocket-stage1
+    """
+    from minigpt4.curation.describe import Describing, add_folder
+    from minigpt4.curation.describe import describe as run
+    from minigpt4.curation.endpoint import Endpoint
+    from minigpt4.curation.ledger import Ledger
+
+    how = Describing(min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    if instruction is not None:
+        how = Describing(**{**vars(how), "instruction": instruction})
+    asked = Endpoint(endpoint, model, timeout=timeout) if endpoint else model
+    if images is not None and not images.is_dir():
+        raise UserError(f"{images}: no such directory of pictures")
+    with Ledger(project, create=images is not None) as ledger:
+        if images is not None:
+            typer.echo(f"pictures: {add_folder(ledger, images)}")
+        _print(run(ledger, asked, how, samples=samples, only=only or (), redo=redo, concurrency=concurrency))
+
+
+@curate.command()
+def refine(
+    project: Project,
+    endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    min_similarity: Annotated[float, typer.Option(min=0, max=1, help="Less shared vocabulary is drift.")] = 0.6,
+    concurrency: _Concurrency = 4,
+    timeout: _Timeout = 120.0,
+    budget: Annotated[int | None, typer.Option(min=1, help="Tokens to spend at most, earlier runs included.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0, help="Price of a million answer tokens.")] = 0.0,
+    only: _Only = None,
+) -> None:
+    """Let an LLM mend every text without seeing the picture. The key is read from OPENAI_API_KEY.
+
+    Example: minigpt4 curate refine my-set --endpoint http://localhost:8000/v1 --model my-llm --budget 2000000
+    """
+    from minigpt4.curation import refine as refining
+    from minigpt4.curation.endpoint import Endpoint
+    from minigpt4.curation.ledger import Ledger
+
+    how = refining.Refining(min_similarity=min_similarity)
+    with Ledger(project) as ledger:
+        if dry_run:
+            cost = refining.estimate(refining.waiting_items(ledger, model, how, only or ()), how)
+            _print(
+                {"requests": cost.requests, "prompt tokens": cost.prompt_tokens, "answer tokens": cost.answer_tokens}
+            )
+            typer.echo(f"cost: {cost.cost(price_in, price_out):.4f} at most, by estimate; nothing was sent")
+            return
+        asked = Endpoint(endpoint, model, timeout=timeout)
+        _print(refining.refine(ledger, asked, how, only=only or (), concurrency=concurrency, budget=budget))
+
+
+@curate.command("filter")
+def filter_(
+    project: Project,
+    rules: _Rules = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model to measure grounding with; without it that rule rests.")
+    ] = (None),
+    only: _Only = None,
+) -> None:
+    """Leave out what the rules catch, and say what each caught.
+
+    Example: minigpt4 curate filter my-set --model pocket-stage1 --rules rules.yaml
+    """
+    from minigpt4.curation import filters
+    from minigpt4.curation.ledger import Ledger
+
+    thresholds = filters.load_thresholds(rules)
+    with Ledger(project) as ledger:
+        if model is not None:
+            from minigpt4.curation.grounding import ground
+
+            _print(ground(ledger, model, only=only or ()))
+        found = filters.filter_items(ledger, thresholds, only=only or ())
+        _print({**found["caught"], "kept": found["kept"]})
+
+
+@curate.command()
+def stats(
+    project: Project,
+    out: Annotated[Path, typer.Option(help="Directory for stats.png, stats.md and rules.yaml.")],
+    rules: _Rules = None,
+) -> None:
+    """Draw what the rules measure, and show texts on both sides of every threshold.
+
+    Example: minigpt4 curate stats my-set --out my-set/stats
+    """
+    from minigpt4.curation import filters
+    from minigpt4.curation.dataset import summary
+    from minigpt4.curation.ledger import Ledger
+
+    with Ledger(project) as ledger:
+        _print(summary(ledger)["counts"])
+        typer.echo(f"measures and examples: {filters.write_stats(ledger, filters.load_thresholds(rules), out)}")
+
+
+@curate.command()
+def select(
+    project: Project,
+    best: Annotated[int | None, typer.Option(min=1, help="How many to keep.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Take an earlier selection back.")] = False,
+    model: Annotated[str, typer.Option(help="The model whose view of the pictures sorts them.")] = "pocket-stage1",
+    clusters: Annotated[int, typer.Option(min=1, help="Sorts of pictures to tell apart.")] = 10,
+) -> None:
+    """Keep the best texts, spread over all sorts of pictures.
+
+    Example: minigpt4 curate select my-set --best 200 --model pocket-stage1
+    """
+    from minigpt4.curation.ledger import Ledger
+    from minigpt4.curation.select import select as run
+
+    if (best is None) != everything:
+        raise UserError("say either --best N or --all")
+    with Ledger(project) as ledger:
+        _print(run(ledger, best, model=model, clusters=clusters))
+
+
+@curate.command()
+def review(
+    project: Project,
+    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8420,
+    shared: Annotated[float, typer.Option(min=0, max=1, help="Share of the texts that every reviewer sees.")] = 0.1,
+) -> None:
+    """Serve a web page on which people accept, edit or reject the texts that are left.
+
+    Example: minigpt4 curate review my-set --port 8420
+    """
+    from minigpt4.curation.ledger import Ledger
+    from minigpt4.curation.review import serve
+
+    with Ledger(project) as ledger:
+        serve(ledger, host, port, shared, ready=lambda url: typer.echo(f"review at {url} (Ctrl-C ends it)"))
+
+
+@curate.command()
+def export(
+    project: Project,
+    out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
+    form: Annotated[str, typer.Option("--format", help="cc_sbu_align or imagefolder.")] = "cc_sbu_align",
+    validation: Annotated[float, typer.Option(min=0, max=0.99, help="Share of pictures to validate on.")] = 0.0,
+    license: Annotated[str | None, typer.Option(help="For the dataset card, as cc-by-4.0.")] = None,
+) -> None:
+    """Write the finished texts and their pictures as a dataset that stage 2 trains on.
+
+    Example: minigpt4 curate export my-set --out my-set/cc_sbu_align
+    """
+    from minigpt4.curation import dataset
+    from minigpt4.curation.ledger import Ledger
+
+    if form not in ("cc_sbu_align", "imagefolder"):
+        raise UserError(f"there is no format {form!r}; choose cc_sbu_align or imagefolder")
+    with Ledger(project) as ledger:
+        _print(dataset.export(ledger, out, form, validation=validation, license=license))  # type: ignore[arg-type]
+    typer.echo(f"the dataset is in {out}")
+
+
+@curate.command("import")
+def import_(
+    project: Project,
+    data: Annotated[Path, typer.Option(help="A directory in cc_sbu_align's layout.")],
+    model: Annotated[str | None, typer.Option(help="Measure grounding too, with this model.")] = None,
+    rules: _Rules = None,
+) -> None:
+    """Take an existing cc_sbu_align into the project, and audit it with the rules.
+
+    Example: minigpt4 curate import my-audit --data cc_sbu_align --model pocket
+    """
+    from minigpt4.curation.describe import add_dataset
+    from minigpt4.curation.ledger import Ledger
+    from minigpt4.data.descriptions import read_annotations
+
+    read_annotations(str(data))  # a mistyped path makes no project
+    with Ledger(project, create=True) as ledger:
+        typer.echo(f"new texts: {add_dataset(ledger, data)}")
+    filter_(project, rules=rules, model=model, only=None)
+
+
+@curate.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the project, models and report go.")] = Path("runs/curation"),
+    pictures: Annotated[int, typer.Option(min=40, help="Pictures to curate.")] = 480,
+    questions: Annotated[int, typer.Option(min=8, help="Held-out pictures to measure the trained models on.")] = 150,
+) -> None:
+    """Curate pocket pictures, whose truth is known, and measure what every step is worth.
+
+    Example: minigpt4 curate demo --out runs/curation
+    """
+    from minigpt4.curation.demo import run_demo
+
+    logging.getLogger("minigpt4").setLevel(logging.WARNING)
+    typer.echo(run_demo(out, pictures=pictures, questions=questions))

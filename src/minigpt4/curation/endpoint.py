@@ -1,0 +1,228 @@
+"""An OpenAI-compatible endpoint that may misbehave: one question in, one whole answer out, or one line that says why.
+
+The client library speaks the protocol; what is added here is patience. Whatever may pass (no connection, a timeout,
+408, 409, 429, 5xx, an answer that is cut or makes no sense) is tried again after a pause that grows, with jitter, or
+that the server asked for. What will not pass (a wrong key, an unknown model) ends the work at once. The key is read
+from the environment, and nothing here returns or prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt4.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: Where the key is looked for; a local endpoint needs none.
+KEY_VARIABLE = "OPENAI_API_KEY"
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
+_PASSING = {408, 409, 425, 429}
+
+
+class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
+    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known."""
+
+    def __init__(self, reason: str, tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer. `ended` is False if the endpoint cut it off at the limit; `tokens` counts prompt and answer."""
+
+    text: str
+    ended: bool
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.answer_tokens
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens an LLM cuts an English `text` into: one for every four characters."""
+    return math.ceil(len(text) / 4)
+
+
+class Endpoint:
+    """An endpoint and the model that it is asked for. Safe to use from several threads.
+
+    Args:
+        url: The base, as in `http://localhost:8000/v1`.
+        timeout: Seconds for one attempt.
+        attempts: How often one question is asked at most.
+        stopped: Ends pauses and attempts early once it is set.
+    Raises:
+        UserError: the client library is not installed, or the key holds characters that no header can.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout: float = 120.0,
+        attempts: int = 6,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise UserError("asking an endpoint needs the client library: pip install 'minigpt4[curate]'") from None
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"endpoint {url!r}: give a base URL such as http://localhost:8000/v1")
+        key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
+        if not key.isascii() or not key.isprintable():
+            raise UserError(f"the key in {KEY_VARIABLE} holds characters that no key has; copy it again")
+        self.url, self.model, self.attempts = url, model, attempts
+        self.stopped = stopped or threading.Event()
+        self._openai: Any = openai
+        self._client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self._random = random.Random()
+
+    def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:
+        """The answer to a conversation.
+
+        `name` is sent as the idempotency key, so that a gateway that knows such keys charges a repeated question once.
+
+        Raises:
+            Unanswered: no usable answer after all attempts, or stopped.
+            UserError: the endpoint refuses in a way that will not pass.
+        """
+        reason, paid = "stopped", 0
+        for attempt in range(self.attempts):
+            if self.stopped.is_set():
+                break
+            asked: float | None = None
+            try:
+                raw = self._client.chat.completions.with_raw_response.create(
+                    model=self.model,
+                    messages=list(messages),
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    extra_headers={"Idempotency-Key": name} if name else {},
+                )
+                reply = _read(raw.http_response.text)
+                if isinstance(reply, Reply):
+                    return reply
+                reason, paid = reply, paid + _question_tokens(messages)
+            except self._openai.APIStatusError as error:
+                reason = f"HTTP {error.status_code}"
+                if error.status_code not in _PASSING and error.status_code < 500:
+                    raise UserError(self._refusal(error.status_code)) from None
+                asked = _asked_pause(error.response.headers.get("retry-after"))
+            except self._openai.APITimeoutError:
+                reason = "timed out"
+            except self._openai.APIConnectionError as error:
+                reason = f"no connection, or it was cut ({error.__cause__ or error})"
+            logger.debug("%s: %s, attempt %d of %d", self.url, reason, attempt + 1, self.attempts)
+            if attempt + 1 < self.attempts:
+                self.stopped.wait(self._pause(attempt) if asked is None else asked)
+        raise Unanswered(reason, paid)
+
+    def _pause(self, attempt: int) -> float:
+        """Seconds before the next attempt: doubled each time, between half of it and all of it at random."""
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
+
+    def _refusal(self, status: int) -> str:
+        """What a status means that will not pass. The server's own words are left out: some echo the key."""
+        what = {
+            400: "the request is malformed for it (is it a chat endpoint, and can its model read such prompts?)",
+            401: f"the key is wrong or missing; set {KEY_VARIABLE} in the environment",
+            403: f"the key in {KEY_VARIABLE} may not use this model",
+            404: f"there is no such path or no model {self.model!r}; the base usually ends in /v1",
+            413: "the request is too large for it",
+        }.get(status, "it refuses the request")
+        return f"endpoint {self.url}: HTTP {status}, {what}; what was answered before is recorded"
+
+
+def _read(body: str) -> Reply | str:
+    """The answer in a response's body, or what is wrong with it."""
+    try:
+        whole = json.loads(body)
+        choice = whole["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return "an answer that is not in the protocol's JSON"
+    if not isinstance(text, str) or not text.strip():
+        return "an empty answer"
+    usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
+    prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Reply(
+        text.strip(),
+        choice.get("finish_reason") != "length",
+        prompt if isinstance(prompt, int) else 0,
+        answer if isinstance(answer, int) else estimate_tokens(text),
+    )
+
+
+def _question_tokens(messages: Sequence[dict[str, Any]]) -> int:
+    return sum(estimate_tokens(m["content"]) for m in messages if isinstance(m["content"], str))
+
+
+def _asked_pause(header: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or as a date; None without one that makes sense."""
+    if header is None:
+        return None
+    from email.utils import parsedate_to_datetime
+
+    try:
+        seconds = float(header)
+    except ValueError:
+        from datetime import datetime, timezone
+
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(timezone.utc)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT_ASKED) if math.isfinite(seconds) else None
+
+
+def work_concurrently(
+    tasks: Sequence[Any],
+    work: Callable[[Any], Any],
+    record: Callable[[Any, Any], bool],
+    *,
+    concurrency: int,
+    stopped: threading.Event,
+) -> None:
+    """`record(task, work(task))` for all tasks, at most `concurrency` of them at work at once.
+
+    `record` runs in the caller's thread as soon as its result is there, and returns whether to go on. What is under way
+    when it says no, when `stopped` is set, or when work raises is waited for and recorded too: it may have been paid.
+    An exception that `work` raises is raised at the end.
+    """
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+    waiting = iter(tasks)
+    running: dict[Future[Any], Any] = {}
+    going, trouble = True, None
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="minigpt4-ask") as pool:
+        while True:
+            while going and not stopped.is_set() and len(running) < concurrency:
+                task = next(waiting, None)
+                if task is None:
+                    going = False
+                    break
+                running[pool.submit(work, task)] = task
+            if not running:
+                break
+            for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                if (error := future.exception()) is not None:
+                    trouble, going = trouble or error, False
+                elif not record(task, future.result()):
+                    going = False
+    if trouble is not None:
+        raise trouble

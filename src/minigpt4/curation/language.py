@@ -1,0 +1,108 @@
+"""How a text fails, read from its words alone: what the filter rules measure, and what a refined text is judged by."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from minigpt4.evaluation.reliability import failure
+
+_SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
+#: What someone says who speaks of a mistake, or declines, and not of a picture.
+_APOLOGIES = re.compile(
+    r"(?i)\b(?:i(?:'m| am) (?:so |very |really )?sorry|(?:i |my )?apolog(?:y|ies|ise|ize)\w*|sorry,|my mistake|"
+    r"i made (?:a|an|some) (?:mistake|error)s?|there (?:was|is) (?:a|an) (?:mistake|error) in my|"
+    r"i (?:can(?:'|no)t|cannot|am (?:not able|unable) to|won't) (?:help|assist|see|view|fulfil\w*|comply|do that|mend|"
+    r"process|provide)|unable to (?:assist|comply)|i must decline)"
+)
+#: What an assistant says around the text that was asked of it.
+_ASSISTANT = re.compile(
+    r"(?i)(?:\bas an? (?:ai|artificial|language model|assistant)\b|\b(?:large )?language model\b|"
+    r"^(?:sure|certainly|of course|okay|ok|absolutely)\b[,!.:]|\bhere(?:'s| is| are) (?:the|your|a|my) (?:\w+ )?"
+    r"(?:corrected|mended|revised|rewritten|improved|edited|fixed|text|version)|\bi hope (?:this|that) helps|"
+    r"\blet me know if\b|\bfeel free to\b|\bhow (?:can|may) i (?:help|assist)|\bcorrected (?:text|version)\s*:|"
+    r"\b(?:human|user|assistant)\s*:)"
+)
+_MARKUP = re.compile(
+    r"</?[a-z][^<>]{0,80}>|<!--|https?://|www\.|###|```|\*\*|^\s*#+ |\[[^\]]*\]\([^)]*\)|&[a-z]{2,6};|\{\\|<\|",
+    re.I | re.M,
+)
+#: Words without which no English is written for long.
+_FUNCTION_WORDS = {
+    "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "by", "with", "for", "as", "is", "are",
+    "was", "were", "be", "been", "it", "its", "this", "that", "these", "those", "there", "which", "who", "his", "her",
+    "their", "he", "she", "they", "we", "i", "you", "can", "has", "have", "had", "not", "no", "one", "two", "three",
+    "also", "into", "over", "under", "behind", "near", "while", "where", "some", "each", "both",
+}  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """The words of `text` in lower case."""
+    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """(start, end) of every sentence or line of `text` that holds a word."""
+    return [match.span() for match in _SENTENCE.finditer(text) if words(match.group())]
+
+
+def count_unfinished(text: str, ended: bool) -> int:
+    """1 if the text breaks off or is empty, else 0."""
+    return int(failure(text, ended) in ("fragment", "no end", "empty"))
+
+
+def is_whole(sentence: str) -> bool:
+    """Whether a piece of prose opens and ends as a sentence does."""
+    return bool(re.match(r"[\"'“‘(]*[^\W_a-z]", sentence)) and bool(re.search(r"[.!?…][\"')\]”’]*$", sentence))
+
+
+def count_fragments(text: str) -> int:
+    """How many pieces of a text are no whole sentences: stray words, lines of a list, a lower-case beginning."""
+    return sum(not is_whole(text[start:end]) for start, end in sentences(text))
+
+
+def count_repeated_sentences(text: str) -> int:
+    """How many sentences say again, word for word, what an earlier one has said."""
+    said = [" ".join(words(text[start:end])) for start, end in sentences(text)]
+    return len(said) - len(set(said))
+
+
+def repeated_share(text: str, size: int = 4) -> float:
+    """The share of the text's runs of `size` words that it holds for the second time or more, 0 to 1."""
+    spoken = words(text)
+    runs = [tuple(spoken[start : start + size]) for start in range(len(spoken) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def count_apologies(text: str) -> int:
+    return len(_APOLOGIES.findall(text))
+
+
+def count_assistant_talk(text: str) -> int:
+    return len(_ASSISTANT.findall(text))
+
+
+def count_markup(text: str) -> int:
+    """Tags, links, Markdown and marks of a chat format."""
+    return len(_MARKUP.findall(text))
+
+
+def foreign_share(text: str) -> float:
+    """The share of letters outside the Latin alphabet, or 1 for a text of eight words or more with next to no English
+    function words.
+    """
+    letters = [letter for letter in text if letter.isalpha()]
+    foreign = sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
+    spoken = words(text)
+    if len(spoken) >= 8 and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken):
+        return 1.0
+    return foreign
+
+
+def similarity(text: str, other: str) -> float:
+    """How much of their vocabulary two texts share: Dice's coefficient of their sets of words, 0 to 1.
+
+    On sets, because a text that lost its repetitions still says the same.
+    """
+    mine, theirs = set(words(text)), set(words(other))
+    return 2 * len(mine & theirs) / (len(mine) + len(theirs)) if mine or theirs else 1.0

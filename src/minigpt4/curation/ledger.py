@@ -1,0 +1,365 @@
+"""The ledger of a curation project: every picture, and everything that ever happened to its texts.
+
+One SQLite file with a table of pictures and an append-only table of events. A step never changes a row: a new text, a
+new verdict or a new decision is a new event, which names the event that it was made from and the settings that made it.
+So a step knows what is left to do (those whose source has no event with these settings), and doing it again changes
+nothing. Knows nothing about models, endpoints or rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TextIO
+
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+
+LEDGER_FILE = "ledger.sqlite"
+VERSION = 1
+_APPLICATION = 0x4D474334  # "MGC4" in the file's header tells a ledger from other SQLite files
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE pictures (name TEXT PRIMARY KEY, path TEXT NOT NULL, sha256 TEXT NOT NULL, at TEXT NOT NULL);
+CREATE TABLE settings (id TEXT PRIMARY KEY, step TEXT NOT NULL, value TEXT NOT NULL);
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  picture TEXT NOT NULL REFERENCES pictures, sample INTEGER NOT NULL, step TEXT NOT NULL,
+  source INTEGER NOT NULL, settings TEXT NOT NULL REFERENCES settings, turn INTEGER NOT NULL,
+  data TEXT NOT NULL, at TEXT NOT NULL,
+  UNIQUE (picture, sample, step, source, settings, turn)
+);
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
+CREATE TRIGGER events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+
+
+_COLUMNS = "seq, picture, sample, step, source, settings, data, at"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises UserError if it vanished or is another one than the picture that was added."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.path}: the picture is gone ({error.strerror})") from None
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UserError(f"{self.path}: the picture was changed since it was added")
+        return data
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of the history. `source` is the `seq` of the event that it was made from, 0 for none."""
+
+    seq: int
+    picture: str
+    sample: int
+    step: str
+    source: int
+    settings: str
+    data: dict[str, Any]
+    at: str
+
+
+@dataclass
+class Item:
+    """Where one text of one picture stands: the newest event of each step that belongs to the present text."""
+
+    picture: Picture
+    sample: int
+    raw: Event
+    refined: Event | None = None
+    grounding: Event | None = None
+    verdict: Event | None = None
+    selection: Event | None = None
+    reviews: dict[str, Event] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.picture.name, self.sample
+
+    @property
+    def source(self) -> Event:
+        """The event whose text is the present one: the refined text if it was accepted, else the raw one."""
+        return self.refined if self.refined is not None and self.refined.data["accepted"] else self.raw
+
+    @property
+    def text(self) -> str:
+        """The present text, before any person edited it."""
+        return str(self.source.data["text"])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the present text came to its own end rather than to a limit of tokens."""
+        return bool(self.source.data.get("ended", True))
+
+    @property
+    def kept(self) -> bool:
+        """Whether neither the rules nor the selection leave it out (steps that were not taken leave nothing out)."""
+        caught = self.verdict is not None and self.verdict.data["caught"]
+        return not caught and (self.selection is None or self.selection.data["selected"])
+
+    @property
+    def final(self) -> str | None:
+        """The text after review, or None if it was rejected: most of the reviewers decide, and a tie rejects."""
+        if not self.reviews:
+            return self.text
+        decisions = sorted(self.reviews.values(), key=lambda event: event.seq)
+        keeping = [event for event in decisions if event.data["verdict"] != "reject"]
+        if 2 * len(keeping) <= len(decisions):
+            return None
+        edits = [event.data["text"] for event in keeping if event.data["verdict"] == "edit"]
+        return str(edits[-1]) if edits else self.text
+
+
+class Ledger:
+    """An open ledger. Use it as a context manager; safe to share between threads only with one `Ledger` each.
+
+    Raises UserError for a file that is no ledger, is of another version, or cannot be opened or written.
+    """
+
+    def __init__(self, project: str | Path, *, create: bool = False) -> None:
+        self.project = Path(project)
+        self.path = self.project / LEDGER_FILE
+        if not create and not self.path.is_file():
+            raise UserError(
+                f"{project}: holds no {LEDGER_FILE}; start a project with minigpt4 curate describe or import"
+            )
+        try:
+            self.project.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{project}: cannot be made ({error.strerror}); give another directory") from None
+        with self._told():
+            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._check_version()
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
+
+    def _check_version(self) -> None:
+        with self.lock("open", wait=True):
+            if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                self._db.executescript(_SCHEMA)
+        found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if found[0] != _APPLICATION:
+            raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
+        if found[1] != VERSION:
+            raise UserError(
+                f"{self.path}: was written by another version of minigpt4 (ledger version {found[1]}, this one reads "
+                f"{VERSION}); use that version, or start a new project and import this one's export"
+            )
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite says is wrong with the file, in one line; what was committed before is intact."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{self.path}: {error}; what was recorded before is intact: mend the cause (a full disk, a damaged "
+                "file, missing rights) and run the same command again"
+            ) from error
+
+    @contextlib.contextmanager
+    def lock(self, step: str, *, wait: bool = False) -> Iterator[None]:
+        """Keeps a second process out of `step` until the block ends, or this process does, however it ends.
+
+        Raises UserError at once if another process is at it, unless `wait` is set.
+        """
+        path = self.project / f".{step}.lock"
+        try:
+            file: TextIO = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.project}: process {file.read().strip() or '?'} is at work on {step} here; wait until it "
+                    "has ended, and run the same command again"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    # -- writing
+
+    def add_pictures(self, files: Iterable[tuple[str, Path]], *, check: bool = True) -> dict[str, str]:
+        """Add (name, file); returns why those that cannot be opened were left out, by name.
+
+        A picture that is there already stays. Raises UserError if its name belongs to a picture with other content.
+        """
+        refused: dict[str, str] = {}
+        known = {picture.name: picture.sha256 for picture in self.pictures()}
+        rows = []
+        for name, path in files:
+            try:
+                data = path.read_bytes()
+                if check:
+                    open_image(data)
+            except (OSError, UserError) as error:
+                refused[name] = str(error)
+                continue
+            digest = hashlib.sha256(data).hexdigest()
+            if known.setdefault(name, digest) != digest:
+                raise UserError(f"{path}: the project holds another picture named {name!r}; give another project")
+            rows.append((name, str(path.resolve()), digest, _now()))
+        with self._transaction():
+            # The same picture may have moved since; where it lies is no part of the history.
+            self._db.executemany(
+                "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
+            )
+        return refused
+
+    def settings(self, step: str, value: Mapping[str, Any]) -> str:
+        """The id under which these settings of `step` are recorded."""
+        text = json.dumps(value, sort_keys=True, default=str)
+        key = hashlib.sha256(f"{step} {text}".encode()).hexdigest()[:16]
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?, ?)", (key, step, text))
+        return key
+
+    def add(
+        self, step: str, settings: str, rows: Iterable[tuple[tuple[str, int], int, Mapping[str, Any]]], turn: int = 0
+    ) -> int:
+        """Record ((picture, sample), source, data) for `step`, all or none; returns how many of them were new.
+
+        What is there already with this source, these settings and this `turn` stays as it is.
+        """
+        at = _now()
+        values = [
+            (picture, sample, step, source, settings, turn, json.dumps(data, ensure_ascii=False), at)
+            for (picture, sample), source, data in rows
+        ]
+        before = self._db.total_changes
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO events (picture, sample, step, source, settings, turn, data, at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        return self._db.total_changes - before
+
+    def next_turn(self, step: str) -> int:
+        """A turn that no event of `step` has yet: for what may rightly happen to the same source again."""
+        return int(self._rows("SELECT coalesce(max(turn) + 1, 0) FROM events WHERE step = ?", (step,))[0][0])
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # -- reading
+
+    def pictures(self) -> list[Picture]:
+        """All pictures, in the order in which they were added."""
+        rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
+        return [Picture(name, Path(path), sha256) for name, path, sha256 in rows]
+
+    def events(self, *steps: str) -> list[Event]:
+        """All events (of these steps), oldest first."""
+        where = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
+        rows = self._rows(f"SELECT {_COLUMNS} FROM events {where} ORDER BY seq", steps)
+        return [_event(row) for row in rows]
+
+    def last_event(self, step: str) -> Event:
+        """The newest event of a step that has one."""
+        return _event(self._rows(f"SELECT {_COLUMNS} FROM events WHERE step = ? ORDER BY seq DESC LIMIT 1", (step,))[0])
+
+    def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """(step, settings) by id."""
+        return {key: (step, json.loads(value)) for key, step, value in self._rows("SELECT * FROM settings")}
+
+    def items(self, names: Iterable[str] = ()) -> list[Item]:
+        """Where every text stands, in the order of the pictures and samples; of these pictures only, if any is named.
+
+        Raises UserError for a name that no picture has.
+        """
+        pictures = {picture.name: picture for picture in self.pictures()}
+        wanted = set(names)
+        for name in sorted(wanted - pictures.keys()):
+            raise UserError(f"{self.project}: there is no picture named {name!r}")
+        items: dict[tuple[str, int], Item] = {}
+        for event in self.events():
+            key = (event.picture, event.sample)
+            if event.step == "describe":
+                items[key] = Item(pictures[event.picture], event.sample, event)
+            elif (item := items.get(key)) is not None:
+                _apply(item, event)
+        order = {name: number for number, name in enumerate(pictures)}
+        chosen = [item for item in items.values() if not wanted or item.picture.name in wanted]
+        return sorted(chosen, key=lambda item: (order[item.picture.name], item.sample))
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._told():
+            return self._db.execute(query, tuple(values)).fetchall()
+
+
+def _apply(item: Item, event: Event) -> None:
+    """Bring `item` to where it stands after `event`. What was said of an earlier text does not hold for a new one."""
+    if event.step == "refine" and event.source == item.raw.seq:
+        before = item.source.seq
+        item.refined = event
+        if item.source.seq != before:
+            item.grounding = item.verdict = item.selection = None
+            item.reviews = {}
+    elif event.source == item.source.seq:
+        if event.step == "ground":
+            item.grounding = event
+        elif event.step == "filter":
+            item.verdict = event
+        elif event.step == "select":
+            item.selection = None if event.data["selected"] is None else event
+        elif event.step == "review":
+            if event.data["verdict"] == "undo":
+                item.reviews.pop(event.data["reviewer"], None)
+            else:
+                item.reviews[event.data["reviewer"]] = event
+
+
+def _event(row: tuple[Any, ...]) -> Event:
+    seq, picture, sample, step, source, settings, data, at = row
+    return Event(seq, picture, sample, step, source, settings, json.loads(data), at)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -1,0 +1,243 @@
+"""Answers about many pictures, written to a file: what `minigpt4 generate` does.
+
+Knows nothing about how an answer is decoded (see `engine.py`). Each picture gives one line of JSON, in the order of the
+pictures. A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.generation.engine import Decoding, answers
+from minigpt4.progress import progress_bar
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question: `name` says where its picture is from, `picture` is its path, or its file's bytes."""
+
+    name: str
+    picture: Path | bytes
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job has done: lines written by it and before it, pictures that could not be read, time and tokens."""
+
+    answered: int
+    unreadable: int
+    found: int
+    seconds: float
+    tokens: int
+
+    def __str__(self) -> str:
+        before = f" ({self.found} were there already)" if self.found else ""
+        missing = f", {self.unreadable} unreadable" if self.unreadable else ""
+        pace = self.answered / self.seconds if self.seconds else 0.0
+        speed = self.tokens / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.answered} answers{missing}{before} in {self.seconds:.1f} s: {pace:.2f} pictures/s, "
+            f"{speed:.0f} tokens/s"
+        )
+
+
+def read_tasks(images: str, prompt: str | None) -> list[Task]:
+    """The questions that `images` stands for, in their order.
+
+    `images` is a directory (its pictures, those of its subdirectories too, by name), a pattern such as `photos/*.jpg`,
+    a picture, a `.jsonl` file with a line `{"image": path, "prompt": question}` for each, or a `.parquet` file with
+    such columns (where `image` may hold the file itself, as bytes or as datasets' `{"bytes": ..., "path": ...}`). Paths
+    in such a file count from its own directory; `prompt` is for lines without one of their own.
+
+    Raises UserError if there is nothing, or a line has no image or no question.
+    """
+    path = Path(images).expanduser()
+    if path.is_dir():
+        pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not pictures:
+            raise UserError(f"{images}: holds no pictures ({', '.join(SUFFIXES)})")
+    elif path.suffix in (".jsonl", ".parquet"):
+        if not path.is_file():
+            raise UserError(f"{images}: no such file; give a directory, a pattern, a .jsonl or a .parquet file")
+        read = _read_jsonl if path.suffix == ".jsonl" else _read_parquet
+        return [_task(row, where, path, prompt) for where, row in read(path)]
+    elif path.is_file():
+        pictures = [path]
+    else:
+        root = Path(path.anchor)
+        pictures = sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
+        if not pictures:
+            raise UserError(f"{images}: no such directory or file, and no file fits it as a pattern")
+    if not prompt:
+        raise UserError("no question was given; say what to ask about every picture with --prompt")
+    return [Task(str(p), p, prompt) for p in pictures]
+
+
+def _task(row: Any, where: str, path: Path, prompt: str | None) -> Task:
+    image = row.get("image") if isinstance(row, dict) else None
+    own = row.get("prompt") if isinstance(row, dict) else None
+    if isinstance(image, dict):  # an image column as the datasets library writes it
+        image = image.get("bytes") or image.get("path")
+    if not isinstance(image, (str, bytes)) or not image:
+        raise UserError(f'{where}: has no image; {{"image": "path", "prompt": "question"}} was expected')
+    question = own or prompt
+    if not isinstance(question, str) or not question:
+        raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
+    if isinstance(image, bytes):
+        return Task(where, image, question)
+    return Task(image, path.parent / Path(image).expanduser(), question)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: broken JSON ({error})") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        columns = [name for name in ("image", "prompt") if name in table.schema_arrow.names]
+        number = 0
+        for batch in table.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield f"{path}:{number}", row
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+def run(
+    load_model: Callable[[], MiniGPT4],
+    tasks: Sequence[Task],
+    out: str | Path,
+    *,
+    job: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Answer all `tasks` and write one line for each to `out`, in order; what `out` holds already is not done again.
+
+    `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
+    say), and is compared when the job goes on. `settings` are the fields of `engine.Decoding`. A line has `image`,
+    `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for a picture that
+    cannot be read.
+
+    Each batch is seeded with `seed` and its own first number, so a job that is stopped and goes on gives what it would
+    have given undisturbed, batch by batch.
+
+    Raises UserError if `out` holds something else than a part of this very job.
+    """
+    decoding = Decoding.from_settings(settings)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
+    out = Path(out).expanduser()
+    found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
+    if found == len(tasks):
+        return Result(0, 0, found, 0.0, 0)
+    model = load_model()
+    started = time.perf_counter()
+    answered = unreadable = tokens = 0
+    with progress_bar(progress) as bar, out.open("ab") as file:
+        task = bar.add_task("answers", total=len(tasks), completed=found, note="")
+        # Batches start at the same places however often the job was stopped.
+        for start in range(found - found % batch_size, len(tasks), batch_size):
+            if decoding.seed is not None:
+                settings["seed"] = decoding.seed + start
+            lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
+            with full_disk_is_a_user_error(out):
+                file.write(b"".join(line.text for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+            answered += sum(line.tokens is not None for line in lines)
+            unreadable += sum(line.tokens is None for line in lines)
+            tokens += sum(line.tokens or 0 for line in lines)
+            pace = answered / (time.perf_counter() - started)
+            bar.update(task, completed=min(start + batch_size, len(tasks)), note=f"{pace:.2f} pictures/s")
+    return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the output, and how many tokens its answer has: None if the picture could not be read."""
+
+    text: bytes
+    tokens: int | None
+
+
+def _answer(model: MiniGPT4, batch: Sequence[Task], settings: dict[str, Any]) -> list[_Line]:
+    pictures, errors = {}, {}
+    for i, task in enumerate(batch):
+        try:
+            pictures[i] = open_image(task.picture)
+        except UserError as error:
+            errors[i] = str(error) if isinstance(task.picture, Path) else f"{task.name}: {error}"
+            logger.warning("left out: %s", errors[i])
+    prompts = [batch[i].prompt for i in pictures]
+    found = dict(
+        zip(pictures, answers(model, list(pictures.values()), prompts, **settings) if prompts else [], strict=True)
+    )
+    lines = []
+    for i, task in enumerate(batch):
+        said = {"answer": found[i].text, "ended": found[i].ended} if i in found else {"error": errors[i]}
+        text = json.dumps({"image": task.name, "prompt": task.prompt, **said}, ensure_ascii=False) + "\n"
+        lines.append(_Line(text.encode(), len(found[i].tokens) if i in found else None))
+    return lines
+
+
+def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
+    """How many lines of this job `out` holds; a half line at its end, left by a kill, is cut off.
+
+    What the job was asked stands in a file beside `out`, so that answers of two jobs are never mixed.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
+    names = "\n".join(json.dumps([task.name, task.prompt]) for task in tasks)
+    job = {"tasks": len(tasks), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
+    record = out.with_name(f".{out.name}.job.json")
+    try:
+        if out.exists() and out.stat().st_size:
+            former = json.loads(record.read_text()) if record.is_file() else None
+            if former is None:
+                raise UserError(f"{out}: exists, and holds something else than a job's answers; give another file")
+            differing = [key for key in job if former.get(key) != job[key]]
+            if differing:
+                what = ", ".join("pictures or prompts" if key in ("tasks", "sha256") else key for key in differing)
+                raise UserError(f"{out}: holds answers of a job with another {what}; give another file, or delete it")
+            data = out.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                os.truncate(out, whole)
+            return data.count(b"\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps(job).encode())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{out}: cannot be written ({error})") from None
+    return 0

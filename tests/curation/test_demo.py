@@ -1,0 +1,124 @@
+"""The demo's measurements, each against texts whose truth is plain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from minigpt4.curation import demo, mender
+from minigpt4.curation.endpoint import Endpoint
+from minigpt4.curation.ledger import Ledger
+from minigpt4.errors import UserError
+from minigpt4.evaluation.abilities import statements
+from minigpt4.pocket import world
+from minigpt4.pocket.language import description
+
+BALL = world.Item("ball", "red", "large", "left")
+CUP = world.Item("cup", "blue", "small", "top-right")
+SCENE = world.Picture("scene", "beach", (BALL, CUP), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A large red ball is on the left.", (4, 0)),
+        ("A large green ball is on the right.", (2, 2)),
+        ("There is a small blue cup at the top-right and a small white boat in the centre.", (4, 4)),
+        ("The picture shows a beach scene with two objects.", (2, 0)),
+        ("The picture shows a desert scene with three objects.", (0, 2)),
+        ("The picture is a product photo of a red ball.", (2, 1)),
+        ("It looks fresh and tasty.", (0, 0)),
+    ],
+)
+def test_statements_are_judged_one_by_one(text: str, expected: tuple[int, int]) -> None:
+    assert statements(SCENE, text) == expected
+
+
+def test_true_descriptions_hold_nothing_false_and_nothing_broken() -> None:
+    import random
+
+    for seed in range(demo.CURATED, demo.CURATED + 300):
+        picture = world.sample(seed)
+        truth = demo.judge(picture, description(picture, random.Random(seed)))
+        assert truth.true > 1
+        assert not truth.bad
+
+
+def test_seeds_are_of_their_ranges_and_apart() -> None:
+    ranges = {name: range(first, first + count) for name, (first, count) in world.SEEDS.items()}
+    assert demo.CURATED in ranges["stage2"]
+    assert demo.DEVELOPMENT in ranges["development"]
+    assert demo.MEASURED in ranges["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "mended"),
+    [
+        ("A red ball is on the left.", "A red ball is on the left."),
+        ("A red ball is on the left. A red ball is on the left. and And so", "A red ball is on the left."),
+        ("The dish has corn. , corn and egg\nSteps:\n1. Bake it.", "The dish has corn."),
+        ("<b>There is a cup.</b>\nThere is a", "There is a cup."),
+        ("nothing to be saved here", "nothing to be saved here"),
+    ],
+)
+def test_the_mender_sees_words_and_mends_them(raw: str, mended: str) -> None:
+    assert mender.mend(raw) == mended
+
+
+def test_the_mender_is_a_server_in_a_process_of_its_own() -> None:
+    with demo.mender() as endpoint:
+        assert isinstance(endpoint, Endpoint)
+        talk = [{"role": "system", "content": "Mend."}, {"role": "user", "content": "There is a cup. There is a cup."}]
+        assert endpoint.ask(talk, max_tokens=10, temperature=0).text == "There is a cup."
+
+
+def test_the_report_is_tables_that_can_be_pasted() -> None:
+    rate = {"share": 0.5, "low": 0.25, "high": 0.75, "successes": 2, "of": 4}
+    better = {**rate, "share": 0.9, "low": 0.8, "high": 0.95}
+    nothing = {**rate, "share": None}
+    models = {name: {"failures": rate} for name in ("raw", "filtered")} | {"selected": {"failures": better}}
+    report = {
+        "settings": {"questions": 4},
+        "steps": {"raw": {"texts": 4, "broken": rate}, "refined": {"texts": 4, "broken": better}},
+        "filters": {
+            "raw": {
+                "too_short": {"caught": 2, "precision": rate, "recall": rate},
+                "too_long": {"caught": 0, "precision": nothing, "recall": rate},
+            }
+        },
+        "grounding": {"sentences": 9, "precision": nothing},
+        "thresholds": {"ungrounded_text": 0.25},
+        "models": models,
+        "seconds": {"in all": 61.4},
+    }
+    text = demo.markdown(report)
+    assert "|  | raw | refined |\n| --- | --- | --- |\n| texts | 4 | 4 |\n" in text
+    assert "| broken | 50.0 (25.0–75.0) | 90.0 (80.0–95.0) |" in text
+    assert "| too_short | 2 |" in text
+    assert "too_long" not in text
+    assert "- filtered against raw, failures: +0.0 points (intervals overlap)" in text
+    assert "- selected against filtered, failures: +40.0 points (intervals apart)" in text
+    assert "61 s in all" in text
+
+
+def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
+    """The shipped model on a few pictures; run again, it finds everything done and reports the same."""
+    small = {"pictures": 12, "questions": 3, "overrides": ["steps=2", "batch_size=2", "warmup_steps=1"]}
+    console = Console(quiet=True)
+    report = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    assert (tmp_path / "demo" / "report.md").read_text() == report
+    measured = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert list(measured["steps"]) == ["raw", "refined", "filtered", "selected"]
+    assert list(measured["models"]) == ["stage 1", "raw", "refined", "filtered", "selected"]
+    assert measured["steps"]["raw"]["texts"] == 12
+    assert measured["steps"]["refined"]["broken"]["share"] <= measured["steps"]["raw"]["broken"]["share"]
+    with Ledger(tmp_path / "demo" / "set") as ledger:
+        before = ledger.events()
+        assert [event.step for event in before].count("describe") == 12
+    again = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    assert again.rpartition("\n- ")[0] == report.rpartition("\n- ")[0]
+    with pytest.raises(UserError, match="12 pictures of another run"):
+        demo.draw_folder(tmp_path / "demo" / "pictures", demo.CURATED, 13)

@@ -1,0 +1,127 @@
+"""Each way in which an endpoint misbehaves, by a real server."""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from curating import Server
+from minigpt4.curation import endpoint as module
+from minigpt4.curation.endpoint import Endpoint, Unanswered, work_concurrently
+from minigpt4.errors import UserError
+
+TALK = [{"role": "user", "content": "A red ball."}]
+KEY = "sk-very-secret-5551"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def ask(server: Server, **more: float) -> module.Reply:
+    return Endpoint(server.url, "any", **more).ask(TALK, max_tokens=50, temperature=0, name="n1")  # type: ignore[arg-type]
+
+
+def test_an_answer(serve: Callable[..., Server]) -> None:
+    server = serve("ok")
+    reply = ask(server)
+    assert (reply.text, reply.ended, reply.tokens) == ("A red ball.", True, 30)
+    [request] = server.requests
+    assert request["key"] == f"Bearer {KEY}"
+    assert request["idempotency"] == "n1"
+    assert request["body"]["max_tokens"] == 50
+    assert ask(serve("length")).ended is False
+
+
+@pytest.mark.parametrize(
+    "trouble", ["status:500", "status:503", "status:408", "html", "json", "nonsense", "empty", "cut", "hang:1.5"]
+)
+def test_what_may_pass_is_tried_again(serve: Callable[..., Server], trouble: str) -> None:
+    server = serve(trouble, trouble, "ok")
+    assert ask(server, timeout=1.0).text == "A red ball."
+    assert len(server.requests) == 3
+
+
+def test_a_rate_limit_is_kept_to(serve: Callable[..., Server]) -> None:
+    server = serve("status:429,0.7", "ok")
+    assert ask(server).text == "A red ball."
+    first, second = (request["at"] for request in server.requests)
+    assert second - first >= 0.7
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 25 < (module._asked_pause(date) or 0) <= 30
+    for nonsense in ("soon", "nan", "-3"):
+        assert module._asked_pause(nonsense) in (None, 0.0)
+
+
+@pytest.mark.parametrize(("trouble", "says"), [("status:500", "HTTP 500"), ("empty", "empty"), ("cut", "cut")])
+def test_what_does_not_pass_is_given_up(serve: Callable[..., Server], trouble: str, says: str) -> None:
+    server = serve(trouble)
+    with pytest.raises(Unanswered, match=says):
+        ask(server, attempts=3)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "OPENAI_API_KEY"), (403, "may not"), (404, "/v1"), (400, "malformed")]
+)
+def test_a_refusal_is_told_once_and_without_the_key(serve: Callable[..., Server], status: int, says: str) -> None:
+    server = serve(f"status:{status}")
+    with pytest.raises(UserError, match=says) as caught:
+        ask(server)
+    assert KEY not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(Unanswered, match="no connection"):
+        Endpoint("http://127.0.0.1:9/v1", "any", attempts=2).ask(TALK, max_tokens=5, temperature=0)
+    with pytest.raises(UserError, match="base URL"):
+        Endpoint("localhost:8000", "any")
+
+
+def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u201cquoted\u201d")
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
+        Endpoint("http://127.0.0.1:9/v1", "any")
+    assert "quoted" not in str(caught.value)
+
+
+def test_pauses_grow_and_differ() -> None:
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "any")
+    pauses = [[endpoint._pause(attempt) for _ in range(50)] for attempt in range(4)]
+    for attempt, drawn in enumerate(pauses):
+        assert 0.01 * 2**attempt <= min(drawn) < max(drawn) <= 0.02 * 2**attempt
+
+
+def test_work_is_limited_and_recorded_when_it_ends_early() -> None:
+    at_once, most, lock = 0, 0, threading.Lock()
+    recorded: list[int] = []
+
+    def work(task: int) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        if task == 5:
+            raise UserError("enough")
+        return -task
+
+    def record(task: int, found: int) -> bool:
+        assert found == -task
+        recorded.append(task)
+        return True
+
+    with pytest.raises(UserError, match="enough"):
+        work_concurrently(range(100), work, record, concurrency=3, stopped=threading.Event())
+    assert most == 3
+    assert 4 < len(recorded) < 12
+    assert set(range(5)) <= set(recorded)

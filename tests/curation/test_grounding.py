@@ -1,0 +1,164 @@
+"""Grounding against likelihoods computed one text at a time with the whole network."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curating import TEXTS, picture_file, run
+from minigpt4.curation.grounding import Score, ground, score, token_likelihoods
+from minigpt4.curation.ledger import Ledger
+from minigpt4.curation.select import choose, cluster, select
+from minigpt4.errors import UserError
+from minigpt4.prompts.encode import encode_chat
+from minigpt4.prompts.templates import Message
+
+
+@pytest.fixture(scope="session")
+def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from minigpt4.model.alignment import MiniGPT4
+
+    directory = tmp_path_factory.mktemp("model") / "alignment"
+    MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", seed=1).save_pretrained(directory)
+    return directory
+
+
+def test_likelihoods_are_those_of_the_plain_network(alignment: Path) -> None:
+    from minigpt4.model.alignment import MiniGPT4
+
+    model = MiniGPT4.from_pretrained(alignment, dtype="float32")
+    texts = ["A red ball.", "The small cup in the centre is blue, and a star is on the right."]
+    features = model.encode_images([picture_file(n) for n in range(3)])
+    pairs = [(1, 0), (0, 2), (0, 0), (1, 1)]
+    found = token_likelihoods(model, "Describe it.", texts, features, pairs)
+    prompt = encode_chat(
+        model.tokenizer, model.template, [Message("user", "Describe it.", 1)], model.num_query_tokens,
+        model.image_token_id,
+    )  # fmt: skip
+    for (text, picture), likelihoods in zip(pairs, found, strict=True):
+        target = model.tokenizer(texts[text], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([prompt + target])
+        with torch.no_grad():
+            logits = model.blip2.language_model(inputs_embeds=model.embed(ids, features[[picture]])).logits[0]
+        logits[:, model.image_token_id] = float("-inf")
+        every = torch.log_softmax(logits.float(), -1)
+        expected = torch.stack([every[len(prompt) + i - 1, token] for i, token in enumerate(target)])
+        assert likelihoods.shape == expected.shape
+        torch.testing.assert_close(likelihoods, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_score_is_the_share_of_surprise_that_the_picture_explains(alignment: Path) -> None:
+    from minigpt4.model.alignment import MiniGPT4
+
+    model = MiniGPT4.from_pretrained(alignment, dtype="float32")
+    text = "A cup. A star."
+    tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    other = -torch.ones(2, tokens) * torch.tensor([[1.0], [3.0]])
+    same = score(model, text, other.mean(0), other)
+    assert [(start, end) for start, end, _ in same.sentences] == [(0, 6), (7, 14)]
+    assert (same.whole, same.lowest, same.fluency) == (0.0, 0.0, -2.0)
+    certain = score(model, text, torch.zeros(tokens), other)
+    assert (certain.whole, certain.lowest) == (1.0, 1.0)
+    against = score(model, text, -4 * torch.ones(tokens), other)
+    assert (against.whole, against.lowest) == (-1.0, -1.0)
+    assert Score([], 0.0, 0.0).lowest == 0.0
+
+
+def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Path) -> None:
+    (pictures / "7.png").unlink()
+    with Ledger(project) as ledger:
+        assert ground(ledger, alignment) == {"scored": 11, "left out": 1, "done before": 0}
+        (pictures / "7.png").write_bytes(picture_file(7))
+        assert ground(ledger, alignment) == {"scored": 1, "left out": 0, "done before": 11}
+        assert ground(ledger, alignment)["scored"] == 0
+        for item in ledger.items():
+            assert item.grounding is not None
+            assert [item.text[start:end] for start, end, _ in item.grounding.data["sentences"]] == [
+                sentence + "." for sentence in item.text.rstrip(".").split(". ")
+            ]
+        one = ground(ledger, alignment, others=2, only=["1"])
+        assert one["scored"] == 1
+
+
+def test_one_picture_is_too_few(tmp_path: Path, pictures: Path, alignment: Path) -> None:
+    from curating import add_texts
+
+    with Ledger(tmp_path / "p", create=True) as ledger:
+        add_texts(ledger, pictures, TEXTS[:1])
+        with pytest.raises(UserError, match="at least two"):
+            ground(ledger, alignment)
+
+
+KILLED = """
+import sys
+from minigpt4.curation import grounding
+from minigpt4.curation.ledger import Ledger
+grounding.BATCH = 2
+with Ledger(sys.argv[1]) as ledger:
+    grounding.ground(ledger, sys.argv[2])
+"""
+
+
+def test_killed_it_goes_on(project: Path, alignment: Path) -> None:
+    with Ledger(project) as ledger:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(project), str(alignment)])
+        while not ledger.events("ground"):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = len(ledger.events("ground"))
+        assert 0 < done < 12
+        assert ground(ledger, alignment)["scored"] == 12 - done
+        assert len(ledger.events("ground")) == 12
+
+
+def test_groups_send_their_best_in_proportion() -> None:
+    groups = np.array([0] * 6 + [1] * 3 + [2])
+    scores = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.5, 0.6, 0.4, 0.0])
+    assert choose(10, scores, groups) == list(range(10))
+    assert choose(3, scores, groups) == [1, 3, 7]
+    assert len(choose(5, scores, groups)) == 5
+    assert choose(0, scores, groups) == []
+
+
+def test_clusters_are_found() -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(centre, 0.05, (20, 4)) for centre in (0, 2, 5)])
+    found = cluster(vectors, 3)
+    assert [len(set(found[start : start + 20])) for start in (0, 20, 40)] == [1, 1, 1]
+    assert len(set(found)) == 3
+    assert set(cluster(np.ones((5, 2)), 3)) == {0}
+
+
+def test_the_best_are_selected_and_a_selection_is_taken_back(project: Path, alignment: Path) -> None:
+    with Ledger(project) as ledger, pytest.raises(UserError, match="passed the rules"):
+        select(ledger, 3)
+    result = run("filter", project, "--model", alignment, "--rules", _only_grounding_off(project))
+    assert result.returncode == 0, result.stderr
+    with Ledger(project) as ledger:
+        with pytest.raises(UserError, match="only 12 pictures"):
+            select(ledger, 13)
+        assert select(ledger, 4, model=alignment)["selected"] == 4
+        assert select(ledger, 4, model=alignment)["changed"] == 0
+        chosen = [item for item in ledger.items() if item.kept]
+        assert len(chosen) == 4
+        assert all(0 <= item.selection.data["quality"] <= 1 for item in chosen if item.selection)
+        select(ledger, None)
+        assert all(item.kept for item in ledger.items())
+        assert json.dumps([event.data for event in ledger.events("select")]).count('"selected": true') == 4
+    assert run("select", project).returncode == 2
+
+
+def _only_grounding_off(project: Path) -> Path:
+    file = project / "rules.yaml"
+    file.write_text("ungrounded_sentence: null\nungrounded_text: null\n")
+    return file

@@ -1,0 +1,215 @@
+"""Reviewing: who gets what, and the page itself in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from curating import TEXTS, assert_one_line, command, run
+from minigpt4.curation.ledger import Ledger
+from minigpt4.curation.review import LEASE_SECONDS, Desk, TakenError, differences
+from minigpt4.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def decide(desk: Desk, reviewer: str, index: int | None, verdict: str, text: str | None = None) -> None:
+    assert index is not None
+    desk.decide(reviewer, index, desk.items[index].source.seq, verdict, text)
+
+
+def test_nobody_gets_what_another_has(project: Path) -> None:
+    clock = Clock()
+    with Ledger(project) as ledger:
+        desk = Desk(ledger, shared=0, clock=clock)
+        assert (desk.next("Ann"), desk.next("Ben"), desk.next("Ann")) == (0, 1, 0)
+        with pytest.raises(TakenError, match="Ann has"):
+            decide(desk, "Ben", 0, "accept")
+        clock.now += LEASE_SECONDS + 1
+        assert desk.next("Cid") == 0  # Ann went away
+        decide(desk, "Cid", 0, "accept")
+        with pytest.raises(TakenError, match="Cid has"):
+            decide(desk, "Ann", 0, "reject")
+        seen = []
+        while (index := desk.next("Ben")) is not None:
+            seen.append(index)
+            decide(desk, "Ben", index, "accept")
+        assert seen == list(range(1, 12))
+        assert desk.next("Ann") is None
+    with Ledger(project) as ledger:  # after a restart
+        assert Desk(ledger, shared=0).next("Ann") is None
+        assert len(ledger.events("review")) == 12
+
+
+def test_everyone_decides_on_the_shared_sample_and_agreement_is_told(project: Path) -> None:
+    with Ledger(project) as ledger:
+        desk = Desk(ledger, shared=0.5)
+        shared = [i for i, item in enumerate(desk.items) if desk.is_shared(item)]
+        assert 2 < len(shared) < 10
+        for reviewer, rejects in (("Ann", shared[:2]), ("Ben", shared[:1])):
+            while (index := desk.next(reviewer)) is not None:
+                decide(desk, reviewer, index, "reject" if index in rejects else "accept")
+        [told] = desk.agreement()
+        n = len(shared)
+        chance = (2 / n) * (1 / n) + (1 - 2 / n) * (1 - 1 / n)
+        assert told["reviewers"] == ["Ann", "Ben"]
+        assert told["texts"] == n
+        assert told["kappa"] == pytest.approx((1 - 1 / n - chance) / (1 - chance))
+        assert desk.progress("Ann")["done"] == 12
+
+
+def test_undo_edit_and_what_is_no_decision(project: Path) -> None:
+    with Ledger(project) as ledger:
+        desk = Desk(ledger, shared=0)
+        assert desk.undo("Ann") is None
+        decide(desk, "Ann", 0, "edit", "  A better text. ")
+        decide(desk, "Ann", 1, "edit", TEXTS[1])  # unchanged is accepted
+        assert [item.final for item in ledger.items()[:2]] == ["A better text.", TEXTS[1]]
+        assert ledger.items()[1].reviews["Ann"].data["verdict"] == "accept"
+        assert desk.look("Ann", 0)["text"] == "A better text."
+        assert (desk.undo("Ann"), desk.undo("Ann"), desk.undo("Ann")) == (1, 0, None)
+        assert ledger.items()[0].final == TEXTS[0]
+        assert len(ledger.events("review")) == 4  # undone decisions stay in the history
+        with pytest.raises(ValueError, match="empty"):
+            decide(desk, "Ann", 0, "edit", "  ")
+        with pytest.raises(ValueError, match="verdict"):
+            decide(desk, "Ann", 0, "burn")
+        with pytest.raises(ValueError, match="not the text"):
+            desk.decide("Ann", 0, 999, "accept")
+
+
+def test_differences_spell_both_texts() -> None:
+    before, after = "A red ball ball is on on the left .", "A red ball is on the left."
+    found = differences(before, after)
+    assert "".join(text for kind, text in found if kind != "new") == before
+    assert "".join(text for kind, text in found if kind != "gone") == after
+    assert {kind for kind, _ in found} == {"same", "gone", "new"}
+
+
+@contextlib.contextmanager
+def page(project: Path, *more: object) -> Iterator[str]:
+    """The address of a page that runs in a process of its own."""
+    with subprocess.Popen(
+        command("review", project, "--port", 0, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found, process.stderr and process.stderr.read()
+        try:
+            yield found.group()
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+            assert "Traceback" not in errors
+            assert process.returncode == 130
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_page_answers_its_own_visitors_only(project: Path) -> None:
+    with page(project) as url:
+        assert status(url) == 200
+        assert status(url, Host="evil.example") == 400
+        assert status(f"{url}api/next?reviewer=A", **{"Sec-Fetch-Site": "cross-site"}) == 403
+        assert status(f"{url}api/next?reviewer=") == 400
+        assert status(f"{url}api/items/999?reviewer=A") == 404
+        assert status(f"{url}pictures/0") == 200
+        assert_one_line(run("review", project, "--port", 0), "is at work on review")
+    assert_one_line(run("review", project.parent / "none"), "describe or import")
+
+
+def test_nothing_to_review(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "p", create=True) as ledger, pytest.raises(UserError, match="no text to review"):
+        Desk(ledger)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_two_people_review_in_a_browser(project: Path, tmp_path: Path) -> None:
+    """By keys and on a phone: accept, edit, reject, undo, jump; sentences coloured, changes marked, nothing run."""
+    from playwright.sync_api import expect, sync_playwright
+
+    evil = "The picture shows a <img src=x onerror=document.title='hacked'> red ball. It is on the left."
+    with Ledger(project) as ledger:
+        items = ledger.items()
+        settings = ledger.settings("refine", {})
+        mended = {"text": evil, "accepted": True, "reason": None, "tokens": 9}
+        ledger.add("refine", settings, [(items[0].key, items[0].raw.seq, mended)])
+        [first] = ledger.items(["0"])
+        cut = evil.index(" It is")
+        scores = {"sentences": [[0, cut, 0.9], [cut + 1, len(evil), 0.05]], "lowest": 0.05, "whole": 0.5, "fluency": -1}
+        ledger.add("ground", settings, [(first.key, first.source.seq, scores)])
+    shots = Path(os.environ.get("REVIEW_SCREENSHOTS", tmp_path))
+    with page(project, "--shared", 0) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        desktop = browser.new_page(viewport={"width": 1200, "height": 800})
+        faults: list[str] = []
+        desktop.on("pageerror", lambda error: faults.append(str(error)))
+        desktop.on("console", lambda message: message.type == "error" and faults.append(message.text))
+        desktop.goto(url)
+        desktop.keyboard.type("Ann")
+        desktop.keyboard.press("Enter")
+        expect(desktop.locator("#text")).to_have_text(evil)
+        expect(desktop.locator("#text .weak")).to_have_text("It is on the left.")
+        expect(desktop.locator("#changes .new").first).to_be_visible()
+        expect(desktop.locator("#changes .gone").first).to_be_visible()
+        assert desktop.locator("#picture").evaluate("i => i.decode().then(() => i.naturalWidth)") == 32
+        assert "hacked" not in desktop.title()
+        assert not faults
+        desktop.screenshot(path=str(shots / "review-desktop.png"))
+        desktop.keyboard.press("a")
+        expect(desktop.locator("#count")).to_have_text("1 of 12 decided, 11 wait for you")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[1])
+
+        phone = browser.new_page(viewport={"width": 360, "height": 740}, has_touch=True)
+        phone.goto(url)
+        phone.fill("#name", "Ben")
+        phone.tap("text=Start")
+        expect(phone.locator("#text")).to_have_text(TEXTS[2])  # Ann has the one before
+        assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        phone.screenshot(path=str(shots / "review-phone.png"))
+        phone.tap("#reject")
+        expect(phone.locator("#text")).to_have_text(TEXTS[3])
+
+        desktop.keyboard.press("e")
+        desktop.locator("#edit").fill("An edited text.")
+        desktop.screenshot(path=str(shots / "review-edit.png"))
+        desktop.keyboard.press("Control+Enter")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[4])
+        desktop.keyboard.press("r")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[5])
+        desktop.keyboard.press("u")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[4])
+        desktop.once("dialog", lambda dialog: dialog.accept("3"))
+        desktop.keyboard.press("j")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[2])
+        desktop.keyboard.press("a")
+        expect(desktop.locator("#message")).to_have_text("Ben has this text")
+        assert phone.locator("#left").text_content() is not None
+        browser.close()
+    with Ledger(project) as ledger:
+        finals = [item.final for item in ledger.items()]
+        assert finals[:5] == [evil, "An edited text.", None, TEXTS[3], TEXTS[4]]
+        assert {name for item in ledger.items() for name in item.reviews} == {"Ann", "Ben"}

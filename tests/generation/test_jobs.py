@@ -1,0 +1,157 @@
+"""Jobs over many pictures: what is asked, what is written, and what a kill leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minigpt4 import MiniGPT4, UserError
+from minigpt4.generation.jobs import Task, read_tasks, run
+
+PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "progress": False}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pictures: list[Image.Image]) -> Path:
+    """Seven pictures, one of them broken and one in a subdirectory, and a file that is none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for i, picture in enumerate(pictures[:6]):
+        picture.save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"not a picture")
+    pictures[6].save(folder / "more" / "6.jpg")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_picture_gets_a_line_in_order(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    tasks = read_tasks(str(folder), "What is it?")
+    assert [Path(task.name).name for task in tasks] == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "6.jpg"]
+    result = run(lambda: model, tasks, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
+    assert (result.answered, result.unreadable, result.found) == (6, 1, 0)
+    assert "6 answers, 1 unreadable in " in str(result)
+    found = lines(tmp_path / "answers.jsonl")
+    assert [line["image"] for line in found] == [task.name for task in tasks]
+    for task, line in zip(tasks, found, strict=True):
+        if task.name.endswith("2.png"):
+            assert "2.png: not a picture" in line["error"]
+        else:
+            assert line["answer"] == model.generate(task.picture, "What is it?", do_sample=False, max_new_tokens=8)[0]
+
+
+def test_a_job_goes_on_after_its_last_whole_line(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    tasks = read_tasks(str(folder), "What is it?")
+    whole = tmp_path / "whole.jsonl"
+    settings = {**PLAIN, "do_sample": True, "seed": 3}
+    run(lambda: model, tasks, whole, batch_size=3, **settings)
+    expected = whole.read_bytes()
+    end_of_fourth = len(b"".join(expected.splitlines(keepends=True)[:4]))
+    for cut in (1, end_of_fourth, end_of_fourth + 5, len(expected) - 1):
+        whole.write_bytes(expected[:cut])
+        run(lambda: model, tasks, whole, batch_size=3, **settings)
+        assert whole.read_bytes() == expected
+    result = run(lambda: pytest.fail("nothing is left to do"), tasks, whole, batch_size=3, **settings)
+    assert (result.answered, result.found) == (0, 7)
+
+
+def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[Image.Image], model: MiniGPT4) -> None:
+    model.export(tmp_path / "export")
+    (tmp_path / "pictures").mkdir()
+    for i in range(60):
+        pictures[i % 8].save(tmp_path / "pictures" / f"{i:02d}.png")
+    out = tmp_path / "answers.jsonl"
+    command = [
+        str(Path(sys.executable).with_name("minigpt4")), "generate", str(tmp_path / "export"), "--images",
+        str(tmp_path / "pictures" / "*.png"), "--prompt", "What is it?", "--out", str(out), "--batch-size", "1",
+        "--max-new-tokens", "60", "--device", "cpu",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (not out.exists() or out.stat().st_size < 300) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = len(out.read_text().splitlines())
+    assert 0 < before < 60
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert f"({before} were there already)" in again.stdout
+    assert "pictures/s" in again.stdout
+    assert [Path(line["image"]).stem for line in lines(out)] == [f"{i:02d}" for i in range(60)]
+
+
+def test_questions_from_jsonl_and_parquet(folder: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"image": "pictures/0.png", "prompt": "What?"}, {"image": str(folder / "1.png")}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    tasks = read_tasks(str(tmp_path / "asked.jsonl"), "Where?")
+    assert tasks == [
+        Task("pictures/0.png", folder / "0.png", "What?"),
+        Task(str(folder / "1.png"), folder / "1.png", "Where?"),
+    ]
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    columns = {"image": [{"bytes": data.getvalue(), "path": None}, {"bytes": None, "path": "pictures/0.png"}]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "asked.parquet")
+    first, second = read_tasks(str(tmp_path / "asked.parquet"), "Where?")
+    assert (first.picture, first.prompt) == (data.getvalue(), "Where?")
+    assert first.name.endswith("asked.parquet:0")
+    assert second == Task("pictures/0.png", folder / "0.png", "Where?")
+
+
+def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jsonl").write_text('{"image": "a.png", "prompt": "?"}\n{"image"\n')
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "?"}\n')
+    (tmp_path / "mute.jsonl").write_text('{"image": "a.png"}\n')
+    (tmp_path / "not.parquet").write_text("not parquet")
+    for images, message in (
+        ("nowhere", "nowhere: no such directory or file, and no file fits it"),
+        ("empty", "holds no pictures"),
+        ("none.jsonl", "no such file"),
+        ("broken.jsonl", r"broken\.jsonl:2: broken JSON"),
+        ("bare.jsonl", r"bare\.jsonl:1: has no image"),
+        ("mute.jsonl", r"mute\.jsonl:1: has no prompt; give it one, or all with --prompt"),
+        ("not.parquet", "cannot be read as parquet"),
+        ("pictures", "no question was given"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read_tasks(str(tmp_path / images), None)
+        assert "\n" not in str(caught.value)
+
+
+def test_answers_of_two_jobs_are_never_mixed(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    tasks, out = read_tasks(str(folder), "What is it?"), tmp_path / "answers.jsonl"
+    run(lambda: model, tasks, out, job={"model": "a"}, **PLAIN)
+    before = out.read_bytes()
+    for change, message in (
+        ({"tasks": read_tasks(str(folder), "Where?")}, "another pictures or prompts"),
+        ({"max_new_tokens": 9}, "another max_new_tokens"),
+        ({"job": {"model": "b"}}, "another model"),
+    ):
+        arguments: dict[str, Any] = {"tasks": tasks, "job": {"model": "a"}, **PLAIN, **change}
+        with pytest.raises(UserError, match=message):
+            run(lambda: model, arguments.pop("tasks"), out, **arguments)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds something else"):
+        run(lambda: model, tasks, tmp_path / "letter.txt", **PLAIN)
+    with pytest.raises(UserError, match="is a directory; name a file in it"):
+        run(lambda: model, tasks, tmp_path, **PLAIN)
+    assert out.read_bytes() == before
+    assert (tmp_path / "letter.txt").read_text() == "dear"
