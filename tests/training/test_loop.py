@@ -94,7 +94,8 @@ def test_no_gradient_is_kept_for_frozen_weights(setting: Setting) -> None:
 def test_biases_do_not_decay(setting: Setting) -> None:
     model, _, _, recipe = setting
     matrices, biases = make_optimizer(model, recipe).param_groups
-    assert (matrices["weight_decay"], biases["weight_decay"]) == (0.05, 0.0)
+    assert (matrices["weight_decay"], biases["weight_decay"]) == (recipe.weight_decay, 0.0)
+    assert recipe.weight_decay > 0
     assert [p.dim() for p in matrices["params"]] == [2]
     assert [p.dim() for p in biases["params"]] == [1]
 
