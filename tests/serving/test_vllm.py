@@ -81,14 +81,14 @@ def log_probability(model: MiniGPT4, messages: list[Message], pictures: list[Ima
 def test_several_pictures_and_turns_stand_where_they_were_put(
     model: MiniGPT4, client: Client, pictures: list[Image.Image]
 ) -> None:
-    first = Message("user", QUESTIONS[0], images=1)
+    first = Message("user", QUESTIONS[2], images=1)
     [answer] = model.generate(pictures[0], [[first]], do_sample=False)
-    second = Message("user", "Is <ImageHere> like <ImageHere>, or not?", images=2)
+    second = Message("user", "Describe <ImageHere> and <ImageHere> in detail.", images=2)
     talk = [first, Message("assistant", answer), second]
     response = client.ask(
-        user(shown(pictures[0]), said(QUESTIONS[0])),
+        user(shown(pictures[0]), said(QUESTIONS[2])),
         {"role": "assistant", "content": answer},
-        user(said("Is "), shown(pictures[1]), said(" like "), shown(pictures[2]), said(", or not?")),
+        user(said("Describe "), shown(pictures[1]), said(" and "), shown(pictures[2]), said(" in detail.")),
         max_tokens=40,
         logprobs=True,
     )
