@@ -119,6 +119,12 @@ def test_plan_says_what_is_wrong(tmp_path: Path) -> None:
     assert_one_line(run("plan", tmp_path / "nowhere"), "nowhere", "no such directory")
 
 
+@pytest.mark.parametrize("tower", ["language", "vision"])
+def test_a_build_says_that_there_is_nothing_to_go_on_from(tmp_path: Path, tower: str) -> None:
+    result = run("pocket", "build", tower, "--out", tmp_path / "towers", "--start", tmp_path / "nowhere")
+    assert_one_line(result, "nowhere", "no such directory")
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     for arguments in (
         ["paint"],

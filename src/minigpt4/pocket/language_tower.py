@@ -176,7 +176,7 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
     `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
     is the directory of a finished model to train on, on text that it has not seen and at a gentler rate.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from minigpt4.model.parts import load_llm
 
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -185,8 +185,9 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         tokenizer = _tokenizer(work / "tokenizer")
         model = _model(kind, tokenizer).to(device)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager").to(device)
+        begun = load_llm(start, torch.float32)
+        tokenizer, model = begun.tokenizer, begun.model.to(device)
+        model.set_attn_implementation("eager")
         kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
         plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
     batches = TextBatches(kind, tokenizer)
