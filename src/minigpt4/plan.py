@@ -27,8 +27,9 @@ from transformers import (
 
 from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
-from minigpt4.model import parts
-from minigpt4.model.alignment import empty_graph, read_record
+from minigpt4.model import parts, sources
+from minigpt4.model.alignment import read_record
+from minigpt4.model.graph import empty_graph
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", "8bit", "4bit")
@@ -135,9 +136,9 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
     """The whole model's configuration, and the bytes of the files that hold "vision" and "llm" (or "all" of it)."""
     if str(name) in PAPER_LLMS:
         return paper_config(str(name)), {}
-    source = parts.resolve(name)
-    if parts.find_file(source, "config.json"):
-        config = parts.read_json(source, "config.json")
+    source = sources.resolve(name)
+    if sources.find_file(source, "config.json"):
+        config = sources.read_json(source, "config.json")
         if config.get("model_type") != "blip-2":
             raise UserError(
                 f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
@@ -145,7 +146,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
             )
         return Blip2Config(**config), {"all": _bytes(source)}
     origin, _, _, qformer = read_record(source)
-    vision, llm = parts.resolve(origin.vision_qformer), parts.resolve(origin.llm)
+    vision, llm = sources.resolve(origin.vision_qformer), sources.resolve(origin.llm)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
     text = parts.read_llm_config(llm)
     if text.model_type == "blip-2":  # an export, whose LLM it is
@@ -164,7 +165,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
 
 
 def _bytes(source: str | Path) -> int | None:
-    return parts.Checkpoint(source).size() if isinstance(source, Path) else None
+    return sources.Checkpoint(source).size() if isinstance(source, Path) else None
 
 
 def _parts(skeleton: Any, files: dict[str, int | None]) -> tuple[Part, ...]:

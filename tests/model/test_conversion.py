@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from minigpt4.cli import app
 from minigpt4.errors import UserError
-from minigpt4.model import parts, released
+from minigpt4.model import parts, released, sources
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
@@ -197,9 +197,9 @@ def test_peak_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     peaks = list(map(int, done.stdout.split()))
     assert len(peaks) == 2
     assert max(peaks) < vision_side + 1.5 * max(shards), (peaks, shards)
-    source, name = parts.Checkpoint(tmp_path / "llm"), "model.layers.15.mlp.down_proj.weight"
+    source, name = sources.Checkpoint(tmp_path / "llm"), "model.layers.15.mlp.down_proj.weight"
     for out, factor in (("out-alone", 1), ("out-summed", 2)):
-        assert torch.equal(parts.Checkpoint(tmp_path / out)["language_model." + name], source[name] * factor)
+        assert torch.equal(sources.Checkpoint(tmp_path / out)["language_model." + name], source[name] * factor)
 
 
 # -- deltas

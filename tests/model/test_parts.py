@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
-from minigpt4.model import parts
+from minigpt4.model import parts, sources
 from tiny import D_LLM, IMAGE_SIZE, tiny_tokenizer
 
 
@@ -32,20 +32,20 @@ def test_pocket_names_lead_to_the_packages_weights(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MINIGPT4_POCKET_WEIGHTS", str(tmp_path))
     (tmp_path / "language").mkdir()
     (tmp_path / "alignments" / "pocket-stage1").mkdir(parents=True)
-    assert parts.resolve("pocket/language") == tmp_path / "language"
-    assert parts.resolve("pocket-stage1") == tmp_path / "alignments" / "pocket-stage1"
+    assert sources.resolve("pocket/language") == tmp_path / "language"
+    assert sources.resolve("pocket-stage1") == tmp_path / "alignments" / "pocket-stage1"
     with pytest.raises(UserError, match=r"'pocket/vision' is not in this installation .* pocket build"):
-        parts.resolve("pocket/vision")
+        sources.resolve("pocket/vision")
 
 
 def test_other_names_are_directories_or_hub_ids(tmp_path: Path) -> None:
-    assert parts.resolve(tmp_path) == tmp_path
-    assert parts.resolve("Salesforce/blip2-opt-2.7b") == "Salesforce/blip2-opt-2.7b"
+    assert sources.resolve(tmp_path) == tmp_path
+    assert sources.resolve("Salesforce/blip2-opt-2.7b") == "Salesforce/blip2-opt-2.7b"
     with pytest.raises(UserError, match=r"no such directory.*pocket-stage1"):
-        parts.resolve("pockett")
+        sources.resolve("pockett")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        parts.resolve(tmp_path / "file")
+        sources.resolve(tmp_path / "file")
 
 
 def test_a_mistyped_path_that_looks_like_a_hub_id() -> None:
@@ -87,10 +87,10 @@ def test_older_bin_files_are_read_without_running_code(vision_copy: Path) -> Non
 def test_fingerprint_sees_weights_and_not_how_they_are_stored(vision_copy: Path) -> None:
     tensors = {name: tensor.half().float() for name, tensor in load_file(vision_copy / "model.safetensors").items()}
     halves = {name: tensor.half() for name, tensor in reversed(tensors.items())}
-    assert parts.fingerprint(halves) == parts.fingerprint(tensors)
+    assert sources.fingerprint(halves) == sources.fingerprint(tensors)
     for changed in ("qformer.layernorm.bias", "vision_model.encoder.layers.1.mlp.fc2.weight", "query_tokens"):
-        assert parts.fingerprint(tensors | {changed: tensors[changed] + 0.01}) != parts.fingerprint(tensors)
-    assert parts.fingerprint({"a": tensors["query_tokens"]}) != parts.fingerprint({"b": tensors["query_tokens"]})
+        assert sources.fingerprint(tensors | {changed: tensors[changed] + 0.01}) != sources.fingerprint(tensors)
+    assert sources.fingerprint({"a": tensors["query_tokens"]}) != sources.fingerprint({"b": tensors["query_tokens"]})
 
 
 def test_image_size_follows_the_tower(vision_copy: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4 import MiniGPT4
 from minigpt4.evaluation.abilities import check
-from minigpt4.model.parts import pocket_weights
+from minigpt4.model.sources import pocket_weights
 from minigpt4.pocket import world
 from minigpt4.pocket.conversation import request
 from minigpt4.pocket.draw import draw

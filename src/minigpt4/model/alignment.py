@@ -20,20 +20,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.model import parts
+from minigpt4.model import parts, sources
 from minigpt4.model.export import read_export, write_export, write_parts
-from minigpt4.model.patches import take_out_qformer
+from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
 from minigpt4.model.precision import Placement, pack_4bit_layers
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
 if TYPE_CHECKING:
+    from transformers import Blip2ForConditionalGeneration
+
     from minigpt4.generation.chat import Chat
 
 FORMAT_VERSION = 1
@@ -86,7 +87,7 @@ class MiniGPT4(torch.nn.Module):
         self.image_token_id: int = blip2.config.image_token_id
         pack_4bit_layers(blip2, allowed=True)
         # Not only suppressed when a token is chosen: it must take no probability from the words either.
-        blip2.language_model.register_forward_hook(partial(_hide_image_token, self.image_token_id))
+        blip2.language_model.register_forward_hook(partial(hide_image_token, self.image_token_id))
         self.requires_grad_(False)
         self.eval()
 
@@ -164,7 +165,7 @@ class MiniGPT4(torch.nn.Module):
 
     @property
     def has_qformer(self) -> bool:
-        """False for the paper's variant that projects the patches themselves (`minigpt4.model.patches`)."""
+        """False for the paper's variant that projects the patches themselves (`minigpt4.model.graph`)."""
         return self.blip2.config.qformer_config.num_hidden_layers > 0
 
     @property
@@ -227,7 +228,7 @@ class MiniGPT4(torch.nn.Module):
         template = choose_template(template, language.tokenizer, str(llm))
         check_template(language.tokenizer, template, str(llm))
         blip2 = make_graph(vision, language.model.config, language.image_token_id)
-        _put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
+        put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
         blip2.language_model = language.model
         end_at_stop(language.model, language.tokenizer, template)
         blip2.language_projection = fresh_projection(vision, language.model.config, seed)
@@ -255,9 +256,9 @@ class MiniGPT4(torch.nn.Module):
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.
         """
-        source = parts.resolve(name_or_path)
+        source = sources.resolve(name_or_path)
         origin, template, stage, qformer = read_record(source)
-        if parts.find_file(source, "config.json"):  # an export holds the frozen parts too
+        if sources.find_file(source, "config.json"):  # an export holds the frozen parts too
             placement = Placement.of(dtype, device, load_in, max_memory)
             blip2, tokenizer, image_processor = read_export(source, placement)
             return cls(blip2, tokenizer, image_processor, template, origin, stage, placement)
@@ -271,7 +272,7 @@ class MiniGPT4(torch.nn.Module):
             load_in=load_in,
             max_memory=max_memory,
         )
-        _put_projection(model, parts.find_file(source, PROJECTION_FILE), str(name_or_path))
+        _put_projection(model, sources.find_file(source, PROJECTION_FILE), str(name_or_path))
         _check_origin(str(name_or_path), origin, model.origin)
         model.stage = stage
         return model
@@ -344,66 +345,6 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
     return trained
 
 
-def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:
-    """The network of these parts without weights: its tensors are on torch's meta device and take no memory."""
-    return empty_graph(
-        Blip2Config(
-            vision_config=vision.vision_config,
-            qformer_config=vision.qformer_config,
-            text_config=text_config,
-            num_query_tokens=vision.num_query_tokens,
-            image_token_index=image_token_id,
-        )
-    )
-
-
-def empty_graph(config: Blip2Config) -> Any:
-    """The network of this configuration without weights. One whose Q-Former has no layers has `PatchGroups` there."""
-    with torch.device("meta"):
-        blip2 = Blip2ForConditionalGeneration(config)
-    if config.qformer_config.num_hidden_layers == 0:
-        take_out_qformer(blip2)
-    return blip2
-
-
-def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int) -> torch.nn.Linear:
-    """The untrained projection between these parts: `Linear(d_qformer, d_llm)` with bias, torch's own start."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # float32 in every model: it is small, and training goes on from it
-        return torch.nn.Linear(vision.qformer_config.hidden_size, text_config.hidden_size)
-
-
-def _hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any) -> Any:
-    column = torch.tensor([image_token_id], device=output.logits.device)
-    output.logits = output.logits.index_fill(-1, column, float("-inf"))
-    return output
-
-
-def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], asks: str) -> None:
-    """Raises UserError for the first tensor that is missing or has another shape than `asks` asks for."""
-    for key, shape in expected.items():
-        if key not in tensors:
-            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that {asks} asks for is missing")
-        if tensors[key].shape != shape:
-            found = tuple(tensors[key].shape)
-            raise UserError(f"{name}: the tensor {key} has shape {found}, {asks} asks for {tuple(shape)}")
-
-
-def _put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
-    """Put the vision side's tensors in their places, in the dtypes that transformers would load them in."""
-    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
-    check_tensors(name, vision.tensors, expected, "its config.json")
-    blip2.query_tokens.data = blip2.query_tokens.data.to(dtype)
-    qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
-    tensors = {
-        # A copy, for what was read lies in a mapped file that somebody may replace.
-        key: vision.tensors[key].to(dtype if key.startswith("vision_model.") else qformer_dtype, copy=True)
-        for key in expected
-    }
-    blip2.load_state_dict(tensors, strict=False, assign=True)
-
-
 def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
     if path is None:
         raise UserError(f"{name}: holds no {PROJECTION_FILE}; copy or train the alignment again")
@@ -436,7 +377,7 @@ def _check_origin(name: str, recorded: Origin, found: Origin) -> None:
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
-    if str(name) in parts.POCKET_PARTS or not Path(name).expanduser().is_dir():
+    if str(name) in sources.POCKET_PARTS or not Path(name).expanduser().is_dir():
         return str(name)
     return str(Path(name).expanduser().resolve())
 
@@ -444,12 +385,12 @@ def portable(name: str | Path) -> str:
 def parts_inside(directory: Path) -> Origin:
     """The origin of parts that lie in `directory` itself, in `vision` and `llm`."""
     vision = parts.load_vision_qformer(directory / "vision", qformer=False).fingerprint
-    return Origin("./vision", vision, "./llm", parts.fingerprint(parts.Checkpoint(directory / "llm")))
+    return Origin("./vision", vision, "./llm", sources.fingerprint(sources.Checkpoint(directory / "llm")))
 
 
 def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool]:
     """What `alignment.json` says: origin, template, stage, and whether there is a Q-Former."""
-    record = parts.read_json(source, ALIGNMENT_FILE)
+    record = sources.read_json(source, ALIGNMENT_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "

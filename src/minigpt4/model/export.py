@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlavaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
-from minigpt4.model import parts
+from minigpt4.model import parts, sources
 from minigpt4.model.precision import Placement
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.templates import IMAGE_MARK, Template
@@ -34,7 +34,7 @@ STOP_STRING = "stop_string"
 
 def write_export(model: MiniGPT4, directory: Path) -> None:
     """Write weights (in their present dtype), configurations, processor and tokenizer to an empty `directory`."""
-    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+    with sources.bars_if_long(model.blip2.get_memory_footprint()):
         model.blip2.save_pretrained(directory)
     write_settings(model, directory)
 
@@ -73,7 +73,7 @@ def write_settings(model: MiniGPT4, directory: Path) -> None:
 
 def write_parts(model: MiniGPT4, directory: Path) -> None:
     """Write the frozen parts of the variant without a Q-Former as two directories, `vision` and `llm`."""
-    with parts.bars_if_long(model.blip2.get_memory_footprint()):
+    with sources.bars_if_long(model.blip2.get_memory_footprint()):
         model.blip2.vision_model.save_pretrained(directory / "vision")
         model.blip2.language_model.save_pretrained(directory / "llm")
     write_parts_settings(model, directory)
@@ -117,12 +117,14 @@ def _exported_tokenizer(model: MiniGPT4) -> tuple[Any, str]:
 def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any]:
     """(BLIP-2 model where `placement` says, tokenizer, image processor) of an export."""
     try:
-        with parts.bars_if_long(parts.Checkpoint(source).size()):
+        with sources.bars_if_long(sources.Checkpoint(source).size()):
             blip2 = parts.load_whole(source, placement)
         tokenizer = AutoTokenizer.from_pretrained(source)
         return blip2, tokenizer, BlipImageProcessorPil.from_pretrained(source)
     except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
-        raise UserError(f"{source}: this export cannot be read ({parts.first_line(error)}); export it again") from None
+        raise UserError(
+            f"{source}: this export cannot be read ({sources.first_line(error)}); export it again"
+        ) from None
 
 
 def jinja_template(template: Template, bos_token: str | None, control: Collection[str] = (), cut: str = "") -> str:

@@ -23,8 +23,9 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.model import parts
-from minigpt4.model.alignment import PROJECTION_FILE, MiniGPT4, fresh_projection
+from minigpt4.model import parts, sources
+from minigpt4.model.alignment import PROJECTION_FILE, MiniGPT4
+from minigpt4.model.graph import fresh_projection
 from minigpt4.model.precision import resolve_dtype
 from minigpt4.model.streaming import LLMFiles, write_model
 from minigpt4.prompts.templates import get_template
@@ -125,7 +126,7 @@ def read_vision_side(
         norm = others.take(f"ln_vision.{name}", (config.hidden_size,), f"the tower {vision}")
         tensors[f"vision_model.post_layernorm.{name}"] = norm
     if without_qformer:
-        queries, qformer_config = parts.places_without_qformer(config), parts.no_qformer(config)
+        queries, qformer_config = parts.tokens_without_qformer(config), parts.no_qformer(config)
     else:
         qformer_config, queries, more = _qformer(others, config.hidden_size, qformer_heads)
         tensors |= more
@@ -135,7 +136,7 @@ def read_vision_side(
         num_query_tokens=queries,
         tensors=tensors,
         image_processor=parts.image_processor(config),
-        fingerprint=parts.fingerprint(tensors),
+        fingerprint=sources.fingerprint(tensors),
     )
 
 
@@ -155,15 +156,15 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
-    source = parts.resolve(model)
-    parts.read_json(source, "alignment.json")
-    if path := parts.find_file(source, PROJECTION_FILE):
+    source = sources.resolve(model)
+    sources.read_json(source, "alignment.json")
+    if path := sources.find_file(source, PROJECTION_FILE):
         try:
             tensors = load_file(path)
         except Exception as error:  # safetensors has one exception for all that can be wrong with a file
-            raise UserError(f"{path}: cannot be read ({parts.first_line(error)}); copy it again") from None
+            raise UserError(f"{path}: cannot be read ({sources.first_line(error)}); copy it again") from None
     else:
-        whole = parts.Checkpoint(source)
+        whole = sources.Checkpoint(source)
         tensors = {}
         for name in ("weight", "bias"):
             if f"language_projection.{name}" not in whole:
@@ -209,7 +210,7 @@ def _read(path: str | Path, mark: str) -> _Tensors:
         # Files from before torch 1.6 cannot be mapped, so those are read.
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # pickle, zipfile and torch have their own exceptions for what is wrong with a file
-        reason = parts.first_line(error)
+        reason = sources.first_line(error)
         if "GLOBAL" in str(error):  # a function or class, by its name in pickles
             raise UserError(
                 f"{path}: holds more than tensors, which could run code, and is not loaded; "

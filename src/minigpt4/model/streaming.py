@@ -19,18 +19,17 @@ from transformers import GenerationConfig
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.model import parts
+from minigpt4.model import parts, sources
 from minigpt4.model.alignment import (
     ALIGNMENT_FILE,
     PROJECTION_FILE,
     MiniGPT4,
     Origin,
-    check_tensors,
-    make_graph,
     parts_inside,
     portable,
 )
 from minigpt4.model.export import write_parts_settings, write_settings
+from minigpt4.model.graph import check_tensors, make_graph
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template
@@ -51,19 +50,19 @@ class LLMFiles:
         if self.config.model_type == "blip-2":
             raise UserError(f"{described}: is a whole BLIP-2 or an export; give the directory of an LLM alone")
         self.tokenizer = parts.load_tokenizer(described)
-        source = parts.resolve(described)
+        source = sources.resolve(described)
         self.generation_config = (
             GenerationConfig.from_pretrained(source)
-            if parts.find_file(source, "generation_config.json")
+            if sources.find_file(source, "generation_config.json")
             else GenerationConfig.from_model_config(self.config)
         )
-        self._base = parts.Checkpoint(parts.resolve(name))
-        self._delta = None if delta is None else parts.Checkpoint(source)
+        self._base = sources.Checkpoint(sources.resolve(name))
+        self._delta = None if delta is None else sources.Checkpoint(source)
         self._added = str(delta)
 
     def fingerprint(self) -> str:
         """The fingerprint of the LLM as it lies on disk, without a delta."""
-        return parts.fingerprint(self._base)
+        return sources.fingerprint(self._base)
 
     def names(self) -> Iterator[str]:
         """The names of its tensors, file by file."""
@@ -137,7 +136,7 @@ def write_model(
     blip2.config.dtype = llm.config.dtype
     blip2.language_model.generation_config = llm.generation_config
     end_at_stop(blip2.language_model, llm.tokenizer, chosen)
-    sources = _match_llm(llm, blip2.language_model, stored)
+    matched = _match_llm(llm, blip2.language_model, stored)
     vision_tensors = _match_vision(blip2, vision, vision_name)
     _match_projection(blip2, projection, vision, llm)
     origin = Origin(
@@ -153,10 +152,10 @@ def write_model(
             shards = _Shards(new, bytes_per_shard, dtype)
             shards.add_all(vision_tensors.items())
             shards.add_all((f"language_projection.{key}", tensor) for key, tensor in projection.items())
-            _add_llm(shards, llm, sources, parts.LLM_PREFIX)
+            _add_llm(shards, llm, matched, parts.LLM_PREFIX)
             write_settings(model, new)
             if llm.has_delta:
-                written = parts.fingerprint(parts.Checkpoint(new, parts.LLM_PREFIX))
+                written = sources.fingerprint(sources.Checkpoint(new, parts.LLM_PREFIX))
                 model.origin = replace(origin, llm_fingerprint=written)
             model.write_record(new)
         else:
@@ -165,7 +164,7 @@ def write_model(
             tower.add_all((key.removeprefix("vision_model."), tensor) for key, tensor in vision_tensors.items())
             tower.finish()
             (new / "llm").mkdir()
-            _add_llm(_Shards(new / "llm", bytes_per_shard, dtype), llm, sources, "")
+            _add_llm(_Shards(new / "llm", bytes_per_shard, dtype), llm, matched, "")
             save_file(dict(projection), new / PROJECTION_FILE, metadata={"format": "pt"})
             write_parts_settings(model, new)
             model.write_record(new, parts_inside(new))
