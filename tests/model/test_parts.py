@@ -90,6 +90,11 @@ def test_fingerprint_sees_weights_and_not_how_they_are_stored(vision_copy: Path)
     assert sources.fingerprint(halves) == sources.fingerprint(tensors)
     for changed in ("qformer.layernorm.bias", "vision_model.encoder.layers.1.mlp.fc2.weight", "query_tokens"):
         assert sources.fingerprint(tensors | {changed: tensors[changed] + 0.01}) != sources.fingerprint(tensors)
+    matrix = "vision_model.encoder.layers.1.mlp.fc2.weight"
+    for row in (0, len(tensors[matrix]) // 2, -1):
+        moved = tensors[matrix].clone()
+        moved[row] += 0.01
+        assert sources.fingerprint(tensors | {matrix: moved}) != sources.fingerprint(tensors)
     assert sources.fingerprint({"a": tensors["query_tokens"]}) != sources.fingerprint({"b": tensors["query_tokens"]})
 
 

@@ -174,7 +174,7 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
     """Trains one of the language models for `steps` batches; returns the directory of the finished model.
 
     `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
-    is the directory of a finished model to train on, on text that it has not seen and at a gentler rate.
+    is the directory of a finished model to train on, on text that no run from nothing reads and at a gentler rate.
     """
     from minigpt4.model.parts import load_llm
 

@@ -268,7 +268,7 @@ def build_vision(
     if start is not None:
         begun = MiniGPT4.from_pretrained(start, dtype=torch.float32)
         blip2, tokenizer, captioner = begun.blip2, begun.tokenizer, begun.origin.llm
-        first += SEEDS["towers"][1] // 2  # pictures that the run it goes on from has not seen
+        first += SEEDS["towers"][1] // 2  # pictures that no run from nothing sees
         blip2.config.text_config._name_or_path = ""  # as in `configuration`
         blip2.requires_grad_(True)
     else:
