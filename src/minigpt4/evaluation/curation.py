@@ -27,11 +27,11 @@ from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.grounding import ground
 from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item, Ledger
-from minigpt4.curation.mender import MODEL as MENDER
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.errors import UserError
 from minigpt4.evaluation.abilities import check, statements
+from minigpt4.evaluation.mender import MODEL as MENDER
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import new_directory, write_atomically
@@ -169,7 +169,7 @@ def draw_folder(folder: Path, first: int, count: int) -> None:
 @contextlib.contextmanager
 def mender() -> Iterator[Endpoint]:
     """The rule-based refiner as a server in a process of its own, which ends with the block."""
-    command = [sys.executable, "-m", "minigpt4.curation.mender"]
+    command = [sys.executable, "-m", "minigpt4.evaluation.mender"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
