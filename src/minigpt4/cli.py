@@ -176,7 +176,7 @@ def plan(
 
     Example: minigpt4 plan vicuna-7b --train --batch 12
     """
-    from minigpt4.plan import plan as make_plan
+    from minigpt4.model.plan import plan as make_plan
 
     typer.echo(make_plan(model, batch=batch, train=train).table())
 

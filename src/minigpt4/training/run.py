@@ -123,7 +123,7 @@ def _check_data(recipe: Recipe) -> None:
 
 def _load_model(recipe: Recipe) -> MiniGPT4:
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import resolve_device, resolve_dtype
+    from minigpt4.model.precision import free_large_tensors_at_once, resolve_device, resolve_dtype
 
     if recipe.device == "auto":
         raise UserError(
@@ -131,6 +131,8 @@ def _load_model(recipe: Recipe) -> MiniGPT4:
         )
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype or _fast_dtype(device), device)
+    if device.type == "cpu":
+        free_large_tensors_at_once()
     if recipe.init:
         model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device, load_in=recipe.load_in)
     else:
