@@ -341,9 +341,9 @@ def export(
         return
     if out is None:
         raise UserError("give the new directory as --out")
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model import released
 
-    MiniGPT4.from_pretrained(model, dtype=dtype).export(out)
+    released.export(model, out, dtype=dtype)
     typer.echo(out)
 
 

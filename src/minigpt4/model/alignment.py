@@ -273,7 +273,7 @@ class MiniGPT4(torch.nn.Module):
             max_memory=max_memory,
         )
         _put_projection(model, sources.find_file(source, PROJECTION_FILE), str(name_or_path))
-        _check_origin(str(name_or_path), origin, model.origin)
+        check_origin(str(name_or_path), origin, model.origin)
         model.stage = stage
         return model
 
@@ -363,7 +363,8 @@ def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
     projection.load_state_dict(tensors)
 
 
-def _check_origin(name: str, recorded: Origin, found: Origin) -> None:
+def check_origin(name: str, recorded: Origin, found: Origin) -> None:
+    """Raises UserError if an alignment's parts are not those that it was trained with."""
     for part, was, now in (
         (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
         (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),

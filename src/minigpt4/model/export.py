@@ -82,7 +82,9 @@ def write_parts(model: MiniGPT4, directory: Path) -> None:
 def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
     """Write all of these two but their weights: configurations, image processor, tokenizer, generation config."""
     llm, (tokenizer, cut) = model.blip2.language_model, _exported_tokenizer(model)
-    model.blip2.vision_model.config.save_pretrained(directory / "vision")
+    tower = model.blip2.vision_model
+    tower.config.architectures = [type(tower).__name__]
+    tower.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
     llm.config.architectures = [type(llm).__name__]
     llm.config.save_pretrained(directory / "llm")
