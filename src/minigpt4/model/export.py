@@ -51,7 +51,11 @@ def write_settings(model: MiniGPT4, directory: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
         renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
+        # The released demo's. Its repetition penalty is left out, for vLLM would apply it to greedy answers too.
         max_new_tokens=300,
+        do_sample=True,
+        temperature=1.0,
+        top_p=0.9,
         **{STOP_STRING: model.template.stop},
     ).save_pretrained(directory)
     # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
