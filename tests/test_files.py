@@ -69,9 +69,12 @@ def test_a_process_at_work_is_left_alone(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    (tmp_path / ".out.notes").mkdir()  # somebody else's
+    notes = tmp_path / ".out.my_notes"  # somebody else's
+    notes.mkdir()
+    (notes / "read.me").touch()
     write(out, "again")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.my_notes", "out"]
+    assert (notes / "read.me").exists()
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:

@@ -13,11 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from minigpt4.errors import UserError
-
-OWNED = "owned"  # a file in a temporary directory, locked for as long as the process that works there lives
 
 
 @contextmanager
@@ -40,13 +37,10 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
             raise UserError(f"{path}: holds no {marker}, so it is not overwritten; give another directory")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary, lock = _own_directory(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    owner = (temporary / f"{OWNED}.new").open("wb")
     try:
-        if _lock(owner):
-            Path(owner.name).rename(temporary / OWNED)  # under this name it is locked from the first
         inside = temporary / "new"
         inside.mkdir()
         yield inside
@@ -63,28 +57,51 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        owner.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def _own_directory(path: Path) -> tuple[Path, int | None]:
+    """A new directory beside `path`, and a lock on it that ends with this process; no lock where there are none."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        lock = _lock(temporary)
+        if lock is None or temporary.exists():  # else another process took it for a leftover before it was locked
+            return temporary, lock
+        os.close(lock)
 
 
 def _clear_up(path: Path) -> None:
     """Take away the temporary directories of killed processes, and put back what such a one had moved from `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*/{OWNED}"):
-        with suppress(OSError), left.open("rb") as owner:
-            if _lock(owner):
-                if not path.exists() and (left.parent / "old").is_dir():
-                    (left.parent / "old").rename(path)
-                shutil.rmtree(left.parent, ignore_errors=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):  # another process may be clearing up the same
+            if not left.is_dir() or not {inner.name for inner in left.iterdir()} <= {"new", "old"}:
+                continue  # not made here
+            lock = _lock(left)
+            if lock is None:
+                continue
+            try:
+                if not path.exists() and (left / "old").is_dir():
+                    (left / "old").rename(path)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Take a file's lock until it is closed or this process dies; False if another has it, or there are no locks."""
+def _lock(directory: Path) -> int | None:
+    """Lock a directory until the returned descriptor is closed; None if another process has it, or without locks."""
     try:
         import fcntl  # not on Windows
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(directory, os.O_RDONLY)
     except (ImportError, OSError):
-        return False
-    return True
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
