@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.errors import UserError
+from minigpt4.prompts.templates import Message
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -24,11 +25,17 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, as the bytes of its file, and the text that belongs to it. `name` says where it came from."""
+    """A picture, as the bytes of its file, and the text that belongs to it. `name` says where it came from.
+
+    For stage 2 there may be the question that `text` answers, or a whole conversation, of which `text` is the last
+    answer: user and assistant in turns (after a system message, if there is one), the picture in the first question.
+    """
 
     name: str
     picture: bytes
     text: str
+    instruction: str | None = None
+    messages: tuple[Message, ...] = ()
 
 
 def find_shards(source: str) -> list[Path]:
