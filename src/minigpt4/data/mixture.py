@@ -400,7 +400,7 @@ def _in_processes(work: list[tuple[_Share, dict[str, Any] | None]]) -> Iterator[
             ) from error
 
     running = chunks()
-    # Readers leave signals alone, so Python would wait for them at its end. Registered after torch's hooks: it runs first.
+    # Readers leave signals alone, so Python would wait for them at its end. (Of such hooks the last one runs first.)
     atexit.register(_close, weakref.ref(running))
     return running
 
