@@ -23,6 +23,8 @@ from minigpt4.progress import progress_bar
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from minigpt4.data.batches import Samples
     from minigpt4.data.features import FeatureCache
     from minigpt4.model.alignment import MiniGPT4
@@ -121,14 +123,14 @@ def _check_data(recipe: Recipe) -> None:
 
 def _load_model(recipe: Recipe) -> MiniGPT4:
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import resolve_device, resolve_dtype, training_dtype
+    from minigpt4.model.precision import resolve_device, resolve_dtype
 
     if recipe.device == "auto":
         raise UserError(
             "device=auto is for talking: what is offloaded cannot be trained through; give cpu, cuda or mps"
         )
     device = resolve_device(recipe.device)
-    dtype = resolve_dtype(recipe.dtype or training_dtype(device), device)
+    dtype = resolve_dtype(recipe.dtype or _fast_dtype(device), device)
     if recipe.init:
         model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device, load_in=recipe.load_in)
     else:
@@ -148,6 +150,15 @@ def _load_model(recipe: Recipe) -> MiniGPT4:
         model.blip2.language_model.set_attn_implementation("eager")
     set_trainable(model, recipe.stage)
     return model.train()
+
+
+def _fast_dtype(device: torch.device) -> str | None:
+    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if device.type == "cpu" and fast else None
 
 
 def _prepare_data(recipe: Recipe, model: MiniGPT4, stop: StopSignals, progress: bool) -> tuple[Samples, FeatureCache]:
