@@ -2,8 +2,8 @@
 
 Writes the same pocket pictures (192 px JPEG) with captions in every format that stage 1 reads, and prints one table:
 pairs per second of the stream as files' bytes, and as pixel values of the paper's 224 px (decoded, resized and
-normalised), for each number of worker processes; every figure is the median of several runs, counted from the first pair
-on. Then what it takes to resume a shuffled stream at a pair in its middle.
+normalised), for each number of worker processes; every figure is the median of several runs, from the first pair on.
+Then what it takes to resume a shuffled stream at a pair in its middle.
 """
 
 from __future__ import annotations

@@ -55,9 +55,12 @@ def test_instructions_and_conversations(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert pairs[0].messages == ()
     assert pairs[2].messages == (
-        Message("system", "You see a picture."), Message("user", "What is it?", images=1), Message("assistant", "A cup."),
-        Message("user", "Its colour?"), Message("assistant", "Blue."),
-    )  # fmt: skip
+        Message("system", "You see a picture."),
+        Message("user", "What is it?", images=1),
+        Message("assistant", "A cup."),
+        Message("user", "Its colour?"),
+        Message("assistant", "Blue."),
+    )
     assert skipped == {"no conversation": 4, "no description": 1}
 
 
@@ -85,18 +88,13 @@ def test_a_caption_key_of_ones_own(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path, {"image": "a.png", "caption": "short", "alt": "long"})
     assert read(Source(source.path, caption_key="alt"))[0][0].text == "long"
     check_source(Source(source.path, caption_key="alt"), stage=1)
-    with pytest.raises(
-        UserError, match="no text under 'title'|has a text under 'title'; the keys there are: image, caption, alt"
-    ):
-        check_source(Source(source.path, caption_key="title"), stage=1)
 
 
 @pytest.mark.parametrize("kind", ["tars", "jsonl", "csv", "parquet", "hub"])
 def test_a_caption_key_that_is_not_there(kind: str, tmp_path: Path) -> None:
     source = Source(FORMATS[kind](tmp_path / kind, range(3)), caption_key="title")
-    with pytest.raises(
-        UserError, match=r"none of the first pairs has a text under 'title'; the keys there are: .*(caption|text)"
-    ):
+    message = r"none of the first pairs has a text under 'title'; the keys there are: .*(caption|text)"
+    with pytest.raises(UserError, match=message):
         check_source(source, stage=1)
 
 
