@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_counts_lengths_and_problems(tmp_path: Path) -> None:
     assert "pictures: PNG 37" in told
     assert "problem: no caption 2, first at number 3 of shard 0" in told
     assert f"problem: a picture that came before 1, first at {path}:21" in told
-    assert f"unreadable picture (broken or truncated picture) 1, first at {path}:31" in told
+    assert re.search(rf"problem: unreadable picture \([a-z ]+\) 1, first at {path}:31", told)
     assert "no problems" in str(inspect(Source(tars(tmp_path / "tars", range(9)))))
 
 

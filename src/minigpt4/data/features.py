@@ -153,14 +153,12 @@ class Index:
             self._recent = {}
 
     def sort_in(self, keys: np.ndarray, places: np.ndarray) -> None:
-        """Keys (n, 32) uint8 and their (shard, row), (n, 2) int32, many at once; of those known twice one stays."""
+        """Keys (n, 32) uint8 and their (shard, row), (n, 2) int32, many at once."""
         heads = np.concatenate([self._heads, keys[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)])
         order = np.argsort(heads, kind="stable")
-        heads, tails = heads[order], np.concatenate([self._tails, keys[:, 8:]])[order]
-        new = np.ones(len(heads), dtype=bool)
-        new[1:] = (heads[1:] != heads[:-1]) | (tails[1:] != tails[:-1]).any(axis=1)
-        self._heads, self._tails = heads[new], tails[new]
-        self._places = np.concatenate([self._places, places])[order][new]
+        self._heads = heads[order]
+        self._tails = np.concatenate([self._tails, keys[:, 8:]])[order]
+        self._places = np.concatenate([self._places, places])[order]
 
 
 def cache_features(

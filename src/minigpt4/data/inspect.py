@@ -64,7 +64,7 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
     reader = open_source(source)
     found = Inspection(len(reader.shards()), reader.count())
     seen: set[bytes] = set()
-    every = max(1, min(limit, found.known or limit) // shown)
+    every = 1  # of the usable pairs one is kept for the sheet; it doubles whenever twice as many are kept as wanted
     for place, item in islice(_items(reader, stage), limit):
         found.pairs += 1
         problem = None if isinstance(item, Pair) else item
@@ -84,14 +84,18 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
                 if digest in seen:
                     problem = "a picture that came before"
                 seen.add(digest)
-                if (found.pairs - 1) % every == 0 and len(found.shown) < shown:
+                if (len(found.words) - 1) % every == 0:
                     found.shown.append((ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
+                    if len(found.shown) == 2 * shown:
+                        found.shown, every = found.shown[::2], 2 * every
             place = item.name
         if problem:
             found.problems[problem] += 1
             found.first.setdefault(problem, place)
     if not found.words:
         raise UserError(f"data {source.path}: none of {found.pairs} pairs can be used ({'; '.join(found.told)})")
+    places = np.linspace(0, len(found.shown) - 1, min(shown, len(found.shown))).round().astype(int)
+    found.shown = [found.shown[place] for place in places]
     return found
 
 
