@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from minigpt4.curation.cli import curate
+from minigpt4.data.cli import data as data_commands
 from minigpt4.errors import UserError
 
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
 app.add_typer(curate, name="curate")
+app.add_typer(data_commands, name="data")
 app.add_typer(pocket, name="pocket")
 pocket.add_typer(build, name="build")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.curation.endpoint import Endpoint, Unanswered, work_concurrently
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.descriptions import find_picture, read_annotations
-from minigpt4.data.pairs import PICTURE_ENDINGS
+from minigpt4.data.images import PICTURE_ENDINGS, is_picture
 from minigpt4.errors import UserError
 from minigpt4.progress import progress_bar
 from minigpt4.training.run import StopSignals
@@ -51,8 +51,7 @@ def add_folder(ledger: Ledger, folder: Path) -> int:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory of pictures")
-    endings = {f".{ending}" for ending in PICTURE_ENDINGS}
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if is_picture(path) and path.is_file())
     named: dict[str, Path] = {}
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix()

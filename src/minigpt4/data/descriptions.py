@@ -1,4 +1,4 @@
-"""Stage 2's data: detailed descriptions in the layout of the released `cc_sbu_align`.
+"""Stage 2's first format: detailed descriptions in the layout of the released `cc_sbu_align`.
 
 A directory with `filter_cap.json`, `{"annotations": [{"image_id": "2", "caption": "..."}, ...]}`, and `image/2.jpg`.
 Knows nothing about models or instructions.
@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigpt4.data.pairs import PICTURE_ENDINGS, Pair
+from minigpt4.data.images import PICTURE_ENDINGS
+from minigpt4.data.pairs import Pair, counted, make_pair
 from minigpt4.errors import UserError
 
 
@@ -21,14 +22,14 @@ def read_descriptions(directory: str, skipped: Counter[str]) -> Iterator[Pair]:
     Raises:
         UserError: the directory or `filter_cap.json` is missing or does not have the layout above.
     """
-    for image_id, caption in read_annotations(directory):
+    yield from counted(read_items(directory), skipped)
+
+
+def read_items(directory: str, part: int = 0, parts: int = 1, *, stage: int = 2) -> Iterator[Pair | str]:
+    """Every `parts`-th pair from number `part` on, or the cause why there is none; errors as `read_descriptions`."""
+    for image_id, caption in read_annotations(directory)[part::parts]:
         path = find_picture(Path(directory) / "image", image_id)
-        if path is None:
-            skipped["no picture"] += 1
-        elif not caption.strip():
-            skipped["no description"] += 1
-        else:
-            yield Pair(str(path), path.read_bytes(), caption.strip())
+        yield make_pair(str(path), path.read_bytes() if path else None, {"caption": caption}, stage)
 
 
 def read_annotations(directory: str) -> list[tuple[str, str]]:
@@ -38,7 +39,8 @@ def read_annotations(directory: str) -> list[tuple[str, str]]:
         raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
     try:
         annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-        return [(str(annotation["image_id"]), str(annotation["caption"])) for annotation in annotations]
+        rows = [(str(annotation["image_id"]), annotation["caption"]) for annotation in annotations]
+        return [(image_id, caption if isinstance(caption, str) else "") for image_id, caption in rows]
     except FileNotFoundError:
         raise UserError(f"data {directory}: holds no filter_cap.json, which cc_sbu_align's layout has") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -17,6 +17,13 @@ from minigpt4.errors import UserError
 MAX_PIXELS = 64_000_000
 #: What people have. Pillow's further formats (PostScript runs a program to open) stay closed to strangers' files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+#: How the names of picture files end, in any case.
+PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file's name says that it is a picture."""
+    return path.suffix[1:].lower() in PICTURE_ENDINGS
 
 
 def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.generation.engine import Decoding, answers
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,9 @@ def read_tasks(images: str, prompt: str | None) -> list[Task]:
     """
     path = Path(images).expanduser()
     if path.is_dir():
-        pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        pictures = sorted(p for p in path.rglob("*") if is_picture(p) and p.is_file())
         if not pictures:
-            raise UserError(f"{images}: holds no pictures ({', '.join(SUFFIXES)})")
+            raise UserError(f"{images}: holds no pictures ({', '.join(PICTURE_ENDINGS)})")
     elif path.suffix in (".jsonl", ".parquet"):
         if not path.is_file():
             raise UserError(f"{images}: no such file; give a directory, a pattern, a .jsonl or a .parquet file")

@@ -194,3 +194,10 @@ def free_large_tensors_at_once() -> None:
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(MMAP_THRESHOLD, OWN_PAGES)
+
+
+def training_dtype(device: torch.device) -> str | None:
+    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if device.type == "cpu" and fast else None

@@ -1,0 +1,406 @@
+"""Where pairs come from: every format behind one face, cut into shards that can be read apart from each other.
+
+A reader knows its shards and reads one of them, or every n-th pair of one; what gives no pair is told by cause, in its
+place. Readers hold no open files, so they travel to other processes. Knows nothing about order, mixing or models.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from minigpt4.data.descriptions import read_annotations, read_items
+from minigpt4.data.images import PICTURE_ENDINGS, is_picture
+from minigpt4.data.pairs import BROKEN_SHARD, CAPTION_KEYS, Pair, find_shards, make_pair, read_tar
+from minigpt4.errors import UserError
+
+#: Where a row's picture is looked for: a path (from the file's own directory), bytes, or datasets' {"bytes", "path"}.
+PICTURE_KEYS = ("image", "file_name", "image_path", "path", *PICTURE_ENDINGS)
+_USUAL_KEYS = "under the usual keys (" + ", ".join(CAPTION_KEYS) + ")"
+LINES_SHARD = 4 << 20  # bytes of a JSONL file
+FOLDER_SHARD = 1000  # pictures of a folder
+TRIED = 100  # pairs that are looked at before a run
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of pairs, as a recipe names it.
+
+    Attributes:
+        path: tar shards (`{00000..10488}.tar`), a directory (tar or parquet shards, cc_sbu_align, an image folder), a
+            `.jsonl`, `.csv` or `.parquet` file or a pattern of them, or `hub:owner/name[:split]`.
+        weight: share of the pairs drawn, relative to the other sources.
+        caption_key: column or JSON key of the text; None takes the usual ones.
+    """
+
+    path: str
+    weight: float = 1.0
+    caption_key: str | None = None
+
+    @property
+    def caption_at(self) -> str:
+        """Where the text is looked for, in words."""
+        return f"under {self.caption_key!r}" if self.caption_key else _USUAL_KEYS
+
+
+class Reader(Protocol):
+    """One format. A shard is whatever `shards` lists: small, and good to be sent to another process."""
+
+    def shards(self) -> list[Any]:
+        """The parts that can be read apart from each other."""
+
+    def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | str]:
+        """Every `parts`-th pair of a shard from number `part` on, or the cause why there is none."""
+
+    def count(self) -> int | None:
+        """How many pairs there are at most, if that can be known in a moment."""
+
+    def keys(self) -> list[str]:
+        """Keys of the first record, for a message."""
+
+
+def open_source(source: Source) -> Reader:
+    """The reader for the format of `source`. Raises UserError if nothing is there, or nothing in a known format."""
+    name, path = source.path, Path(source.path).expanduser()
+    if name.startswith("hub:"):
+        repository, _, split = name.removeprefix("hub:").partition(":")
+        return Hub(repository, split or "train", source.caption_key)
+    for ending, reader in _BY_ENDING.items():
+        if path.suffix == f".{ending}":
+            return reader(tuple(find_shards(str(path), ending)), source.caption_key)
+    if path.is_dir():
+        for place in (path, path / "train"):  # curation's export with a validation split, and Hugging Face's layout
+            if (place / "filter_cap.json").is_file():
+                return Descriptions(place)
+            tables = [place / f"metadata.{ending}" for ending in ("jsonl", "csv", "parquet")]
+            for table in filter(Path.is_file, tables):
+                return _BY_ENDING[table.suffix[1:]]((table,), source.caption_key)
+            for ending in ("tar", "parquet"):
+                if any(place.glob(f"*.{ending}")):
+                    return _BY_ENDING[ending](tuple(find_shards(str(place), ending)), source.caption_key)
+        if any(is_picture(file) for file in path.rglob("*")):
+            return Folder(path, source.caption_key)
+        raise UserError(
+            f"data {name}: holds none of: *.tar, *.parquet, filter_cap.json with image/, metadata.csv, metadata.jsonl, "
+            "or pictures with a .txt of the same name"
+        )
+    if not path.exists():
+        find_shards(str(path))  # says what is missing
+    raise UserError(f"data {name}: unknown format; a directory, .tar, .jsonl, .csv, .parquet or hub:NAME was expected")
+
+
+def check_source(source: Source, stage: int) -> None:
+    """Read the first pairs. Raises UserError for what is missing, or if none of them has a text where it should be."""
+    if not 0 < source.weight < math.inf:
+        raise UserError(f"data {source.path}: weight {source.weight}: expected a number above 0")
+    reader = open_source(source)
+    causes = set()
+    items = (item for shard in reader.shards()[:2] for item in reader.read(shard, 0, 1, stage))
+    for item in islice(items, TRIED):
+        if isinstance(item, Pair):
+            return
+        causes.add(item)
+    if causes & {"no caption", "no description"}:
+        keys = ", ".join(reader.keys()) or "none"
+        raise UserError(
+            f"data {source.path}: none of the first pairs has a text {source.caption_at}; "
+            f"the keys there are: {keys}; name the right one as caption_key"
+        )
+    raise UserError(f"data {source.path}: no usable pair at its start ({', '.join(sorted(causes)) or 'it is empty'})")
+
+
+@dataclass(frozen=True)
+class Tars:
+    """img2dataset's tar shards."""
+
+    files: tuple[Path, ...]
+    caption_key: str | None = None
+
+    def shards(self) -> list[Path]:
+        return list(self.files)
+
+    def read(self, shard: Path, part: int, parts: int, stage: int) -> Iterator[Pair | str]:
+        return read_tar(shard, part, parts, stage=stage, caption_key=self.caption_key)
+
+    def count(self) -> int | None:
+        """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
+        try:
+            stats = [json.loads(file.with_name(f"{file.stem}_stats.json").read_bytes()) for file in self.files]
+            return sum(int(shard["successes"]) for shard in stats)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keys(self) -> list[str]:
+        with tarfile.open(self.files[0], "r|") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.name.endswith(".json") else None
+                if file is not None:
+                    record = json.loads(file.read())
+                    return list(record) if isinstance(record, dict) else []
+        return []
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """cc_sbu_align: one shard, for it is small."""
+
+    directory: Path
+
+    def shards(self) -> list[int]:
+        return [0]
+
+    def read(self, shard: int, part: int, parts: int, stage: int) -> Iterator[Pair | str]:
+        return read_items(str(self.directory), part, parts, stage=stage)
+
+    def count(self) -> int:
+        return len(read_annotations(str(self.directory)))
+
+    def keys(self) -> list[str]:
+        return ["image_id", "caption"]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Pictures, each beside a `.txt` or `.json` of the same name, in any depth."""
+
+    directory: Path
+    caption_key: str | None = None
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        found = (file for file in self.directory.rglob("*") if is_picture(file) and file.is_file())
+        return sorted(str(file.relative_to(self.directory)) for file in found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory, "caption_key": self.caption_key}  # the names travel in the shards
+
+    def shards(self) -> list[tuple[str, ...]]:
+        names = self._names
+        return [tuple(names[i : i + FOLDER_SHARD]) for i in range(0, len(names), FOLDER_SHARD)]
+
+    def read(self, shard: tuple[str, ...], part: int, parts: int, stage: int) -> Iterator[Pair | str]:
+        for name in shard[part::parts]:
+            path = self.directory / name
+            yield make_pair(str(path), path.read_bytes(), self._record(path), stage, self.caption_key)
+
+    def count(self) -> int:
+        return len(self._names)
+
+    def keys(self) -> list[str]:
+        return list(self._record(self.directory / self._names[0]))
+
+    @staticmethod
+    def _record(path: Path) -> Mapping[str, Any]:
+        for ending in (".json", ".txt"):
+            beside = path.with_suffix(ending)
+            if beside.is_file():
+                try:
+                    text = beside.read_text(encoding="utf-8")
+                    record = json.loads(text) if ending == ".json" else {"caption": text}
+                except ValueError:
+                    return {}
+                return record if isinstance(record, dict) else {}
+        return {}
+
+
+class _Table:
+    """What formats with a row for each pair have in common; a row names or holds its picture."""
+
+    caption_key: str | None
+
+    def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | str]:
+        for row in islice(self._rows(shard), part, None, parts):
+            if isinstance(row, str):
+                yield row
+            else:
+                name, record, directory = row
+                if isinstance(record.get("json"), Mapping):  # a tar shard of the hub
+                    record = {**record, **record["json"]}
+                yield make_pair(name, _picture(record, directory), record, stage, self.caption_key)
+
+    def keys(self) -> list[str]:
+        rows = (row for shard in self.shards()[:1] for row in self._rows(shard))
+        return next((list(row[1]) for row in rows if not isinstance(row, str)), [])
+
+    def shards(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _rows(self, shard: Any) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
+        """(name, record, directory from which paths count) for each row, or the cause why there is none."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class JsonLines(_Table):
+    """A JSON object on each line, with `image` and a text. A shard is the lines that start in a stretch of bytes."""
+
+    files: tuple[Path, ...]
+    caption_key: str | None = None
+
+    def shards(self) -> list[tuple[Path, int]]:
+        return [(file, start) for file in self.files for start in range(0, file.stat().st_size, LINES_SHARD)]
+
+    def _rows(self, shard: tuple[Path, int]) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
+        path, start = shard
+        for number, line in self._lines(path, start):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                yield f"{path}:{number}" + (f" from byte {start} on" if start else ""), record, path.parent
+            else:
+                yield "broken line"
+
+    @staticmethod
+    def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+        """Numbered lines that start in this stretch of the file, but for empty ones."""
+        with path.open("rb") as file:
+            if start:
+                file.seek(start - 1)
+                file.readline()  # the line that the shard before ends with
+            number, place = 0, file.tell()
+            while place < start + LINES_SHARD and (line := file.readline()):
+                number, place = number + 1, place + len(line)
+                if line.strip():
+                    yield number, line
+
+    def count(self) -> int:
+        return sum(1 for shard in self.shards() for _ in self._lines(*shard))
+
+
+@dataclass(frozen=True)
+class Csv(_Table):
+    """Comma-separated values with a header: a column for the picture's path and one for its text."""
+
+    files: tuple[Path, ...]
+    caption_key: str | None = None
+
+    def shards(self) -> list[Path]:
+        return list(self.files)
+
+    def _rows(self, shard: Path) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
+        with shard.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.DictReader(file)
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error:
+                    yield "broken line"
+                    continue
+                yield f"{shard}:{rows.line_num}", row, shard.parent
+
+    def count(self) -> int:
+        return sum(1 for file in self.files for _ in self._rows(file))
+
+
+@dataclass(frozen=True)
+class Parquet(_Table):
+    """Parquet files; a shard is a row group."""
+
+    files: tuple[Path, ...]
+    caption_key: str | None = None
+
+    def shards(self) -> list[tuple[Path, int]]:
+        return [(file, group) for file in self.files for group in range(_parquet(file).num_row_groups)]
+
+    def _rows(self, shard: tuple[Path, int]) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
+        import pyarrow
+
+        path, group = shard
+        number = 0
+        file = _parquet(path)
+        used = {*PICTURE_KEYS, *CAPTION_KEYS, self.caption_key, "instruction", "messages", "json"}
+        columns = [name for name in file.schema_arrow.names if name in used]
+        try:
+            for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=columns):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number} of group {group}", row, path.parent
+                    number += 1
+        except (pyarrow.ArrowException, OSError):
+            yield BROKEN_SHARD
+
+    def count(self) -> int:
+        return sum(_parquet(file).metadata.num_rows for file in self.files)
+
+    def keys(self) -> list[str]:
+        return list(_parquet(self.files[0]).schema_arrow.names)
+
+
+@dataclass(frozen=True)
+class Hub(_Table):
+    """A dataset of the Hugging Face hub, or a directory that `datasets` can load, streamed."""
+
+    name: str
+    split: str
+    caption_key: str | None = None
+
+    def shards(self) -> list[int]:
+        return list(range(_load_hub(self.name, self.split).num_shards))
+
+    def _rows(self, shard: int) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
+        dataset = _load_hub(self.name, self.split)
+        number = 0
+        # In batches: row by row, `datasets` would share this shard out once more over the workers of a DataLoader.
+        for batch in dataset.shard(num_shards=dataset.num_shards, index=shard).iter(batch_size=16):
+            for values in zip(*batch.values(), strict=True):
+                row = dict(zip(batch, values, strict=True))
+                yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", row, Path()
+                number += 1
+
+    def count(self) -> int | None:
+        splits = _load_hub(self.name, self.split).info.splits or {}
+        return splits[self.split].num_examples if self.split in splits else None
+
+
+_BY_ENDING: dict[str, Any] = {"tar": Tars, "jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"data {path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _load_hub(name: str, split: str) -> Any:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # whatever hub, network and dataset scripts raise
+        raise UserError(f"data hub:{name}:{split}: cannot be loaded ({' '.join(str(error).split())})") from None
+    return dataset.decode(False) if dataset.features else dataset
+
+
+def _picture(record: Mapping[str, Any], directory: Path) -> bytes | None:
+    value = next((record[key] for key in PICTURE_KEYS if record.get(key)), None)
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        if value.startswith("hf://"):  # a file of a hub dataset
+            import fsspec
+
+            with fsspec.open(value, "rb") as file:
+                return bytes(file.read())
+        return (directory / Path(value).expanduser()).read_bytes()
+    except (OSError, ValueError):
+        return None
