@@ -145,7 +145,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{' or '.join(PAPER_LLMS)}"
             )
         return Blip2Config(**config), {"all": _bytes(source)}
-    origin, _, _, qformer = read_record(source)
+    origin, _, _, qformer, _ = read_record(source)
     vision, llm = sources.resolve(origin.vision_qformer), sources.resolve(origin.llm)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
     text = parts.read_llm_config(llm)

@@ -157,12 +157,14 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
     source = sources.resolve(model)
-    sources.read_json(source, "alignment.json")
+    record = sources.read_json(source, "alignment.json")
     if path := sources.find_file(source, PROJECTION_FILE):
         try:
             tensors = load_file(path)
         except Exception as error:  # safetensors has one exception for all that can be wrong with a file
             raise UserError(f"{path}: cannot be read ({sources.first_line(error)}); copy it again") from None
+        if "trained" in record:
+            raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
     else:
         whole = sources.Checkpoint(source)
         tensors = {}
