@@ -232,8 +232,8 @@ class MiniGPT4(torch.nn.Module):
 
         `vision_qformer` and `llm` are directories, hub ids or pocket names. `template` defaults to the LLM's own chat
         format, and to `vicuna_v0` if it has none. Without `qformer` the projection reads the tower's patches, four at a
-        time (paper, section 4.4); `trained` names its other variants. For `dtype`, `device`, `load_in` and `max_memory` see `from_pretrained`. Raises
-        UserError for parts that do not exist or are not what they should be.
+        time (paper, section 4.4); `trained` names its other variants. For `dtype`, `device`, `load_in` and `max_memory`
+        see `from_pretrained`. Raises UserError for parts that do not exist or are not what they should be.
         """
         placement = Placement.of(dtype, device, load_in, max_memory)
         if isinstance(template, str):
@@ -309,22 +309,23 @@ class MiniGPT4(torch.nn.Module):
         """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
 
         Of the variants without a Q-Former or with three projection layers, for which transformers has no model, it
-        writes the alignment with its parts beside it: `vision`, `llm`, and the projection. LoRA is added to the LLM. Raises UserError if `directory` exists and
-        is not empty, or if the LLM is quantised or lies on the disk; `overwrite` replaces an earlier export.
+        writes the alignment with its parts beside it: `vision`, `llm`, and the projection. LoRA is added to the LLM's
+        weights. Raises UserError if `directory` exists and is not empty, or if the LLM is quantised or lies on the
+        disk; `overwrite` replaces an earlier export.
         """
         if self.placement and (self.placement.load_in or self.placement.spread):
             held = f"load_in={self.placement.load_in!r}" if self.placement.load_in else "device='auto'"
             raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
-        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-            with self.lora.merged() if self.lora else nullcontext():
-                if self.has_qformer and self.trained.projection_layers == 1:
-                    write_export(self, new)
-                    self.write_record(new, trained=Trained())
-                else:
-                    write_parts(self, new)
-                    self._write_projection(new)
-                    inside = parts_inside(new, self.has_qformer)
-                    self.write_record(new, inside, Trained(self.trained.projection_layers))
+        merged = self.lora.merged() if self.lora else nullcontext()
+        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
+            if self.has_qformer and self.trained.projection_layers == 1:
+                write_export(self, new)
+                self.write_record(new, trained=Trained())
+            else:
+                write_parts(self, new)
+                self._write_projection(new)
+                inside = parts_inside(new, self.has_qformer)
+                self.write_record(new, inside, Trained(self.trained.projection_layers))
 
     def _write_projection(self, directory: Path) -> None:
         tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}

@@ -169,7 +169,7 @@ class Recipe(BaseModel):
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """`data` as a list of sources, also when it is one path."""
-        return (DataSource(path=self.data),) if isinstance(self.data, str) else self.data
+        return (DataSource(path=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
 
     @property
     def num_samples(self) -> int:
