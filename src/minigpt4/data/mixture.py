@@ -8,11 +8,13 @@ nothing about formats (see `sources.py`), tokens or models.
 
 from __future__ import annotations
 
+import atexit
 import math
 import signal
+import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, count, islice
 from typing import TYPE_CHECKING, Any
@@ -312,8 +314,7 @@ class _Passes:
         while not self.through:
             if self._dataset is None:
                 self._open()
-            for example in self._items:
-                item = example["item"]
+            for item in self._items:
                 self._seen += 1
                 if isinstance(item, Pair):
                     return item
@@ -349,7 +350,7 @@ class _Passes:
             shards = [shards[i] for i in order]
         even = self.processes // math.gcd(len(shards), self.processes)
         parts = max(1, min(even, math.ceil(SHARDS_EACH * self.processes / max(len(shards), 1))))
-        shared = [(shard, part, parts) for shard in shards for part in range(parts)]
+        shared = [(shard, (part + i) % parts, parts) for i, shard in enumerate(shards) for part in range(parts)]
         return shared[self.process :: self.processes]
 
 
@@ -388,13 +389,26 @@ def _in_processes(work: list[tuple[_Share, dict[str, Any] | None]]) -> Iterator[
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the loader would otherwise draw from training's
     )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        raise UserError(
-            f"a process that reads data ended ({' '.join(str(error).split())}); if memory ran out, use fewer workers "
-            "or a smaller shuffle_buffer"
-        ) from error
+
+    def chunks() -> Generator[_Chunk, None, None]:
+        try:
+            yield from loader
+        except RuntimeError as error:
+            raise UserError(
+                f"a process that reads data ended ({' '.join(str(error).split())}); if memory ran out, use fewer "
+                "workers or a smaller shuffle_buffer"
+            ) from error
+
+    running = chunks()
+    # Readers leave signals alone, so Python would wait for them at its end. (Of such hooks the last one runs first.)
+    atexit.register(_close, weakref.ref(running))
+    return running
+
+
+def _close(running: weakref.ref[Generator[_Chunk, None, None]]) -> None:
+    chunks = running()
+    if chunks is not None:
+        chunks.close()
 
 
 def _same(chunk: Any) -> Any:
