@@ -32,7 +32,8 @@ from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from minigpt4.data.batches import Batch
-from minigpt4.model.alignment import MiniGPT4, Origin, set_trainable
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.record import Origin
 from minigpt4.plan import PAPER_LLMS, paper_config
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training.loss import next_token_loss

@@ -28,8 +28,8 @@ from transformers import (
 from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import read_record
 from minigpt4.model.graph import empty_graph
+from minigpt4.model.record import read_record
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", "8bit", "4bit")

@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt4.data.images import open_image
@@ -31,6 +31,18 @@ from minigpt4.model.adapters import LoRA, Trained
 from minigpt4.model.export import read_export, write_export, write_parts
 from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
 from minigpt4.model.precision import Placement, pack_4bit_layers
+from minigpt4.model.record import (
+    ADAPTERS_FILE,
+    ALIGNMENT_FILE,
+    FORMAT_VERSION,
+    PROJECTION_FILE,
+    Origin,
+    check_origin,
+    load_tensors,
+    parts_inside,
+    portable,
+    read_record,
+)
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
@@ -40,26 +52,7 @@ if TYPE_CHECKING:
 
     from minigpt4.generation.chat import Chat
 
-FORMAT_VERSION = 1
-PROJECTION_FILE = "projection.safetensors"
-ALIGNMENT_FILE = "alignment.json"
-
-ADAPTERS_FILE = "adapters.safetensors"  # what a variant trains beside the projection
-
 STAGES = (1, 2)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the frozen parts came from: their names, and the fingerprints of their weights.
-
-    On disk `.` and `./...` are places in the directory that holds the record.
-    """
-
-    vision_qformer: str
-    vision_fingerprint: str
-    llm: str
-    llm_fingerprint: str
 
 
 class MiniGPT4(torch.nn.Module):
@@ -289,7 +282,7 @@ class MiniGPT4(torch.nn.Module):
             max_memory=max_memory,
         )
         _put_projection(model, sources.find_file(source, PROJECTION_FILE), str(name_or_path))
-        _check_origin(str(name_or_path), origin, model.origin)
+        check_origin(str(name_or_path), origin, model.origin)
         if model.adapter_names():
             _put_adapters(model, sources.find_file(source, ADAPTERS_FILE), str(name_or_path))
         model.stage = stage
@@ -382,7 +375,7 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
 
 def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
     projection = model.blip2.language_projection
-    tensors = _load_tensors(path, name, PROJECTION_FILE)
+    tensors = load_tensors(path, name, PROJECTION_FILE)
     expected = {key: tuple(t.shape) for key, t in projection.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     if found != expected:
@@ -395,7 +388,7 @@ def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
 
 def _put_adapters(model: MiniGPT4, path: Path | None, name: str) -> None:
     """Put the trained Q-Former or LoRA matrices in their places, in the dtype that the places have."""
-    tensors = _load_tensors(path, name, ADAPTERS_FILE)
+    tensors = load_tensors(path, name, ADAPTERS_FILE)
     places = {key: model.get_parameter(key) for key in model.adapter_names()}
     if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in places.items()}:
         raise UserError(f"{name}: {ADAPTERS_FILE} does not fit the parts that it names; train the alignment again")
@@ -406,61 +399,3 @@ def _put_adapters(model: MiniGPT4, path: Path | None, name: str) -> None:
         mark = hashlib.sha256(model.origin.vision_fingerprint.encode())
         mark.update(sources.fingerprint({k: t for k, t in tensors.items() if not k.startswith("lora.")}).encode())
         model.trained_vision = mark.hexdigest()
-
-
-def _load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
-    if path is None:
-        raise UserError(f"{name}: holds no {file}; copy or train the alignment again")
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors has one exception for all that can be wrong with a file
-        raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
-
-
-def _check_origin(name: str, recorded: Origin, found: Origin) -> None:
-    for part, was, now in (
-        (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
-        (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),
-    ):
-        if was != now:
-            raise UserError(
-                f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
-                f"{now[:12]}); put the former weights back, or train the alignment again"
-            )
-
-
-def portable(name: str | Path) -> str:
-    """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.POCKET_PARTS or not Path(name).expanduser().is_dir():
-        return str(name)
-    return str(Path(name).expanduser().resolve())
-
-
-def parts_inside(directory: Path, qformer: bool = False) -> Origin:
-    """The origin of parts that lie in `directory` itself, in `vision` and `llm`."""
-    vision = parts.load_vision_qformer(directory / "vision", qformer).fingerprint
-    return Origin("./vision", vision, "./llm", sources.fingerprint(sources.Checkpoint(directory / "llm")))
-
-
-def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool, Trained]:
-    """What `alignment.json` says: origin, template, stage, whether there is a Q-Former, and what was trained."""
-    record = sources.read_json(source, ALIGNMENT_FILE)
-    if record.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "
-            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
-        )
-    try:
-        recorded = record["template"]
-        template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
-        origin = Origin(**record["origin"])
-        inside = {
-            part: str(Path(source, place).resolve())
-            for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
-            if place == "." or place.startswith("./")
-        }
-        # Alignments of releases that knew only the form with a Q-Former do not say so.
-        trained = Trained(**record.get("trained", {}))
-        return replace(origin, **inside), template, record["stage"], record.get("qformer", True), trained
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None

@@ -24,9 +24,10 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import PROJECTION_FILE, MiniGPT4
+from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.graph import fresh_projection
 from minigpt4.model.precision import resolve_dtype
+from minigpt4.model.record import PROJECTION_FILE
 from minigpt4.model.streaming import LLMFiles, write_model
 from minigpt4.prompts.templates import get_template
 
