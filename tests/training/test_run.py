@@ -152,20 +152,6 @@ def test_sample_answers_and_the_summary(stage1: Recipe, tmp_path: Path) -> None:
         assert part in summary
 
 
-def test_a_stream_learns_what_the_cache_holds(stage1: Recipe) -> None:
-    """From pictures as they come: the first batch of an unshuffled stream has the loss of the same pairs, cached."""
-    recipe = with_values(stage1, stream=True, shuffle_buffer=0, batch_size=10, steps=4, dtype="float32")
-    train(recipe, progress=False)
-    cached = with_values(recipe, stream=False, batch_size=40, steps=1, output=stage1.output.with_name("cached"))
-    train(cached, progress=False)
-    streamed, whole = (
-        [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-        for output in (recipe.output, cached.output)
-    )
-    assert streamed[0] == pytest.approx(whole[0], rel=0.1)  # the first 10 of the 40
-    assert not stage1.feature_cache.exists() or not list(stage1.feature_cache.rglob("nothing"))
-
-
 @pytest.mark.parametrize(
     ("values", "also"),
     [

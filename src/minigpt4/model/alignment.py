@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -313,7 +313,10 @@ class MiniGPT4(torch.nn.Module):
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
             if self.has_qformer and self.trained.projection_layers == 1:
                 write_export(self, new)
-                self.write_record(new, trained=Trained())
+                origin = self.origin
+                if self.trained.qformer:  # features of the Q-Former as it was are not this one's
+                    origin = replace(origin, vision_fingerprint=trained_vision(self))
+                self.write_record(new, origin, Trained())
             else:
                 write_parts(self, new)
                 self._write_projection(new)
@@ -395,7 +398,13 @@ def _put_adapters(model: MiniGPT4, path: Path | None, name: str) -> None:
     with torch.no_grad():
         for key, place in places.items():
             place.copy_(tensors[key])
-    if model.trained.qformer:  # features made by the Q-Former as it was are not to be taken for this one's
-        mark = hashlib.sha256(model.origin.vision_fingerprint.encode())
-        mark.update(sources.fingerprint({k: t for k, t in tensors.items() if not k.startswith("lora.")}).encode())
-        model.trained_vision = mark.hexdigest()
+    if model.trained.qformer:
+        model.trained_vision = trained_vision(model)
+
+
+def trained_vision(model: MiniGPT4) -> str:
+    """The fingerprint of a vision side whose Q-Former was trained, under which its features may be cached."""
+    mark = hashlib.sha256(model.origin.vision_fingerprint.encode())
+    tensors = {name: model.get_parameter(name).detach().cpu() for name in model.adapter_names()}
+    mark.update(sources.fingerprint({name: t for name, t in tensors.items() if name.startswith("blip2.")}).encode())
+    return mark.hexdigest()
