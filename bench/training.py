@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,7 +188,11 @@ def peak_memory(device: torch.device) -> float:
     """The most bytes held so far: by tensors on CUDA, by the process elsewhere."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's begins at that of the process which started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return float(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def measure_memory(size: str, way: str, batch: int) -> float:
@@ -197,7 +202,6 @@ def measure_memory(size: str, way: str, batch: int) -> float:
 
 
 def memory_of(size: str, way: str, batch: int, device: torch.device) -> float:
-    torch.set_num_threads(torch.get_num_threads())
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
     for _ in range(2):

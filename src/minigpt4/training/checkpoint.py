@@ -46,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, belongs_to: Mapping[str, str]) -> None:
         self.directory, self._keep, self._belongs_to = directory, keep, dict(belongs_to)
+        self._damaged: list[Path] = []
 
     def save(
         self, position: Position, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -65,6 +66,9 @@ class Checkpoints:
         self.directory.mkdir(exist_ok=True)
         path = self.directory / f"{position.step:08d}-{position.loss:.4f}.pt"
         write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        self._damaged = [damaged for damaged in self._damaged if damaged != path]
+        for damaged in self._damaged:
+            damaged.unlink(missing_ok=True)
         files = self.files()
         best = min(files, key=_loss)
         for old in files[self._keep :]:
@@ -86,6 +90,7 @@ class Checkpoints:
             state = _read(path)
             if state is None:
                 logger.warning("%s: the checkpoint is damaged; going on from the one before it", path)
+                self._damaged.append(path)
                 continue
             self._check(path, state)
             with torch.no_grad():
