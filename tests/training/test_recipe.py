@@ -78,7 +78,7 @@ def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
 
 
 def test_a_missing_key_is_explained() -> None:
-    with pytest.raises(UserError, match="key 'data' is missing: Stage 1"):
+    with pytest.raises(UserError, match="key 'data' is missing: Pairs"):
         Recipe.parse({key: value for key, value in VALUES.items() if key != "data"})
 
 

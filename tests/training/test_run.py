@@ -230,3 +230,19 @@ def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:
 def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:
     with pytest.raises(UserError, match="device=auto is for talking"):
         train(with_values(stage1, device="auto"), progress=False)
+
+
+def test_figures_go_to_a_tracker(stage1: Recipe) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(with_values(stage1, trackers=["tensorboard"]), progress=False)
+    events = EventAccumulator(str(next(stage1.output.rglob("events.out.tfevents.*")).parent)).Reload()
+    rows = [json.loads(line) for line in (stage1.output / "metrics.jsonl").read_text().splitlines()]
+    tracked = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert tracked == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in rows]
+
+
+def test_a_tracker_that_is_not_installed(stage1: Recipe) -> None:
+    with pytest.raises(UserError, match="wandb is not installed; install it with: pip install wandb"):
+        train(with_values(stage1, trackers=["wandb"]), progress=False)

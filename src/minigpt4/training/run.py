@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import signal
 import statistics
 import threading
@@ -182,6 +183,8 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if recipe.shard_llm:
         processes.shard(llm)
     if recipe.compile:
+        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+            raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
         for layer in llm.base_model.layers:
             layer.compile(dynamic=True)
     return model.train()
