@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from minigpt4.curation.cli import curate
+from minigpt4.data.cli import data as data_commands
 from minigpt4.errors import UserError
 
 
@@ -46,6 +47,7 @@ pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures,
 recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
 app.add_typer(curate, name="curate")
+app.add_typer(data_commands, name="data")
 app.add_typer(pocket, name="pocket")
 app.add_typer(recipes, name="recipe")
 pocket.add_typer(build, name="build")

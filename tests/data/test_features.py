@@ -3,10 +3,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
-from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint, picture_key
+from minigpt4.data.features import FeatureCache, Index, cache_features, encode_source, features_fingerprint, picture_key
+from minigpt4.data.mixture import Source
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
@@ -110,3 +113,69 @@ def test_a_cache_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="feature_cache"):
         FeatureCache(tmp_path / "file", "vision")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_is_encoded_as_its_pictures_are(
+    model: MiniGPT4, tiny_pairs: Path, pairs: list[Pair], tmp_path: Path, workers: int
+) -> None:
+    done = encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
+    assert (done.pairs, done.new, done.skipped) == (40, 40, {})
+    cache = FeatureCache(tmp_path, features_fingerprint(model))
+    expected = model.encode_images([pair.picture for pair in pairs])
+    torch.testing.assert_close(cache[[picture_key(pair.picture) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)
+    encoded = count_encoded(model)
+    assert encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers).new == 0
+    assert encoded == []
+
+
+def test_another_tower_finds_nothing_in_the_cache(
+    model: MiniGPT4, tiny_pairs: Path, tiny_vision: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    encode_source(model, tmp_path, Source(str(tiny_pairs)))
+    without = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype="bfloat16")
+    assert len(FeatureCache(tmp_path, features_fingerprint(without))) == 0
+    assert encode_source(without, tmp_path, Source(str(tiny_pairs))).new == 40
+
+
+def test_the_loss_from_the_cache_is_that_from_pictures(
+    model: MiniGPT4, tiny_pairs: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    directory = encode_source(model, tmp_path, Source(str(tiny_pairs))).directory
+    cache = FeatureCache(directory.parent, directory.name)
+    keys = [picture_key(pair.picture) for pair in pairs[:8]]
+    ids = torch.tensor([[model.image_token_id] * model.num_query_tokens + [5, 6, 7, 8]] * 8)
+
+    def loss(features: torch.Tensor) -> torch.Tensor:
+        logits = model.logits(model.hidden_states(ids, features))[:, -4:-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -3:].flatten())
+
+    from_cache, from_pictures = loss(cache[keys]), loss(model.encode_images([pair.picture for pair in pairs[:8]]))
+    torch.testing.assert_close(from_cache, from_pictures, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(from_cache, loss(cache[keys[::-1]].flip(1)))
+
+
+def test_the_index_finds_every_key_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4.data.features.SORTED_AT", 1000)
+    keys = np.random.default_rng(0).integers(0, 256, (5000, 32), dtype=np.uint8)
+    keys[1::2, :8] = keys[::2, :8]  # pairs of keys that begin alike
+    places = np.column_stack([np.zeros(2000, np.int32), np.arange(2000, dtype=np.int32)])
+    index = Index()
+    index.sort_in(keys[:2000], places)
+    for shard in range(1, 31):
+        index.add(keys[1900 + 100 * shard : 2000 + 100 * shard], shard)
+    assert len(index) == 5000
+    assert [index[bytes(key)] for key in keys[:2000]] == [(0, row) for row in range(2000)]
+    assert [index[bytes(key)] for key in keys[2000:]] == [(1 + i // 100, i % 100) for i in range(3000)]
+    assert index.find(bytes(32)) is None
+
+
+def test_a_large_cache_is_mapped_not_read(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "vision")
+    for shard in range(4):
+        keys = [picture_key(bytes([shard, i])) for i in range(64)]
+        cache.add(keys, torch.full((64, 32, 2048), float(shard)))  # 16 MB
+    before = psutil.Process().memory_info().rss
+    cache = FeatureCache(tmp_path, "vision")
+    assert cache[[picture_key(bytes([3, 7]))]].mean() == 3
+    assert psutil.Process().memory_info().rss - before < 8e6

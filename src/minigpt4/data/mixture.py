@@ -8,21 +8,19 @@ nothing about formats (see `sources.py`), tokens or models.
 
 from __future__ import annotations
 
-import atexit
 import math
-import signal
-import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, count, islice
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import Reader, Source, check_source, open_source
+from minigpt4.data.workers import Chunk, in_processes
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
@@ -175,25 +173,14 @@ class PairStream:
         self._turn, self._offset = state["turn"], state["offset"]
         self._yielded, self.skipped = state["yielded"], Counter(state["skipped"])
 
-    def _chunks(self) -> Iterator[_Chunk]:
+    def _chunks(self) -> Iterator[Chunk]:
         """What the shares yield, each in its turn, beginning with the one whose turn it is."""
         turns = [(self._turn + i) % len(self._shares) for i in range(len(self._shares))]
         work = [(self._shares[i], self._states[i]) for i in turns]
         if not self._in_processes:
             share, state = work[0]
             return share.chunks(state)
-        return _in_processes(work)
-
-
-@dataclass
-class _Chunk:
-    """A few pairs (or what they were prepared to), and where their share stands after them."""
-
-    items: list[Any]
-    state: dict[str, Any] | None
-    skipped: Counter[str]
-    done: bool = False
-    error: str | None = None
+        return in_processes(work)
 
 
 @dataclass
@@ -211,7 +198,7 @@ class _Share:
     repeat: bool
     prepare: Callable[[Pair], Any] | None
 
-    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[_Chunk]:
+    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[Chunk]:
         """The chunks after `state`, then empty ones for ever; the last one is an error's, if there is one."""
         number, position = (state["block"], state["position"]) if state else (0, 0)
         starts = state["sources"] if state else [None] * len(self.sources)
@@ -238,17 +225,17 @@ class _Share:
                     items += self._prepared(pair, skipped)
                     if (i + 1) % CHUNK == 0 and i + 1 < len(block):
                         here = {"block": number, "position": i + 1, "sources": starts}
-                        yield _Chunk(items, here, skipped)
+                        yield Chunk(items, here, skipped)
                         items, skipped = [], Counter()
                 following.extend(draw)
                 number, position, starts = number + 1, 0, next_starts
-                yield _Chunk(items, {"block": number, "position": 0, "sources": starts}, skipped)
+                yield Chunk(items, {"block": number, "position": 0, "sources": starts}, skipped)
                 block, skipped = following, skipped_next
         except (UserError, OSError) as error:
-            yield _Chunk([], None, Counter(), error=str(error))
+            yield Chunk([], None, Counter(), error=str(error))
         while True:
             here = {"block": number, "position": 0, "sources": starts}
-            yield _Chunk([], here, Counter(), done=True)
+            yield Chunk([], here, Counter(), done=True)
 
     def _draw(self, number: int, skipped: Counter[str]) -> Iterator[Pair]:
         """The pairs of a block in the order in which they are read."""
@@ -358,64 +345,3 @@ def _read(reader: Reader, stage: int, shards: list[tuple[Any, int, int]]) -> Ite
     for shard, part, parts in shards:
         for item in reader.read(shard, part, parts, stage):
             yield {"item": item}
-
-
-class _Work:
-    """The shares as `DataLoader` wants them: chunk number n comes from worker n modulo their number, for ever."""
-
-    def __init__(self, work: list[tuple[_Share, dict[str, Any] | None]]) -> None:
-        self._work = work
-        self._chunks: Iterator[_Chunk] | None = None  # of the share of this process
-
-    def __getitem__(self, number: int) -> _Chunk:
-        if self._chunks is None:
-            share, state = self._work[number % len(self._work)]
-            self._chunks = share.chunks(state)
-        return next(self._chunks)
-
-
-def _in_processes(work: list[tuple[_Share, dict[str, Any] | None]]) -> Iterator[_Chunk]:
-    """The chunks of every share, each from a process of its own, in turn."""
-    import datasets  # noqa: F401  # once, before the processes part
-    import torch
-    from torch.utils.data import DataLoader
-
-    loader: DataLoader[_Chunk] = DataLoader(
-        _Work(work),  # type: ignore[arg-type]
-        sampler=count(),
-        batch_size=None,
-        num_workers=len(work),
-        collate_fn=_same,
-        worker_init_fn=_leave_signals,
-        generator=torch.Generator(),  # the loader would otherwise draw from training's
-    )
-
-    def chunks() -> Generator[_Chunk, None, None]:
-        try:
-            yield from loader
-        except RuntimeError as error:
-            raise UserError(
-                f"a process that reads data ended ({' '.join(str(error).split())}); if memory ran out, use fewer "
-                "workers or a smaller shuffle_buffer"
-            ) from error
-
-    running = chunks()
-    # Readers leave signals alone, so Python would wait for them at its end. (Of such hooks the last one runs first.)
-    atexit.register(_close, weakref.ref(running))
-    return running
-
-
-def _close(running: weakref.ref[Generator[_Chunk, None, None]]) -> None:
-    chunks = running()
-    if chunks is not None:
-        chunks.close()
-
-
-def _same(chunk: Any) -> Any:
-    return chunk
-
-
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach every process of a group; when to stop is the first process's decision."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

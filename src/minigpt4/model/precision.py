@@ -178,3 +178,10 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def training_dtype(device: torch.device) -> str | None:
+    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if device.type == "cpu" and fast else None

@@ -1,0 +1,137 @@
+"""A look at a source before training on it: counts, captions, pictures, problems, and a contact sheet.
+
+Knows nothing about models: lengths are in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from minigpt4.data.images import open_image
+from minigpt4.data.pairs import Pair
+from minigpt4.data.sources import Reader, Source, open_source
+from minigpt4.errors import UserError
+from minigpt4.files import write_atomically
+
+COLUMNS, THUMBNAIL, TEXT_HEIGHT = 6, 160, 60
+
+
+@dataclass
+class Inspection:
+    """What was found among the first pairs of a source."""
+
+    shards: int
+    known: int | None  # pairs in all, if the source says
+    pairs: int = 0
+    words: list[int] = field(default_factory=list)  # of each text
+    sides: list[int] = field(default_factory=list)  # the shorter side of each picture, pixels
+    formats: Counter[str] = field(default_factory=Counter)
+    forms: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # where each problem came first
+    shown: list[tuple[Image.Image, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        in_all = f" of {self.known}" if self.known is not None else ""
+        lines = [f"shards: {self.shards}", f"pairs looked at: {self.pairs}{in_all}"]
+        if self.words:
+            lines += [f"words in a text: {_spread(self.words)}", f"shorter side in pixels: {_spread(self.sides)}"]
+            lines.append("pictures: " + ", ".join(f"{name} {count}" for name, count in self.formats.most_common()))
+        if self.forms:
+            lines.append("forms: " + ", ".join(f"{name} {count}" for name, count in self.forms.most_common()))
+        return "\n".join([*lines, *(self.told or ["no problems"])])
+
+    @property
+    def told(self) -> list[str]:
+        """A line for each problem."""
+        return [f"problem: {cause} {n}, first at {self.first[cause]}" for cause, n in self.problems.most_common()]
+
+
+def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 24) -> Inspection:
+    """Look at up to `limit` pairs, from the start; `shown` of them, evenly spread, go on the contact sheet.
+
+    Raises UserError if there is no source, or no pair at all in what was looked at.
+    """
+    reader = open_source(source)
+    found = Inspection(len(reader.shards()), reader.count())
+    seen: set[bytes] = set()
+    every = 1  # of the usable pairs one is kept for the sheet; it doubles whenever twice as many are kept as wanted
+    for place, item in islice(_items(reader, stage), limit):
+        found.pairs += 1
+        problem = None if isinstance(item, Pair) else item
+        if isinstance(item, Pair):
+            digest = hashlib.sha256(item.picture).digest()
+            try:
+                picture = open_image(item.picture)
+            except UserError as error:
+                problem = f"unreadable picture ({str(error).partition(': ')[2].partition(';')[0].partition(' (')[0]})"
+            else:
+                found.words.append(len(item.text.split()))
+                found.sides.append(min(picture.size))
+                found.formats[Image.open(io.BytesIO(item.picture)).format or "?"] += 1
+                if stage == 2:
+                    form = "conversation" if item.messages else "instruction" if item.instruction else "description"
+                    found.forms[form] += 1
+                if digest in seen:
+                    problem = "a picture that came before"
+                seen.add(digest)
+                if (len(found.words) - 1) % every == 0:
+                    found.shown.append((ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
+                    if len(found.shown) == 2 * shown:
+                        found.shown, every = found.shown[::2], 2 * every
+            place = item.name
+        if problem:
+            found.problems[problem] += 1
+            found.first.setdefault(problem, place)
+    if not found.words:
+        raise UserError(f"data {source.path}: none of {found.pairs} pairs can be used ({'; '.join(found.told)})")
+    places = np.linspace(0, len(found.shown) - 1, min(shown, len(found.shown))).round().astype(int)
+    found.shown = [found.shown[place] for place in places]
+    return found
+
+
+def _items(reader: Reader, stage: int) -> Iterator[tuple[str, Pair | str]]:
+    for number, shard in enumerate(reader.shards()):
+        for row, item in enumerate(reader.read(shard, 0, 1, stage)):
+            yield f"number {row} of shard {number}" + (f" ({shard})" if isinstance(shard, Path) else ""), item
+
+
+def _spread(values: list[int]) -> str:
+    low, middle, high, most = np.percentile(values, (0, 50, 95, 100)).astype(int)
+    return f"{low} to {most}, median {middle}, 95 % up to {high}"
+
+
+def contact_sheet(found: Inspection, path: Path) -> None:
+    """Write the pictures that `inspect` chose, each above the start of its text, as one PNG."""
+    rows = -(-len(found.shown) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, rows * (THUMBNAIL + TEXT_HEIGHT)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for i, (picture, text) in enumerate(found.shown):
+        x, y = i % COLUMNS * THUMBNAIL, i // COLUMNS * (THUMBNAIL + TEXT_HEIGHT)
+        sheet.paste(picture, (x, y))
+        draw.multiline_text((x + 3, y + THUMBNAIL + 2), _wrapped(text, draw, font), "black", font, spacing=2)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def _wrapped(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The first four lines of a text in the width of a thumbnail."""
+    lines = [""]
+    for word in text.encode("latin-1", "replace").decode("latin-1").split():  # what the font has signs for
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font) <= THUMBNAIL - 6:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines[:4]) + (" ..." if len(lines) > 4 else "")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from formats import FORMATS, picture, tars, text
+from minigpt4.data.inspect import COLUMNS, TEXT_HEIGHT, THUMBNAIL, contact_sheet, inspect
+from minigpt4.data.sources import Source
+from minigpt4.errors import UserError
+
+
+def test_counts_lengths_and_problems(tmp_path: Path) -> None:
+    path = Path(FORMATS["jsonl"](tmp_path / "data", range(40)))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3]["caption"] = ""
+    rows[9]["caption"] = None
+    rows[20]["image"] = "pictures/19.png"
+    (path.parent / "pictures" / "30.png").write_bytes(picture(30)[:40])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = inspect(Source(str(path)))
+    told = str(found)
+    assert (found.pairs, found.known, len(found.words)) == (40, 40, 37)
+    assert "words in a text: 3 to 3, median 3" in told
+    assert "shorter side in pixels: 4 to 4" in told
+    assert "pictures: PNG 37" in told
+    assert "problem: no caption 2, first at number 3 of shard 0" in told
+    assert f"problem: a picture that came before 1, first at {path}:21" in told
+    assert re.search(rf"problem: unreadable picture \([a-z ]+\) 1, first at {path}:31", told)
+    assert "no problems" in str(inspect(Source(tars(tmp_path / "tars", range(9)))))
+
+
+def test_forms_of_stage_2(tmp_path: Path) -> None:
+    path = Path(FORMATS["jsonl"](tmp_path / "data", range(6)))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["instruction"] = rows[1]["instruction"] = "What is it?"
+    rows[2]["messages"] = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "This."}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert inspect(Source(str(path)), stage=2).forms == {"description": 3, "instruction": 2, "conversation": 1}
+
+
+def test_only_so_many_are_looked_at(tmp_path: Path) -> None:
+    found = inspect(Source(tars(tmp_path / "tars", range(50))), limit=20, shown=5)
+    assert (found.shards, found.pairs) == (8, 20)
+    assert [words for _, words in found.shown] == [text(i) for i in (0, 4, 8, 12, 16)]
+
+
+def test_the_contact_sheet_shows_pictures_and_texts(tmp_path: Path) -> None:
+    found = inspect(Source(tars(tmp_path / "tars", [*range(100, 108)])), shown=8)
+    found.shown[0] = (found.shown[0][0], "Wörter, 漢字 and " + "many more words " * 20)
+    contact_sheet(found, tmp_path / "new" / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
+    assert sheet.shape == (2 * (THUMBNAIL + TEXT_HEIGHT), COLUMNS * THUMBNAIL, 3)
+    assert tuple(sheet[THUMBNAIL // 2, THUMBNAIL // 2]) == (100, 0, 7)
+    assert (sheet[THUMBNAIL : THUMBNAIL + TEXT_HEIGHT, :THUMBNAIL] < 128).any()
+    assert (sheet[THUMBNAIL + TEXT_HEIGHT :, 2 * THUMBNAIL :] == 255).all()  # eight pictures, twelve places
+
+
+def test_nothing_usable_says_why(tmp_path: Path) -> None:
+    path = Path(FORMATS["jsonl"](tmp_path / "data", range(3)))
+    with pytest.raises(UserError, match=r"none of 3 pairs can be used .*no caption 3, first at number 0 of shard 0"):
+        inspect(Source(str(path), caption_key="alt"))
