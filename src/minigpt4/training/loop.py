@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minigpt4.training.recipe import Recipe
 
 BETAS = (0.9, 0.999)  # as in the original configs
+FIRST_SCALE = 4096.0  # float16: the loss is multiplied by this at first
 MIN_SCALE = 1.0  # float16: gradients that overflow even unscaled are none
 
 
@@ -69,7 +70,7 @@ def make_optimizer(model: MiniGPT4, recipe: Recipe) -> torch.optim.AdamW:
 
 def make_scaler(model: MiniGPT4) -> torch.amp.GradScaler:
     """Scales the loss of a model that computes in float16, whose gradients would vanish; else does nothing."""
-    return torch.amp.GradScaler(model.device.type, enabled=model.dtype is torch.float16)
+    return torch.amp.GradScaler(model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype is torch.float16)
 
 
 def training_steps(
