@@ -120,7 +120,7 @@ def train(
 def list_recipes() -> None:
     """List the recipes that come with the package, each with the first line of its file.
 
-    Example: minigpt4 recipe list
+    Example: minigpt4 recipe list | grep vicuna
     """
     from minigpt4.training.recipe import packaged_recipes
 

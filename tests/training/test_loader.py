@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import picture_file
 from minigpt4.data.batches import tokenise
 from minigpt4.data.mixture import PairStream, Source
+from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.training.loader import Loaded, StreamedLoader, read_ahead, rows_of_each
@@ -37,15 +38,16 @@ def loader(model: MiniGPT4, pairs: Path, workers: int = 0) -> StreamedLoader:
     return StreamedLoader(stream, model.image_processor, tokenised, 5, (0, 0))
 
 
-def number(name: bytes) -> int:
-    """Of a pair of `tiny_pairs`, from its name."""
-    return int(name.decode().rpartition("/")[2])
+def pictures(pairs: Path) -> dict[str, bytes]:
+    """The picture file of every pair, by the pair's name."""
+    return {pair.name: pair.picture for pair in read_pairs(str(pairs), Counter())}
 
 
 def test_every_row_has_the_pixels_of_its_own_picture(model: MiniGPT4, tiny_pairs: Path) -> None:
     """And so the loss and the gradient that features of the pictures, encoded apart, have."""
+    files = pictures(tiny_pairs)
     for loaded in islice(loader(model, tiny_pairs).start(0), 6):
-        features = model.encode_images([picture_file(number(name)) for name in loaded.batch.pictures])
+        features = model.encode_images([files[name.decode()] for name in loaded.batch.pictures])
         assert loaded.pixels is not None
         weight = model.blip2.language_projection.weight
         ends = [
@@ -72,8 +74,8 @@ def test_it_goes_on_from_any_batch(model: MiniGPT4, tiny_pairs: Path, workers: i
 
 
 def test_each_pass_sees_every_pair_once(model: MiniGPT4, tiny_pairs: Path) -> None:
-    seen = [number(n) for loaded in islice(loader(model, tiny_pairs).start(0), 8) for n in loaded.batch.pictures]
-    assert sorted(seen) == list(range(40))
+    seen = [name for loaded in islice(loader(model, tiny_pairs).start(0), 8) for name in loaded.batch.pictures]
+    assert sorted(name.decode() for name in seen) == sorted(pictures(tiny_pairs))
 
 
 def test_reading_ahead_keeps_order_passes_errors_on_and_ends_its_thread() -> None:

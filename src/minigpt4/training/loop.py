@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minigpt4.training.recipe import Recipe
 
 BETAS = (0.9, 0.999)  # as in the original configs
+FIRST_SCALE = 4096.0  # float16: the loss is multiplied by this at first
 MIN_SCALE = 1.0  # float16: gradients that overflow even unscaled are none
 
 
@@ -69,7 +70,7 @@ def make_optimizer(model: MiniGPT4, recipe: Recipe) -> torch.optim.AdamW:
 
 def make_scaler(model: MiniGPT4) -> torch.amp.GradScaler:
     """Scales the loss of a model that computes in float16, whose gradients would vanish; else does nothing."""
-    return torch.amp.GradScaler(model.device.type, enabled=model.dtype is torch.float16)
+    return torch.amp.GradScaler(model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype is torch.float16)
 
 
 def training_steps(
@@ -119,7 +120,7 @@ def training_steps(
         gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
         overflow = scaler.is_enabled() and scaler.get_scale() > MIN_SCALE and math.isfinite(loss.item())
         if not (math.isfinite(loss.item()) and math.isfinite(gradient_norm)) and not overflow:
-            culprits = _culprits(model, mine)
+            culprits = _culprits(model, mine, trained)
             named = [*chain.from_iterable(processes.gather(culprits))] if processes else culprits
             raise UserError(
                 f"training diverged at step {step + 1}: loss {loss.item()}, gradient norm {gradient_norm}, with "
@@ -165,23 +166,24 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
     return model.ask_queries(patches)
 
 
-def _culprits(model: MiniGPT4, mine: Loaded) -> list[str]:
-    """The texts of the samples whose own loss is not finite."""
+def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
+    """The texts of the samples whose own loss or gradient is not finite."""
     texts = []
-    with torch.no_grad():
-        for row in range(len(mine.batch.pictures)):
-            one = mine.part(slice(row, row + 1))
-            if not next_token_loss(model, one.batch, _features(model, one)).isfinite():
-                ids = one.batch.input_ids[one.batch.is_target]
-                picture = one.batch.pictures[0]
-                name = picture.hex()[:12] if mine.pixels is None else picture.decode()
-                texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (picture {name})")
+    for row in range(len(mine.batch.pictures)):
+        one = mine.part(slice(row, row + 1))
+        loss = next_token_loss(model, one.batch, _features(model, one))
+        found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
+        if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
+            ids = one.batch.input_ids[one.batch.is_target]
+            picture = one.batch.pictures[0]
+            name = picture.hex()[:12] if mine.pixels is None else picture.decode()
+            texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (picture {name})")
     return texts
 
 
 def _name(culprits: list[str], samples: int) -> str:
     if not culprits:
-        return "a finite loss for each sample alone"
+        return "a finite loss and gradient for each sample alone"
     if len(culprits) == samples:
         return f"all {samples} samples of the batch, beginning with {culprits[0]}"
     return f"{len(culprits)} of {samples} samples: " + ", ".join(culprits[:3]) + (", ..." if len(culprits) > 3 else "")
