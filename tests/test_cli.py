@@ -34,7 +34,8 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
         *("demo", "train", "chat", "generate", "plan", "convert", "assemble", "export"),
         *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
-        *("curate import", "curate demo", "recipe list", "recipe show", "recipe explain"),
+        *("curate import", "curate demo", "data inspect", "data download", "data features"),
+        *("recipe list", "recipe show", "recipe explain"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

@@ -9,7 +9,7 @@ import atexit
 import signal
 import weakref
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ Work = tuple[Share, "dict[str, Any] | None"]
 class _Shares:
     """The shares as `DataLoader` wants them: chunk number n comes from worker n modulo their number, for ever."""
 
-    def __init__(self, work: list[Work]) -> None:
+    def __init__(self, work: Sequence[Work]) -> None:
         self._work = work
         self._chunks: Iterator[Chunk] | None = None  # of the share of this process
 
@@ -52,7 +52,7 @@ class _Shares:
         return next(self._chunks)
 
 
-def in_processes(work: list[Work]) -> Iterator[Chunk]:
+def in_processes(work: Sequence[Work]) -> Iterator[Chunk]:
     """The chunks of every share, each from a process of its own, in turn."""
     import datasets  # noqa: F401  # once, before the processes part
     import torch
