@@ -34,8 +34,8 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 
 from minigpt4.data.batches import Batch
 from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.plan import PAPER_LLMS, paper_config
 from minigpt4.model.record import Origin
-from minigpt4.plan import PAPER_LLMS, paper_config
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations

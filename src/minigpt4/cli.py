@@ -241,7 +241,7 @@ def plan(
 
     Example: minigpt4 plan vicuna-7b --train --batch 12
     """
-    from minigpt4.plan import plan as make_plan
+    from minigpt4.model.plan import plan as make_plan
 
     typer.echo(make_plan(model, batch=batch, train=train).table())
 
@@ -406,9 +406,9 @@ def export(
         return
     if out is None:
         raise UserError("give the new directory as --out")
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model import released
 
-    MiniGPT4.from_pretrained(model, dtype=dtype).export(out)
+    released.export(model, out, dtype=dtype)
     typer.echo(out)
 
 

@@ -6,24 +6,31 @@ Knows nothing about what is in them.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from minigpt4.errors import UserError
+
+OWNED = "owned"  # a file in a temporary directory, locked for as long as the process that works there lives
 
 
 @contextmanager
 def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> Iterator[Path]:
     """A temporary directory to write in, which becomes `path` when the block ends well and vanishes when it does not.
 
+    What a killed process left beside `path` is taken away first. Files get the permissions of the umask.
+
     Raises UserError if `path` exists and is not empty, unless `overwrite` is set and it holds the file `marker`, that
     is, unless it is an earlier one of the same sort: nothing else is ever deleted.
     """
     path = Path(path).expanduser()
+    _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")
     if path.is_dir() and any(path.iterdir()):
@@ -36,10 +43,16 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    owner = (temporary / f"{OWNED}.new").open("wb")
     try:
+        if _lock(owner):
+            Path(owner.name).rename(temporary / OWNED)  # under this name it is locked from the first
         inside = temporary / "new"
         inside.mkdir()
         yield inside
+        for file in inside.rglob("*"):  # safetensors writes its files for their owner alone
+            if file.is_file():
+                file.chmod(inside.stat().st_mode & 0o666)
         if path.exists():
             path.rename(temporary / "old")
         inside.rename(path)
@@ -50,6 +63,28 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        owner.close()
+
+
+def _clear_up(path: Path) -> None:
+    """Take away the temporary directories of killed processes, and put back what such a one had moved from `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*/{OWNED}"):
+        with suppress(OSError), left.open("rb") as owner:
+            if _lock(owner):
+                if not path.exists() and (left.parent / "old").is_dir():
+                    (left.parent / "old").rename(path)
+                shutil.rmtree(left.parent, ignore_errors=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Take a file's lock until it is closed or this process dies; False if another has it, or there are no locks."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -110,9 +111,43 @@ def test_questions_from_jsonl_and_parquet(folder: Path, tmp_path: Path) -> None:
     columns = {"image": [{"bytes": data.getvalue(), "path": None}, {"bytes": None, "path": "pictures/0.png"}]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "asked.parquet")
     first, second = read_tasks(str(tmp_path / "asked.parquet"), "Where?")
-    assert (first.picture, first.prompt) == (data.getvalue(), "Where?")
+    assert callable(first.picture)
+    assert (first.picture(), first.prompt) == (data.getvalue(), "Where?")
     assert first.name.endswith("asked.parquet:0")
     assert second == Task("pictures/0.png", folder / "0.png", "Where?")
+
+
+def test_a_parquet_file_is_never_in_memory_as_a_whole(model: MiniGPT4, tmp_path: Path) -> None:
+    """64 MB in row groups of 8, read in order, again from the middle, and by a job that goes on."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rng = random.Random(0)
+    files = []
+    for i in range(64):
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8), (4 * i, 0, 0)).save(data, "PNG")
+        files.append(data.getvalue() + rng.randbytes(10**6))  # what follows a picture's end is not looked at
+    table = pyarrow.table({"image": files, "prompt": [f"{i}?" for i in range(64)]})
+    pyarrow.parquet.write_table(table, tmp_path / "asked.parquet", row_group_size=8, compression="none")
+    del table
+    empty = pyarrow.total_allocated_bytes()
+    tasks = read_tasks(str(tmp_path / "asked.parquet"), None)
+    assert [task.prompt for task in tasks] == [f"{i}?" for i in range(64)]
+    peak = 0
+    for i in (*range(64), 45, 3, 7):
+        picture = tasks[i].picture
+        assert callable(picture)
+        assert picture() == files[i]
+        peak = max(peak, pyarrow.total_allocated_bytes() - empty)
+    assert peak < 32e6
+    out, settings = tmp_path / "answers.jsonl", {**PLAIN, "max_new_tokens": 2, "batch_size": 16}
+    run(lambda: model, tasks, out, **settings)
+    expected = out.read_bytes()
+    out.write_bytes(b"".join(expected.splitlines(keepends=True)[:50]))
+    result = run(lambda: model, read_tasks(str(tmp_path / "asked.parquet"), None), out, **settings)
+    assert (result.found, result.answered) == (50, 14)
+    assert out.read_bytes() == expected
 
 
 def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from minigpt4.cli import app
 from minigpt4.errors import UserError
-from minigpt4.model import parts, released, sources
+from minigpt4.model import parts, released, sources, streaming
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
@@ -109,6 +111,57 @@ def test_a_trained_alignment_goes_back_to_the_original_and_to_an_export(
         assert reason in result.stderr
 
 
+@pytest.mark.parametrize("qformer", [True, False])
+def test_an_export_by_the_command_is_that_of_the_model_in_memory(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, qformer: bool
+) -> None:
+    """Of an alignment of separate parts, of an export, and of an alignment whose parts are inside an export."""
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", seed=7, qformer=qformer)
+    model.save_pretrained(tmp_path / "alignment")
+    model.export(tmp_path / "memory")
+    inside = MiniGPT4.assemble(
+        tiny_vision, tmp_path / "memory" / ("." if qformer else "llm"), template="pocket", device="cpu", qformer=qformer
+    )
+    inside.blip2.language_projection.load_state_dict(model.blip2.language_projection.state_dict())
+    inside.save_pretrained(tmp_path / "inside")
+    for source in ("alignment", "memory", "inside"):
+        released.export(tmp_path / source, out := tmp_path / f"{source} streamed")
+        MiniGPT4.from_pretrained(tmp_path / source, device="cpu").export(tmp_path / f"{source} loaded")
+        assert same_weights(MiniGPT4.from_pretrained(out, device="cpu"), model)
+        for path in out.rglob("*.json"):
+            expected = tmp_path / f"{source} loaded" / path.relative_to(out)
+            # Of parts that were loaded, transformers writes down in which dtype.
+            found, wanted = (re.sub(r'\n +"dtype": .*', "", file.read_text()) for file in (path, expected))
+            assert json.loads(found) == json.loads(wanted), (source, path)
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    tensors = load_file(llm / "model.safetensors")
+    save_file({name: t + 1 for name, t in tensors.items()}, llm / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((tmp_path / "alignment" / "alignment.json").read_text())
+    record["origin"]["llm"] = str(llm)
+    (tmp_path / "alignment" / "alignment.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was aligned with other weights"):
+        released.export(tmp_path / "alignment", tmp_path / "wrong")
+
+
+def test_a_full_disk_while_shards_are_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest shard, which comes after others, finds no room."""
+    monkeypatch.setattr(streaming, "SMALLEST_SHARD", 2000)
+    monkeypatch.setattr(streaming, "LARGEST_SHARD", 2000)
+    convert(tmp_path / "made")
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "made").glob("model-*.safetensors"))]
+    assert sizes.index(max(sizes)) > 2, "some are written before it"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, limits[1]))
+    try:
+        result = run("convert", *options(), "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
+    assert "out: cannot be written" in result.output
+    assert "nothing was changed" in result.output
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
+
+
 def test_command_assembles_parts(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
     result = run("assemble", "--vision-qformer", tiny_vision, "--llm", tiny_llm, "--out", tmp_path / "new")
     assert result.exit_code == 0, result.output
@@ -150,7 +203,7 @@ def test_another_image_size_interpolates_the_position_embedding(tmp_path: Path) 
 
 PEAK = """
 import sys
-from minigpt4.model.released import convert
+from minigpt4.model.released import convert, export
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 def make(llm, out, delta=None):
@@ -160,10 +213,16 @@ def make(llm, out, delta=None):
     )
 small, large, out = sys.argv[6:9]
 make(small, out + "-first")  # all that is imported and set up once
-for name, delta in (("-alone", None), ("-summed", large)):
+export(out + "-first", out + "-second")
+jobs = [
+    lambda: make(large, out + "-alone"),
+    lambda: make(large, out + "-summed", large),
+    lambda: export(out + "-alone", out + "-again"),
+]
+for job in jobs:
     open("/proc/self/clear_refs", "w").write("5")  # makes the peak that of now
     before = status("VmRSS")
-    make(large, out + name, delta)
+    job()
     print(status("VmHWM") - before)
 """
 
@@ -195,10 +254,10 @@ def test_peak_memory_is_that_of_a_shard(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     vision_side = sum(path.stat().st_size for path in VISION_SIDE.values())
     peaks = list(map(int, done.stdout.split()))
-    assert len(peaks) == 2
+    assert len(peaks) == 3
     assert max(peaks) < vision_side + 1.5 * max(shards), (peaks, shards)
     source, name = sources.Checkpoint(tmp_path / "llm"), "model.layers.15.mlp.down_proj.weight"
-    for out, factor in (("out-alone", 1), ("out-summed", 2)):
+    for out, factor in (("out-alone", 1), ("out-summed", 2), ("out-again", 1)):
         assert torch.equal(sources.Checkpoint(tmp_path / out)["language_model." + name], source[name] * factor)
 
 

@@ -44,7 +44,9 @@ for directory in sys.argv[3:]:
     processor = AutoProcessor.from_pretrained(directory)
     model = Blip2ForConditionalGeneration.from_pretrained(directory)
     settings = model.generation_config
-    settings.max_new_tokens = 16
+    assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 1.0, 0.9), "the released demo's"
+    assert settings.max_new_tokens == 300 and settings.repetition_penalty in (None, 1.0)
+    settings.max_new_tokens, settings.do_sample = 16, False
     found = {}
     for name, messages in chats.items():
         inputs = processor.apply_chat_template(
@@ -55,7 +57,7 @@ for directory in sys.argv[3:]:
         found[name] = {"ids": ids, "text": processor.decode(new, skip_special_tokens=True)}
     pipe = pipeline("image-text-to-text", model=directory)
     for name in ("one", "several"):
-        chat = pipe(text=chats[name], max_new_tokens=16)
+        chat = pipe(text=chats[name], max_new_tokens=16, generate_kwargs={"do_sample": False})
         found["pipeline " + name] = {"text": chat[0]["generated_text"][-1]["content"]}
     print(json.dumps(found))
 assert not any(name.startswith("minigpt4") for name in sys.modules)
@@ -179,7 +181,8 @@ def test_a_stop_string_of_several_tokens_in_plain_transformers(
     asked = {"type": "image", "path": str(pictures[0])}, {"type": "text", "text": "What is it?"}
 
     def said(**settings: Any) -> str:
-        found = pipe(text=[{"role": "user", "content": list(asked)}], max_new_tokens=12, **settings)
+        greedy = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}}
+        found = pipe(text=[{"role": "user", "content": list(asked)}], **greedy, **settings)
         return found[0]["generated_text"][-1]["content"]
 
     assert said() == "Ab###c"

@@ -7,12 +7,14 @@ pictures. A job that was stopped, even by a kill in the middle of a line, goes o
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One question: `name` says where its picture is from, `picture` is its path, or its file's bytes."""
+    """One question: `name` says where its picture is from, `picture` is its path, or a function that reads its file."""
 
     name: str
-    picture: Path | bytes
+    picture: Path | Callable[[], bytes]
     prompt: str
 
 
@@ -101,7 +103,7 @@ def _task(row: Any, where: str, path: Path, prompt: str | None) -> Task:
     if not isinstance(question, str) or not question:
         raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
     if isinstance(image, bytes):
-        return Task(where, image, question)
+        return Task(where, row["read"], question)
     return Task(image, path.parent / Path(image).expanduser(), question)
 
 
@@ -116,19 +118,48 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows, each with a function `read` that reads its picture once more: only a few are ever in memory."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path)
-        columns = [name for name in ("image", "prompt") if name in table.schema_arrow.names]
-        number = 0
-        for batch in table.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                yield f"{path}:{number}", row
-                number += 1
+        pictures = _Pictures(path)
+        for number, row in enumerate(pictures.rows(0, ["image", "prompt"])):
+            yield f"{path}:{number}", {**row, "read": partial(pictures.read, number)}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+class _Pictures:
+    """The pictures in a parquet file, read from it in order as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0
+        self._rows: Iterator[Any] = iter(())
+
+    def read(self, number: int) -> bytes:
+        """The file of the picture in that row. A later row than the last is found by reading on."""
+        if number < self._next or self._next == 0:
+            self._rows, self._next = self.rows(number, ["image"]), number
+        row = next(itertools.islice(self._rows, number - self._next, None))
+        self._next = number + 1
+        image = row["image"]
+        return image["bytes"] if isinstance(image, dict) else image
+
+    def rows(self, first: int, columns: Sequence[str]) -> Iterator[Any]:
+        """These columns of the rows from `first` on; in memory there is a page of the file, and a batch of rows."""
+        import pyarrow.parquet
+
+        # Pages are read when they are needed: a row group may hold thousands of pictures.
+        with pyarrow.parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=2**20) as file:
+            there = [name for name in columns if name in file.schema_arrow.names]
+            groups = list(range(file.num_row_groups))
+            while groups and first >= (size := file.metadata.row_group(groups[0]).num_rows):
+                first -= size
+                del groups[0]
+            batches = file.iter_batches(batch_size=8, row_groups=groups, columns=there)
+            yield from itertools.islice((row for batch in batches for row in batch.to_pylist()), first, None)
 
 
 def run(
@@ -194,7 +225,7 @@ def _answer(model: MiniGPT4, batch: Sequence[Task], settings: dict[str, Any]) ->
     pictures, errors = {}, {}
     for i, task in enumerate(batch):
         try:
-            pictures[i] = open_image(task.picture)
+            pictures[i] = open_image(task.picture if isinstance(task.picture, Path) else task.picture())
         except UserError as error:
             errors[i] = str(error) if isinstance(task.picture, Path) else f"{task.name}: {error}"
             logger.warning("left out: %s", errors[i])

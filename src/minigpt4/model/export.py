@@ -52,7 +52,11 @@ def write_settings(model: MiniGPT4, directory: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
         renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
+        # The released demo's. Its repetition penalty is left out, for vLLM would apply it to greedy answers too.
         max_new_tokens=300,
+        do_sample=True,
+        temperature=1.0,
+        top_p=0.9,
         **{STOP_STRING: model.template.stop},
     ).save_pretrained(directory)
     # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
@@ -101,7 +105,9 @@ def write_parts(model: MiniGPT4, directory: Path) -> None:
 def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
     """Write all of these two but their weights: configurations, image processor, tokenizer, generation config."""
     llm, (tokenizer, cut) = model.blip2.language_model, _exported_tokenizer(model)
-    model.blip2.vision_model.config.save_pretrained(directory / "vision")
+    tower = model.blip2.vision_model
+    tower.config.architectures = [type(tower).__name__]
+    tower.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
     llm.config.architectures = [type(llm).__name__]
     llm.config.save_pretrained(directory / "llm")

@@ -46,6 +46,7 @@ def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
 
 
 def check_origin(name: str, recorded: Origin, found: Origin) -> None:
+    """Raises UserError if an alignment's parts are not those that it was trained with."""
     for part, was, now in (
         (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
         (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),

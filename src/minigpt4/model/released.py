@@ -12,7 +12,7 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,10 +24,11 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
+from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.graph import fresh_projection
 from minigpt4.model.precision import resolve_dtype
-from minigpt4.model.record import PROJECTION_FILE
+from minigpt4.model.record import PROJECTION_FILE, check_origin, read_record
 from minigpt4.model.streaming import LLMFiles, write_model
 from minigpt4.prompts.templates import get_template
 
@@ -149,14 +150,32 @@ def read_projection(path: str | Path) -> dict[str, Tensor]:
     return {"weight": weight, "bias": bias}
 
 
-def write_projection(model: str | Path, out: str | Path) -> Path:
-    """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path.
+def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> MiniGPT4:
+    """Write an alignment, or another export, as an export to the new directory `out`; returns it without its weights.
 
-    Nothing else of the model is read.
+    As `MiniGPT4.export`, but the LLM passes through memory a few tensors at a time. `dtype` defaults to what the files
+    hold. Raises UserError if the alignment's parts are not those that it was trained with.
     """
-    out = Path(out).expanduser()
-    if out.exists():
-        raise UserError(f"{out}: exists; give the name of a new file")
+    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
+    source = sources.resolve(model)
+    origin, template, stage, qformer, trained = read_record(source)
+    if trained != Trained():  # what was trained is spread over the parts
+        loaded = MiniGPT4.from_pretrained(model, dtype=kept, device="cpu")
+        loaded.export(out)
+        return loaded
+    whole = sources.find_file(source, "config.json") is not None
+    vision = parts.load_vision_qformer(model if whole else origin.vision_qformer, qformer)
+    llm = LLMFiles(model if whole else origin.llm)
+    if not whole:
+        found = replace(origin, vision_fingerprint=vision.fingerprint, llm_fingerprint=llm.fingerprint())
+        check_origin(str(model), origin, found)
+    return write_model(
+        out, vision, str(model), saved_projection(model), llm, template=template, origin=origin, stage=stage, dtype=kept
+    )
+
+
+def saved_projection(model: str | Path) -> dict[str, Tensor]:
+    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of an alignment or export; nothing else of it is read."""
     source = sources.resolve(model)
     record = sources.read_json(source, "alignment.json")
     if path := sources.find_file(source, PROJECTION_FILE):
@@ -173,6 +192,18 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
             if f"language_projection.{name}" not in whole:
                 raise UserError(f"{model}: holds no language_projection.{name}; give an alignment or an export")
             tensors[name] = whole[f"language_projection.{name}"]
+    return tensors
+
+
+def write_projection(model: str | Path, out: str | Path) -> Path:
+    """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path.
+
+    Nothing else of the model is read.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise UserError(f"{out}: exists; give the name of a new file")
+    tensors = saved_projection(model)
     buffer = io.BytesIO()
     torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
     try:

@@ -34,23 +34,26 @@ SMALLEST_SHARD, LARGEST_SHARD = 16 * 2**20, 2 * 10**9
 
 
 class LLMFiles:
-    """A decoder-only LLM that stays on disk; `delta` names one whose weights are to be added to it."""
+    """A decoder-only LLM that stays on disk, alone or in an export; `delta` names one that is to be added to it."""
 
     def __init__(self, name: str | Path, delta: str | Path | None = None) -> None:
         self.name = name
         self.has_delta = delta is not None
         described = name if delta is None else delta  # a delta says what comes out, its tokenizer included
         self.config = parts.read_llm_config(described)
-        if self.config.model_type == "blip-2":
-            raise UserError(f"{described}: is a whole BLIP-2 or an export; give the directory of an LLM alone")
+        whole = self.config.model_type == "blip-2"
+        if whole and delta is not None:
+            raise UserError(f"{described}: is a whole BLIP-2 or an export; give the directory of a delta alone")
+        if whole:
+            self.config = self.config.text_config
         self.tokenizer = parts.load_tokenizer(described)
         source = sources.resolve(described)
         self.generation_config = (
             GenerationConfig.from_pretrained(source)
-            if sources.find_file(source, "generation_config.json")
+            if not whole and sources.find_file(source, "generation_config.json")
             else GenerationConfig.from_model_config(self.config)
         )
-        self._base = sources.Checkpoint(sources.resolve(name))
+        self._base = sources.Checkpoint(sources.resolve(name), parts.LLM_PREFIX if whole else "")
         self._delta = None if delta is None else sources.Checkpoint(source)
         self._added = str(delta)
 
@@ -107,15 +110,15 @@ def write_model(
     llm: LLMFiles,
     *,
     template: str | Template | None,
-    vision_origin: str | None = None,
+    origin: Origin | None = None,
     stage: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> MiniGPT4:
     """Write an export of these parts to a new `directory`, and return the model without its weights.
 
     Of the variant without a Q-Former it writes the form that `MiniGPT4.export` describes. `projection` holds `weight`
-    (d_llm, d_qformer) and `bias` (d_llm). `vision_origin` is recorded as the place of the vision side, by default the
-    new directory itself. Tensors keep their dtype unless one is given.
+    (d_llm, d_qformer) and `bias` (d_llm). `origin` is recorded as where the parts came from; by default the vision side
+    came from the new directory itself. Tensors keep their dtype unless one is given.
 
     Raises:
         UserError: parts that do not fit together, or `directory` in use.
@@ -133,8 +136,8 @@ def write_model(
     matched = _match_llm(llm, blip2.language_model, stored)
     vision_tensors = _match_vision(blip2, vision, vision_name)
     _match_projection(blip2, projection, vision, llm)
-    origin = Origin(
-        vision_origin or ".",
+    origin = origin or Origin(
+        ".",
         vision.fingerprint,
         "." if llm.has_delta else portable(llm.name),
         "" if llm.has_delta else llm.fingerprint(),

@@ -9,8 +9,8 @@ import psutil
 
 from minigpt4.data.mixture import check_sources, count_pairs
 from minigpt4.errors import UserError
+from minigpt4.model.plan import Plan, plan
 from minigpt4.model.precision import resolve_device
-from minigpt4.plan import Plan, plan
 from minigpt4.training.loader import rows_of_each
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.run import check_output, compute_dtype, mixture

@@ -1,0 +1,90 @@
+"""Files and directories that appear whole or not at all: permissions, killed writers, and those still at work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigpt4.errors import UserError
+from minigpt4.files import new_directory
+
+#: Writes half a directory, says so, and waits to be killed; "late" is after the earlier directory was moved aside.
+WRITER = """
+import sys, time
+from pathlib import Path
+from minigpt4.files import new_directory
+out, moment = Path(sys.argv[1]), sys.argv[2]
+def wait(*_):
+    print("here", flush=True)
+    time.sleep(300)
+with new_directory(out, overwrite=True, marker="m") as new:
+    (new / "m").write_text("half")
+    if moment == "early":
+        wait()
+    rename = Path.rename
+    Path.rename = lambda self, target: wait() if target == out else rename(self, target)
+"""
+
+
+def start(out: Path, moment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(out), moment]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+def write(out: Path, text: str) -> None:
+    with new_directory(out, overwrite=True, marker="m") as new:
+        (new / "m").write_text(text)
+
+
+@pytest.mark.parametrize("moment", ["early", "late"])
+def test_what_a_killed_process_leaves_is_cleared_up_and_nothing_is_lost(tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out[1]"  # a name that is a pattern too
+    write(out, "former")
+    process = start(out, moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(tmp_path.iterdir())) == {"early": 2, "late": 1}[moment]
+    with pytest.raises(UserError, match="exists and is not empty"), new_directory(out, marker="m"):
+        pass
+    assert (out / "m").read_text() == "former"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_process_at_work_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out, "early")
+    try:
+        [beside] = tmp_path.iterdir()
+        write(out, "mine")
+        assert sorted(tmp_path.iterdir()) == sorted([beside, out])
+        assert (beside / "new" / "m").read_text() == "half"
+    finally:
+        process.kill()
+        process.wait()
+    (tmp_path / ".out.notes").mkdir()  # somebody else's
+    write(out, "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes", "out"]
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    former = os.umask(0o027)
+    try:
+        with new_directory(tmp_path / "out", marker="m") as new:
+            (new / "deep").mkdir()
+            save_file({"a": torch.zeros(1)}, new / "deep" / "model.safetensors")
+            (new / "m").touch()
+    finally:
+        os.umask(former)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    assert modes == {"deep": 0o750, "model.safetensors": 0o640, "m": 0o640}
