@@ -35,6 +35,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
         *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
         *("curate import", "curate demo", "data inspect", "data download", "data features"),
+        *("recipe list", "recipe show", "recipe explain"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

@@ -6,6 +6,7 @@ What a command does lies in the function that it calls, imported when the comman
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,21 +26,30 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as mistake:
-            typer.echo(f"minigpt4: {mistake}", err=True)
+            if _is_main_process():
+                typer.echo(f"minigpt4: {mistake}", err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
-            typer.echo(f"minigpt4: {str(stop) or 'stopped'}", err=True)
+            if _is_main_process():
+                typer.echo(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
+
+
+def _is_main_process() -> bool:
+    """False in all but one of the processes that torchrun starts: what they have to say, one says for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
+recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
 app.add_typer(curate, name="curate")
 app.add_typer(data_commands, name="data")
 app.add_typer(pocket, name="pocket")
+app.add_typer(recipes, name="recipe")
 pocket.add_typer(build, name="build")
 
 
@@ -80,16 +90,69 @@ def demo(
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships: pocket-stage1.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
+    check: Annotated[
+        bool, typer.Option("--dry-run", help="Only check everything, and say what would be done.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="With --dry-run: processes that torchrun will start.")] = 1,
 ) -> None:
     """Carry out a recipe: train the projection. A run that was stopped goes on where its last checkpoint stood.
+
+    Several processes or machines: torchrun --nproc-per-node 4 -m minigpt4 train RECIPE (docs/training.md).
 
     Example: minigpt4 train pocket-stage1 steps=200 output=runs/short
     """
     from minigpt4.training.recipe import Recipe
+
+    if check:
+        from minigpt4.training.dry_run import dry_run
+
+        typer.echo(dry_run(Recipe.load(recipe, overrides or []), processes))
+        return
     from minigpt4.training.run import train as run
 
-    logging.getLogger("minigpt4").setLevel(logging.INFO)
-    typer.echo(run(Recipe.load(recipe, overrides or [])))
+    logging.getLogger("minigpt4").setLevel(logging.INFO if _is_main_process() else logging.WARNING)
+    alignment = run(Recipe.load(recipe, overrides or []))
+    if _is_main_process():
+        typer.echo(alignment)
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with the package, each with the first line of its file.
+
+    Example: minigpt4 recipe list | grep vicuna
+    """
+    from minigpt4.training.recipe import packaged_recipes
+
+    for name, path in packaged_recipes().items():
+        typer.echo(f"{name:<24}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+
+
+@recipes.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
+) -> None:
+    """Print a recipe whole: every key, those of its base and the defaults included.
+
+    Example: minigpt4 recipe show vicuna-13b-stage1
+    """
+    from minigpt4.training.recipe import Recipe
+
+    typer.echo(Recipe.load(recipe, overrides or []).to_yaml(), nl=False)
+
+
+@recipes.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="A key of a recipe: batch_size.")],
+) -> None:
+    """Say what a key of a recipe means, which values it takes, and its default.
+
+    Example: minigpt4 recipe explain batch_size
+    """
+    from minigpt4.training.recipe import explain as explain_key
+
+    typer.echo(explain_key(key))
 
 
 _Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]

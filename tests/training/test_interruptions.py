@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def recipe(tiny_vision: Path, tiny_llm: Path, tiny_pairs: Path, tmp_path_factory
     })  # fmt: skip
 
 
-def run(recipe: Recipe, output: Path, troubles: list[dict[str, int]], **values: int) -> tuple[list[int], str]:
+def run(recipe: Recipe, output: Path, troubles: list[dict[str, int]], **values: Any) -> tuple[list[int], str]:
     """How each process ended, and what they all wrote to stderr."""
     file = output.with_suffix(".yaml")
     file.write_text(Recipe.parse({**recipe.model_dump(), **values, "output": output}).to_yaml())
@@ -76,7 +77,7 @@ def test_killed_before_every_single_write(recipe: Recipe, undisturbed: Path, tmp
     assert ends[-1] == 0
     assert losses(output) == losses(undisturbed)
     assert projection(output) == projection(undisturbed)
-    assert not list(output.glob(".*.tmp"))
+    assert not list(output.rglob(".*.tmp"))
 
 
 def test_stopped_by_signals(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> None:
@@ -117,14 +118,26 @@ def test_ctrl_c_at_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
 def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> None:
     """The checkpoint does not fit any more: one line says so, the former checkpoint is kept, and the run can go on."""
     output = tmp_path / "full"
-    room = (undisturbed / "checkpoint.pt").stat().st_size - 100
+    room = next(undisturbed.glob("checkpoints/*.pt")).stat().st_size - 100
     troubles = [{"signal": signal.SIGTERM, "line": 4}, {"file_limit": room}, {}]
     ends, log = run(recipe, output, troubles, save_every=20)
     assert ends == [130, 2, 0]
     (message,) = [line for line in log.splitlines() if "cannot be written" in line]
-    assert "checkpoint.pt" in message
+    assert "/checkpoints/" in message
     assert "free some space and run the same command again" in message
     resumed = [line for line in log.splitlines() if line.startswith("going on from step")]
     assert len(resumed) == 2
     assert resumed[0] == resumed[1]  # the full disk cost nothing that was saved
     assert losses(output) == losses(undisturbed)
+
+
+def test_killed_on_a_stream_with_workers(recipe: Recipe, tmp_path: Path) -> None:
+    """Pictures read and decoded by two worker processes, shuffled: killed at any step, it goes on where it was."""
+    streamed = {"stream": True, "workers": 2, "shuffle_buffer": 16, "save_every": 4}
+    ends, _ = run(recipe, tmp_path / "whole", [{}], **streamed)
+    assert ends == [0]
+    kills = [{"signal": signal.SIGKILL, "line": line} for line in (6, 15, 26)]
+    ends, log = run(recipe, tmp_path / "killed", [*kills, {}], **streamed)
+    assert ends == [-signal.SIGKILL] * 3 + [0], log
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert projection(tmp_path / "killed") == projection(tmp_path / "whole")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from minigpt4.data.features import FeatureCache, cache_features
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.training.loader import CachedLoader, Loaded
 from minigpt4.training.loop import Step, make_optimizer, training_steps
 from minigpt4.training.recipe import Recipe
 
@@ -50,7 +53,7 @@ def setting(
 
 def run(setting: Setting) -> list[Step]:
     model, batches, features, recipe = setting
-    return list(training_steps(model, make_optimizer(model, recipe), batches, features, recipe))
+    return list(training_steps(model, make_optimizer(model, recipe), CachedLoader(batches, features).start(0), recipe))
 
 
 def hashes(model: MiniGPT4) -> dict[str, str]:
@@ -103,7 +106,53 @@ def test_biases_do_not_decay(setting: Setting) -> None:
 def test_divergence_stops_with_the_step(setting: Setting) -> None:
     model, batches, features, recipe = setting
     wild = recipe.model_copy(update={"learning_rate": 1e37, "warmup_steps": 0, "warmup_learning_rate": 0.0})
-    message = r"diverged at step 2: loss .*gradient norm nan.*below 1e\+37"
+    message = r"diverged at step 2: loss .*gradient norm nan, with (all|5 of) 6 samples.*'.*\(picture .*below 1e\+37"
     with pytest.raises(UserError, match=message):
-        list(training_steps(model, make_optimizer(model, wild), batches, features, wild))
+        list(training_steps(model, make_optimizer(model, wild), CachedLoader(batches, features).start(0), wild))
     assert all(p.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_samples_at_fault_are_named(setting: Setting) -> None:
+    """One picture whose features are not finite: its text is named, and no other."""
+    model, batches, features, recipe = setting
+    loaded = CachedLoader(batches, features).start(0)
+
+    def spoiled() -> Iterator[Loaded]:
+        first = next(loaded)
+        assert first.features is not None
+        broken = first.features.clone()
+        broken[2] = float("nan")
+        yield replace(first, features=broken)
+
+    with pytest.raises(UserError, match="with 1 of 6 samples: '") as error:
+        list(training_steps(model, make_optimizer(model, recipe), spoiled(), recipe))
+    picture = batches[0].pictures[2].hex()[:12]
+    assert f"(picture {picture})" in str(error.value)
+
+
+def test_in_parts_the_losses_and_the_projection_are_the_same(setting: Setting) -> None:
+    """Accumulation: a batch of 6 in 3 parts, of samples of different length, has the gradient of the whole batch."""
+    model, batches, features, recipe = setting
+    if model.dtype is not torch.float32:
+        pytest.skip("exact in float32 only")
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    ends = []
+    for parts in (1, 3):
+        model.load_state_dict(start, strict=False)
+        split = recipe.model_copy(update={"accumulate": parts})
+        loaded = CachedLoader(batches, features).start(0)
+        steps = list(training_steps(model, make_optimizer(model, split), loaded, split))
+        ends.append(([step.loss for step in steps], model.blip2.language_projection.weight.detach().clone()))
+    assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-5)
+    torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_in_float16_learns_with_a_scaled_loss(setting: Setting) -> None:
+    model, batches, features, recipe = setting
+    if model.dtype is not torch.float32:
+        pytest.skip("once is enough")
+    for part in (model.blip2.language_model, model.blip2.vision_model):
+        part.half()
+    steps = run((model, batches, features, recipe))
+    assert model.dtype is torch.float16
+    assert sum(step.loss for step in steps[-3:]) < 0.98 * sum(step.loss for step in steps[:3])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,14 @@ def test_the_prompt_is_not_learned(model: MiniGPT4, batch: Batch, features: Tens
     """No gradient flows from a batch's prompt tokens: with no target the loss has nothing to average."""
     nothing = Batch(batch.pictures, batch.input_ids, torch.zeros_like(batch.is_target), batch.num_tokens)
     assert torch.isnan(next_token_loss(model, nothing, features))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_compiled_layers_give_the_same(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    expected = next_token_loss(model, batch, features)
+    gradient = projection_gradient(model, expected)
+    for layer in model.blip2.language_model.base_model.layers:
+        layer.compile(dynamic=True)
+    compiled = next_token_loss(model, batch, features)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(projection_gradient(model, compiled), gradient, rtol=1e-5, atol=1e-5)

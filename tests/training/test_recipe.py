@@ -7,7 +7,7 @@ import yaml
 
 from minigpt4.errors import UserError
 from minigpt4.pocket.language import INSTRUCTIONS
-from minigpt4.training.recipe import Recipe, find_recipe, packaged_recipes
+from minigpt4.training.recipe import Recipe, explain, find_recipe, packaged_recipes
 
 ROOT = Path(__file__).parents[2]
 VALUES = {
@@ -61,6 +61,14 @@ def test_differing_keys_are_those_that_change_losses() -> None:
         ("llm=null", "give llm, or an alignment"),
         ("stage=2", "stage 2 needs at least one of instructions"),
         ("instructions=[Describe it.]", "stage 1 has no instructions"),
+        ("data=[{path: a, wieght: 3}]", "unknown key 'data.0.wieght'; did you mean 'weight'"),
+        ("data=[{weight: 1}]", "key 'data.0.path' is missing"),
+        ("data=[]", "data names no source"),
+        ("data=[{path: a, weight: 1}, {path: b, weight: 2}]", "weights of data need stream=true"),
+        ("trackers=[tensorbord]", "input should be 'tensorboard', 'wandb' or 'trackio'"),
+        ("accumulate=3", "batch_size 32 cannot be divided into accumulate=3 parts"),
+        ("train_qformer=true", "train_qformer needs stream=true"),
+        ("sample_every=5", "sample_every needs sample_pictures"),
     ],
 )
 def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
@@ -70,7 +78,7 @@ def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
 
 
 def test_a_missing_key_is_explained() -> None:
-    with pytest.raises(UserError, match="key 'data' is missing: Stage 1"):
+    with pytest.raises(UserError, match="key 'data' is missing: Pairs"):
         Recipe.parse({key: value for key, value in VALUES.items() if key != "data"})
 
 
@@ -97,3 +105,36 @@ def test_the_documentation_shows_the_recipes_that_ship() -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     assert Recipe.parse(shown) == Recipe.load("pocket-stage1")
+
+
+def test_the_papers_recipes() -> None:
+    """Schedule, lengths and mixture of both stages (paper, section 3; PAPER.md)."""
+    for llm in ("vicuna-7b", "vicuna-13b", "llama2-7b"):
+        first, second = Recipe.load(f"{llm}-stage1"), Recipe.load(f"{llm}-stage2")
+        assert (first.steps, first.batch_size, first.num_samples) == (20_000, 256, 5_120_000)
+        assert (first.warmup_learning_rate, first.learning_rate, first.final_learning_rate) == (1e-6, 1e-4, 8e-5)
+        assert (first.warmup_steps, first.weight_decay, first.max_text_tokens) == (5000, 0.05, 32)
+        assert [source.weight for source in first.sources] == [115, 14]
+        assert [Path(source.path).name for source in first.sources] == ["{00000..10488}.tar", "{00000..01255}.tar"]
+        assert (second.steps, second.batch_size, second.max_text_tokens) == (400, 12, 160)
+        assert Path(second.init or "") == first.output / "alignment"
+    assert len({Recipe.load(f"{llm}-stage1").llm for llm in ("vicuna-7b", "vicuna-13b", "llama2-7b")}) == 3
+
+
+def test_a_base_gives_what_is_not_said(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: pocket-stage1\nsteps: 5\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nseed: 3\n")
+    assert Recipe.load(tmp_path / "other.yaml") == Recipe.load("pocket-stage1", ["steps=5", "seed=3"])
+    (tmp_path / "mine.yaml").write_text("base: other.yaml\n")
+    with pytest.raises(UserError, match="is its own base"):
+        Recipe.load(tmp_path / "other.yaml")
+
+
+def test_every_key_is_explained() -> None:
+    for key, entry in Recipe.model_fields.items():
+        said = explain(key)
+        assert entry.description is not None
+        assert entry.description in said
+        assert ("required" in said) == entry.is_required()
+    with pytest.raises(UserError, match="unknown key 'batchsize'; did you mean 'batch_size'"):
+        explain("batchsize")

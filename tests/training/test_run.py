@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,96 @@ def test_a_start_that_was_not_trained_yet(stage1: Recipe, tiny_descriptions: Pat
         train(second(stage1, tiny_descriptions, tmp_path), progress=False)
 
 
-def test_a_damaged_checkpoint_is_named(stage1: Recipe) -> None:
+def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    alignment = train(stage1, progress=False)
+    trained = (alignment / "projection.safetensors").read_bytes()
+    shutil.rmtree(alignment)  # as if it had been killed just before the end
+    last, before = sorted((stage1.output / "checkpoints").glob("*.pt"), reverse=True)[:2]
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    last.write_bytes(content)
+    caplog.set_level(logging.INFO)
     train(stage1, progress=False)
-    (stage1.output / "alignment" / "alignment.json").unlink()  # as if it had been killed just before the end
-    checkpoint = stage1.output / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"checkpoint\.pt: the checkpoint is damaged; delete it"):
+    messages = [record.message for record in caplog.records]
+    assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
+    assert "going on from step 6 of 8" in messages
+    assert (alignment / "projection.safetensors").read_bytes() == trained
+    shutil.rmtree(alignment)
+    for path in (stage1.output / "checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match="every checkpoint is damaged; delete them"):
         train(stage1, progress=False)
+    assert before.exists()
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:
+    """Steps 1 to 4 learn, later ones unlearn: the best is old, and stays."""
+    recipe = with_values(
+        stage1, steps=10, save_every=1, learning_rate=3.0, warmup_steps=9, warmup_learning_rate=1e-3,
+        keep_checkpoints=2, dtype="float32",
+    )  # fmt: skip
+    train(recipe, progress=False)
+    kept = sorted((recipe.output / "checkpoints").glob("*.pt"))
+    rows = [json.loads(line) for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["loss"])["step"]
+    assert [int(path.name[:8]) for path in kept] == sorted({best, 9, 10})
+
+
+def test_sample_answers_and_the_summary(stage1: Recipe, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    picture = str(tmp_path / "red.png")
+    train(with_values(stage1, sample_every=4, sample_pictures=[picture], sample_prompt="What?"), progress=False)
+    samples = [json.loads(line) for line in (stage1.output / "samples.jsonl").read_text().splitlines()]
+    assert [(sample["step"], sample["picture"]) for sample in samples] == [(4, picture), (8, picture)]
+    summary = (stage1.output / "summary.md").read_text()
+    for part in (
+        "| steps | 8 of 8 |",
+        "| samples | 48 |",
+        "learning_rate: 0.01",
+        "torch ",
+        "(curves.png)",
+        "`" + picture,
+    ):
+        assert part in summary
+
+
+@pytest.mark.parametrize(
+    ("values", "also"),
+    [
+        ({"projection_layers": 3}, set()),
+        ({"lora_rank": 2}, {"lora"}),
+        ({"train_qformer": True, "stream": True, "shuffle_buffer": 0}, {"qformer"}),
+        ({"qformer": False}, set()),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_the_papers_variants(stage1: Recipe, values: dict[str, Any], also: set[str], tmp_path: Path) -> None:
+    """Each trains, is saved, loaded, exported, loaded again, and gives the same logits each time; then stage 2."""
+    recipe = with_values(stage1, **values, dtype="float32")
+    alignment = train(recipe, progress=False)
+    model = MiniGPT4.from_pretrained(alignment, device="cpu")
+    names = {name for name, _ in model.named_parameters() if name in model.adapter_names()}
+    assert {name.replace("blip2.", "").split(".")[0] for name in names} - {"query_tokens"} == also
+    picture = Image.radial_gradient("L").convert("RGB")
+
+    def answer(model: MiniGPT4) -> torch.Tensor:
+        ids = torch.tensor([[1, *[model.image_token_id] * model.num_query_tokens, 40, 41]])
+        with torch.no_grad():
+            return model.logits(model.hidden_states(ids, model.encode_images([picture])))
+
+    expected = answer(model)
+    untrained = answer(MiniGPT4.assemble(
+        stage1.vision_qformer or "", stage1.llm or "", template="pocket", device="cpu", qformer=recipe.qformer,
+        trained=model.trained,
+    ))  # fmt: skip
+    assert not torch.allclose(untrained, expected, atol=1e-3)
+    model.export(tmp_path / "export")
+    again = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu")
+    torch.testing.assert_close(answer(again), expected, rtol=1e-4, atol=1e-4)
+    if "train_qformer" in values:
+        assert model.vision_fingerprint != MiniGPT4.assemble(
+            stage1.vision_qformer or "", stage1.llm or "", template="pocket", device="cpu"
+        ).vision_fingerprint  # fmt: skip
 
 
 def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, tiny_pairs: Path) -> None:
@@ -117,7 +201,7 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
     train(recipe, progress=False)
     (recipe.output / "alignment" / "alignment.json").unlink()
     (data / "00001.tar").unlink()
-    with pytest.raises(UserError, match="belongs to other data"):
+    with pytest.raises(UserError, match="belongs to other data than"):
         train(recipe, progress=False)
 
 
@@ -147,3 +231,20 @@ def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:
 def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:
     with pytest.raises(UserError, match="device=auto is for talking"):
         train(with_values(stage1, device="auto"), progress=False)
+
+
+def test_figures_go_to_a_tracker(stage1: Recipe) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(with_values(stage1, trackers=["tensorboard"]), progress=False)
+    written = [EventAccumulator(str(path)).Reload() for path in stage1.output.rglob("events.out.tfevents.*")]
+    (events,) = [each for each in written if "loss" in each.Tags()["scalars"]]  # the others hold the recipe
+    rows = [json.loads(line) for line in (stage1.output / "metrics.jsonl").read_text().splitlines()]
+    tracked = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert tracked == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in rows]
+
+
+def test_a_tracker_that_is_not_installed(stage1: Recipe) -> None:
+    with pytest.raises(UserError, match="wandb is not installed; install it with: pip install wandb"):
+        train(with_values(stage1, trackers=["wandb"]), progress=False)

@@ -7,17 +7,18 @@ like length share a batch, so there is next to no padding. Knows nothing about m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.prompts.encode import encode, plain, puts_space_first
-from minigpt4.prompts.templates import stage1_text, stage2_text
+from minigpt4.prompts.templates import Template, stage1_text, stage2_text, without_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,11 +29,15 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Samples:
-    """What a stage learns from: per sample a picture key and the token ids to learn, after any one of the prompts."""
+    """What a stage learns from: per sample a picture key and the token ids to learn, after any one of the prompts.
+
+    Samples that come with a question of their own follow on that: `own_prompts`, by sample.
+    """
 
     pictures: list[bytes]
     targets: list[list[int]]
     prompts: list[list[int]]
+    own_prompts: Mapping[int, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -40,7 +45,8 @@ class Samples:
     def fingerprint(self) -> str:
         """Changes when any picture, token or prompt does, or their order."""
         digest = hashlib.sha256(b"".join(self.pictures))
-        for ids in (*self.targets, *self.prompts):
+        own = ([i, *ids] for i, ids in sorted(self.own_prompts.items()))
+        for ids in (*self.targets, *self.prompts, *own):
             digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
         return digest.hexdigest()
 
@@ -61,32 +67,65 @@ class Batch:
     is_target: Tensor
     num_tokens: int
 
+    @classmethod
+    def of(cls, pictures: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:
+        """One row for each picture: its prompt, then its target."""
+        lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
+        input_ids = torch.zeros(len(pictures), max(lengths), dtype=torch.int64)
+        is_target = torch.zeros(len(pictures), max(lengths), dtype=torch.bool)
+        for row, (prompt, target, length) in enumerate(zip(prompts, targets, lengths, strict=True)):
+            input_ids[row, :length] = torch.tensor(prompt + target)
+            is_target[row, len(prompt) : length] = True
+        return cls([*pictures], input_ids, is_target, sum(lengths))
+
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the rows, as long as the longest of them."""
+        is_target = self.is_target[chosen]
+        ends = self.input_ids.shape[1] - is_target.flip(1).int().argmax(1)  # behind each row's last target
+        longest = int(ends.max())
+        return Batch(self.pictures[chosen], self.input_ids[chosen, :longest], is_target[:, :longest], int(ends.sum()))
+
 
 def tokenise(
     tokenizer: PreTrainedTokenizerBase,
-    usable: Sequence[tuple[bytes, str]],
+    usable: Sequence[tuple[bytes, str] | tuple[bytes, Pair]],
     instructions: Sequence[str],
     *,
     max_text_tokens: int,
     num_query_tokens: int,
     image_token_id: int,
+    template: Template | None = None,
 ) -> Samples:
-    """Samples from (picture key, text) pairs: stage 1's form without instructions, stage 2's with them.
+    """Samples from (picture key, text) or (picture key, pair): stage 1's form without instructions, stage 2's with.
+
+    A pair that brings its own question or conversation is put in stage 2's form with that. `template` is the chat
+    format of stage 2; without it, that of the paper.
 
     A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
     generates; where the tokenizer puts a space before every text, the end symbol is tokenised with its text (as in the
     original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end.
     """
-    forms = [stage2_text(instruction, "") for instruction in instructions] or [stage1_text("")]
-    prompts = [encode(tokenizer, prompt, num_query_tokens, image_token_id) for prompt, _ in forms]
-    texts, end = [plain(tokenizer, text) for _, text in usable], []
+
+    def prompt_ids(prompt: str) -> list[int]:
+        starts = tokenizer.bos_token or ""
+        return encode(tokenizer, prompt.removeprefix(starts), num_query_tokens, image_token_id)
+
+    forms = [stage2_text(instruction, "", template) for instruction in instructions] or [stage1_text("")]
+    pairs = [pair if isinstance(pair, Pair) else Pair("", b"", pair) for _, pair in usable]
+    own = {}
+    for i, pair in enumerate(pairs if instructions else ()):
+        if pair.messages or pair.instruction:
+            turns = [replace(turn, text=plain(tokenizer, turn.text, "###")) for turn in pair.messages[:-1]]
+            asked = turns or plain(tokenizer, without_marks(pair.instruction or ""), "###")
+            own[i] = prompt_ids(stage2_text(asked, "", template)[0])
+    texts, end = [plain(tokenizer, pair.text) for pair in pairs], []
     if puts_space_first(tokenizer):
         texts = [text + forms[0][1] for text in texts]
     else:
         end = encode(tokenizer, forms[0][1], num_query_tokens, image_token_id, bos=False)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     targets = [(text_ids + end)[:max_text_tokens] for text_ids in ids]
-    return Samples([key for key, _ in usable], targets, prompts)
+    return Samples([key for key, _ in usable], targets, [prompt_ids(prompt) for prompt, _ in forms], own)
 
 
 class Batches:
@@ -95,7 +134,7 @@ class Batches:
     Samples that do not fill a batch sit an epoch out, others each time.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: Samples, batch_size: int, seed: int | tuple[int, ...], pool: int = POOL) -> None:
         if batch_size > len(samples):
             raise UserError(
                 f"batch_size {batch_size} is more than the {len(samples)} samples in the data; "
@@ -103,7 +142,8 @@ class Batches:
                 if len(samples)
                 else "the data hold no usable sample"
             )
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.samples, self.batch_size, self._pool = samples, batch_size, pool
+        self._seed = (seed,) if isinstance(seed, int) else seed
         self.per_epoch = len(samples) // batch_size
         self._lengths = np.array([len(target) for target in samples.targets])
         self._prompt_lengths = np.array([len(prompt) for prompt in samples.prompts])
@@ -111,27 +151,29 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of this step, counted from 0 over all epochs."""
+        chosen = self.chosen(step)
+        own = self.samples.own_prompts
+        prompts = [own.get(i) or self.samples.prompts[self._prompt[i]] for i in chosen]
+        targets = [self.samples.targets[i] for i in chosen]
+        return Batch.of([self.samples.pictures[i] for i in chosen], prompts, targets)
+
+    def chosen(self, step: int) -> np.ndarray:
+        """The numbers of the samples in the batch of this step."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._draw(epoch)
-        chosen = self._order[position]
-        prompts = [self.samples.prompts[self._prompt[i]] for i in chosen]
-        targets = [self.samples.targets[i] for i in chosen]
-        lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
-        input_ids = torch.zeros(len(chosen), max(lengths), dtype=torch.int64)
-        is_target = torch.zeros(len(chosen), max(lengths), dtype=torch.bool)
-        for row, (prompt, target, length) in enumerate(zip(prompts, targets, lengths, strict=True)):
-            input_ids[row, :length] = torch.tensor(prompt + target)
-            is_target[row, len(prompt) : length] = True
-        return Batch([self.samples.pictures[i] for i in chosen], input_ids, is_target, sum(lengths))
+        return self._order[position]
 
     def _draw(self, epoch: int) -> None:
         """Draw this epoch's prompts and order: shuffled, sorted by length within pools, pools' batches shuffled."""
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([*self._seed, epoch])
         self._prompt = rng.integers(len(self.samples.prompts), size=len(self.samples))
-        lengths = self._lengths + self._prompt_lengths[self._prompt]
+        prompt_lengths = self._prompt_lengths[self._prompt]
+        for i, prompt in self.samples.own_prompts.items():
+            prompt_lengths[i] = len(prompt)
+        lengths = self._lengths + prompt_lengths
         order = rng.permutation(len(self.samples))[: self.per_epoch * self.batch_size]
-        pool = POOL * self.batch_size
+        pool = self._pool * self.batch_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         sorted_order = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
         self._order = rng.permutation(sorted_order.reshape(self.per_epoch, self.batch_size))

@@ -144,7 +144,7 @@ def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) 
     made = []
     what = ("pictures with short captions", "pictures with detailed descriptions")
     for recipe, write, count in zip(stages, (write_stage1, write_stage2), counts, strict=True):
-        data = Path(recipe.data)
+        data = Path(recipe.sources[0].path)
         if not data.exists():
             with clock.phase(f"draw {count:,} {what[recipe.stage - 1]}"):
                 write(data, count)

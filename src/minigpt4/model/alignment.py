@@ -9,25 +9,40 @@ projection.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts, sources
+from minigpt4.model.adapters import LoRA, Trained
 from minigpt4.model.export import read_export, write_export, write_parts
 from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
 from minigpt4.model.precision import Placement, pack_4bit_layers
+from minigpt4.model.record import (
+    ADAPTERS_FILE,
+    ALIGNMENT_FILE,
+    FORMAT_VERSION,
+    PROJECTION_FILE,
+    Origin,
+    check_origin,
+    load_tensors,
+    parts_inside,
+    portable,
+    read_record,
+)
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
@@ -37,25 +52,7 @@ if TYPE_CHECKING:
 
     from minigpt4.generation.chat import Chat
 
-FORMAT_VERSION = 1
-PROJECTION_FILE = "projection.safetensors"
-ALIGNMENT_FILE = "alignment.json"
-
-#: What each stage trains: the projection, and nothing else (paper, sections 3.1 and 3.3).
-TRAINED = {1: ("blip2.language_projection.",), 2: ("blip2.language_projection.",)}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the frozen parts came from: their names, and the fingerprints of their weights.
-
-    On disk `.` and `./...` are places in the directory that holds the record.
-    """
-
-    vision_qformer: str
-    vision_fingerprint: str
-    llm: str
-    llm_fingerprint: str
+STAGES = (1, 2)
 
 
 class MiniGPT4(torch.nn.Module):
@@ -63,7 +60,8 @@ class MiniGPT4(torch.nn.Module):
 
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
     `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None), `placement` (where it
-    lives and in which numbers; None if whoever put it together did not say).
+    lives and in which numbers; None if whoever put it together did not say), `trained` (what its stages train), `lora`
+    (LoRA matrices beside the LLM's own; None in all but that variant).
     """
 
     def __init__(
@@ -75,6 +73,7 @@ class MiniGPT4(torch.nn.Module):
         origin: Origin,
         stage: int | None = None,
         placement: Placement | None = None,
+        trained: Trained = Trained(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.blip2 = blip2
@@ -84,6 +83,9 @@ class MiniGPT4(torch.nn.Module):
         self.origin = origin
         self.stage = stage
         self.placement = placement
+        self.trained = trained
+        self.trained_vision = ""  # the vision side's fingerprint if its Q-Former was trained
+        self.lora = LoRA(blip2.language_model, trained.lora_rank) if trained.lora_rank else None
         self.image_token_id: int = blip2.config.image_token_id
         pack_4bit_layers(blip2, allowed=True)
         # Not only suppressed when a token is chosen: it must take no probability from the words either.
@@ -102,15 +104,20 @@ class MiniGPT4(torch.nn.Module):
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Preprocessed pictures (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
-        patches = self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state
+        return self.ask_queries(self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state)
+
+    def ask_queries(self, patches: Tensor) -> Tensor:
+        """The tower's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer), by the Q-Former."""
         queries = self.blip2.query_tokens.expand(len(patches), -1, -1)
-        features = self.blip2.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
+        seen = patches.float() if queries.dtype is torch.float32 else patches  # one that is trained is in float32
+        features = self.blip2.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
         return features.to(patches.dtype)
 
     def project(self, features: Tensor) -> Tensor:
         """Features (n, q, d_qformer) -> soft prompts for the LLM (n, q, d_llm): the one trained layer."""
         projection = self.blip2.language_projection
-        return projection(features.to(projection.weight)).to(self.dtype)  # to the weight's device and dtype
+        weight = next(projection.parameters())
+        return projection(features.to(weight)).to(self.dtype)  # to the weight's device and dtype
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Token ids (b, t) -> LLM input embeddings (b, t, d_llm), with the projected features in the images' places.
@@ -180,7 +187,7 @@ class MiniGPT4(torch.nn.Module):
     @property
     def vision_fingerprint(self) -> str:
         """Changes when the weights of the vision side do: the key under which its outputs may be cached."""
-        return self.origin.vision_fingerprint
+        return self.trained_vision or self.origin.vision_fingerprint
 
     @property
     def llm_fingerprint(self) -> str:
@@ -207,6 +214,7 @@ class MiniGPT4(torch.nn.Module):
         *,
         template: str | Template | None = None,
         qformer: bool = True,
+        trained: Trained = Trained(),  # noqa: B008  # frozen
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         load_in: str | None = None,
@@ -217,8 +225,8 @@ class MiniGPT4(torch.nn.Module):
 
         `vision_qformer` and `llm` are directories, hub ids or pocket names. `template` defaults to the LLM's own chat
         format, and to `vicuna_v0` if it has none. Without `qformer` the projection reads the tower's patches, four at a
-        time (paper, section 4.4). For `dtype`, `device`, `load_in` and `max_memory` see `from_pretrained`. Raises
-        UserError for parts that do not exist or are not what they should be.
+        time (paper, section 4.4); `trained` names its other variants. For `dtype`, `device`, `load_in` and `max_memory`
+        see `from_pretrained`. Raises UserError for parts that do not exist or are not what they should be.
         """
         placement = Placement.of(dtype, device, load_in, max_memory)
         if isinstance(template, str):
@@ -231,12 +239,12 @@ class MiniGPT4(torch.nn.Module):
         put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
         blip2.language_model = language.model
         end_at_stop(language.model, language.tokenizer, template)
-        blip2.language_projection = fresh_projection(vision, language.model.config, seed)
+        blip2.language_projection = fresh_projection(vision, language.model.config, seed, trained.projection_layers)
         blip2.query_tokens.data = blip2.query_tokens.data.to(placement.device)
         for part in (blip2.vision_model, blip2.qformer, blip2.language_projection):  # the LLM is in its place
             part.to(placement.device)
         origin = Origin(portable(vision_qformer), vision.fingerprint, portable(llm), language.fingerprint)
-        return cls(blip2, language.tokenizer, vision.image_processor, template, origin, placement=placement)
+        return cls(blip2, language.tokenizer, vision.image_processor, template, origin, None, placement, trained)
 
     @classmethod
     def from_pretrained(
@@ -257,7 +265,7 @@ class MiniGPT4(torch.nn.Module):
         together.
         """
         source = sources.resolve(name_or_path)
-        origin, template, stage, qformer = read_record(source)
+        origin, template, stage, qformer, trained = read_record(source)
         if sources.find_file(source, "config.json"):  # an export holds the frozen parts too
             placement = Placement.of(dtype, device, load_in, max_memory)
             blip2, tokenizer, image_processor = read_export(source, placement)
@@ -267,6 +275,7 @@ class MiniGPT4(torch.nn.Module):
             origin.llm,
             template=template,
             qformer=qformer,
+            trained=trained,
             dtype=dtype,
             device=device,
             load_in=load_in,
@@ -274,6 +283,8 @@ class MiniGPT4(torch.nn.Module):
         )
         _put_projection(model, sources.find_file(source, PROJECTION_FILE), str(name_or_path))
         check_origin(str(name_or_path), origin, model.origin)
+        if model.adapter_names():
+            _put_adapters(model, sources.find_file(source, ADAPTERS_FILE), str(name_or_path))
         model.stage = stage
         return model
 
@@ -284,37 +295,54 @@ class MiniGPT4(torch.nn.Module):
         """
         with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
             self._write_projection(new)
+            self._write_adapters(new)
             self.write_record(new)
 
     def export(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write a whole Hugging Face directory, which transformers loads with no code of ours and answers the same.
 
-        Of the variant without a Q-Former, for which transformers has no model, it writes the alignment with its parts
-        beside it: `vision` (a Blip2VisionModel), `llm`, and the projection. Raises UserError if `directory` exists and
-        is not empty, or if the LLM is quantised or lies on the disk; `overwrite` replaces an earlier export.
+        Of the variants without a Q-Former or with three projection layers, for which transformers has no model, it
+        writes the alignment with its parts beside it: `vision`, `llm`, and the projection. LoRA is added to the LLM's
+        weights. Raises UserError if `directory` exists and is not empty, or if the LLM is quantised or lies on the
+        disk; `overwrite` replaces an earlier export.
         """
         if self.placement and (self.placement.load_in or self.placement.spread):
             held = f"load_in={self.placement.load_in!r}" if self.placement.load_in else "device='auto'"
             raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
-        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-            if self.has_qformer:
+        merged = self.lora.merged() if self.lora else nullcontext()
+        with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
+            if self.has_qformer and self.trained.projection_layers == 1:
                 write_export(self, new)
-                self.write_record(new)
+                origin = self.origin
+                if self.trained.qformer:  # features of the Q-Former as it was are not this one's
+                    origin = replace(origin, vision_fingerprint=trained_vision(self))
+                self.write_record(new, origin, Trained())
             else:
                 write_parts(self, new)
                 self._write_projection(new)
-                self.write_record(new, parts_inside(new))
+                inside = parts_inside(new, self.has_qformer)
+                self.write_record(new, inside, Trained(self.trained.projection_layers))
 
     def _write_projection(self, directory: Path) -> None:
         tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
         save_file(tensors, directory / PROJECTION_FILE, metadata={"format": "pt"})
 
-    def write_record(self, directory: Path, origin: Origin | None = None) -> None:
-        """Write `alignment.json`; `origin` takes the place of the model's own."""
-        text = json.dumps(self._record(origin or self.origin), indent=2) + "\n"
+    def adapter_names(self) -> list[str]:
+        """Names of the parameters that this variant trains beside the projection."""
+        prefixes = ("blip2.qformer.", "blip2.query_tokens") if self.trained.qformer else ()
+        return [name for name, _ in self.named_parameters() if name.startswith(("lora.", *prefixes))]
+
+    def _write_adapters(self, directory: Path) -> None:
+        tensors = {name: self.get_parameter(name).detach().cpu().contiguous() for name in self.adapter_names()}
+        if tensors:
+            save_file(tensors, directory / ADAPTERS_FILE, metadata={"format": "pt"})
+
+    def write_record(self, directory: Path, origin: Origin | None = None, trained: Trained | None = None) -> None:
+        """Write `alignment.json`; `origin` and `trained` take the place of the model's own."""
+        text = json.dumps(self._record(origin or self.origin, trained or self.trained), indent=2) + "\n"
         (directory / ALIGNMENT_FILE).write_text(text, encoding="utf-8")
 
-    def _record(self, origin: Origin) -> dict[str, Any]:
+    def _record(self, origin: Origin, trained: Trained) -> dict[str, Any]:
         known = TEMPLATES.get(self.template.name) == self.template
         return {
             "format_version": FORMAT_VERSION,
@@ -324,20 +352,23 @@ class MiniGPT4(torch.nn.Module):
             "num_query_tokens": self.num_query_tokens,
             "qformer": self.has_qformer,
             "stage": self.stage,
+            **({"trained": asdict(trained)} if trained != Trained() else {}),
         }
 
 
 def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
-    """Freeze everything but what `stage` trains (`TRAINED`), and return the names of the trained parameters.
+    """Freeze everything but what the stages train, and return the names of the trained parameters.
+
+    That is the projection, and nothing else (paper, sections 3.1 and 3.3), but for the variants (`model.trained`).
 
     Trained parameters are kept in float32 whatever the dtype of the frozen ones: steps of 1e-4 vanish in bfloat16.
     """
-    if stage not in TRAINED:
-        raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, TRAINED))}")
+    if stage not in STAGES:
+        raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, STAGES))}")
     pack_4bit_layers(model, allowed=False)
-    trained = []
+    trained, adapters = [], set(model.adapter_names())
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(TRAINED[stage]))
+        parameter.requires_grad_(name.startswith("blip2.language_projection.") or name in adapters)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             trained.append(name)
@@ -346,67 +377,34 @@ def set_trainable(model: MiniGPT4, stage: int) -> list[str]:
 
 
 def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
-    if path is None:
-        raise UserError(f"{name}: holds no {PROJECTION_FILE}; copy or train the alignment again")
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors has one exception for all that can be wrong with a file
-        raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
     projection = model.blip2.language_projection
+    tensors = load_tensors(path, name, PROJECTION_FILE)
     expected = {key: tuple(t.shape) for key, t in projection.state_dict().items()}
     found = {key: tuple(t.shape) for key, t in tensors.items()}
     if found != expected:
         raise UserError(
             f"{name}: its projection {found.get('weight')} does not fit the parts that it names: "
-            f"Q-Former {model.origin.vision_qformer} and LLM {model.origin.llm} need {expected['weight']}"
+            f"Q-Former {model.origin.vision_qformer} and LLM {model.origin.llm} need {expected.get('weight', expected)}"
         )
     projection.load_state_dict(tensors)
 
 
-def check_origin(name: str, recorded: Origin, found: Origin) -> None:
-    """Raises UserError if an alignment's parts are not those that it was trained with."""
-    for part, was, now in (
-        (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
-        (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),
-    ):
-        if was != now:
-            raise UserError(
-                f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
-                f"{now[:12]}); put the former weights back, or train the alignment again"
-            )
+def _put_adapters(model: MiniGPT4, path: Path | None, name: str) -> None:
+    """Put the trained Q-Former or LoRA matrices in their places, in the dtype that the places have."""
+    tensors = load_tensors(path, name, ADAPTERS_FILE)
+    places = {key: model.get_parameter(key) for key in model.adapter_names()}
+    if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in places.items()}:
+        raise UserError(f"{name}: {ADAPTERS_FILE} does not fit the parts that it names; train the alignment again")
+    with torch.no_grad():
+        for key, place in places.items():
+            place.copy_(tensors[key])
+    if model.trained.qformer:
+        model.trained_vision = trained_vision(model)
 
 
-def portable(name: str | Path) -> str:
-    """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.POCKET_PARTS or not Path(name).expanduser().is_dir():
-        return str(name)
-    return str(Path(name).expanduser().resolve())
-
-
-def parts_inside(directory: Path) -> Origin:
-    """The origin of parts that lie in `directory` itself, in `vision` and `llm`."""
-    vision = parts.load_vision_qformer(directory / "vision", qformer=False).fingerprint
-    return Origin("./vision", vision, "./llm", sources.fingerprint(sources.Checkpoint(directory / "llm")))
-
-
-def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool]:
-    """What `alignment.json` says: origin, template, stage, and whether there is a Q-Former."""
-    record = sources.read_json(source, ALIGNMENT_FILE)
-    if record.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "
-            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
-        )
-    try:
-        recorded = record["template"]
-        template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
-        origin = Origin(**record["origin"])
-        inside = {
-            part: str(Path(source, place).resolve())
-            for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
-            if place == "." or place.startswith("./")
-        }
-        # Alignments of releases that knew only the form with a Q-Former do not say so.
-        return replace(origin, **inside), template, record["stage"], record.get("qformer", True)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None
+def trained_vision(model: MiniGPT4) -> str:
+    """The fingerprint of a vision side whose Q-Former was trained, under which its features may be cached."""
+    mark = hashlib.sha256(model.origin.vision_fingerprint.encode())
+    tensors = {name: model.get_parameter(name).detach().cpu() for name in model.adapter_names()}
+    mark.update(sources.fingerprint({name: t for name, t in tensors.items() if name.startswith("blip2.")}).encode())
+    return mark.hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, LlavaProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -76,11 +77,29 @@ def write_settings(model: MiniGPT4, directory: Path) -> None:
 
 
 def write_parts(model: MiniGPT4, directory: Path) -> None:
-    """Write the frozen parts of the variant without a Q-Former as two directories, `vision` and `llm`."""
-    with sources.bars_if_long(model.blip2.get_memory_footprint()):
-        model.blip2.vision_model.save_pretrained(directory / "vision")
-        model.blip2.language_model.save_pretrained(directory / "llm")
+    """Write the frozen parts of a variant that transformers has no model for as two directories, `vision` and `llm`.
+
+    `vision` holds the tower as a Blip2VisionModel or, where there is a Q-Former, a BLIP-2's vision side.
+    """
+    blip2 = model.blip2
+    with sources.bars_if_long(blip2.get_memory_footprint()):
+        if model.has_qformer:
+            (directory / "vision").mkdir()
+            names = [key for key in blip2.state_dict() if key.startswith(parts.VISION_PREFIXES)]
+            tensors = {name: blip2.state_dict()[name].cpu().contiguous() for name in names}
+            save_file(tensors, directory / "vision" / "model.safetensors", metadata={"format": "pt"})
+        else:
+            blip2.vision_model.save_pretrained(directory / "vision")
+        blip2.language_model.save_pretrained(directory / "llm")
     write_parts_settings(model, directory)
+    if model.has_qformer:  # over the tower's own
+        config = {
+            "model_type": "blip-2",
+            "num_query_tokens": model.num_query_tokens,
+            "vision_config": blip2.config.vision_config.to_dict(),
+            "qformer_config": blip2.config.qformer_config.to_dict(),
+        }
+        (directory / "vision" / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
 
 
 def write_parts_settings(model: MiniGPT4, directory: Path) -> None:

@@ -61,12 +61,18 @@ def empty_graph(config: Blip2Config) -> Any:
     return blip2
 
 
-def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int) -> torch.nn.Linear:
-    """The untrained projection between these parts: `Linear(d_qformer, d_llm)` with bias, torch's own start."""
+def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int, layers: int = 1) -> torch.nn.Module:
+    """The untrained projection between these parts: `Linear(d_qformer, d_llm)` with bias, torch's own start.
+
+    With more `layers`, those after the first are `Linear(d_llm, d_llm)`, a GELU before each (paper, section 4.4).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # float32 in every model: it is small, and training goes on from it
-        return torch.nn.Linear(vision.qformer_config.hidden_size, text_config.hidden_size)
+        width = text_config.hidden_size
+        projection = torch.nn.Linear(vision.qformer_config.hidden_size, width)
+        more = [module for _ in range(layers - 1) for module in (torch.nn.GELU(), torch.nn.Linear(width, width))]
+    return torch.nn.Sequential(projection, *more) if more else projection
 
 
 def hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any) -> Any:

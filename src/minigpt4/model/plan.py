@@ -28,8 +28,8 @@ from transformers import (
 from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import read_record
 from minigpt4.model.graph import empty_graph
+from minigpt4.model.record import read_record
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", "8bit", "4bit")
@@ -87,13 +87,14 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(name: str | Path, *, batch: int = 8, train: bool = False) -> Plan:
+def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool] | None = None) -> Plan:
     """The plan for `name`: `vicuna-7b`, `vicuna-13b`, or what `MiniGPT4.from_pretrained` takes.
 
+    With `of`, the plan for these parts: vision side, LLM, and whether there is a Q-Former.
     Of a model on the hub only its configurations are downloaded. Raises UserError for what is no model.
     """
     process = psutil.Process().memory_info().rss  # before the tools of this file are at work
-    config, files = _describe(name)
+    config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
     found = _parts(skeleton, files)
     jobs: dict[str, Callable[[_Fake], int]] = {
@@ -145,8 +146,13 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{' or '.join(PAPER_LLMS)}"
             )
         return Blip2Config(**config), {"all": _bytes(source)}
-    origin, _, _, qformer = read_record(source)
-    vision, llm = sources.resolve(origin.vision_qformer), sources.resolve(origin.llm)
+    origin, _, _, qformer, _ = read_record(source)
+    return _describe_parts(origin.vision_qformer, origin.llm, qformer)
+
+
+def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[Blip2Config, dict[str, int | None]]:
+    """The same of a model that these parts make."""
+    vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
     text = parts.read_llm_config(llm)
     if text.model_type == "blip-2":  # an export, whose LLM it is

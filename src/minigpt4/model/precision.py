@@ -181,6 +181,13 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     return DTYPES[dtype]
 
 
+def training_dtype(device: torch.device) -> str | None:
+    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if device.type == "cpu" and fast else None
+
+
 #: glibc's M_MMAP_THRESHOLD, and what it is set to: tensors of this many bytes get pages of their own.
 MMAP_THRESHOLD, OWN_PAGES = -3, 2 * 2**20
 
@@ -194,10 +201,3 @@ def free_large_tensors_at_once() -> None:
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(MMAP_THRESHOLD, OWN_PAGES)
-
-
-def training_dtype(device: torch.device) -> str | None:
-    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if device.type == "cpu" and fast else None

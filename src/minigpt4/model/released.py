@@ -24,9 +24,11 @@ from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import PROJECTION_FILE, MiniGPT4, check_origin, read_record
+from minigpt4.model.adapters import Trained
+from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.graph import fresh_projection
 from minigpt4.model.precision import resolve_dtype
+from minigpt4.model.record import PROJECTION_FILE, check_origin, read_record
 from minigpt4.model.streaming import LLMFiles, write_model
 from minigpt4.prompts.templates import get_template
 
@@ -156,7 +158,11 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> M
     """
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     source = sources.resolve(model)
-    origin, template, stage, qformer = read_record(source)
+    origin, template, stage, qformer, trained = read_record(source)
+    if trained != Trained():  # what was trained is spread over the parts
+        loaded = MiniGPT4.from_pretrained(model, dtype=kept, device="cpu")
+        loaded.export(out)
+        return loaded
     whole = sources.find_file(source, "config.json") is not None
     vision = parts.load_vision_qformer(model if whole else origin.vision_qformer, qformer)
     llm = LLMFiles(model if whole else origin.llm)
@@ -171,12 +177,14 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> M
 def saved_projection(model: str | Path) -> dict[str, Tensor]:
     """`weight` (d_llm, d_qformer) and `bias` (d_llm) of an alignment or export; nothing else of it is read."""
     source = sources.resolve(model)
-    sources.read_json(source, "alignment.json")
+    record = sources.read_json(source, "alignment.json")
     if path := sources.find_file(source, PROJECTION_FILE):
         try:
             tensors = load_file(path)
         except Exception as error:  # safetensors has one exception for all that can be wrong with a file
             raise UserError(f"{path}: cannot be read ({sources.first_line(error)}); copy it again") from None
+        if "trained" in record:
+            raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
     else:
         whole = sources.Checkpoint(source)
         tensors = {}

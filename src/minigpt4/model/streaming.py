@@ -20,16 +20,10 @@ from transformers import GenerationConfig
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import (
-    ALIGNMENT_FILE,
-    PROJECTION_FILE,
-    MiniGPT4,
-    Origin,
-    parts_inside,
-    portable,
-)
+from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.export import write_parts_settings, write_settings
 from minigpt4.model.graph import check_tensors, make_graph
+from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside, portable
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template

@@ -7,7 +7,7 @@ turns it into placeholder tokens. Exact strings matter here: they are the protoc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from minigpt4.errors import UserError
@@ -176,9 +176,16 @@ def stage1_text(caption: str) -> tuple[str, str]:
     return IMAGE_MARK, caption + "\n"
 
 
-def stage2_text(instruction: str, description: str) -> tuple[str, str]:
+def stage2_text(asked: str | Sequence[Message], description: str, template: Template | None = None) -> tuple[str, str]:
     """(prompt, target) of stage 2: a conversation with an instruction, then the description (paper, section 3.3).
 
-    The space before `###Assistant` is the released training format; in chat there is none.
+    `asked` is the instruction, or the conversation up to the question. The paper's form is that of templates that stop
+    at `###`, and of none; other templates give their own, without their system text. The space before `###Assistant`
+    is the released training format; in chat there is none.
     """
-    return f"###Human: <Img>{IMAGE_MARK}</Img> {instruction} ###Assistant: ", description + "###"
+    paper = template is None or template.stop == "###"
+    if isinstance(asked, str) and paper:
+        return f"###Human: <Img>{IMAGE_MARK}</Img> {asked} ###Assistant: ", description + "###"
+    form = TEMPLATES["pocket"] if template is None else replace(template, system="", system_end="###" if paper else "")
+    messages = [Message("user", asked, images=1)] if isinstance(asked, str) else asked
+    return form.prompt(messages), description + form.stop

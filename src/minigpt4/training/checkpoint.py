@@ -1,14 +1,20 @@
-"""One file that holds all a stopped run needs to go on: trained weights, optimiser state, step.
+"""Files that hold all a stopped run needs to go on: trained weights, optimiser state, step, where the data stand.
 
-There is no random state in it: the order of samples follows from the seed and the step, and frozen parts have no
-dropout. Knows nothing about when to save.
+There is no random state in them: the order of samples follows from the seed, and frozen parts have no dropout. Each
+file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used. Knows nothing
+about when to save.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,40 +24,104 @@ from minigpt4.files import write_atomically
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
+logger = logging.getLogger(__name__)
 
-def save_checkpoint(path: Path, model: MiniGPT4, optimizer: torch.optim.Optimizer, step: int, fingerprint: str) -> None:
-    """Write the state after `step` finished steps, replacing the former checkpoint in one rename.
+DIGEST = hashlib.sha256().digest_size
 
-    `fingerprint` names the data and the frozen parts. Raises UserError if there is no space; the former is then intact.
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: finished steps, their mean loss since the last save, each process's place in the data."""
+
+    step: int = 0
+    loss: float = math.nan
+    loaders: tuple[dict[str, Any] | None, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints in a directory: the last `keep`, and the one with the lowest loss.
+
+    `belongs_to` names what a run must find again: fingerprints by what they are of ("data", "LLM", ...).
     """
-    buffer = io.BytesIO()
-    trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-    state = {"step": step, "fingerprint": fingerprint, "trained": trained, "optimizer": optimizer.state_dict()}
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+
+    def __init__(self, directory: Path, keep: int, belongs_to: Mapping[str, str]) -> None:
+        self.directory, self._keep, self._belongs_to = directory, keep, dict(belongs_to)
+        self._damaged: list[Path] = []
+
+    def save(
+        self, position: Position, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Write a checkpoint aside and rename it, then delete those that are not kept.
+
+        Raises UserError if there is no space; the former ones are then intact.
+        """
+        trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+        state = {
+            **vars(position), "belongs_to": self._belongs_to, "trained": trained, "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getvalue()
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / f"{position.step:08d}-{position.loss:.4f}.pt"
+        write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        self._damaged = [damaged for damaged in self._damaged if damaged != path]
+        for damaged in self._damaged:
+            damaged.unlink(missing_ok=True)
+        files = self.files()
+        best = min(files, key=_loss)
+        for old in files[self._keep :]:
+            if old != best:
+                old.unlink()
+
+    def files(self) -> list[Path]:
+        """All checkpoints, the last first."""
+        return sorted(self.directory.glob("*.pt"), reverse=True)
+
+    def load(self, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
+        """Put the last undamaged checkpoint into model and optimiser; the first position if there is no checkpoint.
+
+        Raises:
+            UserError: it comes from other data or other frozen parts, or every one is damaged.
+        """
+        files = self.files()
+        for path in files:
+            state = _read(path)
+            if state is None:
+                logger.warning("%s: the checkpoint is damaged; going on from the one before it", path)
+                self._damaged.append(path)
+                continue
+            self._check(path, state)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(state["trained"][name])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            return Position(state["step"], state["loss"], state["loaders"])
+        if files:
+            raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start from the first step")
+        return Position()
+
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        others = [what for what, mark in self._belongs_to.items() if state["belongs_to"].get(what) != mark]
+        if others:
+            raise UserError(
+                f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former "
+                "back, or give another output"
+            )
 
 
-def load_checkpoint(path: Path, model: MiniGPT4, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
-    """Put the saved state into model and optimiser; returns the number of finished steps, 0 if there is no checkpoint.
+def _read(path: Path) -> dict[str, Any] | None:
+    """What the file holds, or None if it is damaged."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+        return None
+    return torch.load(io.BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
 
-    Raises:
-        UserError: the file is damaged, or comes from other data or other frozen parts.
-    """
-    if not path.is_file():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, saved_fingerprint, trained = int(state["step"]), state["fingerprint"], state["trained"]
-    except Exception as error:  # torch.load has many exceptions for a file that is not what it should be
-        raise UserError(f"{path}: the checkpoint is damaged; delete it to start from the first step") from error
-    if saved_fingerprint != fingerprint:
-        raise UserError(
-            f"{path}: belongs to other data or other frozen parts than the recipe's paths hold now; "
-            "put the former ones back, or give another output"
-        )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(trained[name])
-    optimizer.load_state_dict(state["optimizer"])
-    return step
+
+def _loss(path: Path) -> float:
+    """The loss in a checkpoint's name."""
+    loss = float(path.stem.partition("-")[2])
+    return math.inf if math.isnan(loss) else loss

@@ -8,27 +8,37 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from minigpt4.errors import UserError
+from minigpt4.training.loader import Loaded
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.schedule import learning_rate
+from minigpt4.training.throughput import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
-    from minigpt4.data.batches import Batches
-    from minigpt4.data.features import FeatureCache
     from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.training.processes import Processes
     from minigpt4.training.recipe import Recipe
 
 BETAS = (0.9, 0.999)  # as in the original configs
+FIRST_SCALE = 4096.0  # float16: the loss is multiplied by this at first
+MIN_SCALE = 1.0  # float16: gradients that overflow even unscaled are none
 
 
 @dataclass(frozen=True)
 class Step:
-    """Figures of one step. `step` counts finished steps, so the first is 1; tokens are the LLM's, padding apart."""
+    """Figures of one step, over all processes. `step` counts finished steps, so the first is 1.
+
+    Tokens are the LLM's, padding apart. `data_wait` is the share of the time in which the model waited for data,
+    `memory_mb` this process's memory (on CUDA the device's peak), `mfu` the share of the device's peak operations,
+    None where that is not known. `loader` is where the data stand: not a figure, but part of a checkpoint.
+    """
 
     step: int
     loss: float
@@ -36,6 +46,16 @@ class Step:
     gradient_norm: float
     samples_per_second: float
     tokens_per_second: float
+    data_wait: float = 0.0
+    memory_mb: float = 0.0
+    mfu: float | None = None
+    loader: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    stop: bool = field(default=False, repr=False, compare=False)
+
+    def figures(self) -> dict[str, Any]:
+        """What is written down and sent to trackers."""
+        hidden = ("loader", "stop", *(("mfu",) if self.mfu is None else ()))
+        return {key: value for key, value in vars(self).items() if key not in hidden}
 
 
 def make_optimizer(model: MiniGPT4, recipe: Recipe) -> torch.optim.AdamW:
@@ -48,38 +68,122 @@ def make_optimizer(model: MiniGPT4, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS)
 
 
+def make_scaler(model: MiniGPT4) -> torch.amp.GradScaler:
+    """Scales the loss of a model that computes in float16, whose gradients would vanish; else does nothing."""
+    return torch.amp.GradScaler(model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype is torch.float16)
+
+
 def training_steps(
     model: MiniGPT4,
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    features: FeatureCache,
+    loaded: Iterator[Loaded],
     recipe: Recipe,
     first_step: int = 0,
+    *,
+    processes: Processes | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    stop: Any = None,
 ) -> Iterator[Step]:
     """Train from step `first_step` (0 is the first) to the recipe's last; yields after each optimiser step.
+
+    `loaded` begins with the batch of the first step. With `processes` each goes through its own rows, and losses and
+    gradients are those of the whole batch. `stop.received` in one process is seen by all, in the step's `stop`.
 
     Raises:
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scaler = scaler or make_scaler(model)
+    peak = peak_operations(model.device, model.dtype)
     started = time.perf_counter()
     for step in range(first_step, recipe.steps):
         rate = learning_rate(step, recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = batches[step]
-        loss = next_token_loss(model, batch, features[batch.pictures])
+        asked = time.perf_counter()
+        mine = next(loaded)
+        waited = time.perf_counter() - asked
+        mine = mine.to(model.device)
+        wish = float(bool(stop and stop.received))
+        counts = torch.tensor(
+            [mine.batch.is_target.sum(), len(mine.batch.pictures), mine.batch.num_tokens, wish], dtype=torch.float32
+        ).to(model.device)
+        if processes:
+            processes.sum([counts])
+        targets, samples, tokens, wishes = counts.tolist()
         optimizer.zero_grad()
-        loss.backward()
-        gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
-        if not (math.isfinite(loss.item()) and math.isfinite(gradient_norm)):
+        loss = _backward(model, mine, targets, recipe.accumulate, scaler)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        if processes:
+            processes.sum([*gradients, loss])
+        scaler.unscale_(optimizer)
+        gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+        overflow = scaler.is_enabled() and scaler.get_scale() > MIN_SCALE and math.isfinite(loss.item())
+        if not (math.isfinite(loss.item()) and math.isfinite(gradient_norm)) and not overflow:
+            culprits = _culprits(model, mine, trained)
+            named = [*chain.from_iterable(processes.gather(culprits))] if processes else culprits
             raise UserError(
-                f"training diverged at step {step + 1}: loss {loss.item()}, gradient norm {gradient_norm}; "
-                f"the last checkpoint is kept; start again with a learning_rate below {recipe.learning_rate:g}"
+                f"training diverged at step {step + 1}: loss {loss.item()}, gradient norm {gradient_norm}, with "
+                f"{_name(named, int(samples))}; the last checkpoint is kept; start again with a learning_rate below "
+                f"{recipe.learning_rate:g}, or without these samples"
             )
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         now = time.perf_counter()
         seconds, started = now - started, now
+        mfu = None
+        if peak:
+            work = operations(model, tokens, targets, samples if mine.pixels is not None else 0)
+            mfu = work / seconds / peak / (processes.world if processes else 1)
         yield Step(
-            step + 1, loss.item(), rate, gradient_norm, len(batch.pictures) / seconds, batch.num_tokens / seconds
-        )
+            step + 1, loss.item(), rate, gradient_norm, samples / seconds, tokens / seconds, waited / seconds,
+            memory_mb(model.device), mfu, mine.state, wishes > 0,
+        )  # fmt: skip
+
+
+def _backward(model: MiniGPT4, mine: Loaded, targets: float, parts: int, scaler: torch.amp.GradScaler) -> Tensor:
+    """Add up the gradients of this process's rows, part by part; returns their share of the batch's mean loss."""
+    size = math.ceil(len(mine.batch.pictures) / parts)
+    total = torch.zeros((), device=model.device)
+    for start in range(0, len(mine.batch.pictures), size):
+        part = mine if parts == 1 else mine.part(slice(start, start + size))
+        share = float(part.batch.is_target.sum()) / targets
+        loss = next_token_loss(model, part.batch, _features(model, part)) * share
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def _features(model: MiniGPT4, part: Loaded) -> Tensor:
+    """The cached features, or those of the pictures, through which gradients flow where the Q-Former is trained."""
+    if part.features is not None:
+        return part.features
+    assert part.pixels is not None
+    if not model.trained.qformer:
+        return model.encode_pixels(part.pixels)
+    with torch.no_grad():
+        patches = model.blip2.vision_model(part.pixels.to(model.device)).last_hidden_state
+    return model.ask_queries(patches)
+
+
+def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
+    """The texts of the samples whose own loss or gradient is not finite."""
+    texts = []
+    for row in range(len(mine.batch.pictures)):
+        one = mine.part(slice(row, row + 1))
+        loss = next_token_loss(model, one.batch, _features(model, one))
+        found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
+        if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
+            ids = one.batch.input_ids[one.batch.is_target]
+            picture = one.batch.pictures[0]
+            name = picture.hex()[:12] if mine.pixels is None else picture.decode()
+            texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (picture {name})")
+    return texts
+
+
+def _name(culprits: list[str], samples: int) -> str:
+    if not culprits:
+        return "a finite loss and gradient for each sample alone"
+    if len(culprits) == samples:
+        return f"all {samples} samples of the batch, beginning with {culprits[0]}"
+    return f"{len(culprits)} of {samples} samples: " + ", ".join(culprits[:3]) + (", ..." if len(culprits) > 3 else "")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ class Metrics:
     def add(self, step: Step) -> None:
         """Write one line, and hand it to the operating system, so that it outlives this process."""
         with full_disk_is_a_user_error(self.path):
-            self._file.write(json.dumps(asdict(step)) + "\n")
+            self._file.write(json.dumps(step.figures()) + "\n")
             self._file.flush()
 
     def close(self) -> None:

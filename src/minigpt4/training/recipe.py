@@ -6,6 +6,7 @@ Knows nothing about models or tensors; reading a recipe is instant.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,11 +18,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from minigpt4.errors import UserError
 
 
+class DataSource(BaseModel):
+    """One of several sources of pairs, as an entry of `data`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    caption_key: str | None = None
+
+
 class Recipe(BaseModel):
     """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    base: str | None = Field(
+        None, description="A recipe (a file or a shipped name) that all keys come from which are not given here."
+    )
     stage: Literal[1, 2] = Field(
         description="1: align on image-text pairs, no instruction. 2: polish on descriptions in conversation format."
     )
@@ -35,16 +49,39 @@ class Recipe(BaseModel):
     qformer: bool = Field(
         True, description="`false`: the paper's variant that projects the tower's patches, four at a time, themselves."
     )
+    projection_layers: Literal[1, 3] = Field(
+        1, description="3: the paper's variant with three linear layers, a GELU between each two."
+    )
+    train_qformer: bool = Field(
+        False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
+    )
+    lora_rank: int = Field(
+        0, ge=0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
+    )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
         None,
         description="Alignment to start from (a directory or a shipped name); it names the parts and the template, "
-        "so it takes the place of `vision_qformer`, `llm` and `template`. Without it the projection starts at random.",
+        "so it takes the place of `vision_qformer`, `llm`, `template` and of what is trained. Without it the "
+        "projection starts at random.",
     )
     # What it is trained on
-    data: str = Field(
-        description="Stage 1: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`). "
-        "Stage 2: a directory in `cc_sbu_align` layout (`filter_cap.json` and `image/`)."
+    data: str | tuple[DataSource, ...] = Field(
+        description="Pairs: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`), "
+        "parquet, JSONL or CSV with pictures, an image folder, `hub:owner/name`; for stage 2 also a directory in "
+        "`cc_sbu_align` layout. Or a list of several, each with `path`, and `weight` and `caption_key` if need be."
+    )
+    stream: bool = Field(
+        False,
+        description="`true`: pictures are read as they come, and go through the vision side in every step; for data "
+        "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
+    )
+    shuffle_buffer: int = Field(
+        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, in each process."
+    )
+    workers: int = Field(0, ge=0, description="With `stream`: processes that read and decode pictures, for each GPU.")
+    max_skipped: float = Field(
+        0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable before the run is refused."
     )
     instructions: tuple[str, ...] = Field(
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
@@ -59,17 +96,20 @@ class Recipe(BaseModel):
     )
     # How
     steps: int = Field(ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(ge=1, description="Samples per step.")
+    batch_size: int = Field(ge=1, description="Samples per step, over all processes together.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts in which each process goes through its share of a batch: less memory, same result."
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate, reached after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     warmup_learning_rate: float = Field(1e-6, ge=0, description="Learning rate of the first step of the warm-up.")
     final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at which the cosine decay ends.")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay; biases and norms get none.")
     seed: int = Field(0, ge=0, description="Seeds the projection's start, the order of samples and the instructions.")
-    dtype: Literal["float32", "bfloat16"] | None = Field(
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
-        "Left out: bfloat16 where the processor multiplies it fast, else float32.",
+        "float16 scales the loss. Left out: bfloat16 where the processor multiplies it fast, else float32.",
     )
     load_in: Literal["8bit", "4bit"] | None = Field(
         None,
@@ -79,15 +119,33 @@ class Recipe(BaseModel):
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."
     )
+    shard_llm: bool = Field(
+        False, description="`true`: each process holds a share of the frozen LLM (FSDP); for one that fits no GPU."
+    )
+    compile: bool = Field(
+        False, description="`true`: compile the LLM's layers (torch.compile): a minute at the start, faster steps."
+    )
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
+    )
+    sample_every: int = Field(
+        0, ge=0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
+    )
+    sample_pictures: tuple[str, ...] = Field((), description="Pictures that the sample answers are about.")
+    sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
-        if self.init and any(parts.values()):
-            named = ", ".join(key for key, value in parts.items() if value)
+        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer")
+        changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
+        if self.init and (named := ", ".join([*(key for key, value in parts.items() if value), *changed])):
             raise ValueError(f"init already names the parts and the template; remove {named}, or set init=null")
         if not self.init and not all(parts.values()):
             missing = ", ".join(key for key, value in parts.items() if not value)
@@ -96,7 +154,27 @@ class Recipe(BaseModel):
             raise ValueError("stage 2 needs at least one of instructions")
         if self.stage == 1 and self.instructions:
             raise ValueError("stage 1 has no instructions; remove them, or set stage=2")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulate={self.accumulate} parts")
+        if self.train_qformer and not (self.stream and self.qformer):
+            raise ValueError("train_qformer needs stream=true and a Q-Former: what is trained cannot be cached")
+        if not self.stream and len({source.weight for source in self.sources}) > 1:
+            raise ValueError("weights of data need stream=true; cached data are all seen once in each epoch")
+        if not self.sources:
+            raise ValueError("data names no source")
+        if self.sample_every and not self.sample_pictures:
+            raise ValueError("sample_every needs sample_pictures")
         return self
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """`data` as a list of sources, also when it is one path."""
+        return (DataSource(path=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that the whole run trains on, repeated ones included."""
+        return self.steps * self.batch_size
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -116,13 +194,7 @@ class Recipe(BaseModel):
             UserError: no such recipe, not YAML, or a key or value that is not valid.
         """
         path = find_recipe(name_or_path)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, Mapping):
-            raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
-        return cls.parse({**values, **_parse_overrides(overrides)}, source=str(path))
+        return cls.parse(_read(path) | _parse_overrides(overrides), source=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -142,7 +214,10 @@ class Recipe(BaseModel):
 
     def differing_keys(self, other: Recipe) -> list[str]:
         """Keys whose values differ and would change the losses; where files lie and how often they are saved do not."""
-        harmless = {"output", "save_every", "feature_cache"}
+        harmless = {
+            *("base", "output", "save_every", "feature_cache", "keep_checkpoints", "trackers", "max_skipped"),
+            *("sample_every", "sample_pictures", "sample_prompt"),
+        }
         return [
             key for key in type(self).model_fields if key not in harmless and getattr(self, key) != getattr(other, key)
         ]
@@ -172,6 +247,45 @@ def find_recipe(name_or_path: str | Path) -> Path:
     )
 
 
+def explain(key: str) -> str:
+    """What a key of a recipe means, which values it takes, and its default.
+
+    Raises:
+        UserError: there is no such key; the nearest one is named.
+    """
+    if key not in Recipe.model_fields:
+        near = _did_you_mean(key, Recipe.model_fields)
+        raise UserError(f"unknown key {key!r}" + (near or f"; the keys are {', '.join(Recipe.model_fields)}"))
+    entry = Recipe.model_fields[key]
+    kind = re.sub(r"typing\.|pathlib\.|<class '|'>", "", str(entry.annotation)).replace("NoneType", "None")
+    kind = kind.replace("minigpt4.training.recipe.DataSource", "{path, weight, caption_key}")
+    default = "required" if entry.is_required() else f"default: {yaml_text(entry.default)}"
+    return f"{key} ({kind}; {default})\n{entry.description}"
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it stands in a recipe."""
+    value = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a file, those of its `base` beneath them."""
+    if path in seen:
+        raise UserError(f"recipe {path}: is its own base ({' -> '.join(str(p) for p in (*seen, path))})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
+    base = values.get("base")
+    if base is None:
+        return {str(key): value for key, value in values.items()}
+    beside = path.parent / str(base)
+    return _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path)) | dict(values) | {"base": None}
+
+
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for override in overrides:
@@ -186,13 +300,16 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake in one line."""
-    mistake = error.errors()[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    """The first mistake in one line; of a list of sources, that of its first entry at fault."""
+    mistakes = error.errors()
+    mistake = next((m for m in mistakes if len(m["loc"]) > 2), mistakes[0])
+    place = mistake["loc"]
+    key = ".".join(str(part) for part in (place[:1] + place[2:] if place and place[0] == "data" else place))
+    known = DataSource.model_fields if len(place) > 2 else Recipe.model_fields
     if mistake["type"] == "extra_forbidden":
-        return f"unknown key {key!r}" + (_did_you_mean(key, Recipe.model_fields) or "; docs/recipe.md lists the keys")
+        return f"unknown key {key!r}" + (_did_you_mean(str(place[-1]), known) or "; docs/recipe.md lists the keys")
     if mistake["type"] == "missing":
-        return f"key {key!r} is missing: {Recipe.model_fields[key].description}"
+        return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
     return f"{key} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"

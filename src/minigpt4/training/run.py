@@ -1,33 +1,40 @@
 """A training run, from a recipe to an alignment on disk: data, features, the loop, and what keeps it safe.
 
 Whatever ends a run early (a kill, Ctrl-C, a full disk), the same command goes on from its last checkpoint with the
-losses that the undisturbed run would have had. Everything it leaves lies in the recipe's `output`:
-`recipe.yaml`, `metrics.jsonl`, `checkpoint.pt`, `curves.png` and, when it is done, `alignment/`.
+losses that the undisturbed run would have had. Everything it leaves lies in the recipe's `output`: `recipe.yaml`,
+`metrics.jsonl`, `checkpoints/`, `curves.png`, `summary.md` and, when it is done, `alignment/`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import shutil
 import signal
+import statistics
 import threading
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.data.descriptions import read_annotations, read_descriptions
-from minigpt4.data.pairs import find_shards, read_pairs
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.progress import progress_bar
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from minigpt4.data.batches import Samples
     from minigpt4.data.features import FeatureCache
+    from minigpt4.data.mixture import Source
+    from minigpt4.data.pairs import Pair
     from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.training.loader import CachedLoader, StreamedLoader
+    from minigpt4.training.loop import Step
+    from minigpt4.training.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -37,25 +44,37 @@ LEFTOVERS = ".*.tmp"  # what a run that is killed while it saves leaves behind
 def train(recipe: Recipe, *, progress: bool = True) -> Path:
     """Carry out a recipe, or what is left of it; returns the directory of the resulting alignment.
 
-    `progress` draws bars if stderr is a terminal.
+    Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal.
 
     Raises:
         UserError: data or parts that are not there or do not fit, an `output` with another recipe's run, divergence,
             no space left.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all is saved; its message says how to go on.
     """
+    from minigpt4.training.loader import rows_of_each
+    from minigpt4.training.processes import Processes
+
     alignment = recipe.output / "alignment"
-    _check_output(recipe)
-    if (alignment / "alignment.json").is_file():
-        logger.info("%s: already trained, nothing to do", alignment)
+    processes = Processes(recipe.device, recipe.trackers, recipe.output)
+    rows_of_each(recipe, processes.world)
+
+    def prepare() -> bool:
+        check_output(recipe)
+        if (alignment / "alignment.json").is_file():
+            logger.info("%s: already trained, nothing to do", alignment)
+            return True
+        check_data(recipe)
+        _make_output(recipe.output)
+        return False
+
+    if processes.on_main(prepare):
         return alignment
-    _check_data(recipe)
-    _make_output(recipe.output)
     with StopSignals() as stop:
-        model = _load_model(recipe)
-        samples, features = _prepare_data(recipe, model, stop, progress)
-        _run_steps(recipe, model, samples, features, stop, progress)
-    model.save_pretrained(alignment, overwrite=True)
+        model = _load_model(recipe, processes)
+        loader, data = _prepare_data(recipe, model, processes, stop, progress)
+        _run_steps(recipe, model, loader, data, processes, stop, progress)
+    if processes.is_main:
+        model.save_pretrained(alignment, overwrite=True)
     return alignment
 
 
@@ -87,7 +106,7 @@ class StopSignals:
             )
 
 
-def _check_output(recipe: Recipe) -> None:
+def check_output(recipe: Recipe) -> None:
     """Refuse an output that holds something else than this recipe's run."""
     output, saved = recipe.output, recipe.output / "recipe.yaml"
     if output.exists() and not output.is_dir():
@@ -96,7 +115,7 @@ def _check_output(recipe: Recipe) -> None:
         if output.is_dir() and any(not path.match(LEFTOVERS) for path in output.iterdir()):
             raise UserError(f"output {output}: exists, and holds something else than a training run; give another one")
         return
-    if not (output / "checkpoint.pt").is_file() and not (output / "alignment").is_dir():
+    if not any(output.glob("checkpoints/*.pt")) and not (output / "alignment").is_dir():
         return  # nothing was trained yet, so nothing can be lost
     differing = Recipe.load(saved).differing_keys(recipe)
     if differing:
@@ -113,118 +132,231 @@ def _make_output(output: Path) -> None:
         raise UserError(f"output {output}: cannot be made ({error.strerror}); give another directory") from error
 
 
-def _check_data(recipe: Recipe) -> None:
+def check_data(recipe: Recipe) -> None:
     """Raises UserError for data that are not there, before anything heavy is loaded."""
-    if recipe.stage == 1:
-        find_shards(recipe.data)
-    else:
-        read_annotations(recipe.data)
+    from minigpt4.data.mixture import check_sources
+
+    check_sources(mixture(recipe), recipe.stage)
 
 
-def _load_model(recipe: Recipe) -> MiniGPT4:
+def mixture(recipe: Recipe) -> list[Source]:
+    """The recipe's data as the stream of pairs takes them."""
+    from minigpt4.data.mixture import Source
+
+    return [Source(source.path, source.weight, source.caption_key) for source in recipe.sources]
+
+
+def compute_dtype(recipe: Recipe, device: Any) -> Any:
+    """The dtype of the frozen weights: the recipe's, else bfloat16 on CUDA and on a CPU that multiplies it fast."""
+    from minigpt4.model.precision import resolve_dtype, training_dtype
+
+    return resolve_dtype(recipe.dtype or training_dtype(device), device)
+
+
+def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
+    from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import free_large_tensors_at_once, resolve_device, resolve_dtype
+    from minigpt4.model.precision import free_large_tensors_at_once
 
-    if recipe.device == "auto":
-        raise UserError(
-            "device=auto is for talking: what is offloaded cannot be trained through; give cpu, cuda or mps"
-        )
-    device = resolve_device(recipe.device)
-    dtype = resolve_dtype(recipe.dtype or _fast_dtype(device), device)
+    device = processes.device
     if device.type == "cpu":
         free_large_tensors_at_once()
+    where: dict[str, Any] = {
+        "dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in,
+    }  # fmt: skip
     if recipe.init:
-        model = MiniGPT4.from_pretrained(recipe.init, dtype=dtype, device=device, load_in=recipe.load_in)
+        model = MiniGPT4.from_pretrained(recipe.init, **where)
     else:
         vision_qformer, llm, template = recipe.parts
+        trained = Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank)
         model = MiniGPT4.assemble(
-            vision_qformer,
-            llm,
-            template=template,
-            qformer=recipe.qformer,
-            dtype=dtype,
-            device=device,
-            load_in=recipe.load_in,
-            seed=recipe.seed,
+            vision_qformer, llm, template=template, qformer=recipe.qformer, trained=trained, seed=recipe.seed, **where
         )
+    if model.trained.qformer and not recipe.stream:
+        raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
+    llm = model.blip2.language_model
     if device.type == "cpu":
         # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
-        model.blip2.language_model.set_attn_implementation("eager")
+        llm.set_attn_implementation("eager")
     set_trainable(model, recipe.stage)
+    if recipe.shard_llm:
+        processes.shard(llm)
+    if recipe.compile:
+        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+            raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
+        for layer in llm.base_model.layers:
+            layer.compile(dynamic=True)
     return model.train()
 
 
-def _fast_dtype(device: torch.device) -> str | None:
-    """bfloat16 on a CPU that multiplies it in hardware; None leaves the choice to the device."""
-    import torch
+def _prepare_data(
+    recipe: Recipe, model: MiniGPT4, processes: Processes, stop: StopSignals, progress: bool
+) -> tuple[CachedLoader | StreamedLoader, str]:
+    """What gives each step's batch, and a fingerprint of the data."""
+    from minigpt4.data.batches import Batches, tokenise
+    from minigpt4.data.mixture import PairStream, tell
+    from minigpt4.training.loader import CachedLoader, StreamedLoader, rows_of_each
 
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if device.type == "cpu" and fast else None
-
-
-def _prepare_data(recipe: Recipe, model: MiniGPT4, stop: StopSignals, progress: bool) -> tuple[Samples, FeatureCache]:
-    """The recipe's samples, their pictures' features all in the cache."""
-    from minigpt4.data.batches import tokenise
-    from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint
-
-    skipped: Counter[str] = Counter()
-    pairs = read_pairs(recipe.data, skipped) if recipe.stage == 1 else read_descriptions(recipe.data, skipped)
-    features = FeatureCache(recipe.feature_cache, features_fingerprint(model))
-    usable = cache_features(model, features, pairs, skipped, progress=progress, check_stop=stop.check)
-    if skipped:
-        causes = ", ".join(f"{cause} {count}" for cause, count in skipped.most_common())
-        logger.warning("data %s: %d pairs used; left out: %s", recipe.data, len(usable), causes)
-    samples = tokenise(
+    open_stream = partial(
+        PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
+    )
+    tokenised = partial(
+        tokenise,
         model.tokenizer,
-        usable,
-        recipe.instructions,
+        instructions=recipe.instructions,
         max_text_tokens=recipe.max_text_tokens,
         num_query_tokens=model.num_query_tokens,
         image_token_id=model.image_token_id,
+        template=model.template,
     )
-    return samples, features
+    if recipe.stream:
+        stream = partial(
+            open_stream, shuffle_buffer=recipe.shuffle_buffer, workers=recipe.workers, rank=processes.rank,
+            world_size=processes.world,
+        )  # fmt: skip
+        rows = rows_of_each(recipe, processes.world)
+        seed = (recipe.seed, processes.rank)
+        return StreamedLoader(stream, model.image_processor, tokenised, rows, seed), f"stream {recipe.sources}"
+    pairs = open_stream(shuffle_buffer=0, repeat=False)
+    usable, features = _features(recipe, model, pairs, processes, stop, progress)
+    if pairs.skipped and processes.is_main:
+        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(pairs.skipped))
+    samples: Samples = tokenised(usable)
+    batches = Batches(samples, recipe.batch_size, recipe.seed)
+    loader = CachedLoader(batches, features, processes.rank, processes.world)
+    loader.skipped = dict(pairs.skipped)
+    return loader, samples.fingerprint()
+
+
+def _features(
+    recipe: Recipe, model: MiniGPT4, pairs: Any, processes: Processes, stop: StopSignals, progress: bool
+) -> tuple[list[tuple[bytes, Pair]], FeatureCache]:
+    """(picture key, pair without its picture) of every usable pair, their features all in the cache.
+
+    Of several processes each encodes its share, and then reads what the others have.
+    """
+    from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint, picture_key
+
+    fingerprint = features_fingerprint(model)
+    seen: list[tuple[bytes, Pair]] = []
+
+    def noted() -> Iterator[Pair]:
+        for pair in pairs:
+            seen.append((picture_key(pair.picture), replace(pair, picture=b"")))
+            yield pair
+
+    cache = FeatureCache(recipe.feature_cache, fingerprint)
+    mine = islice(noted(), processes.rank, None, processes.world)
+    cache_features(model, cache, mine, pairs.skipped, progress=progress and processes.is_main, check_stop=stop.check)
+    if processes.world > 1:
+        processes.gather(None)  # wait for the others
+        cache = FeatureCache(recipe.feature_cache, fingerprint)
+    return [(key, pair) for key, pair in seen if key in cache], cache
 
 
 def _run_steps(
-    recipe: Recipe, model: MiniGPT4, samples: Samples, features: FeatureCache, stop: StopSignals, progress: bool
+    recipe: Recipe,
+    model: MiniGPT4,
+    loader: CachedLoader | StreamedLoader,
+    data: str,
+    processes: Processes,
+    stop: StopSignals,
+    progress: bool,
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
-    from minigpt4.data.batches import Batches
-    from minigpt4.training.checkpoint import load_checkpoint, save_checkpoint
-    from minigpt4.training.loop import make_optimizer, training_steps
-    from minigpt4.training.metrics import Metrics, draw_curves
+    from minigpt4.training.checkpoint import Checkpoints, Position
+    from minigpt4.training.loader import read_ahead
+    from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
+    from minigpt4.training.metrics import draw_curves
+    from minigpt4.training.summary import write_summary
 
     output = recipe.output
-    batches = Batches(samples, recipe.batch_size, recipe.seed)
-    optimizer = make_optimizer(model, recipe)
-    fingerprint = hashlib.sha256(
-        f"{samples.fingerprint()} {model.vision_fingerprint} {model.llm_fingerprint}".encode()
-    ).hexdigest()
-    checkpoint = output / "checkpoint.pt"
-    done = load_checkpoint(checkpoint, model, optimizer, fingerprint)
-    for leftover in output.glob(LEFTOVERS):
-        leftover.unlink()
-    write_atomically(output / "recipe.yaml", recipe.to_yaml().encode())
-    metrics = Metrics(output / "metrics.jsonl", done)
-    if done:
+    optimizer, scaler = make_optimizer(model, recipe), make_scaler(model)
+    marks = {"data": data, "vision side": model.vision_fingerprint, "LLM": model.llm_fingerprint}
+    digests = {what: hashlib.sha256(mark.encode()).hexdigest() for what, mark in marks.items()}
+    checkpoints = Checkpoints(output / "checkpoints", recipe.keep_checkpoints, digests)
+    position = checkpoints.load(model, optimizer, scaler)
+    done = position.step
+    if recipe.stream and done and len(position.loaders) != processes.world:
+        raise UserError(
+            f"{output}: was run by {len(position.loaders)} processes, now there are {processes.world}; a stream goes "
+            "on only with as many"
+        )
+    state = position.loaders[processes.rank] if recipe.stream and done else None
+    metrics = _open_files(recipe, done) if processes.is_main else None
+    if done and processes.is_main:
         logger.info("going on from step %d of %d", done, recipe.steps)
+    processes.start_trackers("minigpt4", recipe.model_dump(mode="json"))
+    loaded = read_ahead(loader.start(done, state))
+    losses: list[float] = []
     try:
-        with progress_bar(progress) as bar:
+        with progress_bar(progress and processes.is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=done, note="")
-            for step in training_steps(model, optimizer, batches, features, recipe, done):
-                metrics.add(step)
+            steps = training_steps(
+                model, optimizer, loaded, recipe, done, processes=processes, scaler=scaler, stop=stop
+            )
+            for step in steps:
                 done = step.step
+                losses.append(step.loss)
+                if metrics:
+                    metrics.add(step)
+                processes.track({k: v for k, v in step.figures().items() if k != "step"}, done)
                 note = f"loss {step.loss:.3f}, {step.samples_per_second:.0f} samples/s"
                 bar.update(task, completed=done, note=note)
-                if done % recipe.save_every == 0 or done == recipe.steps or stop.received:
-                    save_checkpoint(checkpoint, model, optimizer, done, fingerprint)
-                    if bar.disable:
-                        logger.info("step %d of %d: %s", done, recipe.steps, note)
-                if stop.received and done < recipe.steps:
+                if done % recipe.save_every == 0 or done == recipe.steps or step.stop:
+                    position = Position(done, statistics.fmean(losses), tuple(processes.gather(step.loader)))
+                    losses.clear()
+                    if processes.is_main:
+                        checkpoints.save(position, model, optimizer, scaler)
+                        if bar.disable:
+                            logger.info("step %d of %d: %s, %s", done, recipe.steps, note, _more(step, recipe))
+                if recipe.sample_every and done % recipe.sample_every == 0:
+                    _sample(recipe, model, done, processes)
+                if step.stop and done < recipe.steps:
                     break
     finally:
-        metrics.close()
-    draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {recipe.data}")
+        loaded.close()
+        if metrics:
+            metrics.close()
+        processes.end_trackers()
+    if processes.is_main:
+        named = ", ".join(source.path for source in recipe.sources)
+        draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {named}")
+        write_summary(recipe, processes, loader.skipped)
     if done < recipe.steps:
         raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
+
+
+def _open_files(recipe: Recipe, done: int) -> Any:
+    """Leave in the output what belongs to this run up to step `done`, and open its metrics."""
+    from minigpt4.training.metrics import Metrics
+
+    for leftover in (*recipe.output.glob(LEFTOVERS), *recipe.output.glob(f"checkpoints/{LEFTOVERS}")):
+        leftover.unlink()
+    write_atomically(recipe.output / "recipe.yaml", recipe.to_yaml().encode())
+    return Metrics(recipe.output / "metrics.jsonl", done)
+
+
+def _more(step: Step, recipe: Recipe) -> str:
+    """Further figures of a step, and the time that is left."""
+    left = (recipe.steps - step.step) * recipe.batch_size / step.samples_per_second
+    mfu = "" if step.mfu is None else f"MFU {step.mfu:.0%}, "
+    return (
+        f"{step.tokens_per_second:.0f} tokens/s, {mfu}waiting for data {step.data_wait:.0%}, "
+        f"{step.memory_mb:.0f} MB, {left / 60:.0f} min left"
+    )
+
+
+def _sample(recipe: Recipe, model: MiniGPT4, step: int, processes: Processes) -> None:
+    """Answers about the fixed pictures, added to `samples.jsonl`. With a shared-out LLM all processes take part."""
+    if not (processes.is_main or recipe.shard_llm):
+        return
+    pictures = list(recipe.sample_pictures)
+    answers = model.generate(pictures, [recipe.sample_prompt] * len(pictures), do_sample=False, max_new_tokens=80)
+    model.train()
+    if processes.is_main:
+        path = recipe.output / "samples.jsonl"
+        with full_disk_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
+            for picture, answer in zip(pictures, answers, strict=True):
+                file.write(json.dumps({"step": step, "picture": picture, "answer": answer}) + "\n")
+                logger.info("step %d, %s: %s", step, picture, answer)

@@ -1,0 +1,303 @@
+"""One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
+
+Four ways, from the same weights, on the same batch of the same pairs, in one run, in turns; medians of the repeats:
+  (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
+  (2) plain, with autocast to bfloat16
+  (3) ours from pictures: frozen weights in bfloat16, logits at targets only
+  (4) ours from cached features
+"Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
+repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
+each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
+
+With `--model vicuna-7b` (or 13b) it runs ours at full size with random weights and says what the paper's 5.12 million
+samples would take; this is for a GPU. `--layers N` leaves layers out to try it elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+
+from minigpt4.data.batches import Batch
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.plan import PAPER_LLMS, paper_config
+from minigpt4.model.record import Origin
+from minigpt4.prompts.templates import TEMPLATES
+from minigpt4.training.loss import next_token_loss
+from minigpt4.training.throughput import operations
+
+WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
+PAPER_SAMPLES = 5_120_000
+#: Width, MLP width, layers, heads of the LLM; width, MLP width, layers, heads of the tower; image and patch size.
+SHAPES = {
+    "pocket": ((256, 768, 6, 4), (192, 768, 6, 6), (96, 8)),
+    "100M": ((640, 1728, 12, 10), (384, 1536, 8, 6), (224, 16)),
+    "400M": ((1024, 2816, 24, 16), (512, 2048, 12, 8), (224, 16)),
+}
+VOCABULARY, QUERIES, D_QFORMER = 8000, 32, 256
+
+
+def configuration(size: str) -> Blip2Config:
+    (width, mlp, layers, heads), (v_width, v_mlp, v_layers, v_heads), (image, patch) = SHAPES[size]
+    llm = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=512,
+    )  # fmt: skip
+    vision = Blip2VisionConfig(
+        hidden_size=v_width, intermediate_size=v_mlp, num_hidden_layers=v_layers, num_attention_heads=v_heads,
+        image_size=image, patch_size=patch,
+    )  # fmt: skip
+    qformer = Blip2QFormerConfig(
+        hidden_size=D_QFORMER, intermediate_size=4 * D_QFORMER, num_hidden_layers=6, num_attention_heads=4,
+        encoder_hidden_size=v_width, vocab_size=8,
+    )  # fmt: skip
+    return Blip2Config(
+        vision_config=vision, qformer_config=qformer, text_config=llm, num_query_tokens=QUERIES,
+        image_token_index=VOCABULARY - 1,
+    )  # fmt: skip
+
+
+def build(config: Blip2Config, dtype: torch.dtype, device: torch.device) -> Any:
+    """The network with random weights that follow from a seed, made in place; the projection stays in float32."""
+    with torch.device("meta"):
+        blip2 = Blip2ForConditionalGeneration(config)
+    generator = torch.Generator(device).manual_seed(0)
+    for module in blip2.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                weight = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+                weight = (
+                    weight.normal_(std=0.02, generator=generator) if weight.dim() > 1 else weight.fill_(name != "bias")
+                )
+                kept = weight if module is blip2.language_projection else weight.to(dtype)
+                module._parameters[name] = torch.nn.Parameter(kept, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.arange(buffer.numel(), device=device).view(buffer.shape)
+    rotary = blip2.language_model.base_model.rotary_emb
+    blip2.language_model.base_model.rotary_emb = type(rotary)(config.text_config).to(device)
+    return blip2.eval()
+
+
+def pairs(config: Blip2Config, batch: int) -> tuple[torch.Tensor, Batch]:
+    """Random pictures, and captions of 8 to 30 tokens as stage 1 reads them."""
+    generator = torch.Generator().manual_seed(0)
+    size = config.vision_config.image_size
+    pixels = torch.randn(batch, 3, size, size, generator=generator)
+    lengths = torch.randint(8, 31, (batch,), generator=generator).tolist()
+    targets = [torch.randint(10, 7000, (length,), generator=generator).tolist() for length in lengths]
+    prompt = [1, *[config.image_token_id] * config.num_query_tokens]
+    return pixels, Batch.of([bytes([i % 256]) for i in range(batch)], [prompt] * batch, targets)
+
+
+class Way:
+    """One of the ways to make a step; `step` makes it, `gradient` is the projection's after it."""
+
+    def __init__(
+        self,
+        way: str,
+        config: Blip2Config,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        compiled: bool = False,
+    ) -> None:
+        plain = way.startswith("plain")
+        self.device = device
+        self.blip2 = build(config, torch.float32 if plain else dtype, device)
+        pixels, self.batch = pairs(config, batch)
+        self.pixels = pixels.to(device)
+        self.batch = Batch(
+            self.batch.pictures, self.batch.input_ids.to(device), self.batch.is_target.to(device), self.batch.num_tokens
+        )
+        if plain:
+            self.blip2.language_projection.requires_grad_()
+            self.loss: Callable[[], torch.Tensor] = self._autocast if "autocast" in way else self._plain
+        else:
+            origin = Origin("", "", "", "")
+            self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
+            if device.type == "cpu":
+                self.blip2.language_model.set_attn_implementation("eager")
+            set_trainable(self.model, 1)
+            if compiled:
+                for layer in self.blip2.language_model.base_model.layers:
+                    layer.compile(dynamic=True)
+            if "features" in way:
+                self.features = self.model.encode_pixels(self.pixels).clone()
+                self.loss = lambda: next_token_loss(self.model, self.batch, self.features)
+            else:
+                self.loss = lambda: next_token_loss(self.model, self.batch, self.model.encode_pixels(self.pixels))
+        self.optimizer = torch.optim.AdamW(self.blip2.language_projection.parameters(), lr=0.0)
+
+    def _plain(self) -> torch.Tensor:
+        ids, is_target = self.batch.input_ids, self.batch.is_target
+        ends = ids.shape[1] - is_target.flip(1).int().argmax(1)
+        mask = torch.arange(ids.shape[1], device=self.device) < ends[:, None]
+        labels = ids.masked_fill(~is_target, -100)
+        return self.blip2(pixel_values=self.pixels, input_ids=ids, attention_mask=mask.long(), labels=labels).loss
+
+    def _autocast(self) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._plain()
+
+    def step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def gradient(self) -> torch.Tensor:
+        return self.blip2.language_projection.weight.grad
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:
+    """A bfloat16 product of the LLM's largest shape, several times, and its operations."""
+    width, mlp = config.hidden_size, config.intermediate_size
+    a = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+    b = torch.randn(mlp, width, device=device, dtype=torch.bfloat16)
+    times = max(1, int(2e10 / (2 * rows * width * mlp)))
+    return lambda: [torch.nn.functional.linear(a, b) for _ in range(times)], 2.0 * times * rows * width * mlp
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes held so far: by tensors on CUDA, by the process elsewhere."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's begins at that of the process which started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return float(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def measure_memory(size: str, way: str, batch: int) -> float:
+    """Bytes at the peak of one way, in a process of its own."""
+    command = [sys.executable, __file__, "--sizes", size, "--batch", str(batch), "--memory-of", way]
+    return float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def memory_of(size: str, way: str, batch: int, device: torch.device) -> float:
+    before = 0.0 if device.type == "cuda" else peak_memory(device)
+    made = Way(way, configuration(size), batch, device, torch.bfloat16)
+    for _ in range(2):
+        made.step()
+    return peak_memory(device) - before
+
+
+def compare(size: str, batch: int, repeats: int, device: torch.device, compiled: bool, console: Console) -> None:
+    """The table of one size."""
+    config = configuration(size)
+    ways = {way: Way(way, config, batch, device, torch.bfloat16, compiled) for way in WAYS}
+    rows = ways[WAYS[0]].batch.input_ids.numel()
+    reference, work = product(config.text_config, rows, device)
+    losses = {way: made.step() for way, made in ways.items()}  # which also warms up
+    reference()
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    ceilings = []
+    for _ in range(repeats):
+        for way, made in ways.items():
+            times[way].append(seconds(made.step, device))
+            ceilings.append(work / seconds(reference, device))
+    ceiling = statistics.median(ceilings)
+    millions = sum(p.numel() for p in ways[WAYS[0]].blip2.parameters()) / 1e6
+    model, plain = ways[WAYS[3]].model, statistics.median(times[WAYS[0]])
+    tokens, targets = ways[WAYS[3]].batch.num_tokens, int(ways[WAYS[3]].batch.is_target.sum())
+    memory = {way: measure_memory(size, way, batch) for way in WAYS}
+    table = Table(title=f"{size}: {millions:.0f} M parameters, batch {batch}, {torch.get_num_threads()} threads")
+    for heading in ("", "ms a step", "samples/s", "faster", "of the ceiling", "memory, MB", "loss"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for i, way in enumerate(WAYS, 1):
+        took = statistics.median(times[way])
+        needed = operations(model, tokens, targets, 0 if way == WAYS[3] else batch)
+        table.add_row(
+            f"({i}) {way}", f"{1000 * took:.0f}", f"{batch / took:.1f}", f"{plain / took:.2f}x",
+            f"{needed / took / ceiling:.0%}", f"{memory[way] / 1e6:.0f}", f"{losses[way]:.4f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"ceiling {ceiling / 1e9:.0f} GFLOP/s in bfloat16 ({rows} tokens); median of {repeats}; slowest and fastest of "
+        f"(1): {1000 * max(times[WAYS[0]]):.0f} and {1000 * min(times[WAYS[0]]):.0f} ms\n"
+    )
+
+
+def full_size(name: str, layers: int | None, batch: int, repeats: int, device: torch.device, console: Console) -> None:
+    """Ours with the paper's parts at full size, random weights."""
+    config = paper_config(name, layers)
+    reference, work = product(config.text_config, batch * 64, device)
+    reference()
+    ceiling = work / statistics.median(seconds(reference, device) for _ in range(repeats))
+    table = Table(title=f"{name}, {config.text_config.num_hidden_layers} layers, batch {batch}, {device.type}")
+    for heading in ("", "samples/s", "of the ceiling", "memory, GB", "5.12 M samples, hours"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for way in WAYS[2:]:
+        made = Way(way, config, batch, device, torch.bfloat16)
+        made.step()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        took = statistics.median(seconds(made.step, device) for _ in range(repeats))
+        targets = int(made.batch.is_target.sum())
+        needed = operations(made.model, made.batch.num_tokens, targets, batch if way == WAYS[2] else 0)
+        table.add_row(
+            way, f"{batch / took:.2f}", f"{needed / took / ceiling:.0%}", f"{peak_memory(device) / 1e9:.1f}",
+            f"{PAPER_SAMPLES * took / batch / 3600:.1f}",
+        )  # fmt: skip
+        del made
+        gc.collect()
+    console.print(table)
+    console.print(f"ceiling {ceiling / 1e12:.3f} TFLOP/s in bfloat16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--batch", type=int, help="pairs in a batch; 16 by default, 64 at full size")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
+    parser.add_argument("--compile", action="store_true", help="compile the LLM's layers in (3) and (4)")
+    parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
+    parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.memory_of:
+        print(json.dumps(memory_of(arguments.sizes[0], arguments.memory_of, arguments.batch, device)))
+        return
+    console = Console()
+    models = [arguments.model] if arguments.model else []
+    if device.type == "cuda" and not arguments.quick and not models:
+        models = list(PAPER_LLMS)
+    if not arguments.model:
+        for size in arguments.sizes[:1] if arguments.quick else arguments.sizes:
+            repeats = 3 if arguments.quick else arguments.repeats
+            compare(size, arguments.batch or 16, repeats, device, arguments.compile, console)
+    for name in models:
+        full_size(name, arguments.layers, arguments.batch or 64, arguments.repeats, device, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The record of an alignment: the frozen parts that it names, and the tensors beside it, read and checked.
+
+Knows nothing about how a model is put together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from minigpt4.errors import UserError
+from minigpt4.model import parts, sources
+from minigpt4.model.adapters import Trained
+from minigpt4.prompts.templates import Template, get_template
+
+FORMAT_VERSION = 1
+PROJECTION_FILE = "projection.safetensors"
+ALIGNMENT_FILE = "alignment.json"
+
+ADAPTERS_FILE = "adapters.safetensors"  # what a variant trains beside the projection
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the frozen parts came from: their names, and the fingerprints of their weights.
+
+    On disk `.` and `./...` are places in the directory that holds the record.
+    """
+
+    vision_qformer: str
+    vision_fingerprint: str
+    llm: str
+    llm_fingerprint: str
+
+
+def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
+    if path is None:
+        raise UserError(f"{name}: holds no {file}; copy or train the alignment again")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors has one exception for all that can be wrong with a file
+        raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
+
+
+def check_origin(name: str, recorded: Origin, found: Origin) -> None:
+    """Raises UserError if an alignment's parts are not those that it was trained with."""
+    for part, was, now in (
+        (found.vision_qformer, recorded.vision_fingerprint, found.vision_fingerprint),
+        (found.llm, recorded.llm_fingerprint, found.llm_fingerprint),
+    ):
+        if was != now:
+            raise UserError(
+                f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
+                f"{now[:12]}); put the former weights back, or train the alignment again"
+            )
+
+
+def portable(name: str | Path) -> str:
+    """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
+    if str(name) in sources.POCKET_PARTS or not Path(name).expanduser().is_dir():
+        return str(name)
+    return str(Path(name).expanduser().resolve())
+
+
+def parts_inside(directory: Path, qformer: bool = False) -> Origin:
+    """The origin of parts that lie in `directory` itself, in `vision` and `llm`."""
+    vision = parts.load_vision_qformer(directory / "vision", qformer).fingerprint
+    return Origin("./vision", vision, "./llm", sources.fingerprint(sources.Checkpoint(directory / "llm")))
+
+
+def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool, Trained]:
+    """What `alignment.json` says: origin, template, stage, whether there is a Q-Former, and what was trained."""
+    record = sources.read_json(source, ALIGNMENT_FILE)
+    if record.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "
+            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
+        )
+    try:
+        recorded = record["template"]
+        template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
+        origin = Origin(**record["origin"])
+        inside = {
+            part: str(Path(source, place).resolve())
+            for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
+            if place == "." or place.startswith("./")
+        }
+        # Alignments of releases that knew only the form with a Q-Former do not say so.
+        trained = Trained(**record.get("trained", {}))
+        return replace(origin, **inside), template, record["stage"], record.get("qformer", True), trained
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None

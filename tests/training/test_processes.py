@@ -1,0 +1,80 @@
+"""Two real processes that torchrun starts train as one does: the same losses, the same projection."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from minigpt4.training.recipe import Recipe
+from minigpt4.training.run import train
+
+if sys.platform == "win32":
+    pytest.skip("gloo and signals as on Unix", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tiny_vision: Path, tiny_llm: Path, tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The directory of all runs, and what the two processes wrote to stderr."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def recipe(name: str, **values: Any) -> Recipe:
+        return Recipe.parse({
+            "stage": 1, "vision_qformer": str(tiny_vision), "llm": str(tiny_llm), "template": "pocket",
+            "data": str(tiny_pairs), "feature_cache": root / "features", "output": root / name, "device": "cpu",
+            "dtype": "float32", "steps": 6, "batch_size": 8, "learning_rate": 0.01, "save_every": 3, **values,
+        })  # fmt: skip
+
+    train(recipe("one"), progress=False)
+    two = [
+        recipe("two", feature_cache=root / "features-of-two"),
+        recipe("accumulated", accumulate=2),
+        recipe("sharded", shard_llm=True),
+        recipe("stream", stream=True, shuffle_buffer=8),
+        recipe("odd", batch_size=7),
+    ]
+    files = []
+    for each in two:
+        files.append(root / f"{each.output.name}.yaml")
+        files[-1].write_text(each.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("run_recipes.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, script, *files], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return root, result.stderr
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["two", "accumulated", "sharded"])
+def test_two_processes_train_as_one(runs: tuple[Path, str], name: str) -> None:
+    """Gradients summed over both, in parts (accumulation), and through an LLM of which each holds a half (FSDP)."""
+    root, _ = runs
+    assert losses(root / name) == pytest.approx(losses(root / "one"), abs=1e-5)
+    projections = [load_file(root / each / "alignment" / "projection.safetensors") for each in ("one", name)]
+    for key, tensor in projections[0].items():
+        assert (projections[1][key] - tensor).abs().max() < 1e-4
+
+
+def test_two_processes_train_on_a_stream(runs: tuple[Path, str]) -> None:
+    rows = losses(runs[0] / "stream")
+    assert len(rows) == 6
+    assert rows[-1] < rows[0]
+
+
+def test_a_batch_that_does_not_come_out_even(runs: tuple[Path, str]) -> None:
+    assert "batch_size 7 cannot be divided over 2 processes x 1 parts (accumulate); give a multiple of 2" in runs[1]
+    assert not (runs[0] / "odd").exists()
