@@ -132,7 +132,10 @@ def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> Non
 
 
 def test_killed_on_a_stream_with_workers(recipe: Recipe, tmp_path: Path) -> None:
-    """Pictures read and decoded by two worker processes, shuffled: killed at any step, it goes on where it was."""
+    """Pictures read and decoded by two worker processes, shuffled: killed at any step, it goes on where it was.
+
+    The workers of a killed run end too: `run` would wait for them, who hold its pipes.
+    """
     streamed = {"stream": True, "workers": 2, "shuffle_buffer": 16, "save_every": 4}
     ends, _ = run(recipe, tmp_path / "whole", [{}], **streamed)
     assert ends == [0]

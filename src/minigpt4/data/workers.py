@@ -6,12 +6,15 @@ PyTorch's `DataLoader` starts, feeds and watches the processes. Knows nothing ab
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import time
 import weakref
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from threading import Thread
 from typing import Any, Protocol
 
 from minigpt4.errors import UserError
@@ -64,7 +67,7 @@ def in_processes(work: Sequence[Work]) -> Iterator[Chunk]:
         batch_size=None,
         num_workers=len(work),
         collate_fn=_same,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader would otherwise draw from training's
     )
 
@@ -93,7 +96,15 @@ def _same(chunk: Any) -> Any:
     return chunk
 
 
-def _leave_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM reach every process of a group; when to stop is the first process's decision."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone, killed perhaps: it would wait for ever to hand its chunks over."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
