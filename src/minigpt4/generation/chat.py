@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.generation.endings import Answer
 from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
-from minigpt4.prompts.encode import encode, encode_chat, plain
+from minigpt4.prompts.encode import encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ class Chat:
         message = Message("user", text, len(pictures))
         [features] = encode_pictures(model, [pictures], self._known)
         if self._turns:
-            asked = replace(message, text=plain(model.tokenizer, text, self.template.stop))
-            new = self.template.continuation(asked)
+            new = self.template.continuation(plain_message(model.tokenizer, self.template, message))
             ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
         else:
             ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)
