@@ -6,14 +6,13 @@ import concurrent.futures
 import json
 import math
 import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
 import torch
-from api_server import Running, png, serving, shown, user
+from api_server import Running, png, serving, shown, user, wait_until
 from PIL import Image
 
 from minigpt4.generation.engine import answers
@@ -78,12 +77,15 @@ def test_pictures_stand_where_they_were_put_among_words_and_turns(
         user("Is ", shown(three[1]), " like ", shown(three[2]), "?"),
     ]
     [expected] = answers(varied, [three], [talk], **PLAIN)
-    response = server.ask(messages=messages)
+    response = server.ask(messages=messages, logprobs=True)
     assert response.choices[0].message.content == expected.text
     ids = encode_chat(varied.tokenizer, varied.template, talk, varied.num_query_tokens, varied.image_token_id)
     assert response.usage.prompt_tokens == len(ids)
-    [other] = answers(varied, [[three[0], three[2], three[1]]], [talk], **PLAIN)
-    assert other.text != expected.text, "else the order was not put to the test"
+    found = [entry.logprob for entry in response.choices[0].logprobs.content]
+    for order, equal in (([0, 1, 2], True), ([1, 0, 2], False), ([0, 2, 1], False)):
+        sure = logprobs(varied, talk, [three[i] for i in order], expected.tokens)
+        chosen = [float(row[token]) for row, token in zip(sure, expected.tokens, strict=False)]
+        assert (found == pytest.approx(chosen, abs=2e-4)) is equal, order
 
 
 def test_a_question_without_a_picture_is_answered(varied: MiniGPT4, server: Running) -> None:
@@ -129,15 +131,20 @@ def test_sampling_is_that_of_the_model_and_repeatable(
     assert [said(chunks, i) for i in range(3)] == expected
 
 
+def logprobs(
+    model: MiniGPT4, talk: list[Message], pictures: list[Image.Image], answer: tuple[int, ...]
+) -> torch.Tensor:
+    """Of the whole vocabulary at each place of the answer, and at its end: (answer + 1, vocabulary)."""
+    ids = encode_chat(model.tokenizer, model.template, talk, model.num_query_tokens, model.image_token_id)
+    with torch.no_grad():
+        hidden = model.hidden_states(torch.tensor([[*ids, *answer]]), model.encode_images(pictures))
+        return model.logits(hidden[0, len(ids) - 1 :]).log_softmax(-1)
+
+
 def test_logprobs_are_the_models_own(varied: MiniGPT4, server: Running, pictures: list[Image.Image]) -> None:
     response = server.ask(shown(pictures[0]), "What is it?", logprobs=True, top_logprobs=3, max_tokens=12)
     [answer] = answers(varied, pictures[0], "What is it?", do_sample=False, max_new_tokens=12)
-    message = [Message("user", "What is it?", 1)]
-    ids = encode_chat(varied.tokenizer, varied.template, message, varied.num_query_tokens, varied.image_token_id)
-    with torch.no_grad():
-        features = varied.encode_images([pictures[0]])
-        hidden = varied.hidden_states(torch.tensor([ids + list(answer.tokens)]), features)
-        sure = varied.logits(hidden[0, len(ids) - 1 :]).log_softmax(-1)
+    sure = logprobs(varied, [Message("user", "What is it?", 1)], [pictures[0]], answer.tokens)
     content = response.choices[0].logprobs.content
     assert len(content) == len(answer.tokens)
     for i, (token, entry) in enumerate(zip(answer.tokens, content, strict=True)):
@@ -238,13 +245,6 @@ def test_settings_at_their_bounds_are_no_trouble(server: Running) -> None:
     )
     for settings in extremes:
         assert server.ask("Hi", **settings).choices[0].finish_reason in ("stop", "length")
-
-
-def wait_until(check: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_who_hangs_up_frees_the_slot(endless: MiniGPT4) -> None:
