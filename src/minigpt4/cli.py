@@ -105,6 +105,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Draw pictures in the terminal.")] = True,
     dtype: _Dtype = None,
     load_in: _LoadIn = None,
     device: _Device = None,
@@ -122,7 +123,7 @@ def chat(
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
+    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling}, show)
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -74,11 +74,16 @@ class Decoding:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Decoding:
         """The decoding that keyword arguments ask for. Raises UserError for one that does not exist."""
+        cls.check_names(settings)
+        return cls(**settings)
+
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises UserError for the first that is no setting."""
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
                 raise UserError(f"there is no generation setting {name!r}; the settings are {', '.join(known)}")
-        return cls(**settings)
 
     @property
     def sampling(self) -> bool:
