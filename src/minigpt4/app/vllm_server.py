@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,16 +45,13 @@ def serve(
         if key is not None:
             environment["VLLM_API_KEY"] = key  # not among the arguments, which everybody on the machine can read
         server = subprocess.Popen(command(str(export), name, host, port, max_images, hosts, dtype), env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # pass it on, and end when the server has
         try:
             status = server.wait()
         except KeyboardInterrupt:  # vLLM has been told too, and finishes
             server.wait()
             raise
-        except BaseException:
-            server.terminate()
-            server.wait()
-            raise
-    if status:
+    if status not in (0, -signal.SIGTERM):
         raise UserError(f"vLLM's server ended with status {status}; what it wrote above says why")
 
 
