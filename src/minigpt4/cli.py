@@ -220,7 +220,7 @@ def serve(
 
     limits = Limits(
         body_bytes=max_body, pixels=max_pixels, pictures=max_images, prompt_tokens=max_prompt, seconds=timeout,
-        batch=max_batch, queue=max_queue, hosts=tuple(allow_images_from or ()),
+        batch=max_batch, queue=max_queue, hosts=tuple(host.lower() for host in allow_images_from or ()),
     )  # fmt: skip
     serve_api(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),

@@ -88,7 +88,13 @@ class Terminal:
     def _read(self) -> str | None:
         lines: list[str] = []
         while not lines or lines[-1].endswith("\\"):
-            line = self._read_line()
+            try:
+                line = self._read_line()
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                print("(/quit or Ctrl-D leaves)", file=sys.stderr)
+                return ""
             if line is None:
                 return None if not lines else "\n".join(lines).strip()
             lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
@@ -102,9 +108,6 @@ class Terminal:
             return self._session.prompt("\n> ")
         except EOFError:
             return None
-        except KeyboardInterrupt:
-            print("(/quit or Ctrl-D leaves)", file=sys.stderr)
-            return ""
 
     def _ask(self, question: str) -> None:
         try:
@@ -196,6 +199,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
     from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
 
     keys = KeyBindings()
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
@@ -212,6 +216,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         print(f"(no history: {error.filename or error}: {error.strerror})", file=sys.stderr)
     return PromptSession(
         history=history,
+        output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
         multiline=True,
         key_bindings=keys,
         completer=NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths),

@@ -200,6 +200,7 @@ def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[i
         ("/to/http://169.254.169.254/latest/meta-data", "no pictures from '169.254.169.254'"),
         ("/to/file:///etc/passwd", "http and https addresses only"),
         (f"/to/{here}/to/{here}/to/{here}/to/{here}/x.png", "redirects"),
+        (f"/to/https://localhost:{port}/secret", "could not be fetched"),
         ("/large", "bytes allowed"),
     ):
         with pytest.raises(UserError, match=said):

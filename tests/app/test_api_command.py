@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import OpenAI
+
+from minigpt4.app.vllm_server import command
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -32,10 +35,10 @@ def alignment(endless: MiniGPT4, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @contextmanager
 def started(*arguments: object, **environment: str) -> Iterator[tuple[Any, OpenAI]]:
-    command = [MINIGPT4, "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
+        [MINIGPT4, "serve", *map(str, arguments), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, **environment},
+    )  # fmt: skip
     try:
         line = process.stdout.readline()
         assert " at http://" in line, line + process.stderr.read()
@@ -81,8 +84,7 @@ def test_the_key_comes_from_the_environment(alignment: Path) -> None:
 
 
 def refusal(*arguments: object) -> str:
-    command = [MINIGPT4, "serve", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([MINIGPT4, "serve", *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr
@@ -99,3 +101,13 @@ def test_what_is_wrong_is_said_in_one_line(alignment: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_there_is_told_how_to_get(alignment: Path) -> None:
     assert "minigpt4[vllm]" in refusal(alignment, "--engine", "vllm")
+
+
+def test_vllm_gets_the_same_limits_and_no_key_that_others_can_read() -> None:
+    arguments = command("my-export", "toy", "127.0.0.1", 8000, max_images=3, hosts=[], dtype=None)
+    pairs = dict(zip(arguments, arguments[1:], strict=False))
+    assert pairs["--model"] == "my-export"
+    assert pairs["--host"] == "127.0.0.1"
+    assert json.loads(pairs["--limit-mm-per-prompt"]) == {"image": 3}
+    assert pairs["--allowed-media-domains"] == "none.invalid", "an empty list would let it fetch from anywhere"
+    assert "--api-key" not in arguments

@@ -224,10 +224,10 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     app = FastAPI(title="MiniGPT-4", version="1", lifespan=lifespan)
-    retry_after = lambda: service.scheduler.retry_after  # noqa: E731
     app.add_middleware(
-        Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics, retry_after=retry_after
-    )
+        Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
+        retry_after=lambda: service.scheduler.retry_after,
+    )  # fmt: skip
     _add_error_shapes(app)
 
     @app.post(

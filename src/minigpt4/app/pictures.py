@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import http.client
 import ipaddress
 import socket
@@ -114,15 +115,16 @@ def _get(
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    with socket.create_connection((address, port), timeout=left) as plain:
-        # However slowly the other side drips, then it is over.
-        alarm = threading.Timer(left, lambda: plain.shutdown(socket.SHUT_RDWR))
+    sock = socket.create_connection((address, port), timeout=left)
+    try:
+        if scheme == "https":
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        alarm = threading.Timer(left, _hang_up, [sock])  # however slowly the other side drips
         alarm.daemon = True
         alarm.start()
         try:
             connection = http.client.HTTPConnection(host, port)
-            secure = scheme == "https"
-            connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if secure else plain
+            connection.sock = sock
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "minigpt4"})
             response = connection.getresponse()
             data = bytearray()
@@ -131,3 +133,10 @@ def _get(
             return response.status, response.getheader("Location"), bytes(data)
         finally:
             alarm.cancel()
+    finally:
+        sock.close()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is over already
+        sock.shutdown(socket.SHUT_RDWR)
