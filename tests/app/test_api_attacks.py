@@ -7,8 +7,11 @@ import contextlib
 import io
 import json
 import random
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 import zlib
@@ -114,8 +117,8 @@ def test_no_path_and_no_other_scheme(server: Running, url: str) -> None:
     assert "root:" not in message
 
 
-@pytest.fixture
-def inner() -> Iterator[tuple[int, list[str]]]:
+@contextlib.contextmanager
+def inside(certificate: Path | None = None) -> Iterator[tuple[int, list[str]]]:
     """A server that nobody outside may make us ask: its port, and the paths that it was asked for."""
     asked: list[str] = []
     picture = png(Image.new("RGB", (8, 8), "red"))
@@ -140,10 +143,20 @@ def inner() -> Iterator[tuple[int, list[str]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as inside:
-        threading.Thread(target=inside.serve_forever, daemon=True).start()
-        yield inside.server_address[1], asked
-        inside.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], asked
+        server.shutdown()
+
+
+@pytest.fixture
+def inner() -> Iterator[tuple[int, list[str]]]:
+    with inside() as running:
+        yield running
 
 
 HERE = ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "2130706433", "127.1", "0x7f000001", "[::ffff:127.0.0.1]")
@@ -218,6 +231,33 @@ def test_who_drips_a_picture_is_left(inner: tuple[int, list[str]], monkeypatch: 
     with contextlib.suppress(UserError):
         fetch(f"http://localhost:{inner[0]}/drip", ("localhost",), 10_000, lambda address: True)
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_over_tls_only_from_whom_the_certificate_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = tmp_path / "both.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=x -addext subjectAltName=DNS:localhost"
+    command = [*make.split(), "-keyout", certificate, "-out", tmp_path / "own.pem"]
+    subprocess.run(command, check=True, capture_output=True)
+    with certificate.open("a") as both:
+        both.write((tmp_path / "own.pem").read_text())
+
+    def get(path: str, name: str = "localhost") -> bytes:
+        return fetch(f"https://{name}:{port}{path}", (name,), 10_000, lambda address: True)
+
+    with inside(certificate) as (port, asked):
+        with pytest.raises(UserError, match="SSLCertVerificationError"):
+            get("/x.png")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+        assert get("/x.png") == png(Image.new("RGB", (8, 8), "red"))
+        with pytest.raises(UserError, match="SSLCertVerificationError"):
+            get("/x.png", "127.0.0.1")
+        assert asked == ["/x.png"]
+        monkeypatch.setattr("minigpt4.app.pictures.SECONDS", 0.5)
+        started = time.monotonic()
+        with contextlib.suppress(UserError):
+            get("/drip")
+        assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("nasty", ["<image>", "###", "<s>", "</s>", "</Img>", "<Img>", "<ImageHere>", "<pad>"])
