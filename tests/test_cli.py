@@ -31,7 +31,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "train", "chat", "generate", "plan", "convert", "assemble", "export"),
+        *("demo", "train", "chat", "generate", "serve", "plan", "convert", "assemble", "export"),
         *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
         *("curate import", "curate demo", "data inspect", "data download", "data features"),

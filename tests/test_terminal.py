@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
+import fcntl
+import io
+import json
 import os
 import pty
+import re
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from minigpt4 import terminal_picture
 from speaking import make_it_say
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -45,64 +54,154 @@ def chat(alignment: Path, lines: str) -> subprocess.CompletedProcess[str]:
 def test_a_pipe_gets_one_answer_a_line(alignment: Path, tmp_path: Path) -> None:
     saved = tmp_path / "chat.md"
     picture = alignment.parent / "picture.png"
-    lines = f"What is it?\n\nIs it red?\n/save {saved}\n/reset\nAgain?\n/image {picture}\nAnd?\n/quit\nNot asked\n"
+    lines = f"What is it?\n\nIs it\\\nred?\n/export {saved}\n/reset\nAgain?\n/image {picture}\nAnd?\n/quit\nNot asked\n"
     result = chat(alignment, lines)
     assert (result.returncode, result.stdout) == (0, "Yes\nYes\nYes\nYes\n")
     assert result.stderr == f"saved in {saved}\n"
     assert saved.read_text() == (
-        f"**You:** ![]({picture}) What is it?\n\n**MiniGPT-4:** Yes\n\n**You:** Is it red?\n\n**MiniGPT-4:** Yes\n"
+        f"**You:** ![]({picture}) What is it?\n\n**MiniGPT-4:** Yes\n\n**You:** Is it\nred?\n\n**MiniGPT-4:** Yes\n"
     )
 
 
 def test_mistakes_in_a_conversation_do_not_end_it(alignment: Path, tmp_path: Path) -> None:
     existing = tmp_path / "old.md"
     existing.write_text("old")
-    result = chat(alignment, f"/image {tmp_path / 'none.png'}\n/paint\n/image\n/save {existing}\n/help\nStill there?\n")
+    mistakes = f"/paint\n/image\n/settings top_p=9\n/settings warm=1\n/export\n/export {existing}\n"
+    result = chat(alignment, f"/image {tmp_path / 'none.png'}\n{mistakes}/help\nStill there?\n")
     assert result.stdout.endswith("Yes\n")
     assert "/image PATH" in result.stdout
     errors = result.stderr.splitlines()
-    assert [error.partition(": ")[0] for error in errors] == ["minigpt4"] * 4
-    for error, part in zip(errors, ("none.png", "no command /paint", "/image needs a path", "exists"), strict=True):
+    assert [error.partition(": ")[0] for error in errors] == ["minigpt4"] * 7
+    expected = ("none.png", "no command /paint", "/image needs a path", "top_p", "'warm'", "/export needs", "exists")
+    for error, part in zip(errors, expected, strict=True):
         assert part in error
     assert existing.read_text() == "old"
     assert result.returncode == 2, "a script that pipes questions in must be able to tell"
 
 
-def test_a_terminal_can_stop_an_answer_and_go_on(alignment: Path) -> None:
-    main, terminal = pty.openpty()
-    command = [MINIGPT4, "chat", str(alignment), "--max-new-tokens", "90000"]
-    process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=_own_terminal
-    )
-    os.close(terminal)
-    seen = ""
+class Screen:
+    """A process in a terminal of its own, 100 columns wide, and what it writes there."""
 
-    def wait_for(text: str) -> None:
-        nonlocal seen
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        self.main, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        plain = {
+            k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TMUX", "TERM_PROGRAM", "KITTY_WINDOW_ID")
+        }
+        plain |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PROMPT_TOOLKIT_NO_CPR": "1", **environment}
+        self.process = subprocess.Popen(
+            [MINIGPT4, "chat", *map(str, arguments)], stdin=terminal, stdout=terminal, stderr=terminal, env=plain,
+            start_new_session=True, preexec_fn=_own_terminal,
+        )  # fmt: skip
+        os.close(terminal)
+        self.seen = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def wait_for(self, text: str) -> str:
+        """What came before `text`, and it."""
         deadline = time.monotonic() + 60
-        while text not in seen:
-            ready, _, _ = select.select([main], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not come; got {seen!r}"
-            seen += os.read(main, 4096).decode()
-        seen = seen.partition(text)[2]
+        while text not in self.seen:
+            ready, _, _ = select.select([self.main], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come; got {self.seen[-900:]!r}"
+            self.seen += self.decoder.decode(os.read(self.main, 65536))
+        before, _, self.seen = self.seen.partition(text)
+        return before + text
 
-    try:
-        for _ in range(2):
-            wait_for("> ")
-            os.write(main, b"Is it red?\n")
-            wait_for("Yes")
-            os.write(main, b"\x03")
-            wait_for("(stopped; this question is forgotten)")
-        wait_for("> ")
-        os.write(main, b"/quit\n")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        os.close(main)
+    def type(self, keys: str) -> None:
+        os.write(self.main, keys.encode())
+
+    def say(self, line: str, expected: str) -> str:
+        """Types a line at the prompt; returns all up to what is expected."""
+        self.wait_for(READY)
+        self.type(line + ENTER)
+        return self.wait_for(expected)
+
+    def quit(self) -> None:
+        self.wait_for(READY)
+        self.type("/quit" + ENTER)
+        assert self.process.wait(timeout=60) == 0
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.main)
+
+
+ENTER, NEW_LINE, UP, CTRL_C = "\r", "\x1b\r", "\x1b[A", "\x03"
+READY = "\x1b[?2004h"  # bracketed paste is switched on: the prompt reads (its own text comes in pieces, between moves)
 
 
 def _own_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_terminal_can_stop_an_answer_go_on_and_remember(alignment: Path, tmp_path: Path) -> None:
+    picture = alignment.parent / "picture.png"
+    with Screen(alignment, picture, "--max-new-tokens", 90_000, XDG_STATE_HOME=str(tmp_path)) as screen:
+        drawn = screen.wait_for("\u2580\x1b[0m")
+        assert "38;2;200;30;30;48;2;200;30;30" in drawn, "the picture, in its colour"
+        screen.wait_for(READY)
+        screen.type("half a thought" + CTRL_C)
+        screen.wait_for("Ctrl-D leaves")
+        for question in ("Is it red?", "Is it blue?"):
+            screen.say(question, "Yes")
+            screen.type(CTRL_C)
+            screen.wait_for("(stopped; this question is forgotten)")
+        screen.quit()
+    history = tmp_path / "minigpt4" / "history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    saved = tmp_path / "chat.json"
+    graphics = {"TERM": "xterm-kitty", "XDG_STATE_HOME": str(tmp_path)}
+    with Screen(alignment, picture, "--max-new-tokens", 9, **graphics) as screen:
+        screen.wait_for("\x1b_Ga=T,f=100")
+        screen.wait_for(READY)
+        screen.type(UP * 3 + ENTER)  # past /quit and the second question
+        assert "Is it red?" in screen.wait_for("Yes\r\n")
+        screen.say("What is" + NEW_LINE + "it\\" + ENTER + "now?", "Yes\r\n")
+        for _ in range(2):
+            screen.say(f"/image {picture}", "\x1b_Ga=T,f=100")
+        screen.say("\x1b[200~Are they\nalike?\x1b[201~", "Yes\r\n")  # pasted
+        screen.say(f"/export {saved}", "saved in")
+        messages = json.loads(saved.read_text())["messages"][::2]
+        assert [message["text"] for message in messages] == ["Is it red?", "What is\nit\nnow?", "Are they\nalike?"]
+        assert [len(message["images"]) for message in messages] == [1, 0, 2]
+        screen.say("/settings", "max_new_tokens=9\r\n")
+        screen.say("/settings max_new_tokens=2 temperature=0", "max_new_tokens=2\r\n")
+        screen.say("Short?", "Ye\r\n")
+        screen.say("/system Be ###brief.", "Be  brief.\r\n")
+        screen.say("Well?", "Ye\r\n")
+        screen.say("/system default", "(no system text)\r\n")
+        screen.quit()
+
+
+def test_what_is_drawn_is_the_picture() -> None:
+    image = Image.radial_gradient("L").convert("RGB").resize((300, 200))
+    columns, rows = terminal_picture.cells(image, 48, 20)
+    assert (columns, rows) == (48, 16)
+    text = terminal_picture.blocks(image, columns, rows)
+    assert [len(line) for line in text.plain.splitlines()] == [columns] * rows
+    sent = terminal_picture.kitty(Image.effect_noise((300, 200), 90), columns, rows)
+    pieces = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", sent)
+    assert [head.rpartition("m=")[2] for head, _ in pieces] == ["1"] * (len(pieces) - 1) + ["0"]
+    assert all(len(data) <= 4096 for _, data in pieces)
+    assert len(pieces) > 1
+    assert Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in pieces)))).size == (300, 200)
+    inline = terminal_picture.iterm(image, columns, rows)
+    assert Image.open(io.BytesIO(base64.b64decode(inline.rpartition(":")[2][:-1]))).size == (300, 200)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM_PROGRAM": "ghostty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM_PROGRAM": "WezTerm", "TMUX": "/x"}, "blocks"),
+        ({"TERM": "xterm-256color"}, "blocks"),
+    ],
+)
+def test_the_protocol_is_the_terminals(environment: dict[str, str], expected: str) -> None:
+    assert terminal_picture.protocol(environment) == expected

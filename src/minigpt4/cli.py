@@ -170,6 +170,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Draw pictures in the terminal.")] = True,
     dtype: _Dtype = None,
     load_in: _LoadIn = None,
     device: _Device = None,
@@ -187,7 +188,7 @@ def chat(
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
+    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling}, show)
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
@@ -229,6 +230,68 @@ def generate(
         **sampling,
     )
     typer.echo(result)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")] = (
+        "pocket"
+    ),
+    engine: Annotated[str, typer.Option(help="local, or vllm where it is installed.")] = "local",
+    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="What requests call the model; its own name by default.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MINIGPT4_API_KEY", help="What clients must send. Better in the environment.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")] = 128,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 120,
+    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 20_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 16_000_000,
+    max_images: Annotated[int, typer.Option(min=0, help="Pictures of a request.")] = 8,
+    max_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a request; all the LLM reads by default.")
+    ] = None,
+    allow_images_from: Annotated[
+        list[str] | None, typer.Option(help="A host from which pictures may be fetched; none by default.")
+    ] = None,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
+) -> None:
+    """Answer OpenAI's clients over HTTP: chat completions with pictures.
+
+    Example: minigpt4 serve pocket --port 8000
+    """
+    name = name or Path(model).name
+    if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+        typer.echo(f"minigpt4: anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
+    if engine == "vllm":
+        from minigpt4.app.vllm_server import serve as serve_with_vllm
+
+        serve_with_vllm(model, name, host, port, api_key, max_images, max_pixels, allow_images_from or [], dtype)
+        return
+    if engine != "local":
+        raise UserError(f"there is no engine {engine!r}; choose local or vllm")
+    try:
+        from minigpt4.app.api import serve as serve_api
+        from minigpt4.app.gate import Limits
+    except ModuleNotFoundError as missing:
+        raise UserError(f"the API needs {missing.name}: pip install 'minigpt4[serve]'") from None
+    from minigpt4.model.alignment import MiniGPT4
+
+    limits = Limits(
+        body_bytes=max_body, pixels=max_pixels, pictures=max_images, prompt_tokens=max_prompt, seconds=timeout,
+        batch=max_batch, queue=max_queue, hosts=tuple(host.lower() for host in allow_images_from or ()),
+    )  # fmt: skip
+    serve_api(
+        lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
+        name, host, port, limits, api_key,
+        ready=lambda url: typer.echo(f"{name} at {url} (Ctrl-C ends it when what is running is done)"),
+    )  # fmt: skip
 
 
 @app.command()

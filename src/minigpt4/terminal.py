@@ -6,37 +6,63 @@ Knows nothing about models: it is given a `Chat`. With input from a pipe it prin
 from __future__ import annotations
 
 import io
+import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
+from minigpt4.generation.engine import Decoding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prompt_toolkit import PromptSession
+
     from minigpt4.generation.chat import Chat
 
 COMMANDS = """\
-/image PATH   show another picture; it belongs to your next question
-/reset        forget the conversation and start again with the last picture
-/save PATH    write the conversation to a file (.md to read, .json for programs)
-/help         this list
-/quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+/image PATH       show another picture, as often as you like; all belong to your next question
+/system TEXT      tell the model how to behave, and start again (alone: what it was told; default: as it came)
+/settings         how answers are chosen; change it with /settings temperature=0.7 max_new_tokens=100
+/reset            forget the conversation and start again with the last picture
+/export PATH      write the conversation to a file (.md to read, .json for programs)
+/help             this list
+/quit             leave (so does Ctrl-D); Ctrl-C stops an answer
+A line that ends in \\ goes on in the next; Alt-Enter starts a new one too. Up and down: what you asked before."""
 
 #: What a terminal could take for commands of its own. A model's answer is text from outside.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Terminal:
-    """Talks until the input ends. `picture` is shown with the first question, `settings` are those of `Chat.ask`."""
+    """Talks until the input ends. `picture` is shown with the first question, `settings` are those of `Chat.ask`.
 
-    def __init__(self, chat: Chat, picture: Path | None, settings: dict[str, Any]) -> None:
+    `show`: whether pictures are drawn in the terminal, if it is one.
+    """
+
+    def __init__(self, chat: Chat, picture: Path | None, settings: dict[str, Any], show: bool = True) -> None:
         self.chat = chat
         self.settings = settings
         self.last_picture = picture
         self.pending = [] if picture is None else [picture]  # shown, but not yet asked about
         self.interactive = sys.stdin.isatty()
+        self.show = show and self.interactive and sys.stdout.isatty()
         self.mistakes = 0
+        self._session: PromptSession[str] | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: print(COMMANDS),
+            "/image": self._image,
+            "/system": self._system,
+            "/settings": self._settings,
+            "/reset": lambda _: self._reset(),
+            "/export": self._export,
+            "/save": self._export,
+        }
 
     def run(self) -> None:
         """One line at a time: a question, or a command that starts with a slash."""
@@ -45,6 +71,8 @@ class Terminal:
                 stream.reconfigure(errors="replace")
         if self.interactive:
             print("Ask about the picture. /help lists the commands.", file=sys.stderr)
+            self._session = prompt_session([*self._commands, "/quit"])
+        self._draw(self.last_picture)
         while True:
             line = self._read()
             if line is None or line in ("/quit", "/exit"):
@@ -58,21 +86,36 @@ class Terminal:
                 print(f"minigpt4: {error}", file=sys.stderr)
 
     def _read(self) -> str | None:
-        if self.interactive:
-            import readline  # noqa: F401  gives input() line editing and a history
-
+        lines: list[str] = []
+        while not lines or lines[-1].endswith("\\"):
             try:
-                return input("\n> ").strip()
-            except EOFError:
-                print()
-                return None
-        line = sys.stdin.readline()
-        return line.strip() if line else None
+                line = self._read_line()
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                print("(/quit or Ctrl-D leaves)", file=sys.stderr)
+                return ""
+            if line is None:
+                return None if not lines else "\n".join(lines).strip()
+            lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
+        return "\n".join(lines).strip()
+
+    def _read_line(self) -> str | None:
+        if self._session is None:
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        try:
+            return self._session.prompt("\n> ")
+        except EOFError:
+            return None
 
     def _ask(self, question: str) -> None:
         try:
-            for piece in self.chat.stream(question, image=self.pending, **self.settings):
-                print(piece.translate(_CONTROL), end="", flush=True)
+            if self.settings.get("num_beams", 1) > 1:  # the best answer is known at the end only
+                print(self.chat.ask(question, image=self.pending, **self.settings).translate(_CONTROL), end="")
+            else:
+                for piece in self.chat.stream(question, image=self.pending, **self.settings):
+                    print(piece.translate(_CONTROL), end="", flush=True)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
@@ -83,19 +126,104 @@ class Terminal:
 
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
-        argument = argument.strip().strip("'\"")
-        if name == "/help":
-            print(COMMANDS)
-        elif name == "/reset":
-            self.chat.reset()
-            self.pending = [] if self.last_picture is None else [self.last_picture]
-        elif name in ("/image", "/save") and not argument:
-            raise UserError(f"{name} needs a path, such as {name} {'photo.jpg' if name == '/image' else 'chat.md'}")
-        elif name == "/image":
-            open_image(argument)  # says now, not at the next question, what is wrong with it
-            self.last_picture = Path(argument).expanduser()
-            self.pending.append(self.last_picture)
-        elif name == "/save":
-            print(f"saved in {self.chat.save(argument)}", file=sys.stderr)
-        else:
+        if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
+        self._commands[name](argument.strip().strip("'\""))
+
+    def _reset(self) -> None:
+        self.chat.reset()
+        self.pending = [] if self.last_picture is None else [self.last_picture]
+
+    def _image(self, path: str) -> None:
+        if not path:
+            raise UserError("/image needs a path, such as /image photo.jpg")
+        open_image(path)  # says now, not at the next question, what is wrong with it
+        self.last_picture = Path(path).expanduser()
+        self.pending.append(self.last_picture)
+        self._draw(self.last_picture)
+
+    def _system(self, text: str) -> None:
+        if text:
+            self.chat.set_system(None if text == "default" else text)
+            self._reset()
+        print(self.chat.template.system or "(no system text)")
+
+    def _settings(self, text: str) -> None:
+        self.settings = changed_settings(self.settings, text)
+        values = asdict(Decoding.from_settings(self.settings))
+        print("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
+
+    def _export(self, path: str) -> None:
+        if not path:
+            raise UserError("/export needs a path, such as /export chat.md")
+        print(f"saved in {self.chat.save(path)}", file=sys.stderr)
+
+    def _draw(self, path: Path | None) -> None:
+        if self.show and path is not None:
+            from minigpt4.terminal_picture import show
+
+            show(open_image(path))
+
+
+def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
+    """`settings` with what `text` changes ("temperature=0.7 seed=none"): none goes back to the default.
+
+    A temperature of 0 takes the likeliest token, any other samples. Raises UserError for what is no setting, or no
+    value of it.
+    """
+    asked: dict[str, str] = {}
+    for part in text.split():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{part!r} is not of the form name=value, such as temperature=0.7")
+        asked[name] = value
+    if asked.get("temperature") in ("0", "0.0"):
+        asked |= {"temperature": "none", "do_sample": "false"}
+    elif "temperature" in asked and "do_sample" not in asked:
+        asked["do_sample"] = "true"
+    new = {name: value for name, value in settings.items() if name not in asked}
+    given = {name: value for name, value in asked.items() if value != "none"}
+    Decoding.check_names(asked)
+    try:
+        read = TypeAdapter(Decoding).validate_strings({k: str(v) for k, v in {**new, **given}.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = str(first["msg"]).removeprefix("Value error, ")
+        raise UserError(f"{first['loc'][0]}: {what}" if first["loc"] else what) from None
+    return new | {name: getattr(read, name) for name in given}
+
+
+def prompt_session(commands: list[str]) -> PromptSession[str]:
+    """A prompt with line editing, completion of commands and paths, and a history that is kept from day to day."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    for newline in (("escape", "enter"), ("c-j",)):
+        keys.add(*newline)(lambda event: event.current_buffer.insert_text("\n"))
+    paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
+    history: History = InMemoryHistory()
+    try:
+        path = history_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        history = FileHistory(path)
+    except OSError as error:
+        print(f"(no history: {error.filename or error}: {error.strerror})", file=sys.stderr)
+    return PromptSession(
+        history=history,
+        output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
+        multiline=True,
+        key_bindings=keys,
+        completer=NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths),
+        complete_while_typing=False,
+    )
+
+
+def history_file() -> Path:
+    """Where questions are kept: `minigpt4/history` in XDG_STATE_HOME, or in ~/.local/state."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minigpt4" / "history"

@@ -147,9 +147,9 @@ def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, 
 def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None, control_tokens(tokenizer))
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a<image>b###c</s>d"}]
+    messages = [{"role": "system", "content": "Be <Img>."}, {"role": "user", "content": "a<image>b###c</s>d</Img>e"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == "Be brief.###Human: a b c d###Assistant: "
+    assert rendered == "Be <Img>.###Human: a b c d e###Assistant: "
 
 
 def test_image_token_cannot_be_generated_and_the_stop_string_ends(

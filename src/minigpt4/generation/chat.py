@@ -21,8 +21,8 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.generation.endings import Answer
 from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
-from minigpt4.prompts.encode import encode, encode_chat, plain
-from minigpt4.prompts.templates import Message, Template, get_template
+from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
+from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -33,7 +33,7 @@ class Chat:
 
     def __init__(self, model: MiniGPT4, template: str | Template | None = None) -> None:
         self.model = model
-        self.template = get_template(template) if template is not None else model.template
+        self.template = self._own = get_template(template) if template is not None else model.template
         self.reset()
 
     def reset(self) -> None:
@@ -43,6 +43,12 @@ class Chat:
         self._known: dict[bytes, Tensor] = {}  # features of the pictures shown, by content: none is encoded twice
         self._features = encode_pictures(self.model, [[]])[0]  # of every picture so far: (pictures, q, d_qformer)
         self._cache = DynamicCache()  # keys and values of the first of `_ids`: seldom of the very last
+
+    def set_system(self, text: str | None) -> None:
+        """Tell the model how to behave, in place of the template's own words (None: these again), and start again."""
+        system = self._own.system if text is None else plain(self.model.tokenizer, text, self._own.stop)
+        self.template = replace(self._own, system=without_marks(system))
+        self.reset()
 
     @property
     def history(self) -> list[Message]:
@@ -101,8 +107,7 @@ class Chat:
         message = Message("user", text, len(pictures))
         [features] = encode_pictures(model, [pictures], self._known)
         if self._turns:
-            asked = replace(message, text=plain(model.tokenizer, text, self.template.stop))
-            new = self.template.continuation(asked)
+            new = self.template.continuation(plain_message(model.tokenizer, self.template, message))
             ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
         else:
             ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)

@@ -92,3 +92,51 @@ def showable(text: str, stop: str) -> str:
                 text = text[:-length]
                 break
     return text.rstrip("\ufffd").strip()
+
+
+class AnswerReader:
+    """Follows one answer token by token: what of it may be shown by now, and whether a stop string has ended it.
+
+    `stops` may be any strings, the template's among them; `ends` are the end tokens. Each token costs the same, however
+    long the answer is: only the newest tokens are decoded.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], ends: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.stops = [stop for stop in stops if stop]
+        self.ends = ends
+        self.tokens: list[int] = []
+        self.ended = False
+        self._text = ""  # of the tokens before `_read`
+        self._start = self._read = 0
+        self._shown = 0
+
+    def read(self, token: int) -> str:
+        """Takes the next token; returns what can be shown now and could not before."""
+        self.tokens.append(token)
+        if token in self.ends:
+            self.ended = True
+            return ""
+        # What a token adds is seen beside the one before it, for tokenizers write spaces between, not before.
+        known = decode_text(self.tokenizer, self.tokens[self._start : self._read])
+        text = decode_text(self.tokenizer, self.tokens[self._start :])
+        if text.endswith("\ufffd") and len(self.tokens) - self._read < _LONGEST_CHARACTER:
+            return ""  # half a character
+        self._text += text[len(known) :]
+        self._start, self._read = self._read, len(self.tokens)
+        self.ended = any(stop in self._text for stop in self.stops)
+        safe = min((showable(self._text, stop) for stop in self.stops or [""]), key=len)
+        piece = safe[self._shown :]
+        self._shown += len(piece)
+        return piece
+
+    def finish(self) -> tuple[Answer, str]:
+        """The whole answer, and what of it has not been shown yet."""
+        text = decode_text(self.tokenizer, self.tokens)
+        found = {text.find(stop): stop for stop in self.stops if stop in text}
+        answer = read_answer(self.tokenizer, self.tokens, found[min(found)] if found else "", self.ends)
+        return answer, answer.text[self._shown :]
+
+
+#: In tokens. A character has 4 bytes at most, but bytes that are none may stand before it in any number.
+_LONGEST_CHARACTER = 64

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -74,11 +74,16 @@ class Decoding:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Decoding:
         """The decoding that keyword arguments ask for. Raises UserError for one that does not exist."""
+        cls.check_names(settings)
+        return cls(**settings)
+
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises UserError for the first that is no setting."""
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
                 raise UserError(f"there is no generation setting {name!r}; the settings are {', '.join(known)}")
-        return cls(**settings)
 
     @property
     def sampling(self) -> bool:
@@ -202,23 +207,11 @@ def decode(
     Once `cancelled` is set, decoding ends after the token at hand.
     """
     tokenizer, llm = model.tokenizer, model.blip2.language_model
-    longest = max(len(row) for row in ids)
-    limit = getattr(llm.config, "max_position_embeddings", None) or longest + decoding.max_new_tokens
-    if longest >= limit:
-        raise UserError(
-            f"the conversation is {longest} tokens long and this LLM reads at most {limit}; "
-            "ask less at once or start a new chat"
-        )
-    # On the left, so that every row's answer starts in the same column; the mask hides the padding and positions
-    # are counted without it, so it changes no answer.
-    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(ids):
-        input_ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    new_tokens = room_for_answer(model, max(len(row) for row in ids), decoding)
+    input_ids, mask = left_padded(ids)
     ends = end_tokens(llm, tokenizer)
     config = decoding.generation_config(ends, model.image_token_id)
-    config.max_new_tokens = min(decoding.max_new_tokens, limit - longest)
+    config.max_new_tokens = new_tokens
     criteria: list[StoppingCriteria] = [StopString(tokenizer, stop)] if stop else []
     if cancelled is not None:
         criteria.append(_Cancelled(cancelled))
@@ -233,6 +226,32 @@ def decode(
             streamer=streamer,
         )
     return [read_answer(tokenizer, row, stop, ends) for row in new_ids.tolist()]
+
+
+def room_for_answer(model: MiniGPT4, prompt: int, decoding: Decoding) -> int:
+    """How many tokens may follow a prompt of so many. Raises UserError if the LLM cannot read even the prompt."""
+    limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
+    if limit and prompt >= limit:
+        raise UserError(
+            f"the conversation is {prompt} tokens long and this LLM reads at most {limit}; "
+            "ask less at once or start a new chat"
+        )
+    return min(decoding.max_new_tokens, limit - prompt) if limit else decoding.max_new_tokens
+
+
+def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor (rows, longest), and its attention mask.
+
+    Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
+    are counted without it, so it changes no answer.
+    """
+    longest = max(len(row) for row in ids)
+    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(ids):
+        input_ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return input_ids, mask
 
 
 def decode_stream(
@@ -379,7 +398,7 @@ def encode_pictures(
                     new[keys[source]] = image
     if new:
         known.update(zip(new, model.encode_images(list(new.values())), strict=True))
-    none = _no_features(model)
+    none = no_features(model)
     return [torch.stack([known[keys[s]] for s in row]) if row else none for row in sources]
 
 
@@ -390,7 +409,8 @@ def content_key(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def _no_features(model: MiniGPT4) -> Tensor:
+def no_features(model: MiniGPT4) -> Tensor:
+    """The features (0, q, d_qformer) of no picture."""
     width = model.blip2.config.qformer_config.hidden_size
     return torch.zeros((0, model.num_query_tokens, width), dtype=model.dtype, device=model.device)
 

@@ -156,7 +156,8 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
     """The chat template that renders messages in transformers' form exactly as `Template.prompt` does.
 
     Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
-    A space replaces all that texts spell out of `control`, `<image>` and the stop string, as in `prompts.encode.plain`.
+    A space replaces all that texts spell out of `control`, `<image>`, the stop string and, but for system texts, the
+    template's tags, as in `prompts.encode.plain_message`.
     `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own.
     """
     before, between, after = template.user_parts
@@ -176,6 +177,7 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
         "after_answer": template.after_answer,
         "cut": cut,
         "control": sorted({*control, parts.IMAGE_TOKEN, template.stop} - {""}, key=lambda token: (-len(token), token)),
+        "tags": template.tags,
     }
     settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
     return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
@@ -183,17 +185,17 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
 
 # The chat, in Jinja.
 _CHAT_TO_USER = """\
-{%- macro words(content) -%}
+{%- macro words(content, forbidden=tags) -%}
   {%- set texts = [content] -%}
   {%- if content is not string -%}
     {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
   {%- endif -%}
   {%- set said = namespace(text=texts | join) -%}
-  {%- for token in control -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
+  {%- for token in control + forbidden -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
   {{- said.text -}}
 {%- endmacro -%}
 {{- bos -}}
-{%- if messages[0].role == "system" -%}{{ words(messages[0].content) }}{%- else -%}{{ system }}{%- endif -%}
+{%- if messages[0].role == "system" -%}{{ words(messages[0].content, []) }}{%- else -%}{{ system }}{%- endif -%}
 {{- system_end -}}
 {%- for message in messages -%}
   {%- if message.role == "user" -%}

@@ -91,14 +91,23 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name:
             )
 
 
-def plain(tokenizer: PreTrainedTokenizerBase, text: str, stop: str = "") -> str:
-    """`text` without the spellings of control tokens, nor of a template's `stop` string.
+def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
+    """`text` without the spellings of control tokens, nor of the `reserved` strings of a template.
 
     Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
     """
-    control = (control_tokens(tokenizer) | {stop}) - {""}
+    control = control_tokens(tokenizer).union(reserved) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
+
+
+def plain_message(tokenizer: PreTrainedTokenizerBase, template: Template, message: Message) -> Message:
+    """The message as `plain` text: it says nothing that only the template may say.
+
+    In system texts tags may stand (they are of no use there), for the released one speaks of `<Img>` itself.
+    """
+    tags = () if message.role == "system" else template.tags
+    return replace(message, text=plain(tokenizer, message.text, template.stop, *tags))
 
 
 def encode_chat(
@@ -114,7 +123,7 @@ def encode_chat(
     that a chat collects in its cache. Only where the tokenizer puts a space before every text (`puts_space_first`) the
     conversation is tokenised whole, as the original does: there the ids are those that the checkpoints were taught.
     """
-    messages = [replace(message, text=plain(tokenizer, message.text, template.stop)) for message in messages]
+    messages = [plain_message(tokenizer, template, message) for message in messages]
     if puts_space_first(tokenizer):
         return encode(tokenizer, template.prompt(messages), num_query_tokens, image_token_id)
     first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)

@@ -6,6 +6,7 @@ turns it into placeholder tokens. Exact strings matter here: they are the protoc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -69,6 +70,12 @@ class Template:
         its KV cache feeds only this.
         """
         return self.after_answer + self._turn(message) + self.before_answer
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What in the format looks like a tag, such as `</Img>` or `[/INST]`: words that only the format may write."""
+        written = self.user + self.assistant + self.image.replace(IMAGE_MARK, "")
+        return tuple(dict.fromkeys(re.findall(r"</?\w+>|\[/?\w+\]|<\|\w+\|>", written)))
 
     @property
     def user_parts(self) -> tuple[str, str, str]:

@@ -1,0 +1,1 @@
+"""What serves the model to people and programs: the web page and the HTTP API."""

