@@ -279,8 +279,10 @@ def decode_stream(
             if len(safe) > shown:
                 yield safe[shown:]
                 shown = len(safe)
-    finally:
+    except BaseException:
         cancelled.set()
+        raise
+    finally:
         worker.join()
     [outcome] = result
     if isinstance(outcome, BaseException):

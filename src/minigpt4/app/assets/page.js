@@ -1,0 +1,43 @@
+"use strict";
+(() => {
+  const dark = choice => document.body.classList.toggle("dark", choice);
+  const stored = () => { try { return localStorage.getItem("minigpt4-theme"); } catch { return null; } };
+  const keep = value => { try { localStorage.setItem("minigpt4-theme", value); } catch { /* private mode */ } };
+  const question = () => [...document.querySelectorAll("#composer textarea, #duel textarea")].find(e => e.offsetParent);
+
+  window.minigpt4 = {
+    room: name => [...document.querySelectorAll("#rooms [role=tab]")].find(tab => tab.textContent.trim() === name)?.click(),
+    download: file => {
+      if (!file) return;
+      const [name, kind, text] = file, link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], {type: kind}));
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    },
+  };
+
+  document.addEventListener("click", event => {
+    if (!event.target.closest("#theme")) return;
+    keep(dark() ? "dark" : "light");
+  });
+  document.addEventListener("keydown", event => {
+    if (event.key === "Escape") document.querySelector("#composer .stop-button")?.click();
+    const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      question()?.focus();
+      event.preventDefault();
+    }
+  });
+  // Gradio has set the class by the system's wish when the page is built; what was chosen here comes after that.
+  document.addEventListener("DOMContentLoaded", () => {
+    if (stored()) {
+      dark(stored() === "dark");
+      new MutationObserver((_, watch) => {
+        if (!document.querySelector("#composer")) return;
+        dark(stored() === "dark");
+        watch.disconnect();
+      }).observe(document.body, {childList: true, subtree: true});
+    }
+  });
+})();
