@@ -9,8 +9,16 @@ answers right.
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
 #: Ability of the example, seed and type of its picture.
@@ -37,5 +45,47 @@ def examples() -> None:
         picture.save(folder / f"{name}.png", optimize=True)
 
 
+def screenshots() -> None:
+    """Start the page as people do, use it in headless Chromium, and take three pictures of it."""
+    folder = HERE / "assets"
+    command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "web", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as process, sync_playwright() as playwright:  # fmt: skip
+        assert process.stdout is not None
+        url = process.stdout.readline().split("at ")[1].split()[0]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+
+        def opened(**look: Any) -> Page:
+            tab = browser.new_page(**look)
+            tab.set_default_timeout(120_000)
+            tab.goto(url)
+            tab.wait_for_selector("#composer textarea")
+            return tab
+
+        tab = opened(viewport={"width": 1280, "height": 860})
+        tab.get_by_role("button", name="Draft to website").click()
+        tab.wait_for_selector("#site iframe")
+        _take(tab, folder / "web-website.png")
+        tab.get_by_role("button", name="New chat").click()
+        tab.get_by_role("button", name="Describe it").click()
+        tab.get_by_role("tab", name="Looked at").click()
+        tab.locator("#words label", has_text="lamp").first.click()
+        tab.wait_for_selector("#heat img")
+        _take(tab, folder / "web-looked-at.png")
+        phone = opened(viewport={"width": 390, "height": 780}, color_scheme="dark")
+        phone.get_by_role("button", name="A poem").click()
+        phone.wait_for_selector("#chat .bot")
+        phone.wait_for_selector("#composer .submit-button")
+        _take(phone, folder / "web-phone.png")
+        browser.close()
+        process.terminate()
+
+
+def _take(tab: Page, path: Path) -> None:
+    tab.wait_for_timeout(2000)  # until everything has found its place
+    Image.open(io.BytesIO(tab.screenshot())).quantize(192).save(path, optimize=True)
+
+
 if __name__ == "__main__":
-    {"examples": examples}[sys.argv[1]]()
+    {"examples": examples, "screenshots": screenshots}[sys.argv[1]]()

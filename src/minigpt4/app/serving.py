@@ -69,7 +69,8 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
     with listening, tempfile.TemporaryDirectory(prefix="minigpt4-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))  # gone when the page is
-        from minigpt4.app.web import ASSETS, Page, theme
+        from minigpt4.app.layout import ASSETS, theme
+        from minigpt4.app.web import Page
 
         pictures = Path(folder, "pictures")
         pictures.mkdir()

@@ -29,15 +29,14 @@
       event.preventDefault();
     }
   });
-  // Gradio has set the class by the system's wish when the page is built; what was chosen here comes after that.
+  // When the page is built: the look that was chosen here before (Gradio has set the system's), and the pen in hand.
+  const built = (selector, then) => {
+    const look = () => { const found = document.querySelector(selector); if (found) then(found); return found; };
+    const watch = new MutationObserver(() => look() && watch.disconnect());
+    look() || watch.observe(document.body, {childList: true, subtree: true});
+  };
   document.addEventListener("DOMContentLoaded", () => {
-    if (stored()) {
-      dark(stored() === "dark");
-      new MutationObserver((_, watch) => {
-        if (!document.querySelector("#composer")) return;
-        dark(stored() === "dark");
-        watch.disconnect();
-      }).observe(document.body, {childList: true, subtree: true});
-    }
+    built("#composer", () => stored() && dark(stored() === "dark"));
+    built("#sketch [aria-label=Brush]", pen => pen.click());
   });
 })();
