@@ -24,7 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 START = "from minigpt4.cli import main; main()"
 #: What a model must not be able to do to the page, said before and inside of a web page.
 HOSTILE = (
-    "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> ![](http://evil/a) ",
+    "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> "
+    "![](http://evil/a) ${document.title='hacked'}",
     "<html><body onload=\"parent.document.title='hacked'\"><h1>Mine</h1><script>top.document.title='hacked'</script>",
     '<img src="http://evil.example/b.png"><form action="http://evil.example/"><button>Go</button></form>',
     "```\n# Out\n</body></html>",

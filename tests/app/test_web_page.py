@@ -233,3 +233,5 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     expect(answers.nth(0)).to_contain_text("penguin")
     expect(answers.nth(1)).to_contain_text("penguin")
     expect(answers.nth(2).locator("iframe")).to_be_visible()
+    assert tab.title() == "MiniGPT-4"
+    assert answers.nth(2).locator("img").count() == 0, "what the hostile model said is text"

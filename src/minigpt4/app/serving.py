@@ -80,9 +80,8 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
         app.add_middleware(Guard)
         style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        head = (
-            f"<style>{style}</style><script>{script}</script>"  # Gradio's `css` would hold for a part of the page only
-        )
+        # Not as Gradio's `css`, which it rewrites to hold for a part of the page only.
+        head = f"<style>{style}</style><script>{script}</script>"
         app = gr.mount_gradio_app(
             app, page.blocks, "/", theme=theme(), head=head, footer_links=[], show_error=True,
             max_file_size=MAX_UPLOAD,

@@ -67,7 +67,7 @@ class Models:
         threading.Thread(target=load, name="minigpt4-load", daemon=True).start()
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A question with its pictures, and as much of its answer as was said."""
 
@@ -77,7 +77,7 @@ class Turn:
     stopped: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Visit:
     """One visitor's conversation with the model called `model`."""
 

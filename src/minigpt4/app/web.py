@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from minigpt4.app import render
-from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, PAPER, Layout, model_answer
+from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, KEPT_SECONDS, PAPER, Layout, model_answer
 from minigpt4.app.session import Models, Visit, Visits
 from minigpt4.errors import UserError
 
@@ -91,7 +92,7 @@ class Page(Layout):
         if len(self.models.names) > 1:
             shown = [self.duel_status, self.duel_pictures, *self.columns]
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
-            self.beside.click(self._carry_over, None, [self.duel, self.status], **quick).then(
+            self.beside.click(self._carry_over, None, [self.duel], **quick).then(
                 None, None, None, js="() => window.minigpt4.room('Side by side')", api_visibility="private"
             )
 
@@ -146,13 +147,14 @@ class Page(Layout):
             problem = _explained(error)
         composer: Update = {"submit_btn": True, "stop_btn": False}
         if problem is not None:  # nothing that was typed is lost
-            composer["value"] = {"text": question, "files": [p for p in pictures if isinstance(p, str)]}
+            files = [picture if isinstance(picture, str) else self._shown(picture) for picture in pictures]
+            composer["value"] = {"text": question, "files": files}
         yield {
             self.chatbot: self._messages(visit),
             self.composer: gr.MultimodalTextbox(**composer),
             self.examples: gr.Group(visible=not visit.turns),
             self.status: _told(problem),
-            **(self._found(visit) if problem is None else {}),
+            **(self._found(visit) if problem is None and visit.turns else {}),  # a new chat may have begun meanwhile
         }
 
     def _found(self, visit: Visit) -> Update:
@@ -197,6 +199,9 @@ class Page(Layout):
         """A file of the picture for the chat, made by us from its pixels: what was uploaded is never sent back."""
         small = picture.copy()
         small.thumbnail((768, 768))
+        for old in self.folder.iterdir():
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # made again if it is still shown
+                old.unlink(missing_ok=True)
         path = self.folder / f"{hashlib.sha256(small.tobytes()).hexdigest()[:32]}.png"
         if not path.exists():
             small.save(path)
@@ -296,9 +301,9 @@ class Page(Layout):
     def _carry_over(self, request: gr.Request) -> Update:
         visit = self._visit(request)
         if not visit.turns:
-            return {self.status: _told("ask something first; it is then put to all models")}
+            return {}
         files = [self._shown(picture) for picture in visit.pictures[-1:]]
-        return {self.duel: {"text": visit.turns[-1].question, "files": files}, self.status: ""}
+        return {self.duel: {"text": visit.turns[-1].question, "files": files}}
 
     def _compare(self, message: Any, *sliders: float) -> Iterator[Update]:
         from minigpt4.data.images import open_image
