@@ -27,7 +27,7 @@ def photo(seed: int = 12_400_001, kind: str = "scene") -> bytes:
 
 def show(tab: Any, name: str, data: bytes, where: str = "#composer") -> None:
     tab.set_input_files(f"{where} input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
-    tab.wait_for_selector(f"{where} .thumbnail-image, {where} .thumbnail-item img, {where} .thumbnails img")
+    tab.wait_for_selector(f"{where} .thumbnail-image", state="attached")
 
 
 def ask(tab: Any, question: str) -> None:
@@ -98,13 +98,13 @@ def test_stop_regenerate_and_edit(visit: Callable[..., Any]) -> None:
     stopped = done(tab)
     if "stopped" in stopped:  # a quick machine may have finished before
         assert len(stopped.split()) < 80
-    tab.get_by_label("Retry").click()
+    tab.locator("#chat [aria-label=Retry]").click()
     expect(tab.locator("#chat .bot")).not_to_contain_text("stopped")
     story = done(tab)
     assert len(story) > len(stopped) - 12
-    tab.get_by_label("Edit").last.click()
+    tab.locator("#chat [aria-label=Edit]").last.click()
     tab.locator("#chat textarea").fill("How many objects are there?")
-    tab.get_by_label("Submit").click()
+    tab.locator("#chat [aria-label=Submit]").click()
     expect(tab.locator("#chat .bot")).to_contain_text(re.compile("four", re.I))
     assert tab.locator("#chat .bot").count() == 1
     assert "story" not in tab.locator("#chat").inner_text()
@@ -161,16 +161,17 @@ def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any]) -> No
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("cut.png", photo()[:2000]), ("page.png", b"<html><script>alert(1)</script></html>"), ("empty.png", b"")],
+    [("cut.png", photo()[:2000]), ("page.png", b"<html><script>alert(1)</script></html>")],
 )
 def test_a_broken_picture_is_told_and_the_page_lives(visit: Callable[..., Any], name: str, data: bytes) -> None:
     tab = visit()
     greedy(tab)
-    tab.set_input_files("#composer input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
-    tab.wait_for_timeout(700)
+    show(tab, name, data)
     ask(tab, "How many objects are there?")
-    if name != "empty.png":  # Gradio itself refuses what has no bytes, with a message of its own
-        expect(tab.get_by_role("alert")).to_contain_text(name)
+    told = tab.get_by_role("alert")
+    expect(told).to_contain_text(name)
+    assert "/" not in told.inner_text().partition(":")[0], "where the server keeps it is nobody's business"
+    assert tab.locator("#composer textarea").input_value() == "How many objects are there?"
     tab.get_by_role("button", name="New chat").click()
     tab.get_by_role("button", name="Describe it").click()
     expect(tab.locator("#chat .bot")).to_contain_text("lamp")
@@ -207,7 +208,7 @@ def test_on_a_phone_by_touch_and_by_keys(visit: Callable[..., Any]) -> None:
     unnamed = phone.evaluate(
         """() => [...document.querySelectorAll("button, input:not([type=file]):not([type=hidden]), textarea")]
         .filter(e => e.checkVisibility() && !e.textContent.trim() && !e.labels?.length
-          && !e.ariaLabel && !e.title && !e.placeholder).map(e => e.outerHTML)"""
+          && !e.ariaLabel && !e.title && !e.placeholder && !e.querySelector("img[alt]")).map(e => e.outerHTML)"""
     )
     assert unnamed == []
     phone.locator("#theme").tap()

@@ -110,13 +110,11 @@ class Visit:
 
         A turn that fails has not happened. Raises UserError for what cannot be asked or shown.
         """
-        from minigpt4.data.images import open_image
-
         if len(pictures) > MAX_PICTURES_PER_QUESTION:
             raise UserError(f"{len(pictures)} pictures at once; show at most {MAX_PICTURES_PER_QUESTION}")
         if len(question) > MAX_QUESTION:
             raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
-        turn = Turn(question, [open_image(picture) for picture in pictures])
+        turn = Turn(question, [opened(picture) for picture in pictures])
         if not question.strip():
             raise UserError("type a question, or choose an example")
         stop = self.stop = threading.Event()
@@ -170,6 +168,17 @@ class Visits:
             visit = self._visits.pop(key, None)
         if visit is not None:
             visit.start_again()
+
+
+def opened(picture: Any) -> Image.Image:
+    """The picture that was shown; what is wrong with an upload is told without the folder that it lies in."""
+    from minigpt4.data.images import open_image
+
+    try:
+        return open_image(picture)
+    except UserError as error:
+        folder = f"{Path(picture).parent}/" if isinstance(picture, str) else str(picture)
+        raise UserError(str(error).replace(folder, "")) from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:

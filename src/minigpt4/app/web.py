@@ -18,7 +18,7 @@ import gradio as gr
 
 from minigpt4.app import render
 from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, KEPT_SECONDS, PAPER, Layout, model_answer
-from minigpt4.app.session import Models, Visit, Visits
+from minigpt4.app.session import Models, Visit, Visits, opened
 from minigpt4.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -306,13 +306,11 @@ class Page(Layout):
         return {self.duel: {"text": visit.turns[-1].question, "files": files}}
 
     def _compare(self, message: Any, *sliders: float) -> Iterator[Update]:
-        from minigpt4.data.images import open_image
-
         update: Update = {
             column: model_answer(name, "…") for name, column in zip(self.models.names, self.columns, strict=True)
         }
         try:
-            pictures = [open_image(path) for path in message["files"]]
+            pictures = [opened(path) for path in message["files"]]
             shown = "".join(f'<img src="{render.data_url(picture, 320)}" alt="The picture">' for picture in pictures)
             yield {self.duel_status: "", self.duel_pictures: f'<div class="strip">{shown}</div>', **update}
             for name, column in zip(self.models.names, self.columns, strict=True):

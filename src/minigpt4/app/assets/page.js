@@ -38,5 +38,8 @@
   document.addEventListener("DOMContentLoaded", () => {
     built("#composer", () => stored() && dark(stored() === "dark"));
     built("#sketch [aria-label=Brush]", pen => pen.click());
+    built(".overflow-menu > button", () => {
+      document.querySelectorAll(".overflow-menu > button").forEach(more => { more.ariaLabel = "More"; });
+    });
   });
 })();
