@@ -177,8 +177,9 @@ def opened(picture: Any) -> Image.Image:
     try:
         return open_image(picture)
     except UserError as error:
-        folder = f"{Path(picture).parent}/" if isinstance(picture, str) else str(picture)
-        raise UserError(str(error).replace(folder, "")) from None
+        if not isinstance(picture, str):
+            raise
+        raise UserError(str(error).replace(f"{Path(picture).parent}/", "")) from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:
