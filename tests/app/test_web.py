@@ -54,7 +54,7 @@ def test_visits_are_bounded_in_number_and_time() -> None:
 def test_what_cannot_be_asked_has_not_happened(tmp_path: Path) -> None:
     visit = Visits(Models({"gone": str(tmp_path)})).of("ann")
     for question, pictures, message in (
-        ("", [], "type a question"),
+        ("", [], "Type a question"),
         ("x" * 9000, [], "9,000 characters"),
         ("What?", ["a.png"] * 9, "at most 8"),
         ("What?", [b"junk"], "not a picture"),

@@ -16,7 +16,7 @@ from minigpt4.pocket.draw import draw
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-expect.set_options(timeout=90_000)
+expect.set_options(timeout=20_000)
 
 
 def photo(seed: int = 12_400_001, kind: str = "scene") -> bytes:

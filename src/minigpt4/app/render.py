@@ -122,7 +122,8 @@ def conversation_json(turns: Sequence[Turn], model: str) -> str:
 
 def conversation_markdown(turns: Sequence[Turn], model: str) -> str:
     """The conversation to read, with the pictures at its end, where they disturb nobody who reads it as text."""
-    lines, addresses = [f"# A conversation with MiniGPT-4 ({model})"], []
+    lines = [f"# A conversation with MiniGPT-4 ({model})"]
+    addresses: list[str] = []
     for turn in turns:
         names = range(len(addresses) + 1, len(addresses) + len(turn.pictures) + 1)
         addresses += [f"[picture {n}]: {data_url(p, 512)}" for n, p in zip(names, turn.pictures, strict=True)]
@@ -139,5 +140,5 @@ def conversation_page(turns: Sequence[Turn], model: str) -> str:
         parts.append(f"<section>{shown}<h2>{escape(turn.question)}</h2><pre>{escape(turn.answer)}</pre>")
         page = find_page(turn.answer)
         parts.append((website(page, None) if page else "") + "</section>")
-    empty = resources.files("minigpt4.app").joinpath("assets", "conversation.html").read_text(encoding="utf-8")
+    empty = resources.files("minigpt4.app").joinpath("assets/conversation.html").read_text(encoding="utf-8")
     return empty.replace("__MODEL__", escape(model)).replace("__PARTS__", "\n".join(parts))

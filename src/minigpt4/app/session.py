@@ -116,7 +116,7 @@ class Visit:
             raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
         turn = Turn(question, [opened(picture) for picture in pictures])
         if not question.strip():
-            raise UserError("type a question, or choose an example")
+            raise UserError("Type a question, or choose an example")
         stop = self.stop = threading.Event()
         self.turns.append(turn)
         try:

@@ -125,7 +125,7 @@ class Page(Layout):
         if position >= len(owners):
             yield {
                 self.chatbot: self._messages(visit),
-                self.status: _told("this visit was idle for too long; ask anew"),
+                self.status: _told("This visit was idle for too long; ask anew"),
             }
             return
         number = owners[position]
@@ -262,7 +262,7 @@ class Page(Layout):
         from minigpt4.generation.attention import patch_attention, token_attention
 
         if visit.chat is None or not visit.pictures:
-            return {self.status: _told("show a picture and ask about it first")}
+            return {self.status: _told("Show a picture and ask about it first")}
         model = visit.chat.model
         try:
             patches = patch_attention(model, visit.pictures)
@@ -274,7 +274,7 @@ class Page(Layout):
             else:
                 assert query is not None
                 if not 1 <= query <= model.num_query_tokens:
-                    raise UserError(f"this model has query tokens 1 to {model.num_query_tokens}")
+                    raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
                 weights = patches.new_zeros(len(patches), model.num_query_tokens)
                 weights[:, query - 1] = 1
                 about = f"query token {query}"
@@ -291,7 +291,7 @@ class Page(Layout):
         def make(request: gr.Request) -> Update:
             visit = self._visit(request)
             if not visit.turns:
-                return {self.file: None, self.status: _told("there is nothing to keep yet; ask something first")}
+                return {self.file: None, self.status: _told("There is nothing to keep yet; ask something first")}
             return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.status: ""}
 
         return make
@@ -325,17 +325,17 @@ def _explained(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     log.error("an answer failed", exc_info=error)
-    return f"this failed ({type(error).__name__}); the conversation is as it was before"
+    return f"This failed ({type(error).__name__}); the conversation is as it was before"
 
 
 def _told(problem: str | None) -> str:
-    return f'<p role="alert" class="problem">{escape(problem[0].upper() + problem[1:])}.</p>' if problem else ""
+    return f'<p role="alert" class="problem">{escape(problem.rstrip("."))}.</p>' if problem else ""
 
 
 def _drawing(sketch: Any) -> Any:
     drawing = (sketch or {}).get("composite")
     if drawing is None or drawing.getextrema()[-1][1] == 0:
-        raise UserError("the sheet is empty; draw something first")
+        raise UserError("The sheet is empty; draw something first")
     return drawing
 
 

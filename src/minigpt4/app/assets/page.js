@@ -35,11 +35,16 @@
     const watch = new MutationObserver(() => look() && watch.disconnect());
     look() || watch.observe(document.body, {childList: true, subtree: true});
   };
-  document.addEventListener("DOMContentLoaded", () => {
+  const start = () => {
     built("#composer", () => stored() && dark(stored() === "dark"));
-    built("#sketch [aria-label=Brush]", pen => pen.click());
+    const takePen = setInterval(() => {  // the sheet is shown some time before it takes a click
+      if (document.querySelector("#sketch [aria-label='Brush Size']")) clearInterval(takePen);
+      else document.querySelector("#sketch [aria-label=Brush]")?.click();
+    }, 300);
     built(".overflow-menu > button", () => {
       document.querySelectorAll(".overflow-menu > button").forEach(more => { more.ariaLabel = "More"; });
     });
-  });
+  };
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();  // Gradio puts this into the page after it is there
 })();
