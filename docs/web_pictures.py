@@ -74,6 +74,7 @@ def screenshots() -> None:
         tab.wait_for_selector("#heat img")
         _take(tab, folder / "web-looked-at.png")
         phone = opened(viewport={"width": 390, "height": 780}, color_scheme="dark")
+        phone.wait_for_timeout(2000)
         phone.get_by_role("button", name="A poem").click()
         phone.wait_for_selector("#chat .bot")
         phone.wait_for_selector("#composer .submit-button")
