@@ -59,7 +59,7 @@ class Layout:
         )  # fmt: skip
         self.chatbot = gr.Chatbot(
             label="Conversation", show_label=False, elem_id="chat", height=None, max_height="62vh", min_height=110,
-            allow_file_downloads=False, group_consecutive_messages=False,  # else a question with pictures cannot be edited
+            allow_file_downloads=False, group_consecutive_messages=False,  # else pictures bar editing
             editable="user", buttons=["copy", "copy_all"], latex_delimiters=[], allow_tags=False, layout="bubble",
             placeholder="### What shall we look at?\nShow a picture below, draw one, or start with an example.",
         )  # fmt: skip
