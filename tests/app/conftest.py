@@ -84,7 +84,7 @@ def visit(browser: Browser, page_url: str) -> Iterator[Callable[..., Tab]]:
         context = browser.new_context(viewport={"width": width, "height": height}, **more)
         contexts.append(context)
         tab = context.new_page()
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(60_000)
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.goto(page_url)
         tab.wait_for_selector("#composer textarea")

@@ -16,7 +16,7 @@ from minigpt4.pocket.draw import draw
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def photo(seed: int = 12_400_001, kind: str = "scene") -> bytes:
@@ -112,6 +112,8 @@ def test_stop_regenerate_and_edit(visit: Callable[..., Any]) -> None:
 
 def test_a_draft_is_drawn_and_shown_as_a_website(visit: Callable[..., Any]) -> None:
     tab = visit()
+    greedy(tab)
+    tab.get_by_role("tab", name="Draw").click()
     tab.get_by_role("button", name="Make it a website").click()
     expect(tab.get_by_role("alert")).to_contain_text("The sheet is empty")
     expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()  # the pen is in hand
@@ -133,7 +135,6 @@ def test_a_draft_is_drawn_and_shown_as_a_website(visit: Callable[..., Any]) -> N
     expect(frame).to_be_visible()
     assert frame.get_attribute("sandbox") == ""
     expect(tab.frame_locator("#site iframe").locator("h1")).not_to_be_empty()
-    expect(tab.frame_locator("#site iframe").locator("img")).to_be_visible()
     assert tab.locator("#site img").evaluate("i => i.decode().then(() => i.naturalWidth)") > 100
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Download the page").click()
@@ -142,15 +143,17 @@ def test_a_draft_is_drawn_and_shown_as_a_website(visit: Callable[..., Any]) -> N
 
 def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any]) -> None:
     tab = visit()
-    asked_outside: list[str] = []
-    tab.on("request", lambda request: "evil" in request.url and asked_outside.append(request.url))
+    outside: list[str] = []
+    tab.on("request", lambda request: "evil" in request.url and outside.append("asked"))
+    tab.on("requestfailed", lambda request: "evil" in request.url and outside.append(request.failure or ""))
     tab.locator("#model").get_by_label("hostile").check()
     ask(tab, "Hello <b onclick=alert(1)>you</b>")
     expect(tab.frame_locator("#site iframe").locator("h1")).to_have_text("Mine")
     done(tab)
     tab.wait_for_timeout(500)
     assert tab.title() == "MiniGPT-4"
-    assert not asked_outside
+    assert outside.count("asked") == outside.count("csp") > 0, "what was tried was turned away before it left"
+    assert set(outside) == {"asked", "csp"}
     assert tab.locator("#chat .bot img, #chat script, #chat .bot h1, #chat b[onclick]").count() == 0
     assert "onerror" in tab.locator("#chat .bot").inner_text(), "it is shown as text"
     inside = next(frame for frame in tab.frames if frame != tab.main_frame)
