@@ -7,13 +7,16 @@ STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
 STAMP_VLLM := $(VENV_VLLM)/.installed
 
-.PHONY: help demo serve test test-vllm lint bench venv venv-vllm clean
+.PHONY: help demo web serve test test-vllm lint bench venv venv-vllm clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP)  ## align the pocket model in both stages, measure it, write a page of pictures and answers
 	$(BIN)/minigpt4 demo
+
+web: $(STAMP)  ## chat about pictures in the browser
+	$(BIN)/minigpt4 web
 
 serve: $(STAMP)  ## answer OpenAI's clients at http://127.0.0.1:8000/v1, with the pocket model
 	$(BIN)/minigpt4 serve pocket

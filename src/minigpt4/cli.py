@@ -195,6 +195,29 @@ def chat(
 
 
 @app.command()
+def web(
+    model: Annotated[str, typer.Argument(help="pocket, or a model's directory or hub id.")] = "pocket",
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another model to choose and compare; may be given several times.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to serve on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 7860,
+    dtype: _Dtype = None,
+    load_in: _LoadIn = None,
+    device: _Device = None,
+) -> None:
+    """Open a page in the browser to chat about pictures, draw websites, and see what the model looked at.
+
+    Example: minigpt4 web pocket --port 7860
+    """
+    from minigpt4.app.serving import serve_page
+    from minigpt4.app.session import Models, offered
+
+    models = Models(offered(model, beside or []), dtype=dtype, load_in=load_in, device=device)
+    serve_page(models, host, port, lambda address: typer.echo(f"The page is at {address} (Ctrl-C ends it)"))
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
     images: Annotated[str, typer.Option(help="A directory, a pattern, a .jsonl or a .parquet file.")],

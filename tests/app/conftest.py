@@ -1,9 +1,16 @@
-"""Toy models behind real servers on loopback."""
+"""Toy models behind real servers on loopback; the page in a process of its own, as people start it, in a browser."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -11,7 +18,85 @@ from PIL import Image
 from speaking import make_it_say
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from playwright.sync_api import Page as Tab
+
     from minigpt4 import MiniGPT4
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+START = "from minigpt4.cli import main; main()"
+#: What a model must not be able to do to the page, said before and inside of a web page.
+HOSTILE = (
+    "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> "
+    "![](http://evil/a) ${document.title='hacked'}",
+    "<html><body onload=\"parent.document.title='hacked'\"><h1>Mine</h1><script>top.document.title='hacked'</script>",
+    '<img src="http://evil.example/b.png"><form action="http://evil.example/"><button>Go</button></form>',
+    "```\n# Out\n</body></html>",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile_model(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers everything with `HOSTILE`, as a directory called hostile."""
+    from minigpt4 import MiniGPT4
+
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", dtype="float32", device="cpu")
+    make_it_say(model.blip2.language_model, model.tokenizer, [*HOSTILE, "###"])
+    directory = tmp_path_factory.mktemp("models") / "hostile"
+    model.export(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def page_url(hostile_model: Path) -> Iterator[str]:
+    """The address of a page about the pocket model, with stage 1 and the hostile model beside it."""
+    command = [sys.executable, "-c", START, "web", "pocket", "--port", "0"]
+    for beside in ("pocket-stage1", str(hostile_model)):
+        command += ["--beside", beside]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found, process.stderr and process.stderr.read()
+        try:
+            yield found.group()
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert process.returncode in (0, 130)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def visit(browser: Browser, page_url: str) -> Iterator[Callable[..., Tab]]:
+    """Opens the page as another visitor; whatever goes wrong in the browser fails the test."""
+    contexts, faults = [], []
+
+    def open_page(width: int = 1280, height: int = 900, **more: Any) -> Tab:
+        context = browser.new_context(viewport={"width": width, "height": height}, **more)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(page_url)
+        tab.wait_for_selector("#composer textarea")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
 
 
 @pytest.fixture(scope="session")

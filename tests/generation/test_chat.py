@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,36 @@ def test_a_saved_chat_can_be_read(says: Callable[[Sequence[str]], MiniGPT4], tmp
         chat.save(tmp_path)
     with pytest.raises(UserError, match="cannot be written"):
         chat.save(tmp_path / "nowhere" / "chat.md")
+
+
+def test_a_chat_that_goes_back_is_as_if_nothing_had_been_said_since(
+    model: MiniGPT4, pictures: list[Image.Image]
+) -> None:
+    turns = [("What is it?", pictures[0]), ("Where?", None), ("And this?", pictures[5]), ("Why?", None)]
+    chat = model.start_chat()
+    said = [chat.ask(text, image=image, **PLAIN) for text, image in turns]
+    chat.rewind(1)
+    assert [message.text for message in chat.history] == ["What is it?", said[0]]
+    with Prefills(model) as read:
+        assert [chat.ask(text, image=image, **PLAIN) for text, image in turns[1:]] == said[1:]
+    assert read[0] < len(chat.reading(0)[0]), "what was read before is not read again"
+    chat.rewind(0)
+    assert chat.ask(*turns[0], **PLAIN) == said[0]
+    with pytest.raises(UserError, match="has 1 turns"):
+        chat.rewind(2)
+
+
+def test_a_stopped_answer_is_what_was_said_by_then(model: MiniGPT4, pictures: list[Image.Image]) -> None:
+    chat, stop = model.start_chat(), threading.Event()
+    pieces = []
+    for piece in chat.stream("Tell me a very long story.", pictures[0], stop, seed=0, max_new_tokens=400):
+        pieces.append(piece)
+        if len(pieces) == 3:
+            stop.set()
+    said = "".join(pieces)
+    assert chat.history[1:] == [Message("assistant", said)]
+    assert len(chat.reading(0)[0]) < 200
+    second = chat.ask("Why?", **PLAIN)
+    chat.rewind(1)
+    chat._cache = DynamicCache()
+    assert chat.ask("Why?", **PLAIN) == second

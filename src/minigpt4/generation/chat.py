@@ -7,6 +7,7 @@ the chat is as it was before it.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class Chat:
     def reset(self) -> None:
         """Forget everything that was said and shown."""
         self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its pictures
+        #: Of each answer: where its tokens start and end in what the LLM has read, and how many pictures it had seen.
+        self._answers: list[tuple[int, int, int]] = []
         self._ids: list[int] = []  # all that the LLM has read and written, up to the end of the last answer
         self._known: dict[bytes, Tensor] = {}  # features of the pictures shown, by content: none is encoded twice
         self._features = encode_pictures(self.model, [[]])[0]  # of every picture so far: (pictures, q, d_qformer)
@@ -55,10 +58,29 @@ class Chat:
         """What was said so far, oldest first."""
         return [message for message, _ in self._turns]
 
-    def ask(self, text: str, image: Any = None, **settings: Any) -> str:
+    def rewind(self, turns: int) -> None:
+        """Forget all but the first `turns` questions and answers, as if nothing had been said since."""
+        if not 0 <= turns <= len(self._answers):
+            raise UserError(f"the chat has {len(self._answers)} turns; it cannot go back to turn {turns}")
+        del self._turns[2 * turns :], self._answers[turns:]
+        _, end, pictures = self._answers[-1] if self._answers else (0, 0, 0)
+        self._ids, self._features = self._ids[:end], self._features[:pictures]
+        self._shorten_cache(end)
+
+    def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
+        """What the LLM had read and said by the end of an answer, to look into it (`attention.py`).
+
+        Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
+        the pictures among them (pictures, q, d_qformer).
+        """
+        start, end, pictures = self._answers[turn]
+        return self._ids[:end], start, self._features[:pictures]
+
+    def ask(self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any) -> str:
         """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) and all shown before.
 
         `settings`: the fields of `engine.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
+        Setting `cancelled` ends the answer after the token at hand; what was said by then is the answer.
         Raises UserError for a picture that cannot be read, or a conversation longer than the LLM can read.
         """
         decoding = Decoding.from_settings(settings)
@@ -66,18 +88,23 @@ class Chat:
         # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
         cache = self._cache if decoding.num_beams == 1 else None
         with self._undone_on_failure():
-            [answer] = decode(self.model, [turn.ids], turn.features, decoding, self.template.stop, cache=cache)
+            [answer] = decode(
+                self.model, [turn.ids], turn.features, decoding, self.template.stop, cache=cache, cancelled=cancelled
+            )
         self._keep(turn, answer)
         return answer.text
 
-    def stream(self, text: str, image: Any = None, **settings: Any) -> Iterator[str]:
+    def stream(
+        self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any
+    ) -> Iterator[str]:
         """The same in pieces, as they come. Closing the iterator early stops the LLM and undoes the turn."""
         decoding = Decoding.from_settings(settings)
         turn = self._turn(text, image)
         with self._undone_on_failure():
             answer = yield from decode_stream(
-                self.model, turn.ids, turn.features, decoding, self.template.stop, cache=self._cache
-            )
+                self.model, turn.ids, turn.features, decoding, self.template.stop,
+                cache=self._cache, cancelled=cancelled,
+            )  # fmt: skip
         self._keep(turn, answer)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
@@ -126,6 +153,7 @@ class Chat:
     def _keep(self, turn: _Turn, answer: Answer) -> None:
         self._turns += [(turn.message, turn.names), (Message("assistant", answer.text), [])]
         self._ids = turn.ids + list(answer.tokens)
+        self._answers.append((len(turn.ids), len(self._ids), len(turn.features)))
         self._features = turn.features
         self._shorten_cache(len(self._ids) - answer.respelled)
 

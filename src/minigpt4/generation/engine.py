@@ -262,15 +262,17 @@ def decode_stream(
     stop: str,
     *,
     cache: Cache | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Generator[str, None, Answer]:
     """`decode` for one row, as a generator of pieces of text that returns the `Answer`.
 
-    Decoding runs in a thread of its own. Closing the generator ends it, and whatever it raises is raised here.
+    Decoding runs in a thread of its own. Closing the generator ends it, and whatever it raises is raised here. Setting
+    `cancelled` ends it too, and the answer is what was said by then.
     """
     if decoding.num_beams > 1:
         raise UserError("beams cannot be streamed, for the best answer is known at the end only; use num_beams=1")
     tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    cancelled = threading.Event()
+    cancelled = cancelled or threading.Event()
     result: list[Answer | BaseException] = []
 
     def work() -> None:
@@ -296,8 +298,10 @@ def decode_stream(
             if len(safe) > shown:
                 yield safe[shown:]
                 shown = len(safe)
-    finally:
+    except BaseException:
         cancelled.set()
+        raise
+    finally:
         worker.join()
     [outcome] = result
     if isinstance(outcome, BaseException):

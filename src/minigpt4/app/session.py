@@ -1,0 +1,201 @@
+"""Who talks with which model: one conversation for each visitor of the page, and the models that they share.
+
+Knows nothing about the page. A visitor's pictures and the LLM's keys and values live as long as the visit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minigpt4.generation.chat import Chat
+    from minigpt4.model.alignment import MiniGPT4
+
+#: A visit without a word for so long is over, and so is the longest silent one when there are more than so many.
+IDLE_SECONDS, MAX_VISITS = 3600.0, 64
+MAX_PICTURES_PER_QUESTION = 8
+MAX_QUESTION = 8000  # characters
+
+
+class Models:
+    """The models that the page offers by name; each is loaded once, when it is first asked for.
+
+    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. One thing at a
+    time may run on them: the page sees to that.
+    """
+
+    def __init__(self, names: Mapping[str, str], **loading: Any) -> None:
+        self.names = dict(names)
+        self.loading = loading
+        self._loaded: dict[str, MiniGPT4] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.names))
+
+    def get(self, name: str) -> MiniGPT4:
+        """The model, loaded now if need be. Raises UserError for a name that is not offered, or a broken model."""
+        if name not in self.names:
+            raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
+        from minigpt4.model.alignment import MiniGPT4
+
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = MiniGPT4.from_pretrained(self.names[name], **self.loading)
+            return self._loaded[name]
+
+    def warm_up(self) -> None:
+        """Start to load the first model; whoever asks for it later is told what is wrong with it, if anything."""
+
+        def load() -> None:
+            try:
+                self.get(self.first)
+            except Exception:  # it comes again when the model is asked for, and is told then
+                return
+
+        threading.Thread(target=load, name="minigpt4-load", daemon=True).start()
+
+
+@dataclass(eq=False)
+class Turn:
+    """A question with its pictures, and as much of its answer as was said."""
+
+    question: str
+    pictures: list[Image.Image]
+    answer: str = ""
+    stopped: bool = False
+
+
+@dataclass(eq=False)
+class Visit:
+    """One visitor's conversation with the model called `model`."""
+
+    models: Models
+    model: str
+    turns: list[Turn] = field(default_factory=list)
+    chat: Chat | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    seen: float = 0.0
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """All that were shown, in order: those of the features that the chat holds."""
+        return [picture for turn in self.turns for picture in turn.pictures]
+
+    def start_again(self, model: str | None = None) -> None:
+        """Forget the conversation; the next is with `model`."""
+        self.stop.set()
+        self.turns, self.chat, self.stop = [], None, threading.Event()
+        self.model = model or self.model
+
+    def rewind(self, turns: int) -> None:
+        """Forget all but the first `turns` turns."""
+        if self.chat is not None:
+            self.chat.rewind(min(turns, len(self.turns)))
+        del self.turns[turns:]
+
+    def ask(self, question: str, pictures: list[Any], settings: Mapping[str, Any]) -> Iterator[Turn]:
+        """Put a question; yields its turn whenever there is more of its answer. Whoever sets `stop` ends the answer.
+
+        A turn that fails has not happened. Raises UserError for what cannot be asked or shown.
+        """
+        if len(pictures) > MAX_PICTURES_PER_QUESTION:
+            raise UserError(f"{len(pictures)} pictures at once; show at most {MAX_PICTURES_PER_QUESTION}")
+        if len(question) > MAX_QUESTION:
+            raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
+        turn = Turn(question, [opened(picture) for picture in pictures])
+        if not question.strip():
+            raise UserError("Type a question, or choose an example")
+        stop = self.stop = threading.Event()
+        self.turns.append(turn)
+        try:
+            yield turn
+            if self.chat is None:
+                self.chat = self.models.get(self.model).start_chat()
+            if settings.get("num_beams", 1) > 1:
+                turn.answer = self.chat.ask(question, turn.pictures, stop, **settings)
+            else:
+                last = 0.0
+                for piece in self.chat.stream(question, turn.pictures, stop, **settings):
+                    turn.answer += piece
+                    if time.monotonic() - last > 0.05:  # more often than that nobody can read
+                        last = time.monotonic()
+                        yield turn
+            turn.stopped = stop.is_set()
+        except BaseException:
+            if turn in self.turns:
+                self.turns.remove(turn)
+            raise
+        yield turn
+
+
+class Visits:
+    """The visits by the key of each. `leave` frees what a visitor held; so does an hour without a word."""
+
+    def __init__(self, models: Models, clock: Callable[[], float] = time.monotonic) -> None:
+        self.models = models
+        self.clock = clock
+        self._visits: OrderedDict[str, Visit] = OrderedDict()  # the one that spoke last at the end
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._visits)
+
+    def of(self, key: str) -> Visit:
+        """The visit with this key, begun now if there is none."""
+        with self._lock:
+            now = self.clock()
+            visit = self._visits.pop(key, None) or Visit(self.models, self.models.first)
+            self._visits[key], visit.seen = visit, now
+            while len(self._visits) > MAX_VISITS or now - next(iter(self._visits.values())).seen > IDLE_SECONDS:
+                self._visits.popitem(last=False)[1].start_again()
+            return visit
+
+    def leave(self, key: str) -> None:
+        """End a visit, and the answer that is being given in it."""
+        with self._lock:
+            visit = self._visits.pop(key, None)
+        if visit is not None:
+            visit.start_again()
+
+
+def opened(picture: Any) -> Image.Image:
+    """The picture that was shown; what is wrong with an upload is told without the folder that it lies in."""
+    from minigpt4.data.images import open_image
+
+    try:
+        return open_image(picture)
+    except UserError as error:
+        if not isinstance(picture, str):
+            raise
+        raise UserError(str(error).replace(f"{Path(picture).parent}/", "")) from None
+
+
+def offered(model: str, beside: list[str]) -> dict[str, str]:
+    """The models of a page about `model`, by the names that it shows. Raises UserError for one that does not exist.
+
+    Beside the pocket model stand stage 1 and the BLIP-2 baseline, so that the paper's point can be seen.
+    """
+    if model == "pocket" and not beside:
+        return {"Stage 2": "pocket", "Stage 1": "pocket-stage1", "BLIP-2 baseline": "pocket-blip2"}
+    from minigpt4.model import sources
+
+    names: dict[str, str] = {}
+    for each in dict.fromkeys([model, *beside]):
+        source = sources.resolve(each)
+        if isinstance(source, Path):
+            sources.read_json(source, "alignment.json")
+        short = Path(each).name or each
+        names[each if short in names else short] = each
+    return names

@@ -1,0 +1,343 @@
+"""The page: chat about pictures in a browser (`minigpt4 web`); here is what happens on it.
+
+Its controls are in `layout.py`, what visitors say and see is kept in `session.py`, what is made of it to be shown in
+`render.py`. Only this file, `layout.py` and `serving.py` know Gradio.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from minigpt4.app import render
+from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, KEPT_SECONDS, PAPER, Layout, model_answer
+from minigpt4.app.session import Models, Visit, Visits, opened
+from minigpt4.errors import UserError
+
+log = logging.getLogger(__name__)
+_CHAT_FILES = {
+    "md": ("text/markdown", render.conversation_markdown),
+    "json": ("application/json", render.conversation_json),
+    "html": ("text/html", render.conversation_page),
+}
+#: What a handler may change, and to what.
+Update = dict[Any, Any]
+
+
+def decoding(temperature: float, top_p: float, penalty: float, beams: float, length: float) -> dict[str, Any]:
+    """The settings of `Chat.ask` that the page's sliders say."""
+    settings: dict[str, Any] = {"max_new_tokens": int(length), "repetition_penalty": float(penalty)}
+    if beams > 1:
+        return {**settings, "num_beams": int(beams)}
+    if temperature == 0:
+        return {**settings, "do_sample": False}
+    return {**settings, "do_sample": True, "temperature": float(temperature), "top_p": float(top_p)}
+
+
+class Page(Layout):
+    """The page about `models`. `visits` is who is on it; `folder` holds the pictures that are shown to them."""
+
+    def __init__(self, models: Models, folder: Path) -> None:
+        super().__init__(list(models.names))
+        self.models = models
+        self.folder = folder
+        self.visits = Visits(models)
+        with self.blocks:
+            self._wire()
+            self.blocks.unload(self._leave)
+        self.blocks.queue(api_open=False, max_size=256)
+
+    # -- what happens when
+
+    def _wire(self) -> None:
+        changed = [
+            self.chatbot, self.composer, self.status, self.examples, self.tools, self.site, self.source,
+            self.save_site, self.word, self.query, self.heat,
+        ]  # fmt: skip
+        # Whatever runs on a model waits for its turn; what does not is quick and comes at once.
+        model: dict[str, Any] = {
+            "concurrency_limit": 1, "concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private",
+        }  # fmt: skip
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.composer.submit(self._submit, [self.composer, *self.sliders], changed, **model)
+        self.composer.stop(self._stop, None, None, **quick)
+        self.chatbot.retry(self._retry, self.sliders, changed, **model)
+        self.chatbot.edit(self._edit, self.sliders, changed, **model)
+        self.chatbot.clear(self._new, None, changed, **quick)
+        self.again.click(self._new, None, changed, **quick)
+        self.model.input(self._new, self.model, changed, **quick)
+        for number, card in enumerate(self.cards):
+            card.click(self._example(number), self.sliders, changed, **model)
+        self.make.click(self._website, [self.sketch, *self.sliders], changed, **model)
+        self.attach.click(self._attach, [self.sketch, self.composer], [self.composer, self.status], **quick)
+        self.camera.input(self._photo, [self.camera, self.composer], [self.composer, self.camera], **quick)
+        self.word.input(self._look_at_word, self.word, [self.heat, self.query, self.status], **model)
+        self.query.input(self._look_at_query, self.query, [self.heat, self.word, self.status], **model)
+        self.defaults.click(lambda: PAPER, None, self.sliders, **quick)
+        download = "file => window.minigpt4.download(file)"
+        for ending, button in self.keep.items():
+            button.click(self._kept(ending), None, [self.file, self.status], **quick).then(
+                None, self.file, None, js=download, api_visibility="private"
+            )
+        self.save_site.click(
+            lambda page: ["website.html", "text/html", page], self.source, self.file, **quick
+        ).then(None, self.file, None, js=download, api_visibility="private")  # fmt: skip
+        if len(self.models.names) > 1:
+            shown = [self.duel_status, self.duel_pictures, *self.columns]
+            self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
+            self.beside.click(self._carry_over, None, [self.duel], **quick).then(
+                None, None, None, js="() => window.minigpt4.room('Side by side')", api_visibility="private"
+            )
+
+    def _visit(self, request: gr.Request) -> Visit:
+        return self.visits.of(str(request.session_hash))
+
+    def _leave(self, request: gr.Request) -> None:
+        self.visits.leave(str(request.session_hash))
+
+    def _submit(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
+        yield from self._ask(self._visit(request), message["text"], message["files"], sliders)
+
+    def _example(self, number: int) -> Callable[..., Iterator[Update]]:
+        name, _, question = EXAMPLES[number]
+
+        def ask(request: gr.Request, *sliders: float) -> Iterator[Update]:
+            yield from self._ask(self._visit(request), question, [str(ASSETS / f"{name}.png")], sliders)
+
+        return ask
+
+    def _retry(self, data: gr.RetryData, request: gr.Request, *sliders: float) -> Iterator[Update]:
+        yield from self._again(self._visit(request), data.index, None, sliders)
+
+    def _edit(self, data: gr.EditData, request: gr.Request, *sliders: float) -> Iterator[Update]:
+        yield from self._again(self._visit(request), data.index, data.value, sliders)
+
+    def _again(self, visit: Visit, index: Any, question: Any, sliders: tuple[float, ...]) -> Iterator[Update]:
+        """Ask the question of the message at `index` again, or another one in its place."""
+        owners, position = self._owners(visit), index if isinstance(index, int) else index[0]
+        if position >= len(owners):
+            yield {
+                self.chatbot: self._messages(visit),
+                self.status: _told("This visit was idle for too long; ask anew"),
+            }
+            return
+        number = owners[position]
+        turn = visit.turns[number]
+        visit.rewind(number)
+        yield from self._ask(visit, question if isinstance(question, str) else turn.question, turn.pictures, sliders)
+
+    def _ask(self, visit: Visit, question: str, pictures: list[Any], sliders: tuple[float, ...]) -> Iterator[Update]:
+        yield {
+            self.composer: gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
+            self.status: "",
+            self.examples: gr.Group(visible=False),
+        }
+        problem = None
+        try:
+            for _ in visit.ask(question, pictures, decoding(*sliders)):
+                yield {self.chatbot: self._messages(visit)}
+        except Exception as error:
+            problem = _explained(error)
+        composer: Update = {"submit_btn": True, "stop_btn": False}
+        if problem is not None:  # nothing that was typed is lost
+            files = [picture if isinstance(picture, str) else self._shown(picture) for picture in pictures]
+            composer["value"] = {"text": question, "files": files}
+        yield {
+            self.chatbot: self._messages(visit),
+            self.composer: gr.MultimodalTextbox(**composer),
+            self.examples: gr.Group(visible=not visit.turns),
+            self.status: _told(problem),
+            **(self._found(visit) if problem is None and visit.turns else {}),  # a new chat may have begun meanwhile
+        }
+
+    def _found(self, visit: Visit) -> Update:
+        """What the tools show of the last answer: its website, its words."""
+        turn = visit.turns[-1]
+        seen = visit.pictures
+        words = [(word, number) for number, (word, _, _) in enumerate(self._words(visit))] if seen else []
+        update: Update = {
+            self.word: gr.Radio(choices=words, value=None, visible=bool(words)),
+            self.query: gr.Number(value=None, visible=bool(words)),
+            self.heat: f'<p class="quiet">{"Choose a word." if words else "No picture was shown yet."}</p>',
+        }
+        page = render.find_page(turn.answer)
+        if page is not None:
+            drawing = seen[-1] if seen else None
+            update |= {
+                self.site: render.website(page, drawing),
+                self.source: gr.Code(value=page, visible=True),
+                self.save_site: gr.Button(visible=True),
+                self.tools: gr.Tabs(selected="website"),
+            }
+        return update
+
+    def _messages(self, visit: Visit) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for number, turn in enumerate(visit.turns):
+            messages += [
+                {"role": "user", "content": {"path": self._shown(picture), "alt_text": "The picture that you showed"}}
+                for picture in turn.pictures
+            ]
+            messages.append({"role": "user", "content": render.as_markdown(turn.question)})
+            waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped
+            text = "…" if waiting else render.as_markdown(turn.answer)
+            messages.append({"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text})
+        return messages
+
+    def _owners(self, visit: Visit) -> list[int]:
+        """For each of the chat's messages the number of its turn."""
+        return [number for number, turn in enumerate(visit.turns) for _ in range(len(turn.pictures) + 2)]
+
+    def _shown(self, picture: Any) -> str:
+        """A file of the picture for the chat, made by us from its pixels: what was uploaded is never sent back."""
+        small = picture.copy()
+        small.thumbnail((768, 768))
+        for old in self.folder.iterdir():
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # made again if it is still shown
+                old.unlink(missing_ok=True)
+        path = self.folder / f"{hashlib.sha256(small.tobytes()).hexdigest()[:32]}.png"
+        if not path.exists():
+            small.save(path)
+        return str(path)
+
+    def _stop(self, request: gr.Request) -> None:
+        self._visit(request).stop.set()
+
+    def _new(self, request: gr.Request, model: str | None = None) -> Update:
+        visit = self._visit(request)
+        visit.start_again(model)
+        return {
+            self.chatbot: [],
+            self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
+            self.examples: gr.Group(visible=True),
+            self.status: "",
+            self.word: gr.Radio(choices=[], value=None, visible=False),
+            self.query: gr.Number(value=None, visible=False),
+            self.heat: '<p class="quiet">After an answer, choose one of its words.</p>',
+        }
+
+    # -- pictures that are made here
+
+    def _website(self, request: gr.Request, sketch: Any, *sliders: float) -> Iterator[Update]:
+        try:
+            drawing = _drawing(sketch)
+        except UserError as error:
+            yield {self.status: _told(str(error))}
+            return
+        yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+
+    def _attach(self, sketch: Any, message: Any) -> Update:
+        try:
+            return {self.composer: _with(message, self._shown(_drawing(sketch))), self.status: ""}
+        except UserError as error:
+            return {self.status: _told(str(error))}
+
+    def _photo(self, photo: Any, message: Any) -> Update:
+        return {} if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
+
+    # -- what the model looked at
+
+    def _words(self, visit: Visit) -> list[tuple[str, int, int]]:
+        from minigpt4.generation.attention import words
+
+        if visit.chat is None or not visit.turns:
+            return []
+        ids, start, _ = visit.chat.reading(len(visit.turns) - 1)
+        return [(word, start + a, start + b) for word, a, b in words(visit.chat.model.tokenizer, ids[start:])]
+
+    def _look_at_word(self, request: gr.Request, number: int) -> Update:
+        return self._look(self._visit(request), number, None) | {self.query: None}
+
+    def _look_at_query(self, request: gr.Request, number: int | None) -> Update:
+        return {} if number is None else self._look(self._visit(request), None, number) | {self.word: None}
+
+    def _look(self, visit: Visit, word: int | None, query: int | None) -> Update:
+        from minigpt4.generation.attention import patch_attention, token_attention
+
+        if visit.chat is None or not visit.pictures:
+            return {self.status: _told("Show a picture and ask about it first")}
+        model = visit.chat.model
+        try:
+            patches = patch_attention(model, visit.pictures)
+            if word is not None:
+                text, start, end = self._words(visit)[word]
+                ids, _, features = visit.chat.reading(len(visit.turns) - 1)
+                weights = token_attention(model, ids, features, start, end)
+                about = f"“{text}”"
+            else:
+                assert query is not None
+                if not 1 <= query <= model.num_query_tokens:
+                    raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
+                weights = patches.new_zeros(len(patches), model.num_query_tokens)
+                weights[:, query - 1] = 1
+                about = f"query token {query}"
+        except Exception as error:
+            return {self.status: _told(_explained(error))}
+        heats = list((weights[:, :, None, None] * patches).sum(1))
+        return {self.heat: render.heat_maps(visit.pictures, heats, about), self.status: ""}
+
+    # -- files
+
+    def _kept(self, ending: str) -> Callable[[gr.Request], Update]:
+        kind, write = _CHAT_FILES[ending]
+
+        def make(request: gr.Request) -> Update:
+            visit = self._visit(request)
+            if not visit.turns:
+                return {self.file: None, self.status: _told("There is nothing to keep yet; ask something first")}
+            return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.status: ""}
+
+        return make
+
+    # -- side by side
+
+    def _carry_over(self, request: gr.Request) -> Update:
+        visit = self._visit(request)
+        if not visit.turns:
+            return {}
+        files = [self._shown(picture) for picture in visit.pictures[-1:]]
+        return {self.duel: {"text": visit.turns[-1].question, "files": files}}
+
+    def _compare(self, message: Any, *sliders: float) -> Iterator[Update]:
+        update: Update = {
+            column: model_answer(name, "…") for name, column in zip(self.models.names, self.columns, strict=True)
+        }
+        try:
+            pictures = [opened(path) for path in message["files"]]
+            shown = "".join(f'<img src="{render.data_url(picture, 320)}" alt="The picture">' for picture in pictures)
+            yield {self.duel_status: "", self.duel_pictures: f'<div class="strip">{shown}</div>', **update}
+            for name, column in zip(self.models.names, self.columns, strict=True):
+                for turn in Visit(self.models, name).ask(message["text"], pictures, decoding(*sliders)):
+                    yield {column: model_answer(name, turn.answer or "…")}
+        except Exception as error:
+            yield {self.duel_status: _told(_explained(error))}
+
+
+def _explained(error: Exception) -> str:
+    """One line for whoever asked; what is no mistake of theirs goes to the log too."""
+    if isinstance(error, UserError):
+        return str(error)
+    log.error("an answer failed", exc_info=error)
+    return f"This failed ({type(error).__name__}); the conversation is as it was before"
+
+
+def _told(problem: str | None) -> str:
+    return f'<p role="alert" class="problem">{escape(problem.rstrip("."))}.</p>' if problem else ""
+
+
+def _drawing(sketch: Any) -> Any:
+    drawing = (sketch or {}).get("composite")
+    if drawing is None or drawing.getextrema()[-1][1] == 0:
+        raise UserError("The sheet is empty; draw something first")
+    return drawing
+
+
+def _with(message: Any, picture: str) -> dict[str, Any]:
+    return {"text": (message or {}).get("text") or "", "files": [*((message or {}).get("files") or []), picture]}

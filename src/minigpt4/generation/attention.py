@@ -1,0 +1,97 @@
+"""What the model looked at: the LLM's attention to the image tokens, and theirs to the patches of the picture.
+
+For a word of an answer: how much the LLM attended to each image token as it chose the word, times where on the picture
+the Q-Former had found what that token says. Attention is a hint at what a word rests on, and no proof of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from minigpt4.data.images import open_image
+from minigpt4.errors import UserError
+from minigpt4.generation.endings import decode_text
+from minigpt4.model.parts import PATCHES_PER_TOKEN
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minigpt4.model.alignment import MiniGPT4
+
+
+def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
+    """The words that token ids spell, each with the slice of them that holds it: (word, start, end)."""
+    texts = [decode_text(tokenizer, tokens[: i + 1]) for i in range(len(tokens))]
+    found = []
+    for match in re.finditer(r"\S+", texts[-1] if texts else ""):
+        start = next(i for i, text in enumerate(texts) if len(text) > match.start())
+        whole = (i for i, text in enumerate(texts) if len(text.rstrip("\ufffd")) >= match.end())  # no half character
+        stop = next(whole, len(tokens) - 1) + 1
+        found.append((match.group(), start, stop))
+    return found
+
+
+@torch.no_grad()
+def token_attention(model: MiniGPT4, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
+    """How much the LLM attended to each image token as it chose the tokens `ids[start:end]`: (pictures, q), sum 1.
+
+    The mean over those tokens and over the heads of the upper third of its layers, where the next word is decided.
+    Only these tokens are read with attention that can be seen, so a long conversation takes little memory. Nothing
+    else may run on the model meanwhile. Raises UserError if there is no picture before them.
+    """
+    llm = model.blip2.language_model
+    input_ids = torch.tensor([list(ids[:end])], device=model.device)
+    places = (input_ids[0, :start] == model.image_token_id).nonzero().flatten()
+    if not len(places):
+        raise UserError("no picture was shown before this word, so there is nothing that it could rest on")
+    embeddings = model.embed(input_ids, features.to(model.device))
+    cache = DynamicCache()
+    # A token is chosen from what the LLM makes of the one before it.
+    llm.base_model(inputs_embeds=embeddings[:, : start - 1], past_key_values=cache, use_cache=True)
+    with _visible_attention(llm):
+        seen = llm.base_model(
+            inputs_embeds=embeddings[:, start - 1 : end - 1], past_key_values=cache, output_attentions=True
+        ).attentions
+    upper = torch.stack([layer[0].float() for layer in seen[-max(1, len(seen) // 3) :]])
+    weights = upper.mean((0, 1, 2))[places].view(-1, model.num_query_tokens)  # layers, heads, tokens
+    return (weights / weights.sum()).cpu()
+
+
+@torch.no_grad()
+def patch_attention(model: MiniGPT4, images: Sequence[str | bytes | Image.Image]) -> Tensor:
+    """Where each image token comes from: (n, q, rows, columns), each sums to 1.
+
+    The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
+    Nothing else may run on the model meanwhile.
+    """
+    pixels = model.image_processor([open_image(image) for image in images], return_tensors="pt")["pixel_values"]
+    vision = model.blip2.config.vision_config
+    rows, columns = (side // vision.patch_size for side in pixels.shape[-2:])
+    count = model.num_query_tokens
+    if not model.has_qformer:
+        own = torch.eye(count).repeat_interleave(PATCHES_PER_TOKEN, dim=1) / PATCHES_PER_TOKEN
+        return own.view(1, count, rows, columns).expand(len(pixels), -1, -1, -1)
+    patches = model.blip2.vision_model(pixels.to(model.device)).last_hidden_state
+    queries = model.blip2.query_tokens.expand(len(patches), -1, -1)
+    with _visible_attention(model.blip2.qformer):
+        seen = model.blip2.qformer(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
+    weights = seen.cross_attentions[-1].float().mean(1)[:, :, 1:]  # without the class token, which has no place
+    return (weights / weights.sum(-1, keepdim=True)).view(-1, count, rows, columns).cpu()
+
+
+@contextmanager
+def _visible_attention(part: Any) -> Iterator[None]:
+    """Fused attention gives no weights: until the block ends `part` computes its attention step by step."""
+    usual = part.config._attn_implementation
+    part.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        part.set_attn_implementation(usual)

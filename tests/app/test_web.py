@@ -1,0 +1,132 @@
+"""What stands behind the page: visits that end, texts that are safe to show, and an address that is guarded."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import weakref
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minigpt4 import UserError
+from minigpt4.app import render
+from minigpt4.app.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
+from minigpt4.app.web import decoding
+
+START = "from minigpt4.cli import main; main()"
+PAGE = "<html><body><h1>Hi</h1></body></html>"
+
+
+def test_a_visit_that_ends_frees_its_conversation() -> None:
+    visits = Visits(Models(offered("pocket", [])))
+    visit = visits.of("ann")
+    turns = list(visit.ask("Hello?", [], {"max_new_tokens": 5}))
+    assert turns[-1].answer
+    assert visits.of("ann") is visit
+    assert visits.of("ben").turns == []
+    chat = weakref.ref(visit.chat)
+    visits.leave("ann")
+    gc.collect()
+    assert visit.stop is not None
+    assert chat() is None, "keys and values of the LLM are gone"
+    assert visits.of("ann").turns == []
+
+
+def test_visits_are_bounded_in_number_and_time() -> None:
+    now = [0.0]
+    visits = Visits(Models(offered("pocket", [])), clock=lambda: now[0])
+    first = visits.of("0")
+    for number in range(1, MAX_VISITS + 5):
+        visits.of(str(number))
+    assert len(visits) == MAX_VISITS
+    assert visits.of("0") is not first
+    now[0] = IDLE_SECONDS + 1
+    visits.of("late")
+    assert len(visits) == 1
+
+
+def test_what_cannot_be_asked_has_not_happened(tmp_path: Path) -> None:
+    visit = Visits(Models({"gone": str(tmp_path)})).of("ann")
+    for question, pictures, message in (
+        ("", [], "Type a question"),
+        ("x" * 9000, [], "9,000 characters"),
+        ("What?", ["a.png"] * 9, "at most 8"),
+        ("What?", [b"junk"], "not a picture"),
+        ("What?", [], "holds no alignment.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(visit.ask(question, pictures, {}))
+        assert visit.turns == []
+
+
+def test_settings_of_the_sliders() -> None:
+    paper = {"max_new_tokens": 300, "do_sample": True, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.05}
+    assert decoding(1.0, 0.9, 1.05, 1, 300) == paper
+    assert decoding(0, 0.9, 1, 1, 20) == {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": 1.0}
+    assert decoding(1.0, 0.9, 1, 3, 20)["num_beams"] == 3
+
+
+def test_the_page_in_an_answer() -> None:
+    assert render.find_page("A poem, < and >.") is None
+    assert render.find_page(PAGE) == PAGE
+    assert render.find_page(f"Here:\n```html\n{PAGE}\n```\nDone.") == PAGE
+    assert render.find_page("<html><body><h1>Cut") == "<html><body><h1>Cut"
+
+
+def test_text_is_text() -> None:
+    assert render.as_markdown("<img src=x> & ![a](http://b)") == "&lt;img src=x&gt; &amp; !\\[a]\\(http://b)"
+    fenced = render.as_markdown(f"<b>Look</b> {PAGE}".replace("Hi", "```Hi"))
+    assert fenced.startswith("&lt;b&gt;Look&lt;/b&gt;\n\n``````html\n<html>")
+    assert fenced.endswith("\n``````")
+    frame = render.website('"><script>alert(1)</script>', None)
+    assert 'sandbox=""' in frame
+    assert "<script>" not in frame
+
+
+def test_files_to_keep_hold_everything() -> None:
+    turn = Turn("Why <this>?", [Image.new("RGB", (9, 9), "red")], PAGE)
+    shared = render.conversation_page([turn], "pocket")
+    assert "<h2>Why &lt;this&gt;?</h2>" in shared
+    assert "<h1>Hi</h1>" not in shared
+    assert shared.count("data:image/jpeg") == 1
+    assert "__PARTS__" not in shared
+    text = render.conversation_markdown([turn], "pocket")
+    assert text.index("![picture 1]") < text.index("**MiniGPT-4:**") < text.index("[picture 1]: data:")
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_page_answers_its_own_visitors_only(page_url: str) -> None:
+    assert status(page_url) == 200
+    assert status(page_url, Host="evil.example") == 400
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    assert status(f"{page_url}config", **cross) == 403
+    assert status(page_url, **cross, **{"Sec-Fetch-Mode": "navigate"}) == 200
+    assert status(f"{page_url}gradio_api/file=/etc/passwd") in (403, 404)
+    assert "frame-ancestors 'none'" in urllib.request.urlopen(page_url).headers["content-security-policy"]
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for arguments, message in (
+            (["nowhere"], "no such directory"),
+            ([str(tmp_path)], "holds no alignment.json"),
+            (["--port", str(taken.getsockname()[1])], "give another --port"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", START, "web", *arguments], capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
