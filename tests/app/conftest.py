@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,23 +27,46 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 START = "from minigpt4.cli import main; main()"
-#: What a model must not be able to do to the page, said before and inside of a web page.
+#: What a model must not be able to do to the page, said before and inside of a web page. TRAP is another server.
 HOSTILE = (
     "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> "
-    "![](http://evil/a) ${document.title='hacked'}",
+    "![](http://TRAP/a) ${document.title='hacked'}",
     "<html><body onload=\"parent.document.title='hacked'\"><h1>Mine</h1><script>top.document.title='hacked'</script>",
-    '<img src="http://evil.example/b.png"><form action="http://evil.example/"><button>Go</button></form>',
+    '<img src="http://TRAP/b.png"><form action="http://TRAP/"><button>Go</button></form>',
     "```\n# Out\n</body></html>",
 )
 
 
 @pytest.fixture(scope="session")
-def hostile_model(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trap() -> Iterator[tuple[str, list[str]]]:
+    """A server that nothing may ask for anything: its host and port, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def hostile_model(
+    tiny_vision: Path, tiny_llm: Path, trap: tuple[str, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A model that answers everything with `HOSTILE`, as a directory called hostile."""
     from minigpt4 import MiniGPT4
 
     model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", dtype="float32", device="cpu")
-    make_it_say(model.blip2.language_model, model.tokenizer, [*HOSTILE, "###"])
+    make_it_say(
+        model.blip2.language_model, model.tokenizer, [*(part.replace("TRAP", trap[0]) for part in HOSTILE), "###"]
+    )
     directory = tmp_path_factory.mktemp("models") / "hostile"
     model.export(directory)
     return directory

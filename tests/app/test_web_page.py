@@ -141,19 +141,17 @@ def test_a_draft_is_drawn_and_shown_as_a_website(visit: Callable[..., Any]) -> N
     assert "<h1>" in Path(download.value.path()).read_text()
 
 
-def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any]) -> None:
+def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any], trap: tuple[str, list[str]]) -> None:
     tab = visit()
-    outside: list[str] = []
-    tab.on("request", lambda request: "evil" in request.url and outside.append("asked"))
-    tab.on("requestfailed", lambda request: "evil" in request.url and outside.append(request.failure or ""))
     tab.locator("#model").get_by_label("hostile").check()
+    greedy(tab)
     ask(tab, "Hello <b onclick=alert(1)>you</b>")
     expect(tab.frame_locator("#site iframe").locator("h1")).to_have_text("Mine")
     done(tab)
     tab.wait_for_timeout(500)
     assert tab.title() == "MiniGPT-4"
-    assert outside.count("asked") == outside.count("csp") > 0, "what was tried was turned away before it left"
-    assert set(outside) == {"asked", "csp"}
+    assert trap[1] == [], "nothing is fetched from the address that the answer names"
+    assert "default-src 'none'" in (tab.locator("#site iframe").get_attribute("srcdoc") or "")
     assert tab.locator("#chat .bot img, #chat script, #chat .bot h1, #chat b[onclick]").count() == 0
     assert "onerror" in tab.locator("#chat .bot").inner_text(), "it is shown as text"
     inside = next(frame for frame in tab.frames if frame != tab.main_frame)
