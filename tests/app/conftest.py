@@ -72,7 +72,7 @@ def hostile_model(
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page_url(hostile_model: Path) -> Iterator[str]:
     """The address of a page about the pocket model, with stage 1 and the hostile model beside it."""
     command = [sys.executable, "-c", START, "web", "pocket", "--port", "0"]
@@ -93,7 +93,7 @@ def page_url(hostile_model: Path) -> Iterator[str]:
         assert process.returncode in (0, 130)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it keeps a core half busy for as long as it is open
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
