@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,3 +36,15 @@ def make_it_say(llm: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
         head.zero_()
         for token, successor in itertools.pairwise([*chain, chain[-1]]):
             head[successor] += vectors[token]
+
+
+def endless_llm(tiny_llm: Path, directory: Path) -> Path:
+    """An LLM in `directory` that says "Yes" and then falls silent without an end, up to a token limit far away."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    llm = LlamaForCausalLM.from_pretrained(tiny_llm, max_position_embeddings=100_000)
+    make_it_say(llm, tokenizer, ["Y", "e", "s"])
+    llm.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -31,7 +31,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "train", "chat", "generate", "serve", "plan", "convert", "assemble", "export"),
+        *("demo", "train", "chat", "web", "generate", "serve", "plan", "convert", "assemble", "export"),
         *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
         *("curate import", "curate demo", "data inspect", "data download", "data features"),
@@ -42,6 +42,14 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.returncode == 0
     assert f"Example: minigpt4 {command} " in result.stdout
+
+
+def test_of_several_processes_each_tells_its_own_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    result = run("train", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr.startswith("minigpt4 (process 3): ")
+    assert "nowhere" in result.stderr
 
 
 def test_version() -> None:

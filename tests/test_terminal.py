@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from minigpt4 import terminal_picture
-from speaking import make_it_say
+from speaking import endless_llm
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
@@ -30,17 +30,11 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 @pytest.fixture(scope="module")
 def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers "Yes" and then falls silent without an end, up to the token limit."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
     from minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("terminal")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    llm = LlamaForCausalLM.from_pretrained(tiny_llm, max_position_embeddings=100_000)
-    make_it_say(llm, tokenizer, ["Y", "e", "s"])
-    llm.save_pretrained(directory / "llm")
-    tokenizer.save_pretrained(directory / "llm")
-    model = MiniGPT4.assemble(tiny_vision, directory / "llm", template="pocket", dtype="float32", device="cpu")
+    llm = endless_llm(tiny_llm, directory / "llm")
+    model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
     model.save_pretrained(directory / "alignment")
     Image.new("RGB", (40, 30), (200, 30, 30)).save(directory / "picture.png")
     return directory / "alignment"

@@ -15,8 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from minigpt4.curation.cli import curate
-from minigpt4.data.cli import data as data_commands
-from minigpt4.errors import UserError
+from minigpt4.data.cli import data
+from minigpt4.errors import ToldError, UserError
+from minigpt4.pocket.cli import pocket
+from minigpt4.training.cli import recipes
 
 
 class _Commands(TyperGroup):
@@ -26,8 +28,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as mistake:
-            if _is_main_process():
-                typer.echo(f"minigpt4: {mistake}", err=True)
+            if not isinstance(mistake, ToldError):
+                typer.echo(f"minigpt4{_process()}: {mistake}", err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             if _is_main_process():
@@ -36,21 +38,22 @@ class _Commands(TyperGroup):
 
 
 def _is_main_process() -> bool:
-    """False in all but one of the processes that torchrun starts: what they have to say, one says for all."""
+    """False in all but one of the processes that torchrun starts: what all have to say, one says for them."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _process() -> str:
+    """Which of several processes speaks: a mistake may be found in one of them only."""
+    return "" if _is_main_process() else f" (process {os.environ['RANK']})"
 
 
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
-recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
-build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
 app.add_typer(curate, name="curate")
-app.add_typer(data_commands, name="data")
+app.add_typer(data, name="data")
 app.add_typer(pocket, name="pocket")
 app.add_typer(recipes, name="recipe")
-pocket.add_typer(build, name="build")
 
 
 def _version(asked: bool) -> None:
@@ -114,45 +117,6 @@ def train(
     alignment = run(Recipe.load(recipe, overrides or []))
     if _is_main_process():
         typer.echo(alignment)
-
-
-@recipes.command("list")
-def list_recipes() -> None:
-    """List the recipes that come with the package, each with the first line of its file.
-
-    Example: minigpt4 recipe list | grep vicuna
-    """
-    from minigpt4.training.recipe import packaged_recipes
-
-    for name, path in packaged_recipes().items():
-        typer.echo(f"{name:<24}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
-
-
-@recipes.command()
-def show(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
-) -> None:
-    """Print a recipe whole: every key, those of its base and the defaults included.
-
-    Example: minigpt4 recipe show vicuna-13b-stage1
-    """
-    from minigpt4.training.recipe import Recipe
-
-    typer.echo(Recipe.load(recipe, overrides or []).to_yaml(), nl=False)
-
-
-@recipes.command()
-def explain(
-    key: Annotated[str, typer.Argument(help="A key of a recipe: batch_size.")],
-) -> None:
-    """Say what a key of a recipe means, which values it takes, and its default.
-
-    Example: minigpt4 recipe explain batch_size
-    """
-    from minigpt4.training.recipe import explain as explain_key
-
-    typer.echo(explain_key(key))
 
 
 _Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
@@ -330,83 +294,6 @@ def plan(
     from minigpt4.model.plan import plan as make_plan
 
     typer.echo(make_plan(model, batch=batch, train=train).table())
-
-
-@pocket.command()
-def draw(
-    out: Annotated[Path, typer.Option(help="A new directory for the pictures and truth.jsonl.")],
-    seed: Annotated[int, typer.Option(min=0, help="The first picture's seed.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 384,
-    type: Annotated[str | None, typer.Option(help="scene, food, product, odd or draft; all by default.")] = None,
-) -> None:
-    """Draw pictures of the pocket world and write what is true of them.
-
-    Example: minigpt4 pocket draw --seed 7 --count 16 --out pictures
-    """
-    from minigpt4.pocket.draw import write_pictures
-
-    write_pictures(seed, count, out, size, type)
-    typer.echo(f"{count} pictures and truth.jsonl are in {out}")
-
-
-@pocket.command()
-def data(
-    stage: Annotated[str, typer.Argument(help="stage1 (short captions) or stage2 (detailed descriptions).")],
-    out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 6400,
-) -> None:
-    """Write pocket pictures as a dataset in the format that the stage reads.
-
-    Example: minigpt4 pocket data stage1 --count 6400 --out runs/pocket/data/stage1
-    """
-    from minigpt4.pocket import dataset
-
-    writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2}
-    if stage not in writers:
-        raise UserError(f"there is no dataset {stage!r}; choose stage1 or stage2")
-    typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
-
-
-_Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]
-
-
-@build.command()
-def language(
-    out: _Work = Path("runs/towers"),
-    steps: Annotated[int, typer.Option(min=1, help="Batches of about 8,000 tokens for the pocket LLM.")] = 3200,
-    captioner_steps: Annotated[int, typer.Option(min=1, help="The same for the captioning LM.")] = 700,
-    start: Annotated[
-        Path | None, typer.Option(help="Only train this finished pocket LLM on, with new text; a directory.")
-    ] = None,
-) -> None:
-    """Train the captioning LM and the pocket LLM on text alone.
-
-    Example: minigpt4 pocket build language --out runs/towers
-    """
-    from minigpt4.pocket.language_tower import build_captioner, build_language
-
-    logging.getLogger("minigpt4").setLevel(logging.INFO)
-    if start is None:
-        typer.echo(build_captioner(out, captioner_steps))
-    typer.echo(build_language(out, steps, start=start))
-
-
-@build.command()
-def vision(
-    out: _Work = Path("runs/towers"),
-    steps: Annotated[int, typer.Option(min=0, help="Batches of 64 pictures against the world's truth.")] = 2000,
-    generation_steps: Annotated[int, typer.Option(min=1, help="Then through the frozen captioning LM.")] = 400,
-    start: Annotated[str | None, typer.Option(help="Go on from a finished baseline, as pocket-blip2.")] = None,
-) -> None:
-    """Train the vision tower and Q-Former; needs the captioning LM in the same directory.
-
-    Example: minigpt4 pocket build vision --out runs/towers
-    """
-    from minigpt4.pocket.vision_tower import build_vision
-
-    logging.getLogger("minigpt4").setLevel(logging.INFO)
-    typer.echo(build_vision(out, steps, generation_steps, start=start))
 
 
 _NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory for the model.")]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from speaking import make_it_say
+from pages import served
+from speaking import endless_llm, make_it_say
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-START = "from minigpt4.cli import main; main()"
 #: What a model must not be able to do to the page, said before and inside of a web page. TRAP is another server.
 HOSTILE = (
     "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> "
@@ -75,22 +70,8 @@ def hostile_model(
 @pytest.fixture(scope="package")
 def page_url(hostile_model: Path) -> Iterator[str]:
     """The address of a page about the pocket model, with stage 1 and the hostile model beside it."""
-    command = [sys.executable, "-c", START, "web", "pocket", "--port", "0"]
-    for beside in ("pocket-stage1", str(hostile_model)):
-        command += ["--beside", beside]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as process:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found, process.stderr and process.stderr.read()
-        try:
-            yield found.group()
-        finally:
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
-        assert "Traceback" not in errors
-        assert process.returncode in (0, 130)
+    with served("web", "pocket", "--port", 0, "--beside", "pocket-stage1", "--beside", hostile_model) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")  # it keeps a core half busy for as long as it is open
@@ -135,17 +116,10 @@ def varied(tiny_vision: Path, tiny_llm: Path) -> MiniGPT4:
 @pytest.fixture(scope="session")
 def endless(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> MiniGPT4:
     """Answers "Yes" and then falls silent without an end, up to the token limit, which may be far away."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
     from minigpt4 import MiniGPT4
 
-    directory = tmp_path_factory.mktemp("endless")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    llm = LlamaForCausalLM.from_pretrained(tiny_llm, max_position_embeddings=100_000)
-    make_it_say(llm, tokenizer, ["Y", "e", "s"])
-    llm.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return MiniGPT4.assemble(tiny_vision, directory, template="pocket", dtype="float32", device="cpu")
+    llm = endless_llm(tiny_llm, tmp_path_factory.mktemp("endless"))
+    return MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import shutil
-import signal
-import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from curating import TEXTS, assert_one_line, command, run
+from curating import TEXTS, assert_one_line, run
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.review import LEASE_SECONDS, Desk, TakenError, differences
 from minigpt4.errors import UserError
+from pages import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -103,23 +100,9 @@ def test_differences_spell_both_texts() -> None:
     assert {kind for kind, _ in found} == {"same", "gone", "new"}
 
 
-@contextlib.contextmanager
-def page(project: Path, *more: object) -> Iterator[str]:
+def page(project: Path, *more: object) -> AbstractContextManager[str]:
     """The address of a page that runs in a process of its own."""
-    with subprocess.Popen(
-        command("review", project, "--port", 0, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found, process.stderr and process.stderr.read()
-        try:
-            yield found.group()
-        finally:
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
-            assert "Traceback" not in errors
-            assert process.returncode == 130
+    return served("curate", "review", project, "--port", 0, *more)
 
 
 def status(url: str, **headers: str) -> int:

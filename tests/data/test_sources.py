@@ -9,7 +9,8 @@ import pytest
 
 from formats import FORMATS, picture, tars, text
 from minigpt4.data.pairs import Pair, counted
-from minigpt4.data.sources import LINES_SHARD, JsonLines, Source, check_source, open_source
+from minigpt4.data.sources import Source, check_source, open_source
+from minigpt4.data.tables import LINES_SHARD, JsonLines
 from minigpt4.errors import UserError
 from minigpt4.prompts.templates import Message
 
@@ -79,7 +80,7 @@ def test_a_large_file_is_read_in_stretches(tmp_path: Path, monkeypatch: pytest.M
     assert LINES_SHARD >= 1 << 20
     source = write_jsonl(tmp_path, *({"image": "a.png", "caption": text(i) + "." * (i % 40)} for i in range(300)))
     for size in (64, 100, 1001):  # stretches that end in and between lines, and hold none
-        monkeypatch.setattr("minigpt4.data.sources.LINES_SHARD", size)
+        monkeypatch.setattr("minigpt4.data.tables.LINES_SHARD", size)
         assert len(open_source(source).shards()) > 10
         assert [pair.text.rstrip(".") for pair in read(source)[0]] == [text(i) for i in range(300)]
 

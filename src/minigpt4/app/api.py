@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,12 +24,11 @@ from minigpt4.app import schema
 from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
 from minigpt4.app.service import Service
-from minigpt4.errors import UserError
+from minigpt4.listening import listen, names, url
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500)
 }
@@ -327,11 +325,7 @@ def serve(
 
     Raises UserError if the port is taken.
     """
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
-    with listening:
-        server = make_server(Service(load_model(), name, limits), key, LOOPBACK if host in LOOPBACK else None)
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1")
+    with listen(host, port) as listening:
+        server = make_server(Service(load_model(), name, limits), key, names(host))
+        ready(f"{url(host, listening)}v1")
         server.run(sockets=[listening])

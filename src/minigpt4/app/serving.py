@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 from minigpt4.app.session import Models
 from minigpt4.errors import UserError
+from minigpt4.listening import listen, names, url
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_UPLOAD = "20mb"
 #: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
 _POLICY = (
@@ -63,11 +62,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise UserError("the page needs Gradio: pip install 'minigpt4[web]'") from None
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
-    with listening, tempfile.TemporaryDirectory(prefix="minigpt4-") as folder:
+    with listen(host, port) as listening, tempfile.TemporaryDirectory(prefix="minigpt4-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))  # gone when the page is
         from minigpt4.app.layout import ASSETS, theme
         from minigpt4.app.web import Page
@@ -76,8 +71,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         pictures.mkdir()
         page = Page(models, pictures)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        if host in LOOPBACK:  # else a page from elsewhere could reach this one by a name that it points here
-            app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names(host))
         app.add_middleware(Guard)
         style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         # Not as Gradio's `css`, which it rewrites to hold for a part of the page only.
@@ -88,7 +82,6 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
             allowed_paths=[str(pictures), str(ASSETS)], ssr_mode=False, run_history=False,
         )  # fmt: skip
         models.warm_up()
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        ready(url(host, listening))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listening])

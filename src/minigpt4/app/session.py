@@ -69,12 +69,13 @@ class Models:
 
 @dataclass(eq=False)
 class Turn:
-    """A question with its pictures, and as much of its answer as was said."""
+    """A question with its pictures, and as much of its answer as was said. `files`: the pictures as they are shown."""
 
     question: str
     pictures: list[Image.Image]
     answer: str = ""
     stopped: bool = False
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)

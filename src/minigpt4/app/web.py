@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from html import escape
@@ -181,9 +182,11 @@ class Page(Layout):
     def _messages(self, visit: Visit) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
         for number, turn in enumerate(visit.turns):
+            if not (turn.files and all(map(os.path.exists, turn.files))):  # asked again with every piece of an answer
+                turn.files = [self._shown(picture) for picture in turn.pictures]
             messages += [
-                {"role": "user", "content": {"path": self._shown(picture), "alt_text": "The picture that you showed"}}
-                for picture in turn.pictures
+                {"role": "user", "content": {"path": file, "alt_text": "The picture that you showed"}}
+                for file in turn.files
             ]
             messages.append({"role": "user", "content": render.as_markdown(turn.question)})
             waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped

@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import re
 import secrets
-import socket
 import statistics
 import threading
 import time
@@ -25,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import cohen_kappa
+from minigpt4.listening import listen, names, url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 LEASE_SECONDS = 600.0
 VERDICTS = ("accept", "edit", "reject")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class TakenError(ValueError):
@@ -305,12 +304,7 @@ def serve(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[
         raise UserError("the review page needs a web server: pip install 'minigpt4[curate]'") from None
     with ledger.lock("review"):
         desk = Desk(ledger, shared)
-        app = create_app(desk, [*_LOOPBACK, "[::1]"] if host in _LOOPBACK else ["*"])
-        try:
-            listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
-        with listening:
-            shown = f"[{host}]" if ":" in host else host
-            ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        app = create_app(desk, names(host) or ["*"])
+        with listen(host, port) as listening:
+            ready(url(host, listening))
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from minigpt4.errors import UserError
+from minigpt4.errors import ToldError, UserError
 from minigpt4.model.precision import resolve_device
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Processes:
                 told[1] = str(error)
         broadcast_object_list(told)
         if told[1] is not None:
-            raise UserError(told[1])
+            raise UserError(told[1]) if self.is_main else ToldError(told[1])
         return told[0]
 
     def gather(self, value: T) -> list[T]:
