@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4 import files
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 
@@ -75,6 +76,25 @@ def test_a_process_at_work_is_left_alone(tmp_path: Path) -> None:
     write(out, "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.my_notes", "out"]
     assert (notes / "read.me").exists()
+
+
+def test_a_directory_that_another_clears_up_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = files._lock
+    cleared = []
+
+    def late(directory: Path) -> int | None:
+        held = lock(directory)
+        if not cleared:
+            cleared.append(directory)
+            directory.rmdir()
+        return held
+
+    monkeypatch.setattr(files, "_lock", late)
+    write(tmp_path / "out", "mine")
+    assert len(cleared) == 1
+    assert (tmp_path / "out" / "m").read_text() == "mine"
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:

@@ -78,3 +78,16 @@ def test_two_processes_train_on_a_stream(runs: tuple[Path, str]) -> None:
 def test_a_batch_that_does_not_come_out_even(runs: tuple[Path, str]) -> None:
     assert "batch_size 7 cannot be divided over 2 processes x 1 parts (accumulate); give a multiple of 2" in runs[1]
     assert not (runs[0] / "odd").exists()
+
+
+def test_what_all_would_say_is_said_once(runs: tuple[Path, str], tmp_path: Path) -> None:
+    recipe = Recipe.load(runs[0] / "stream.yaml", [f"data={tmp_path / 'nowhere'}", f"output={tmp_path / 'out'}"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minigpt4"]
+    result = subprocess.run(
+        [*launch, "train", tmp_path / "recipe.yaml"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode != 0
+    told = [line for line in result.stderr.splitlines() if "nowhere" in line]
+    assert len(told) == 1, result.stderr
+    assert told[0].startswith("minigpt4: data ")
