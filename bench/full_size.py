@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from _timing import seconds
 from rich.console import Console
 from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, DynamicCache
@@ -23,18 +24,8 @@ from minigpt4.model.plan import PAPER_LLMS, paper_config
 TEXT_TOKENS = 32  # stage 1's captions
 
 
-def seconds(action: Callable[[], object], device: torch.device, runs: int) -> float:
-    """The fastest of several calls."""
-    times = []
-    for _ in range(runs):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def fastest(action: Callable[[], object], device: torch.device, runs: int) -> float:
+    return min(seconds(action, device) for _ in range(runs))
 
 
 def shrink(config: Blip2Config, scale: int, vision_layers: int | None) -> None:
@@ -71,7 +62,7 @@ def matrix_ceiling(device: torch.device, rows: int, width: int, mlp: int) -> flo
     """Measured bfloat16 operations per second of the LLM's largest product, `rows` tokens at once."""
     a = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
     b = torch.randn(mlp, width, device=device, dtype=torch.bfloat16)
-    return 2 * rows * width * mlp / seconds(lambda: torch.nn.functional.linear(a, b), device, 5)
+    return 2 * rows * width * mlp / fastest(lambda: torch.nn.functional.linear(a, b), device, 5)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -156,7 +147,7 @@ def main() -> None:
         table.add_row(name, f"{took:.2f}", rate, f"{100 * operations / took / ceiling:.0f} %")
 
     table.add_row("build", f"{building:.2f}", f"{count(model) / 1e9:.2f} G parameters", "")
-    took = seconds(encode, device, arguments.runs)
+    took = fastest(encode, device, arguments.runs)
     # Of the Q-Former's products only those of its queries are many; with 32 of them they are 2 % of the tower's.
     row(
         "encode",
@@ -167,17 +158,17 @@ def main() -> None:
     )
     projection.requires_grad_()
     optimizer = torch.optim.AdamW(projection.parameters(), lr=1e-4)
-    took = seconds(train, device, arguments.runs)
+    took = fastest(train, device, arguments.runs)
     # Forwards, and backwards to the inputs only: the frozen weights get no gradient.
     operations = 2 * batch * (llm_operations * length + head_operations * TEXT_TOKENS)
     row("training step", took, f"{batch / took:.2f} samples/s", operations, ceilings[batch * length])
     assert all(bool(p.isfinite().all()) for p in projection.parameters())
     projection.requires_grad_(False)
-    took = seconds(read, device, arguments.runs)
+    took = fastest(read, device, arguments.runs)
     operations = batch * (llm_operations * length + head_operations)
     row("read the prompt", took, f"{batch * length / took:.0f} tokens/s", operations, ceilings[batch * length])
     state = read()
-    took = seconds(write, device, 1)
+    took = fastest(write, device, 1)
     operations = batch * arguments.tokens * (llm_operations + head_operations)
     row("generate", took, f"{batch * arguments.tokens / took:.2f} tokens/s", operations, ceilings[batch])
     console = Console()

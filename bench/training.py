@@ -22,12 +22,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from _timing import seconds
 from rich.console import Console
 from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
@@ -163,16 +163,6 @@ class Way:
 
     def gradient(self) -> torch.Tensor:
         return self.blip2.language_projection.weight.grad
-
-
-def seconds(action: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:

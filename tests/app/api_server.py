@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.app.api import LOOPBACK, make_server
+from minigpt4.app.api import make_server
 from minigpt4.app.gate import Limits
 from minigpt4.app.service import Service
+from minigpt4.listening import names
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -68,7 +69,7 @@ class Running:
 @contextlib.contextmanager
 def serving(model: MiniGPT4, key: str | None = None, **limits: Any) -> Iterator[Running]:
     service = Service(model, "toy", Limits(**limits))
-    server = make_server(service, key, LOOPBACK)
+    server = make_server(service, key, names("127.0.0.1"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -37,10 +37,10 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="minigpt4-") as scratch:
         export = sources.resolve(model)
         if not sources.find_file(export, "config.json"):
-            from minigpt4.model.alignment import MiniGPT4
+            from minigpt4.model import released
 
             export = Path(scratch) / "export"
-            MiniGPT4.from_pretrained(model, dtype=dtype, device="cpu").export(export)
+            released.export(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
         environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
         if key is not None:
             environment["VLLM_API_KEY"] = key  # not among the arguments, which everybody on the machine can read
