@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt4.pocket import language_tower, vision_tower, world
+from minigpt4.pocket.language import NUMBERS
 from minigpt4.pocket.tokenizer import train_tokenizer
 from minigpt4.pocket.towers import Pretraining, pretrain
 
@@ -82,9 +83,25 @@ def test_text_batches_follow_from_their_number(tokenizer, monkeypatch):
     batches = [straight(number) for number in range(5)]
     jumped = language_tower.TextBatches(kind, tokenizer)(3)
     assert torch.equal(batches[3].ids, jumped.ids)
-    learnt = batches[3].targets != language_tower.IGNORED
-    assert torch.equal(batches[3].ids[learnt], batches[3].targets[learnt])
+    learnt = batches[3].weights > 0
+    assert learnt.any()
     assert not (learnt & batches[3].context).any()
+
+
+def test_text_of_lookups_begins_with_drills_and_weighs_the_word_that_counts(tokenizer, monkeypatch):
+    monkeypatch.setattr(language_tower, "POOL", 64)
+    batches = language_tower.TextBatches(language_tower.LOOKUPS, tokenizer)
+    drill = batches(0)
+    assert drill.noise < 0.01
+    learnt = [tokenizer.decode([token]).strip() for token in drill.ids[drill.weights > 0].tolist()]
+    assert set(learnt) <= {*world.COLOURS, *world.PLACES, "", "Yes", "No"}  # "": the space before a word not seen yet
+    kind = replace(language_tower.LOOKUPS, first_seed=language_tower.LOOKUPS.first_seed + 50_000)
+    later = language_tower.TextBatches(kind, tokenizer)
+    weighed = [batch for batch in (later(number) for number in range(12)) if (batch.weights > 1).any()]
+    heavy = {tokenizer.decode([token]).strip() for batch in weighed for token in batch.ids[batch.weights > 1].tolist()}
+    assert heavy & set(world.COLOURS)
+    assert heavy & set(world.PLACES)
+    assert heavy <= {*world.WORDS, *NUMBERS, "Yes", "No"}
 
 
 def test_patches_and_queries_know_the_truth():

@@ -62,14 +62,22 @@ def language(
     start: Annotated[
         Path | None, typer.Option(help="Only train this finished pocket LLM on, with new text; a directory.")
     ] = None,
+    lookups: Annotated[
+        bool, typer.Option("--lookups", help="Teach the pocket LLM of --start to look words up; 4,000 tokens a batch.")
+    ] = False,
 ) -> None:
     """Train the captioning LM and the pocket LLM on text alone.
 
     Example: minigpt4 pocket build language --out runs/towers
     """
-    from minigpt4.pocket.language_tower import build_captioner, build_language
+    from minigpt4.pocket.language_tower import build_captioner, build_language, build_lookups
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
+    if lookups:
+        if start is None:
+            raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
+        typer.echo(build_lookups(out, steps, start))
+        return
     if start is None:
         typer.echo(build_captioner(out, captioner_steps))
     typer.echo(build_language(out, steps, start=start))

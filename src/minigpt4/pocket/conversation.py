@@ -324,13 +324,20 @@ def turns(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, s
     return result
 
 
-def quiz(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """`count` short questions about a scene, each with its answer: what a description hardly practises, looking up."""
+def quiz(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str, str]]:
+    """`count` short questions about a scene, each with its answer and the word in it that has to be looked up.
+
+    This is what a description hardly practises.
+    """
     asked = [request(rng.choice(_SHORT), picture, rng) for _ in range(count)]
     for k in range(1, count):
         if rng.random() < 0.3:
             asked[k] = follow_up(asked[k - 1], picture, rng)
-    return [(_politely(question.text, rng), answer(question, picture, rng)) for question in asked]
+    found = []
+    for question in asked:
+        word = {"yes": "Yes", "no": "No"}.get(question.expected or "", question.expected or "")
+        found.append((_politely(question.text, rng), answer(question, picture, rng), word))
+    return found
 
 
 def _politely(text: str, rng: random.Random) -> str:
@@ -349,9 +356,11 @@ _SHORT = ("colour", "colour", "where", "where", "where", "what", "size", "exists
 #: The pocket LLM first learns to copy, from long answers; from this sample on, most talk about scenes is a quiz,
 #: and many more scenes have four objects.
 QUIZZES_FROM = 160_000
+#: The first text seed of `lookup_text`.
+LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
 
-#: A piece of text, and whether the model is to learn to write it.
-Piece = tuple[str, bool]
+#: A piece of text, and how much its tokens weigh in what the model is to learn to write: nothing, once, or more.
+Piece = tuple[str, float]
 
 
 def conversation(seed: int, system: str) -> list[Piece]:
@@ -374,7 +383,7 @@ def conversation(seed: int, system: str) -> list[Piece]:
         return [("###Human: <Img>", False), (words, False), (head, False), (reply, True), ("###", True)]
     count = rng.choice((2, 3, 3, 4))
     if picture.type == "scene" and quizzes and rng.random() < 0.75:
-        talk = quiz(picture, rng, rng.choice((6, 8, 10)))
+        talk = [(question, reply) for question, reply, _ in quiz(picture, rng, rng.choice((6, 8, 10)))]
     else:
         talk = turns(picture, rng, count)
     opening = f"{system}###" if form == "chat with system" else "###"
@@ -383,6 +392,53 @@ def conversation(seed: int, system: str) -> list[Piece]:
     for asked_text, reply in talk:
         pieces += [(f"{lead}{asked_text}###Assistant: ", False), (reply, True), ("###", True)]
         lead = "Human: "
+    return pieces
+
+
+#: The first samples of `lookup_text` are drills in the plainest form, until reading what was looked up is learnt.
+PLAIN_DRILLS = 3 * 1024
+#: How much the word that an answer stands or falls with weighs.
+DECISIVE = 4.0
+
+
+def lookup_text(seed: int, system: str) -> list[Piece]:
+    """One sample of the text that teaches the pocket LLM to look things up: drills, quizzes, and all else it can do.
+
+    `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
+    """
+    rng = random.Random(f"lookup-{seed}")
+    number = seed - LOOKUP_SEEDS
+    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.45, 0.35))[0]
+    if kind == "else":
+        return conversation(seed, system)
+    picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
+    words = " ".join(facts(picture)[2:]) if number < PLAIN_DRILLS else context(picture, rng)
+    pieces: list[Piece] = [("###Human: <Img>", 0), (words, 0), ("</Img>", 0)]
+    if kind == "drill":
+        return [*pieces, *_drill(picture, rng)]
+    lead = " "
+    for question, reply, word in quiz(picture, rng, rng.choice((6, 8, 10))):
+        before, _, after = reply.partition(word)
+        pieces += [(f"{lead}{question}###Assistant: ", 0)]
+        pieces += [(before.rstrip(), 1)] if before else []
+        pieces += [(f" {word}" if before else word, DECISIVE), (after, 1), ("###", 1)]
+        lead = "Human: "
+    return pieces
+
+
+def _drill(picture: Picture, rng: random.Random) -> list[Piece]:
+    """Short sentences about a scene, of which only the word that has to be looked up is learnt."""
+    pieces: list[Piece] = []
+    for _ in range(14):
+        item = rng.choice(picture.items)
+        about = rng.choice(("colour", "colour", "place", "place", "exists"))
+        if about == "exists":
+            kind = rng.choice((item.kind, rng.choice(KINDS)))
+            there = kind in {other.kind for other in picture.items}
+            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", 1), (".", 0)]
+        else:
+            start = f" The {item.kind} is" if about == "colour" else f" The {item.kind} is at the"
+            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", 1), (".", 0)]
     return pieces
 
 

@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.pocket.conversation import Piece, caption_text, conversation
+from minigpt4.pocket.conversation import LOOKUP_SEEDS, Piece, caption_text, conversation, lookup_text
+from minigpt4.pocket.lookup_layers import add_lookup_layers
 from minigpt4.pocket.tokenizer import train_tokenizer
 from minigpt4.pocket.towers import Pretraining, pretrain
-from minigpt4.pocket.world import SEEDS
+from minigpt4.pocket.world import SEEDS, WORDS
 from minigpt4.prompts.templates import TEMPLATES
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ POOL = 1024
 CONTEXT_NOISE = 1.2
 #: How many times as long the context's embeddings are made (drawn up to this).
 CONTEXT_SCALE = 3.0
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,39 @@ class TextModel:
     layers: int
     first_seed: int
     hidden: int = 256
+    batch_tokens: int = BATCH_TOKENS
+    quiet_batches: int = 0  #: over how many batches the context's noise grows to all of it
 
 
 LANGUAGE = TextModel("language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0])
+LOOKUPS = TextModel(
+    "language",
+    lambda seed: lookup_text(seed, TEMPLATES["vicuna_v0"].system),
+    1,
+    8,
+    LOOKUP_SEEDS,
+    batch_tokens=4096,
+    quiet_batches=600,
+)
 CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
 
 
 @dataclass
 class Batch:
-    """Right-padded ids (n, t), targets (n, t) with `IGNORED` where nothing is learnt, and where the context stands."""
+    """Right-padded ids (n, t), how much each is learnt (n, t; 0: not at all), and where the context stands.
+
+    `noise` is the share of the context's noise that this batch gets.
+    """
 
     ids: Tensor
-    targets: Tensor
+    weights: Tensor
     context: Tensor
     seed: int
+    noise: float
+
+
+#: Ids, weights, and whether the token belongs to the context.
+_Sample = tuple[list[int], list[float], list[int]]
 
 
 class TextBatches:
@@ -84,15 +103,16 @@ class TextBatches:
         index = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= number)
         if index != self.pool_number:
             self._load(index)
-        return self.pool[number - self.starts[index]]
+        batch = self.pool[number - self.starts[index]]
+        return replace(batch, noise=min(1.0, (number + 1) / max(1, self.kind.quiet_batches)))
 
     def _load(self, number: int) -> None:
         first = self.kind.first_seed + number * POOL
         samples = sorted((self._sample(seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0]))
         batches: list[Batch] = []
-        rows: list[tuple[list[int], list[int], list[int]]] = []
+        rows: list[_Sample] = []
         for sample in samples:
-            if rows and (len(rows) + 1) * len(sample[0]) > BATCH_TOKENS:
+            if rows and (len(rows) + 1) * len(sample[0]) > self.kind.batch_tokens:
                 batches.append(self._pad(rows, first + len(batches)))
                 rows = []
             rows.append(sample)
@@ -100,41 +120,42 @@ class TextBatches:
         random.Random(first).shuffle(batches)
         self.pool, self.pool_number = batches, number
 
-    def _sample(self, seed: int) -> tuple[list[int], list[int], list[int]]:
-        ids, targets, context = [self.tokenizer.bos_token_id], [IGNORED], [0]
-        for number, (text, learn) in enumerate(self.kind.pieces(seed)):
+    def _sample(self, seed: int) -> _Sample:
+        ids, weights, context = [self.tokenizer.bos_token_id], [0.0], [0]
+        for number, (text, weight) in enumerate(self.kind.pieces(seed)):
             tokens = self.tokenizer(text, add_special_tokens=False).input_ids
             ids += tokens
-            targets += tokens if learn else [IGNORED] * len(tokens)
+            weights += [float(weight)] * len(tokens)
             context += [int(number == self.kind.context_piece)] * len(tokens)
-        return ids, targets, context
+        return ids, weights, context
 
-    def _pad(self, rows: list[tuple[list[int], list[int], list[int]]], seed: int) -> Batch:
+    def _pad(self, rows: list[_Sample], seed: int) -> Batch:
         length = max(len(row[0]) for row in rows)
-        fills = (self.tokenizer.pad_token_id, IGNORED, 0)
-        ids, targets, context = (
-            torch.tensor([row[k] + [fills[k]] * (length - len(row[k])) for row in rows]) for k in range(3)
+        fills = (self.tokenizer.pad_token_id, 0.0, 0)
+        ids, weights, context = (
+            torch.tensor([[*row[k], *[fills[k]] * (length - len(row[k]))] for row in rows]) for k in range(3)
         )
-        return Batch(ids, targets, context.bool(), seed)
+        return Batch(ids, weights, context.bool(), seed, 1.0)
 
 
 def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy (nats per token) on the learnt tokens, with the context's embeddings noisy and stretched."""
-    ids, targets, context = (part.to(device) for part in (batch.ids, batch.targets, batch.context))
+    """Weighted cross-entropy (nats per token) of the learnt tokens, the context's embeddings noisy and stretched."""
+    ids, weights, context = (part.to(device) for part in (batch.ids, batch.weights, batch.context))
     generator = torch.Generator(device="cpu").manual_seed(batch.seed)
     embeddings = model.get_input_embeddings()(ids)
     scale = embeddings.detach().std()
-    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE
+    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE * batch.noise
     noise = torch.randn(embeddings.shape, generator=generator) * strength
     stretch = CONTEXT_SCALE ** torch.rand(ids.shape[0], 1, 1, generator=generator)
     soft = (embeddings + noise.to(device) * scale) * stretch.to(device)
     embeddings = torch.where(context[..., None], soft, embeddings)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        learnt = targets[:, 1:] != IGNORED
+        learnt = weights[:, 1:] > 0
         logits = model.lm_head(hidden[:, :-1][learnt])
-    value = F.cross_entropy(logits.float(), targets[:, 1:][learnt])
-    return value, {"tokens": float(ids.numel())}
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][learnt], reduction="none")
+    shares = weights[:, 1:][learnt]
+    return (losses * shares).sum() / shares.sum(), {"tokens": float(ids.numel())}
 
 
 def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -174,7 +195,8 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
     """Trains one of the language models for `steps` batches; returns the directory of the finished model.
 
     `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
-    is the directory of a finished model to train on, on text that no run from nothing reads and at a gentler rate.
+    is the directory of a finished model to train on, on text that no run from nothing reads and at a gentler rate;
+    `LOOKUPS` always starts from one, to which it adds the layers that look words up, where it has none.
     """
     from minigpt4.model.parts import load_llm
 
@@ -188,8 +210,17 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         begun = load_llm(start, torch.float32)
         tokenizer, model = begun.tokenizer, begun.model.to(device)
         model.set_attn_implementation("eager")
-        kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
-        plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
+        if kind is LOOKUPS:
+            plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20)
+            if model.config.num_hidden_layers < kind.layers:
+                words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
+                model = add_lookup_layers(model, [ids[0] for ids in words]).to(device)
+            # They work as they are built; training would wear them down before the other layers rely on them.
+            for part in (model.get_input_embeddings(), *model.model.layers[:2]):
+                part.requires_grad_(False)
+        else:
+            kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
+            plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
     batches = TextBatches(kind, tokenizer)
     held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
 
@@ -217,6 +248,11 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
 def build_language(work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
     """The pocket LLM. About 8,000 tokens a step."""
     return build_text_model(LANGUAGE, work, steps, seed, start)
+
+
+def build_lookups(work: Path, steps: int, start: Path, seed: int = 0) -> Path:
+    """The pocket LLM that `start` holds, taught to look words up. About 4,000 tokens a step."""
+    return build_text_model(LOOKUPS, work, steps, seed, start)
 
 
 def build_captioner(work: Path, steps: int, seed: int = 0) -> Path:

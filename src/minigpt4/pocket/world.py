@@ -59,6 +59,8 @@ TITLES = (
 ELEMENTS = ("navigation", "image", "text", "list", "input", "button")
 
 TYPES = ("scene", "food", "product", "odd", "draft")
+#: Every single word by which a thing, or what is true of it, is named.
+WORDS = (*COLOURS, *SIZES, *KINDS, *PLACES, *BACKGROUNDS, *INGREDIENTS, *DISHES, *PRODUCTS, *ANIMALS, *PROPS)
 
 #: Where each use of pictures takes its seeds: (first, count). Disjoint, so that held-out means held out.
 SEEDS = {
