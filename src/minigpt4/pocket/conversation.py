@@ -363,14 +363,15 @@ LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
 Piece = tuple[str, float]
 
 
-def conversation(seed: int, system: str) -> list[Piece]:
+def conversation(seed: int, system: str, quizzes: bool | None = None) -> list[Piece]:
     """One sample of the pocket LLM's text from a text seed: pieces `(text, learn)`.
 
     The piece at index 1 is the picture in words, in the place where an image will stand: after nothing in the bare form
     of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template.
     """
     rng = random.Random(f"text-{seed}")
-    quizzes = seed - SEEDS["text"][0] >= QUIZZES_FROM
+    if quizzes is None:
+        quizzes = seed - SEEDS["text"][0] >= QUIZZES_FROM
     picture = busy(seed) if quizzes and rng.random() < 0.4 else sample(seed)
     words = context(picture, rng)
     form = rng.choices(("bare", "training", "chat", "chat with system"), (0.16, 0.1, 0.62, 0.12))[0]
@@ -396,7 +397,7 @@ def conversation(seed: int, system: str) -> list[Piece]:
 
 
 #: The first samples of `lookup_text` are drills in the plainest form, until reading what was looked up is learnt.
-PLAIN_DRILLS = 3 * 1024
+PLAIN_DRILLS = 2 * 1024
 #: How much the word that an answer stands or falls with weighs.
 DECISIVE = 4.0
 
@@ -408,9 +409,9 @@ def lookup_text(seed: int, system: str) -> list[Piece]:
     """
     rng = random.Random(f"lookup-{seed}")
     number = seed - LOOKUP_SEEDS
-    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.45, 0.35))[0]
+    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.4, 0.4))[0]
     if kind == "else":
-        return conversation(seed, system)
+        return conversation(seed, system, quizzes=False)
     picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
     words = " ".join(facts(picture)[2:]) if number < PLAIN_DRILLS else context(picture, rng)
     pieces: list[Piece] = [("###Human: <Img>", 0), (words, 0), ("</Img>", 0)]

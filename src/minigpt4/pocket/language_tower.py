@@ -211,7 +211,7 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         tokenizer, model = begun.tokenizer, begun.model.to(device)
         model.set_attn_implementation("eager")
         if kind is LOOKUPS:
-            plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20)
+            plan = replace(plan, muon_lr=0.4 * plan.muon_lr, adam_lr=0.4 * plan.adam_lr, warmup=20, decay_share=0.6)
             if model.config.num_hidden_layers < kind.layers:
                 words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
                 model = add_lookup_layers(model, [ids[0] for ids in words]).to(device)
