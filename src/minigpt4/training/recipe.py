@@ -77,9 +77,14 @@ class Recipe(BaseModel):
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
     shuffle_buffer: int = Field(
-        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, in each process."
+        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
-    workers: int = Field(0, ge=0, description="With `stream`: processes that read and decode pictures, for each GPU.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
+        "batches.",
+    )
     max_skipped: float = Field(
         0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable before the run is refused."
     )
@@ -215,7 +220,16 @@ class Recipe(BaseModel):
     def differing_keys(self, other: Recipe) -> list[str]:
         """Keys whose values differ and would change the losses; where files lie and how often they are saved do not."""
         harmless = {
-            *("base", "output", "save_every", "feature_cache", "keep_checkpoints", "trackers", "max_skipped"),
+            *(
+                "base",
+                "output",
+                "save_every",
+                "feature_cache",
+                "keep_checkpoints",
+                "trackers",
+                "max_skipped",
+                "workers",
+            ),
             *("sample_every", "sample_pictures", "sample_prompt"),
         }
         return [

@@ -14,6 +14,7 @@ import shutil
 import signal
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -194,8 +195,9 @@ def _prepare_data(
 ) -> tuple[CachedLoader | StreamedLoader, str]:
     """What gives each step's batch, and a fingerprint of the data."""
     from minigpt4.data.batches import Batches, tokenise
-    from minigpt4.data.mixture import PairStream, tell
-    from minigpt4.training.loader import CachedLoader, StreamedLoader, rows_of_each
+    from minigpt4.data.mixture import PairStream, judge, tell
+    from minigpt4.data.sources import open_source
+    from minigpt4.training.loader import CachedLoader, StreamedLoader
 
     open_stream = partial(
         PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
@@ -210,21 +212,24 @@ def _prepare_data(
         template=model.template,
     )
     if recipe.stream:
-        stream = partial(
-            open_stream, shuffle_buffer=recipe.shuffle_buffer, workers=recipe.workers, rank=processes.rank,
-            world_size=processes.world,
+        loader = StreamedLoader(
+            partial(open_stream, readers=[open_source(source) for source in mixture(recipe)]),
+            model.image_processor, tokenised, recipe, processes.rank, processes.world,
         )  # fmt: skip
-        rows = rows_of_each(recipe, processes.world)
-        seed = (recipe.seed, processes.rank)
-        return StreamedLoader(stream, model.image_processor, tokenised, rows, seed), f"stream {recipe.sources}"
+        return loader, f"stream {recipe.sources}"
     pairs = open_stream(shuffle_buffer=0, repeat=False)
     usable, features = _features(recipe, model, pairs, processes, stop, progress)
-    if pairs.skipped and processes.is_main:
-        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(pairs.skipped))
+    # Every process goes through all pairs, but tries to open its share of the pictures only.
+    unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
+    if skipped and processes.is_main:
+        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
+    named = ", ".join(source.path for source in recipe.sources)
+    judge(named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     samples: Samples = tokenised(usable)
     batches = Batches(samples, recipe.batch_size, recipe.seed)
     loader = CachedLoader(batches, features, processes.rank, processes.world)
-    loader.skipped = dict(pairs.skipped)
+    loader.skipped = dict(skipped) if processes.is_main else {}
     return loader, samples.fingerprint()
 
 
@@ -265,7 +270,7 @@ def _run_steps(
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
     from minigpt4.training.checkpoint import Checkpoints, Position
-    from minigpt4.training.loader import read_ahead
+    from minigpt4.training.loader import joined, read_ahead
     from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
     from minigpt4.training.metrics import draw_curves
     from minigpt4.training.summary import write_summary
@@ -277,12 +282,7 @@ def _run_steps(
     checkpoints = Checkpoints(output / "checkpoints", recipe.keep_checkpoints, digests)
     position = checkpoints.load(model, optimizer, scaler)
     done = position.step
-    if recipe.stream and done and len(position.loaders) != processes.world:
-        raise UserError(
-            f"{output}: was run by {len(position.loaders)} processes, now there are {processes.world}; a stream goes "
-            "on only with as many"
-        )
-    state = position.loaders[processes.rank] if recipe.stream and done else None
+    state = joined(position.loaders) if recipe.stream and done else None
     metrics = _open_files(recipe, done) if processes.is_main else None
     if done and processes.is_main:
         logger.info("going on from step %d of %d", done, recipe.steps)
@@ -319,10 +319,13 @@ def _run_steps(
         if metrics:
             metrics.close()
         processes.end_trackers()
+    skipped: Counter[str] = Counter()
+    for each in processes.gather(loader.skipped):
+        skipped.update(each)
     if processes.is_main:
         named = ", ".join(source.path for source in recipe.sources)
         draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {named}")
-        write_summary(recipe, processes, loader.skipped)
+        write_summary(recipe, processes, skipped)
     if done < recipe.steps:
         raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
 
