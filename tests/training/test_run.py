@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from conftest import picture_file
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.training.recipe import Recipe
@@ -205,6 +208,21 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
         train(recipe, progress=False)
 
 
+def test_a_run_does_not_go_on_with_another_llm(stage1: Recipe, tmp_path: Path) -> None:
+    """Which is known before anything is loaded: the vision side is not even there any more."""
+    llm = shutil.copytree(stage1.llm or "", tmp_path / "llm")
+    vision = shutil.copytree(stage1.vision_qformer or "", tmp_path / "vision")
+    recipe = with_values(stage1, llm=str(llm), vision_qformer=str(vision))
+    train(recipe, progress=False)
+    (recipe.output / "alignment" / "alignment.json").unlink()
+    tensors = load_file(llm / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, llm / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(vision)
+    with pytest.raises(UserError, match=r"checkpoints/00000008-.*: belongs to other LLM than the recipe's paths hold"):
+        train(recipe, progress=False)
+
+
 def test_outside_the_main_thread(stage1: Recipe) -> None:
     """Where Python lets no one handle signals, as in a notebook's or a server's thread."""
     with ThreadPoolExecutor() as pool:
@@ -217,6 +235,22 @@ def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: p
     data.write_bytes(whole[:20_000])
     train(with_values(stage1, data=str(data), steps=1), progress=False)
     assert any("9 pairs used; left out: no caption 1, broken shard" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path, stream: bool) -> None:
+    """Four of twenty; what is allowed is no key of which the losses depend, so the run can go on with more of it."""
+    rows = []
+    for i in range(20):
+        picture = tmp_path / f"{i}.png"
+        picture.write_bytes(b"no picture" if i % 5 == 0 else picture_file(i))
+        rows.append(json.dumps({"image": picture.name, "caption": f"picture {i}"}) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    few = with_values(stage1, data=str(tmp_path / "pairs.jsonl"), stream=stream, shuffle_buffer=0, max_skipped=0.1)
+    with pytest.raises(UserError, match=r"pairs\.jsonl: \d+ of \d+ pairs cannot be used \(unreadable picture \d+\)"):
+        train(few, progress=False)
+    train(with_values(few, max_skipped=0.3), progress=False)
+    assert re.search(r"pairs left out \| unreadable picture \d+ \|", (stage1.output / "summary.md").read_text())
 
 
 def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:

@@ -80,6 +80,7 @@ class CachedLoader:
     def __init__(self, batches: Batches, features: FeatureCache, rank: int = 0, world: int = 1) -> None:
         self._batches, self._features, self._rows = batches, features, slice(rank, None, world)
         self.skipped: dict[str, int] = {}  # causes of pairs that were left out, and how many
+        self.seen = 0  # pairs, those included
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
@@ -122,6 +123,7 @@ class StreamedLoader:
             for lane in self._mine
         ]  # fmt: skip
         self.skipped: dict[str, int] = {}  # causes of pairs that were left out so far, and how many
+        self.seen = 0  # pairs, those included
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches after `state`, which may hold that of other processes' lanes too, or from the first."""
@@ -131,6 +133,10 @@ class StreamedLoader:
                 f"number of processes that divides {state['lanes']}"
             )
         states = state["states"] if state else {}
+        self._count([states[number] for number in self._mine if number in states])
+        return self._batches(states)
+
+    def _batches(self, states: Mapping[int, Any]) -> Iterator[Loaded]:
         work = [(lane, states.get(number)) for lane, number in zip(self._work, self._mine, strict=True)]
         # Each worker takes as many lanes in turn, and is a whole pool of each ahead: it decodes while others wait.
         workers = next((n for n in range(self._recipe.workers, 0, -1) if len(work) % n == 0), 0)
@@ -140,7 +146,9 @@ class StreamedLoader:
             for each in of_lanes:
                 if each.error:
                     raise UserError(each.error)
-            self._look_at(of_lanes)
+            self._count([each.state for each in of_lanes])
+            if self.seen >= TRIED:
+                judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
             batch = Batch.of(*([*chain.from_iterable(part)] for part in zip(*(r.rows for r in of_lanes), strict=True)))
             reached = {number: each.state for number, each in zip(self._mine, of_lanes, strict=True)}
             yield Loaded(
@@ -149,15 +157,11 @@ class StreamedLoader:
                 state={"lanes": self._lanes, "states": reached},
             )
 
-    def _look_at(self, of_lanes: Sequence[_Rows]) -> None:
-        """Count what was left out, and end the run if it is too much."""
+    def _count(self, states: Sequence[Mapping[str, Any]]) -> None:
         skipped: Counter[str] = Counter()
-        for each in of_lanes:
-            skipped.update(each.skipped)
-        self.skipped = dict(skipped)
-        seen = sum(each.read for each in of_lanes) + skipped.total()
-        if seen >= TRIED:
-            judge(", ".join(source.path for source in self._recipe.sources), seen, skipped, self._recipe.max_skipped)
+        for state in states:
+            skipped.update(state["skipped"])
+        self.skipped, self.seen = dict(skipped), sum(state["read"] for state in states) + skipped.total()
 
 
 def joined(states: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
@@ -179,14 +183,13 @@ def lanes(recipe: Recipe, world: int) -> int:
 class _Rows:
     """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each.
 
-    `rows` are pictures, prompts and targets; `read` and `skipped` count this lane's pairs so far.
+    `rows` are pictures, prompts and targets. `state` is where the lane stands, and how many pairs it has read and
+    skipped.
     """
 
     rows: tuple[list[bytes], list[list[int]], list[list[int]]]
     pixels: np.ndarray
     state: dict[str, Any]
-    read: int
-    skipped: Mapping[str, int]
     error: str | None = None
 
 
@@ -208,7 +211,7 @@ class _Lane:
         try:
             yield from self._rows(state)
         except (UserError, OSError) as error:
-            yield _Rows(([], [], []), np.empty(0), {}, 0, {}, str(error))
+            yield _Rows(([], [], []), np.empty(0), {}, str(error))
 
     def _rows(self, state: Mapping[str, Any] | None) -> Iterator[_Rows]:
         stream, number, taken = self.open_stream(), 0, 0
@@ -221,14 +224,11 @@ class _Lane:
             pool = list(islice(pairs, POOL * self.size))
             samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
             batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
+            counts = {"read": stream.yielded, "skipped": dict(stream.skipped)}
             for position in range(taken, POOL):
-                yield _Rows(
-                    batches.rows(position),
-                    np.stack([pool[i][1] for i in batches.chosen(position)]),
-                    {"stream": before, "pool": number, "taken": position + 1},
-                    stream.yielded,
-                    dict(stream.skipped),
-                )
+                pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
+                here = {"stream": before, "pool": number, "taken": position + 1, **counts}
+                yield _Rows(batches.rows(position), pixels, here)
             number, taken = number + 1, 0
 
 

@@ -177,6 +177,11 @@ class Recipe(BaseModel):
         return (DataSource(path=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
 
     @property
+    def data_named(self) -> str:
+        """The paths of all sources."""
+        return ", ".join(source.path for source in self.sources)
+
+    @property
     def num_samples(self) -> int:
         """Samples that the whole run trains on, repeated ones included."""
         return self.steps * self.batch_size

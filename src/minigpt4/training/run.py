@@ -65,6 +65,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
             logger.info("%s: already trained, nothing to do", alignment)
             return True
         check_data(recipe)
+        _check_llm(recipe)
         _make_output(recipe.output)
         return False
 
@@ -124,6 +125,22 @@ def check_output(recipe: Recipe) -> None:
             f"output {output}: holds a run with another {', '.join(differing)}; "
             "give another output, or delete that directory to start again"
         )
+
+
+def _check_llm(recipe: Recipe) -> None:
+    """Refuse to go on with another LLM than the checkpoints' before it is loaded."""
+    from minigpt4.model.parts import llm_fingerprint
+    from minigpt4.model.record import read_record
+    from minigpt4.model.sources import resolve
+    from minigpt4.training.checkpoint import check_checkpoints
+
+    if any(recipe.output.glob("checkpoints/*.pt")):
+        mark = read_record(resolve(recipe.init))[0].llm_fingerprint if recipe.init else llm_fingerprint(recipe.parts[1])
+        check_checkpoints(recipe.output / "checkpoints", {"LLM": _digest(mark)})
+
+
+def _digest(mark: str) -> str:
+    return hashlib.sha256(mark.encode()).hexdigest()
 
 
 def _make_output(output: Path) -> None:
@@ -212,11 +229,11 @@ def _prepare_data(
         template=model.template,
     )
     if recipe.stream:
-        loader = StreamedLoader(
-            partial(open_stream, readers=[open_source(source) for source in mixture(recipe)]),
-            model.image_processor, tokenised, recipe, processes.rank, processes.world,
-        )  # fmt: skip
-        return loader, f"stream {recipe.sources}"
+        once_opened = partial(open_stream, readers=[open_source(source) for source in mixture(recipe)])
+        streamed = StreamedLoader(
+            once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
+        )
+        return streamed, f"stream {recipe.sources}"
     pairs = open_stream(shuffle_buffer=0, repeat=False)
     usable, features = _features(recipe, model, pairs, processes, stop, progress)
     # Every process goes through all pairs, but tries to open its share of the pictures only.
@@ -224,12 +241,12 @@ def _prepare_data(
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
-    named = ", ".join(source.path for source in recipe.sources)
-    judge(named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     samples: Samples = tokenised(usable)
     batches = Batches(samples, recipe.batch_size, recipe.seed)
     loader = CachedLoader(batches, features, processes.rank, processes.world)
-    loader.skipped = dict(skipped) if processes.is_main else {}
+    if processes.is_main:
+        loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
+    judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
 
 
@@ -269,6 +286,7 @@ def _run_steps(
     progress: bool,
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
+    from minigpt4.data.mixture import judge
     from minigpt4.training.checkpoint import Checkpoints, Position
     from minigpt4.training.loader import joined, read_ahead
     from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
@@ -278,7 +296,7 @@ def _run_steps(
     output = recipe.output
     optimizer, scaler = make_optimizer(model, recipe), make_scaler(model)
     marks = {"data": data, "vision side": model.vision_fingerprint, "LLM": model.llm_fingerprint}
-    digests = {what: hashlib.sha256(mark.encode()).hexdigest() for what, mark in marks.items()}
+    digests = {what: _digest(mark) for what, mark in marks.items()}
     checkpoints = Checkpoints(output / "checkpoints", recipe.keep_checkpoints, digests)
     position = checkpoints.load(model, optimizer, scaler)
     done = position.step
@@ -323,11 +341,11 @@ def _run_steps(
     for each in processes.gather(loader.skipped):
         skipped.update(each)
     if processes.is_main:
-        named = ", ".join(source.path for source in recipe.sources)
-        draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {named}")
+        draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {recipe.data_named}")
         write_summary(recipe, processes, skipped)
     if done < recipe.steps:
         raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
+    judge(recipe.data_named, sum(processes.gather(loader.seen)), skipped, recipe.max_skipped)
 
 
 def _open_files(recipe: Recipe, done: int) -> Any:
