@@ -1,8 +1,8 @@
 """What shortens stage 1 without harm: `python bench/steps.py [--llms ...] [--seeds 3] [--steps 128]`.
 
 The paper's schedule (a quarter of the steps to warm up, then a cosine down to 80 % of the peak, equal batches, weight
-decay 0.05, the projection at random) trains the pocket projection through each LLM, at the best of three peaks. Then
-each lever is tried alone with half of the samples, and the best together with a quarter and an eighth: other
+decay 0.05, the projection at random) trains the pocket projection through each LLM, at the better of two peaks. Then
+each lever is tried alone with half of the samples, and the best start with a quarter and an eighth too: other
 schedules, growing batches, other starts of the projection, and an average of its weights. What counts is the loss on
 held-out pairs, and after how many steps it is where the paper's schedule ended.
 
@@ -34,6 +34,7 @@ from minigpt4.data.batches import Batch, Batches, Samples, tokenise
 from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint
 from minigpt4.data.pairs import read_pairs
 from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.start import carry_projection, ridge
 from minigpt4.pocket.dataset import write_stage1
 from minigpt4.training.loss import next_token_loss
 
@@ -41,6 +42,7 @@ LLMS = ("pocket/language", "pocket/captioner", *FAMILIES)
 BATCH, HELD_OUT = 16, 128
 PAIRS = 3000  # that are drawn; the last are held out
 PEAKS = (3e-3, 1e-2)
+AVERAGE = 0.9  # decay of the average of the weights, a step
 POINTS = 16  # looks at the held-out loss in a run as long as the paper's
 
 
@@ -73,22 +75,25 @@ class Way:
 
 
 PAPER = Way("the paper's schedule", length=1.0)
-STARTS = ("rescaled", "regressed", "matched", "translated")
 QUICK = Way("both", warmup=0.04, floor=0.02)
+#: Those that tell most come first: each is run with all seeds before the next one is.
 WAYS = (
     PAPER,
     Way("the paper's, half as long"),
+    Way("start carried over", start="carried over"),
+    Way("start carried over, a quarter", length=0.25, start="carried over"),
+    Way("start carried over, an eighth", length=0.125, start="carried over"),
+    Way("start translated", start="translated"),
+    Way("start translated, a quarter", length=0.25, start="translated"),
+    Way("start regressed", start="regressed"),
     Way("warm-up 4 %", warmup=0.04),
     Way("cosine to 2 %", floor=0.02),
-    replace(QUICK, name="both"),
-    replace(QUICK, name="both, peak x 3", faster=3.0),
-    *(Way(f"start {start}", start=start) for start in STARTS),
     Way("batches of 4, 8, then 16", growth=True),
-    *(
-        replace(QUICK, name=f"both, {what}{long}", length=length, **more)
-        for length, long in ((0.25, ", a quarter"), (0.125, ", an eighth"))
-        for what, more in (("default start", {}), ("translated", {"start": "translated"}))
-    ),
+    Way("start rescaled", start="rescaled"),
+    QUICK,
+    replace(QUICK, name="both, carried over, a quarter", length=0.25, start="carried over"),
+    replace(QUICK, name="both, peak x 3", faster=3.0),
+    Way("start matched", start="matched"),
 )
 
 
@@ -142,15 +147,18 @@ class Study:
     # -- starts of the projection
 
     def put_start(self, start: str, seed: int) -> None:
-        """Reset the projection: at random from `seed`, then as `start` says."""
+        """Reset the projection: at random from `seed`, then as `start` says.
+
+        All but the default and "carried over" are as long as word embeddings, on average.
+        """
         torch.manual_seed(seed)
         self.projection.reset_parameters()
         features = self.cache[self.samples.pictures[:1024]].float()
         if start in ("regressed", "matched"):
             self._put(self._regressed(features, matched=start == "matched"))
-        elif start == "translated":
-            self._put(self._translated())
-        if start != "default":
+        elif start in ("carried over", "translated"):
+            carry_projection(self.model, "pocket-blip2")
+        if start not in ("default", "carried over"):
             with torch.no_grad():
                 lengths = self.projection(features).norm(dim=-1).mean() / self.words.norm(dim=-1).mean()
                 self.projection.weight /= lengths
@@ -170,31 +178,18 @@ class Study:
         captions = [self.words[ids[:-1]] for ids in self.samples.targets[: len(features)]]
         count, queries = features.shape[:2]
         if not matched:
-            return ridge(features, torch.stack([c.mean(0).expand(queries, -1) for c in captions]))
+            return ridge_of(features, torch.stack([c.mean(0).expand(queries, -1) for c in captions]))
         order = torch.arange(queries)
-        solved = ridge(features, torch.stack([c[order * len(c) // queries] for c in captions]))
+        solved = ridge_of(features, torch.stack([c[order * len(c) // queries] for c in captions]))
         for _ in range(6):
-            guesses = with_one(features) @ solved
+            guesses = features @ solved[:-1] + solved[-1]
             nearest = [torch.cdist(g, c).argmin(1) for g, c in zip(guesses, captions, strict=True)]
-            solved = ridge(features, torch.stack([captions[i][nearest[i]] for i in range(count)]))
-        return solved
-
-    def _translated(self) -> Tensor:
-        """BLIP-2's own projection into another LM, and that LM's word embeddings carried into this LLM's by ridge."""
-        other = MiniGPT4.from_pretrained("pocket-blip2", device="cpu")
-        theirs = other.blip2.language_model.get_input_embeddings().weight.detach()
-        ours, known = self.model.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-        shared = sorted(ours.keys() & known.keys())
-        carry = ridge(theirs[[known[word] for word in shared]], self.words[[ours[word] for word in shared]])
-        projection = other.blip2.language_projection
-        weight = torch.cat([projection.weight.detach().T, projection.bias.detach()[None]])
-        solved = weight @ carry[:-1]
-        solved[-1] += carry[-1]
+            solved = ridge_of(features, torch.stack([captions[i][nearest[i]] for i in range(count)]))
         return solved
 
     # -- a run
 
-    def run(self, way: Way, peak: float, steps: int, seed: int, averages: tuple[float, ...] = (0.9,)) -> dict[str, Any]:
+    def run(self, way: Way, peak: float, steps: int, seed: int) -> dict[str, Any]:
         """Train once. `curve` has [samples / BATCH, held-out loss, that of the averaged weights] at each look."""
         self.put_start(way.start, seed)
         whole = max(8, round(way.length * steps))
@@ -216,7 +211,7 @@ class Study:
                 next_token_loss(self.model, batch, self.cache[batch.pictures]).backward()
                 optimizer.step()
                 done, seen = done + 1, seen + size
-                decay = min(averages[0], done / (done + 9))
+                decay = min(AVERAGE, done / (done + 9))
                 for kept, now in zip(average, (matrix, bias), strict=True):
                     kept.lerp_(now.detach(), 1 - decay)
                 if seen // BATCH >= len(curve) * every or done == in_all:
@@ -234,15 +229,9 @@ class Study:
         return loss
 
 
-def with_one(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.ones(*x.shape[:-1], 1)], -1)
-
-
-def ridge(x: Tensor, y: Tensor, strength: float = 1e-2) -> Tensor:
-    """(d + 1, e): the linear map with bias from x (..., d) to y (..., e) that fits best, held small by `strength`."""
-    a, b = with_one(x.flatten(0, -2)), y.flatten(0, -2)
-    gram = a.T @ a
-    return torch.linalg.solve(gram + strength * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ b)
+def ridge_of(x: Tensor, y: Tensor) -> Tensor:
+    """`ridge` over all but the last dimension."""
+    return ridge(x.flatten(0, -2), y.flatten(0, -2))
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
@@ -268,9 +257,11 @@ def study(name: str, arguments: argparse.Namespace) -> None:
         return run
 
     peak = min(PEAKS, key=lambda peak: result(PAPER, peak, 0)["curve"][-1][1])
-    for seed in range(arguments.seeds):
-        for way in WAYS:
-            if not (way.start == "translated" and name == "pocket/captioner"):  # it would be given the answer
+    for way in WAYS:
+        for seed in range(arguments.seeds):
+            if not (
+                way.start in ("translated", "carried over") and name == "pocket/captioner"
+            ):  # it would be given the answer
                 result(way, peak, seed)
 
 

@@ -63,7 +63,11 @@ def runs(
         )
         for rank in range(2)
     ]  # fmt: skip
-    told = [machine.communicate(timeout=300)[1] for machine in machines]
+    try:
+        told = [machine.communicate(timeout=600)[1] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()
     assert [machine.returncode for machine in machines] == [0, 0], told
     return root, told[0]
 

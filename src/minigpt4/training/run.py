@@ -151,10 +151,14 @@ def _make_output(output: Path) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raises UserError for data that are not there, before anything heavy is loaded."""
+    """Raises UserError for data, or a projection to start from, that are not there; nothing heavy is loaded."""
     from minigpt4.data.mixture import check_sources
 
     check_sources(mixture(recipe), recipe.stage)
+    if recipe.projection_from:
+        from minigpt4.model.start import check_projection_from
+
+        check_projection_from(recipe.projection_from)
 
 
 def mixture(recipe: Recipe) -> list[Source]:
@@ -175,6 +179,7 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
     from minigpt4.model.precision import free_large_tensors_at_once
+    from minigpt4.model.start import carry_projection
 
     device = processes.device
     if device.type == "cpu":
@@ -190,6 +195,8 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
         model = MiniGPT4.assemble(
             vision_qformer, llm, template=template, qformer=recipe.qformer, trained=trained, seed=recipe.seed, **where
         )
+        if recipe.projection_from:
+            carry_projection(model, recipe.projection_from)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     llm = model.blip2.language_model
