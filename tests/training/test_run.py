@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
 import math
 import re
 import shutil
+import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -208,6 +211,17 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
         train(recipe, progress=False)
 
 
+def test_a_projection_from_another_model(stage1: Recipe, tmp_path: Path) -> None:
+    """Steps of next to nothing show where it starts."""
+    there = train(stage1, progress=False)
+    recipe = with_values(
+        stage1, output=tmp_path / "next", projection_from=str(there), learning_rate=1e-12, warmup_learning_rate=0,
+        steps=2, dtype="float32",
+    )  # fmt: skip
+    weights = [load_file(path / "projection.safetensors")["weight"] for path in (there, train(recipe, progress=False))]
+    assert torch.nn.functional.cosine_similarity(*weights, dim=0).min() > 0.95  # the LLM is the same
+
+
 def test_a_run_does_not_go_on_with_another_llm(stage1: Recipe, tmp_path: Path) -> None:
     """Which is known before anything is loaded: the vision side is not even there any more."""
     llm = shutil.copytree(stage1.llm or "", tmp_path / "llm")
@@ -267,18 +281,60 @@ def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:
         train(with_values(stage1, device="auto"), progress=False)
 
 
-def test_figures_go_to_a_tracker(stage1: Recipe) -> None:
-    pytest.importorskip("tensorboard")
+def in_tensorboard(run: Path) -> dict[int, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(with_values(stage1, trackers=["tensorboard"]), progress=False)
-    written = [EventAccumulator(str(path)).Reload() for path in stage1.output.rglob("events.out.tfevents.*")]
-    (events,) = [each for each in written if "loss" in each.Tags()["scalars"]]  # the others hold the recipe
+    written = [EventAccumulator(str(path)).Reload() for path in run.rglob("events.out.tfevents.*")]
+    found = [each for each in written if "loss" in each.Tags()["scalars"]]  # the others hold the recipe
+    return {event.step: event.value for events in found for event in events.Scalars("loss")}
+
+
+def in_trackio(run: Path) -> dict[int, float]:
+    (database,) = (run.parent / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select step, metrics, run_name from metrics").fetchall()
+    assert len({name for *_, name in rows}) == 1  # gone on with, not begun anew
+    return {step: figures["loss"] for step, text, _ in rows if "loss" in (figures := json.loads(text))}
+
+
+def in_wandb(run: Path) -> dict[int, float]:
+    """What its offline files hold: one for each of the two processes, of one run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    files = sorted(run.rglob("run-*.wandb"))
+    assert len({path.name for path in files}) == 1
+    found = {}
+    for path in files:
+        store = DataStore()
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = Record()
+            record.ParseFromString(data)
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if "loss" in row:
+                found[row["_step"]] = row["loss"]
+    return found
+
+
+@pytest.mark.parametrize("tracker", [in_tensorboard, in_trackio, in_wandb])
+def test_figures_go_to_a_tracker(
+    stage1: Recipe, tracker: Callable[[Path], dict[int, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was stopped and went on too, under one name."""
+    name = tracker.__name__.removeprefix("in_")
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(stage1.output.parent / "trackio"))
+    train(with_values(stage1, trackers=[name]), progress=False)
+    (stage1.output / "alignment" / "alignment.json").unlink()
+    for path in (stage1.output / "checkpoints").glob("00000008*"):
+        path.unlink()
+    train(with_values(stage1, trackers=[name]), progress=False)
     rows = [json.loads(line) for line in (stage1.output / "metrics.jsonl").read_text().splitlines()]
-    tracked = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert tracked == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in rows]
+    assert tracker(stage1.output) == {row["step"]: pytest.approx(row["loss"], rel=1e-5) for row in rows}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_tracker_that_is_not_installed(stage1: Recipe) -> None:
     with pytest.raises(UserError, match="wandb is not installed; install it with: pip install wandb"):
         train(with_values(stage1, trackers=["wandb"]), progress=False)

@@ -311,7 +311,7 @@ def _run_steps(
     metrics = _open_files(recipe, done) if processes.is_main else None
     if done and processes.is_main:
         logger.info("going on from step %d of %d", done, recipe.steps)
-    processes.start_trackers("minigpt4", recipe.model_dump(mode="json"))
+    processes.start_trackers("minigpt4", output, recipe.model_dump(mode="json"))
     loaded = read_ahead(loader.start(done, state))
     losses: list[float] = []
     try:
