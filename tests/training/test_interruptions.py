@@ -37,7 +37,7 @@ def run(recipe: Recipe, output: Path, troubles: list[dict[str, int]], **values: 
     file.write_text(Recipe.parse({**recipe.model_dump(), **values, "output": output}).to_yaml())
     command = [sys.executable, Path(__file__).with_name("runs_in_trouble.py"), file, json.dumps(troubles)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=True)
     return json.loads(result.stdout), result.stderr
 
 
