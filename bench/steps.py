@@ -304,6 +304,8 @@ def _end(runs: list[dict[str, Any]], peak: float) -> float:
 
 def _spread(values: list[float], form: str) -> str:
     """The median, and from where to where the seeds go; "-" for what is never reached."""
+    if not any(map(math.isfinite, values)):
+        return "-"
     middle, *ends = (statistics.median(values), min(values), max(values))
     shown = [form.format(value) if math.isfinite(value) else "-" for value in (middle, *ends)]
     return f"{shown[0]} ({shown[1]} to {shown[2]})" if len(values) > 1 else shown[0]
