@@ -73,9 +73,10 @@ class Journal:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, each with its "key", and have them on the disk before this returns."""
-        rows = [dict(row) for row in rows]
+        rows = list(rows)
         with full_disk_is_a_user_error(self.path):
             self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._rows.update((row["key"], row) for row in rows)
+        for row in rows:
+            self._rows[row["key"]] = dict(row)

@@ -67,8 +67,10 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
 
 def _measured(results: Mapping[str, Any]) -> str:
     judge, machine, settings = results["judge"], results["machine"], results["settings"]
-    who = judge["judge"] if judge["judge"] != "llm" else (
-        f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})"
+    who = (
+        judge["judge"]
+        if judge["judge"] != "llm"
+        else (f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})")
     )
     decoding = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']}"
     return (

@@ -14,7 +14,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item, field_of, read_document
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite
 
 #: The key of the line that sums up all tasks.
 OVERALL = "all"
@@ -66,7 +66,7 @@ class Abilities(Suite):
         figures = {task: Figure.rate(found) for task, found in outcomes.items()}
         return {**figures, OVERALL: Figure.rate([o for found in outcomes.values() for o in found])}
 
-    def more(self, judged: Mapping[str, Sequence[Judged]]) -> Mapping[str, Any]:
+    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
         """How far the judge agrees with the truth, where there is one; and whatever the judge knows itself."""
         extra = dict(getattr(self.judge, "report", dict)())
         every = [one for group in judged.values() for one in group]
