@@ -137,12 +137,10 @@ def ask(
             keys = {item.id: _key(answerer, item, sample, pictures) for item in items}
             todo = [item for item in items if keys[item.id] not in journal]
             bar.advance(task, len(items) - len(todo))
-            at = time.perf_counter()
 
             def record(
                 index: int, reply: Reply, todo: list[Item] = todo, keys: dict[str, str] = keys, sample: int = sample
             ) -> None:
-                nonlocal at
                 item = todo[index]
                 bar.advance(task)
                 if reply.fault is not None:
@@ -150,14 +148,12 @@ def ask(
                     faults.append(Fault(kind, f"{label}, {item.id}", reply.fault))
                     logger.warning("left out: %s", faults[-1])
                     return
-                now = time.perf_counter()
                 journal.add([{
                     "key": keys[item.id], "model": label, "item": item.id, "sample": sample, "prompt": item.prompt,
                     "image": str(item.image), "answer": reply.text, "ended": reply.ended, "scores": reply.scores,
-                    "lengths": reply.lengths, "seconds": round(now - at, 3),
+                    "lengths": reply.lengths, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "settings": {**answerer.identity, **answerer.how.decoding(), "max_new_tokens": item.max_new_tokens},
                 }])  # fmt: skip
-                at = now
 
             if todo:
                 answerer.answer_each(todo, record, sample=sample)
