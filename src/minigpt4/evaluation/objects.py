@@ -92,3 +92,12 @@ def coco_names() -> dict[str, str | None]:
 def distinct(mentions: Iterable[str]) -> list[str]:
     """Each category once, in the order of its first mention."""
     return list(dict.fromkeys(mentions))
+
+
+def with_article(kind: str) -> str:
+    """A category as a question names it: "a dog", "an oven", "a pair of skis", "broccoli"."""
+    if kind == "broccoli":
+        return kind
+    if kind in _UNCHANGED and kind.endswith("s"):
+        return f"a pair of {kind}"
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
