@@ -79,7 +79,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UserError("asking an endpoint needs the client library: pip install 'minigpt4[curate]'") from None
+            raise UserError("asking an endpoint needs the client library: pip install openai") from None
         if not url.startswith(("http://", "https://")):
             raise UserError(f"endpoint {url!r}: give a base URL such as http://localhost:8000/v1")
         key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
@@ -226,3 +226,37 @@ def work_concurrently(
                     going = False
     if trouble is not None:
         raise trouble
+
+
+#: What Ctrl-C prints when everything that came back is kept.
+STOPPED = "stopped; what is done is recorded, and the same command goes on from there"
+
+
+def run_until_stopped(
+    tasks: Sequence[Any],
+    work: Callable[[Any], Any],
+    record: Callable[[Any, Any], bool],
+    concurrency: int,
+    stopped: threading.Event,
+    received: Callable[[], bool],
+) -> None:
+    """`work_concurrently`, ended as soon as `received` says that a signal came and what is under way is recorded.
+
+    Raises KeyboardInterrupt then.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            if received():
+                stopped.set()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        work_concurrently(tasks, work, record, concurrency=concurrency, stopped=stopped)
+    finally:
+        done.set()
+        watcher.join()
+    if received():
+        raise KeyboardInterrupt(STOPPED)
