@@ -1,4 +1,4 @@
-"""Whoever answers questions about pictures: a MiniGPT-4 here, any BLIP-2 in transformers, any OpenAI-compatible endpoint.
+"""Whoever answers questions about pictures: a MiniGPT-4, any BLIP-2 in transformers, any OpenAI-compatible endpoint.
 
 One interface, so that all of them can stand in one table. Knows nothing about suites or scores.
 """
@@ -72,6 +72,9 @@ class Answerer(ABC):
     how: Answering
     scores_options = True
 
+    def close(self) -> None:  # noqa: B027 - an endpoint has none to give
+        """Give the model's memory back; it is loaded again if it is asked again."""
+
     @abstractmethod
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
@@ -84,9 +87,7 @@ class Answerer(ABC):
         """For each prompt the log-likelihood of each of its options as the answer; `text` is the likeliest one's."""
         raise UserError(f"{self.identity['model']}: gives no likelihoods of options")
 
-    def answer_each(
-        self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0
-    ) -> None:
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0) -> None:
         """Put every item, and hand each reply to `record` with its item's index, as soon as it is there.
 
         A picture that cannot be read is a reply with a `fault`, and the others go on.
@@ -179,15 +180,17 @@ class LocalAnswerer(Answerer):
         self.identity = _identity("minigpt4", name, how)
         self._model: MiniGPT4 | None = None
 
+    def close(self) -> None:
+        self._model = None
+        _free()
+
     @property
     def model(self) -> MiniGPT4:
         if self._model is None:
             from minigpt4.model.alignment import MiniGPT4
 
             how = self.how
-            self._model = MiniGPT4.from_pretrained(
-                self.name, dtype=how.dtype, load_in=how.load_in, device=how.device
-            )
+            self._model = MiniGPT4.from_pretrained(self.name, dtype=how.dtype, load_in=how.load_in, device=how.device)
         return self._model
 
     def answer(
@@ -242,6 +245,10 @@ class Blip2Answerer(Answerer):
         self.identity = _identity("blip2", name, how, prompt=prompt)
         self._loaded: Any = None
 
+    def close(self) -> None:
+        self._loaded = None
+        _free()
+
     def _load(self) -> tuple[Any, Any]:
         """(model, processor)."""
         if self._loaded is None:
@@ -276,10 +283,7 @@ class Blip2Answerer(Answerer):
             torch.manual_seed(self.how.seed + 1_000_003 * sample)
         with torch.inference_mode():
             rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        if not model.config.use_decoder_only_language_model:
-            new = rows
-        else:
-            new = rows[:, inputs["input_ids"].shape[1] :]
+        new = rows[:, inputs["input_ids"].shape[1] :] if model.config.use_decoder_only_language_model else rows
         return [
             Reply(text.strip(), len(row) < max_new_tokens or _ends(row, model))
             for row, text in zip(new, processor.batch_decode(new, skip_special_tokens=True), strict=True)
@@ -318,13 +322,23 @@ class Blip2Answerer(Answerer):
         return replies
 
 
+def _free() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _ends(row: Any, model: Any) -> bool:
     ends = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
     return int(row[-1]) in (ends if isinstance(ends, list) else [ends])
 
 
 def _right_padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """Token ids as one tensor, and its mask; what stands behind a row's end cannot reach it, for attention is causal."""
+    """Token ids as one tensor, and its mask; attention is causal, so what stands behind a row's end changes nothing."""
     import torch
 
     longest = max(len(row) for row in rows)

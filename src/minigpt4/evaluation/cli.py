@@ -134,3 +134,43 @@ def reliability(
         temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency, timeout=timeout,
         dtype=dtype, load_in=load_in, device=device,
     )  # fmt: skip
+
+
+@eval_.command()
+def rate(
+    directory: Annotated[Path, typer.Argument(help="Where the answers are: OUT/abilities of an earlier run.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8430,
+) -> None:
+    """Serve a web page on which people judge the answers blindly. Then run the suite again with --judge people.
+
+    Example: minigpt4 eval rate runs/eval/abilities
+    """
+    from minigpt4.evaluation.rating import serve
+
+    serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
+
+
+@eval_.command()
+def judge(
+    endpoint: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge to measure: openai:URL#MODEL.")],
+    prompt: JudgePromptName = "success",
+    labelled: Annotated[
+        Path | None, typer.Option(help="A YAML file of labelled cases; those that ship for the prompt by default.")
+    ] = None,
+    out: Out = Path("runs/eval"),
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Measure the judge itself: on a few labelled cases, how often it is right, and how often it agrees with itself.
+
+    Example: minigpt4 eval judge openai:http://127.0.0.1:8000/v1#my-llm --judge-prompt success
+    """
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
+    from minigpt4.evaluation.judging import measure_judge
+
+    who = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
+    for line in measure_judge(who, out / "judge", labelled):
+        typer.echo(line)

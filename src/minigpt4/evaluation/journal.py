@@ -22,6 +22,26 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal, oldest first, without touching it; half a line at its end is passed over.
+
+    Raises UserError for a broken line anywhere else, or a file that cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["key"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number}: is no line of a journal ({error}); delete the line, and what it held is done again"
+            ) from None
+        yield row
+
+
 class Journal:
     """The lines of `path` by their "key". To be used as a context manager; only one process may write (see `files`).
 
@@ -30,28 +50,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: dict[str, dict[str, Any]] = {}
         try:
             self._file: BinaryIO = path.open("a+b")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        self._read()
-
-    def _read(self) -> None:
+        self._rows = {row["key"]: row for row in read_rows(path)}
         self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self._file.truncate(whole)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                self._rows[row["key"]] = row
-            except (ValueError, LookupError, TypeError) as error:
-                raise UserError(
-                    f"{self.path}:{number}: is no line of a journal ({error}); delete the line, and what it held is "
-                    "done again"
-                ) from None
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def __enter__(self) -> Journal:
         return self
@@ -73,9 +78,10 @@ class Journal:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, each with its "key", and have them on the disk before this returns."""
-        rows = [dict(row) for row in rows]
+        rows = list(rows)
         with full_disk_is_a_user_error(self.path):
             self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._rows.update((row["key"], row) for row in rows)
+        for row in rows:
+            self._rows[row["key"]] = dict(row)

@@ -19,7 +19,6 @@ from minigpt4.evaluation.journal import digest
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
-_PACKAGE = "minigpt4.evaluation"
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class JudgePrompt:
     @classmethod
     def load(cls, name: str) -> JudgePrompt:
         """The prompt of this name that ships, or that of a YAML file. Raises UserError if it is none."""
-        path = Path(name) if name.endswith((".yaml", ".yml")) else _shipped(name)
+        path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
         found = read_document(path)
         expected = {"version": int, "system": str, "user": str, "labels": dict}
         optional = {"picture": bool, "max_tokens": int}
@@ -129,7 +128,7 @@ class JudgePrompt:
         labels = found["labels"]
         if len(labels) < 2 or not all(isinstance(k, str) and isinstance(v, bool) for k, v in labels.items()):
             raise UserError(f'{path}: labels are {labels!r}; words in quotes were expected, as in {{"yes": true}}')
-        return cls(path.stem if name != path.stem else name, **found)
+        return cls(path.stem, **found)
 
     def messages(self, case: Case, complaint: bool = False) -> list[dict[str, Any]]:
         """The conversation that asks about a case; after a `complaint`, in plainer words."""
@@ -155,12 +154,15 @@ class JudgePrompt:
         return meaning.get(label), rest.strip()[:500]
 
 
-def _shipped(name: str) -> Path:
-    folder = Path(str(resources.files(_PACKAGE).joinpath("judge_prompts")))
+def shipped(name: str) -> Path:
+    """The file of a judge prompt, or of its labelled cases, that ships with the package. Raises UserError for none."""
+    folder = Path(str(resources.files("minigpt4.evaluation").joinpath("judge_prompts")))
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        names = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise UserError(f"there is no judge prompt {name!r}; give one of {', '.join(names)}, or a .yaml file")
+        names = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
+        raise UserError(
+            f"nothing called {name!r} ships; the judge prompts are {', '.join(names)}; or give a .yaml file"
+        )
     return path
 
 

@@ -1,4 +1,4 @@
-"""People as judges: what they said on the rating page, read from its journal, with how far they agree.
+"""People as judges: what they said on the rating page, read from its journal, and how far they agree.
 
 The page is `rating.py`. An answer is a success if most of those who judged it say so; while nobody did, or they are
 split, it is undecided.
@@ -6,13 +6,13 @@ split, it is undecided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.journal import Journal, digest
-from minigpt4.evaluation.judges import Case, Judge, Verdict
+from minigpt4.evaluation.journal import digest, read_rows
+from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
 from minigpt4.evaluation.statistics import cohen_kappa
 
 RATINGS = "ratings.jsonl"
@@ -23,52 +23,65 @@ def answer_key(item: str, prompt: str, answer: str) -> str:
     return digest([item, prompt, answer])
 
 
+def read_ratings(directory: Path) -> list[dict[str, Any]]:
+    """The last word of every rater on every question: `rater`, `answers` (verdicts by answer), `best` (answers)."""
+    path = directory / RATINGS
+    return list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
+
+
+def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often every two raters who judged the same answers gave the same verdict, and Cohen's kappa."""
+    votes: dict[str, dict[str, bool]] = {}
+    for row in ratings:
+        for answer, success in row["answers"].items():
+            if success is not None:
+                votes.setdefault(answer, {})[row["rater"]] = success
+    found = []
+    for one, other in combinations(sorted({row["rater"] for row in ratings}), 2):
+        pairs = [(given[one], given[other]) for given in votes.values() if one in given and other in given]
+        if pairs:
+            agreed = sum(a == b for a, b in pairs) / len(pairs)
+            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
+    return found
+
+
 class PeopleJudge(Judge):
-    """The verdicts in `directory/ratings.jsonl`."""
+    """The verdicts of the raters in `directory/ratings.jsonl`."""
 
     kept = False
 
     def __init__(self, directory: Path) -> None:
-        self.identity = {"judge": "people"}
-        self._path = directory / RATINGS
-        self._votes: dict[str, dict[str, bool | None]] | None = None
-
-    def votes(self) -> dict[str, dict[str, bool | None]]:
-        """By answer, what each rater says of it last: True, False, or None for cannot tell."""
-        if self._votes is None:
-            self._votes = {}
-            if self._path.exists():
-                with Journal(self._path) as ratings:
-                    for row in ratings:
-                        for answer, success in row["answers"].items():
-                            self._votes.setdefault(answer, {})[row["rater"]] = success
-        return self._votes
+        self.ratings = read_ratings(directory)
+        self.identity = {"judge": "people", "raters": len({row["rater"] for row in self.ratings})}
 
     def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
+        votes: dict[str, list[bool | None]] = {}
+        for row in self.ratings:
+            for answer, success in row["answers"].items():
+                votes.setdefault(answer, []).append(success)
         for index, case in enumerate(cases):
-            votes = self.votes().get(answer_key(case.item.id, case.item.prompt, case.answer.text), {})
-            decided = [vote for vote in votes.values() if vote is not None]
-            yes = sum(decided)
-            if not decided or 2 * yes == len(decided):
-                reason = f"{yes} of {len(decided)} raters say yes" if decided else "nobody has judged it"
-                record(index, Verdict(None, reason, {"raters": len(votes)}))
-            else:
-                reason = f"{yes} of {len(decided)} raters say yes"
-                record(index, Verdict(2 * yes > len(decided), reason, {"raters": len(votes)}))
+            given = votes.get(answer_key(case.item.id, case.item.prompt, case.answer.text), [])
+            yes, no = given.count(True), given.count(False)
+            reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
+            record(index, Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
 
-    def report(self) -> dict[str, Any]:
-        """`agreement` of every two raters: for results.json and the table."""
-        raters = sorted({rater for votes in self.votes().values() for rater in votes})
-        found = []
-        for one, other in combinations(raters, 2):
-            pairs = [
-                (votes[one], votes[other])
-                for votes in self.votes().values()
-                if votes.get(one) is not None and votes.get(other) is not None
-            ]
-            if pairs:
-                found.append({
-                    "judges": [one, other], "cases": len(pairs), "agreed": sum(a == b for a, b in pairs) / len(pairs),
-                    "kappa": cohen_kappa(pairs),
-                })  # fmt: skip
-        return {"agreement": found}
+    def report(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
+        keys: dict[tuple[str, int], dict[str, str]] = {}
+        for answer in answers:
+            key = answer_key(answer.item.id, answer.item.prompt, answer.text)
+            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
+        best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
+        preferences = []
+        for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
+            wins = ties = losses = 0
+            for group in keys.values():
+                mine, theirs = group.get(one), group.get(other)
+                for shown, chosen in best:
+                    if mine in shown and theirs in shown:
+                        wins += mine in chosen and theirs not in chosen
+                        losses += theirs in chosen and mine not in chosen
+                        ties += (mine in chosen) == (theirs in chosen)
+            if wins + ties + losses:
+                preferences.append({"models": [one, other], "wins": wins, "ties": ties, "losses": losses})
+        return {"agreement": agreement(self.ratings), "preferences": preferences}

@@ -30,7 +30,9 @@ def draw_picture(directory: Path, seed: int, type: str | None = None) -> Path:
     return path
 
 
-def draw_held_out(directory: Path, suite: str, count: int, types: tuple[str, ...] = ("scene", "food", "product", "odd")) -> list[Path]:
-    """`count` pictures of these types in turn, all of which a poem fits."""
+def draw_held_out(
+    directory: Path, suite: str, count: int, types: tuple[str, ...] = ("scene", "food", "product", "odd")
+) -> list[Path]:
+    """`count` pictures of these types in turn; the default is all that a poem fits."""
     seeds = held_out_seeds(suite, count)
     return [draw_picture(directory, seed, types[k % len(types)]) for k, seed in enumerate(seeds)]

@@ -28,7 +28,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def split_name(name: str) -> tuple[str, str]:
     """(URL, model) of `openai:URL#MODEL`. Raises UserError for anything else."""
-    url, hash_, model = name.removeprefix(ENDPOINT_PREFIX).partition("#")
+    url, _, model = name.removeprefix(ENDPOINT_PREFIX).partition("#")
     if not url.startswith(("http://", "https://")) or not model:
         raise UserError(
             f"{name}: is no endpoint; give the base URL and the model's name there, as in "
@@ -69,14 +69,10 @@ class EndpointAnswerer(Answerer):
             replies[index] = Reply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
             return True
 
-        self._each(
-            range(len(prompts)), lambda i: self._ask(images[i], prompts[i], max_new_tokens), record
-        )
+        self._each(range(len(prompts)), lambda i: self._ask(images[i], prompts[i], max_new_tokens), record)
         return replies
 
-    def answer_each(
-        self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0
-    ) -> None:
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0) -> None:
         """As for all models; each reply is recorded as soon as it is there, for it may have been paid.
 
         Raises UserError if the endpoint refuses, or fails several times running.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from minigpt4.evaluation.answerers import Answerer, Answering, Reply, open_answe
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.suite import Judged, Suite
+from minigpt4.evaluation.suite import Again, Judged, Suite
 from minigpt4.evaluation.table import write_results
 from minigpt4.files import only_process
 from minigpt4.progress import progress_bar
@@ -76,7 +77,10 @@ def evaluate(
         faults = list(collection.faults)
         judged: dict[str, list[Judged]] = {}
         for label, answerer in answerers.items():
-            given, missing = ask(answerer, label, items, answers, samples)
+            try:
+                given, missing = ask(answerer, label, items, answers, samples)
+            finally:
+                answerer.close()
             faults += missing
             judged[label] = judge_all(suite, given, verdicts)
         results = {
@@ -89,7 +93,7 @@ def evaluate(
             "judge": suite.judge.identity,
             "models": [{"label": label, **answerer.identity} for label, answerer in answerers.items()],
             "items": len(items),
-            **write_ready(suite, judged, faults),
+            **write_ready(suite, judged, faults, partial(decide, suite.judge, journal=verdicts, round=1)),
         }
         write_results(directory, results)
     return Outcome(directory, results)
@@ -123,7 +127,7 @@ def _first_of_each_task(items: Sequence[Item], limit: int | None) -> list[Item]:
 def ask(
     answerer: Answerer, label: str, items: Sequence[Item], journal: Journal, samples: int = 1
 ) -> tuple[list[Answer], list[Fault]]:
-    """The answers to all items, those in the journal and the new ones; and the items that have none, with the reason."""
+    """The answers to all items, those in the journal and the new ones; and which items have none, and why."""
     pictures = _Pictures()
     faults: list[Fault] = []
     found: list[Answer] = []
@@ -133,12 +137,10 @@ def ask(
             keys = {item.id: _key(answerer, item, sample, pictures) for item in items}
             todo = [item for item in items if keys[item.id] not in journal]
             bar.advance(task, len(items) - len(todo))
-            at = time.perf_counter()
 
             def record(
                 index: int, reply: Reply, todo: list[Item] = todo, keys: dict[str, str] = keys, sample: int = sample
             ) -> None:
-                nonlocal at
                 item = todo[index]
                 bar.advance(task)
                 if reply.fault is not None:
@@ -146,14 +148,12 @@ def ask(
                     faults.append(Fault(kind, f"{label}, {item.id}", reply.fault))
                     logger.warning("left out: %s", faults[-1])
                     return
-                now = time.perf_counter()
                 journal.add([{
                     "key": keys[item.id], "model": label, "item": item.id, "sample": sample, "prompt": item.prompt,
                     "image": str(item.image), "answer": reply.text, "ended": reply.ended, "scores": reply.scores,
-                    "lengths": reply.lengths, "seconds": round(now - at, 3),
+                    "lengths": reply.lengths, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "settings": {**answerer.identity, **answerer.how.decoding(), "max_new_tokens": item.max_new_tokens},
                 }])  # fmt: skip
-                at = now
 
             if todo:
                 answerer.answer_each(todo, record, sample=sample)
@@ -162,9 +162,14 @@ def ask(
                     row = journal[keys[item.id]]
                     found.append(
                         Answer(
-                            item, label, sample, row["answer"], row["ended"], tuple(row["scores"]),
+                            item,
+                            label,
+                            sample,
+                            row["answer"],
+                            row["ended"],
+                            tuple(row["scores"]),
                             tuple(row["lengths"]),
-                        )  # fmt: skip
+                        )
                     )
     return found, faults
 
@@ -242,7 +247,9 @@ def decide(judge: Judge, cases: Sequence[Case], journal: Journal, round: int = 0
     return [found.get(key, Verdict(None, "not judged")) for key in keys]
 
 
-def write_ready(suite: Suite, judged: Mapping[str, Sequence[Judged]], faults: Sequence[Fault]) -> dict[str, Any]:
+def write_ready(
+    suite: Suite, judged: Mapping[str, Sequence[Judged]], faults: Sequence[Fault], again: Again
+) -> dict[str, Any]:
     """Rows, faults and every answer with its verdicts, as plain JSON."""
     figures = {label: suite.summarise(group) for label, group in judged.items()}
     rows = [
@@ -262,16 +269,14 @@ def write_ready(suite: Suite, judged: Mapping[str, Sequence[Judged]], faults: Se
         "left_out": counts,
         "undecided": sum(v.success is None for group in judged.values() for j in group for v in j.verdicts),
         "faults": [{"kind": f.kind, "where": f.where, "reason": f.reason} for f in faults],
-        **suite.more(judged),
+        **suite.more(judged, again),
         "answers": [_plain(j, case) for group in judged.values() for j in group for case in [suite.cases(j.answer)]],
     }
 
 
 def _plain(judged: Judged, cases: Sequence[Case]) -> dict[str, Any]:
     answer, item = judged.answer, judged.answer.item
-    verdicts = [
-        {"part": case.part, **verdict.plain()} for case, verdict in zip(cases, judged.verdicts, strict=True)
-    ]
+    verdicts = [{"part": case.part, **verdict.plain()} for case, verdict in zip(cases, judged.verdicts, strict=True)]
     return {
         "model": answer.model, "item": item.id, "sample": answer.sample, "task": item.task, "image": str(item.image),
         "prompt": item.prompt, "options": list(item.options), "answer": answer.text, "ended": answer.ended,
@@ -288,5 +293,3 @@ def machine() -> dict[str, Any]:
         "system": platform.system(), "processor": platform.processor() or platform.machine(), "cores": cores,
         "python": platform.python_version(), "minigpt4": version("minigpt4"),
     }  # fmt: skip
-
-

@@ -14,6 +14,8 @@ from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
 from minigpt4.evaluation.statistics import bootstrap, wilson
 
 T = TypeVar("T")
+#: Asks the judge once more.
+Again = Callable[[Sequence[Case]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ class Suite(ABC):
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
         """One model's figures by the names of rows."""
 
-    def more(self, judged: Mapping[str, Sequence[Judged]]) -> Mapping[str, Any]:
-        """Anything else for results.json, such as the judge's agreement with others. By default nothing."""
+    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
+        """Anything else for results.json; by default nothing.
+
+        What stands under `agreement` (a list of `judges`, a pair of names; `cases`; `agreed`, a share; `kappa`) is told
+        below the table too. `again` asks the judge the same cases once more, and keeps what it says.
+        """
         return {}

@@ -55,7 +55,7 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         lines.append("| " + " | ".join(map(_plain, [row["label"] + unit, *cells])) + " |")
     lines += ["", _measured(results), ""]
     lines += [f"* {note}" for note in results["notes"]]
-    lines += [f"* {line}" for line in _agreement(results)]
+    lines += [f"* {line}" for line in [*_agreement(results), *_preferences(results)]]
     if results["left_out"]:
         told = ", ".join(f"{count} × {kind}" for kind, count in results["left_out"].items())
         lines.append(f"* Left out and counted apart: {told} (each is named in {RESULTS}).")
@@ -67,8 +67,10 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
 
 def _measured(results: Mapping[str, Any]) -> str:
     judge, machine, settings = results["judge"], results["machine"], results["settings"]
-    who = judge["judge"] if judge["judge"] != "llm" else (
-        f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})"
+    who = (
+        judge["judge"]
+        if judge["judge"] != "llm"
+        else (f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})")
     )
     decoding = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']}"
     return (
@@ -87,6 +89,15 @@ def _agreement(results: Mapping[str, Any]) -> list[str]:
             f"{one} and {other} agree on {100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})."
         )
     return lines
+
+
+def _preferences(results: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of models between which people chose: `preferences` in the results, if it is there."""
+    return [
+        f"Between {pair['models'][0]} and {pair['models'][1]}, people liked the first better {pair['wins']} times, the "
+        f"second {pair['losses']} times, and both alike {pair['ties']} times."
+        for pair in results.get("preferences", [])
+    ]
 
 
 def _plain(text: str) -> str:
@@ -116,7 +127,7 @@ def _bars(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: s
 
     labels = [model["label"] for model in results["models"]]
     scale = 100 if unit == "%" else 1
-    canvas = Canvas(figsize=(max(5.0, 1.1 + len(rows) * (0.35 + 0.27 * len(labels))), 4.0), layout="constrained")
+    canvas = Canvas(figsize=(max(6.0, 2.8 + len(rows) * (0.35 + 0.27 * len(labels))), 4.0), layout="constrained")
     axes = canvas.subplots()
     width = 0.8 / len(labels)
     for number, label in enumerate(labels):
@@ -136,11 +147,12 @@ def _bars(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: s
         shown = [(p, v) for p, v in found if v is not None]
         if shown:
             axes.plot(*zip(*shown, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
-    axes.set_xticks(range(len(rows)), [row["label"] for row in rows], rotation=30, ha="right")
+    names = [f"{row['group']}: {row['label']}" if row["group"] else row["label"] for row in rows]
+    axes.set_xticks(range(len(rows)), names, rotation=30, ha="right")
     axes.set_ylabel(unit or "score")
     axes.set_title(results["title"])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="small")
+    canvas.legend(fontsize="small", loc="outside right upper")
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -13,8 +13,9 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item, field_of, read_document
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
+from minigpt4.evaluation.people import PeopleJudge
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite
 
 #: The key of the line that sums up all tasks.
 OVERALL = "all"
@@ -42,6 +43,8 @@ class Abilities(Suite):
             path = write_tasks(directory, self.count)
             self.notes = ("Pocket pictures from held-out seeds, and what each task is there: docs/evaluation.md.",)
         found, self._rows = read_tasks(path)
+        if isinstance(self.judge, PeopleJudge) and not self.judge.ratings:
+            self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
         if isinstance(self.judge, Rule) and (blind := next((i for i in found.items if not i.truth["pocket"]), None)):
             raise UserError(
                 f"{path}: nothing says what is true of {blind.id!r} (only pocket pictures say so); judge by people "
@@ -66,10 +69,12 @@ class Abilities(Suite):
         figures = {task: Figure.rate(found) for task, found in outcomes.items()}
         return {**figures, OVERALL: Figure.rate([o for found in outcomes.values() for o in found])}
 
-    def more(self, judged: Mapping[str, Sequence[Judged]]) -> Mapping[str, Any]:
-        """How far the judge agrees with the truth, where there is one; and whatever the judge knows itself."""
-        extra = dict(getattr(self.judge, "report", dict)())
+    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
+        """What counts as success, for the rating page; what people preferred; the judge's agreement with the truth."""
         every = [one for group in judged.values() for one in group]
+        extra: dict[str, Any] = {"success": {one.item.id: one.item.truth["success"] for one in every}}
+        if isinstance(self.judge, PeopleJudge):
+            extra |= self.judge.report([one.answer for one in every])
         if not isinstance(self.judge, Rule):
             pairs = [
                 (one.verdicts[0].success, check_truth(self.cases(one.answer)[0]).success)

@@ -70,7 +70,8 @@ def write_tasks(directory: Path, count: int) -> Path:
             asked = _request(task, task.abilities[k % len(task.abilities)], picture, rng)
             path = draw_picture(directory / "pictures", seed, picture.type)
             known = {"seed": seed, "type": picture.type, "ability": asked.ability}
-            known |= {key: value for key, value in (("item", asked.item), ("expected", asked.expected)) if value is not None}
+            known |= {} if asked.item is None else {"item": asked.item}
+            known |= {} if asked.expected is None else {"expected": asked.expected}
             entries.append({
                 "image": path.relative_to(directory).as_posix(), "prompt": asked.text,
                 "facts": facts_in_words(picture), "pocket": known,
@@ -89,7 +90,7 @@ def _request(task: Task, ability: str, picture: world.Picture, rng: random.Rando
     """A request that belongs to the task and not to another with the same ability."""
     while True:
         asked = request(ability, picture, rng)
-        if (task.words is None or task.words in asked.text) and (task.without is None or task.without not in asked.text):
+        if (task.words or "") in asked.text and (task.without is None or task.without not in asked.text):
             return asked
 
 
