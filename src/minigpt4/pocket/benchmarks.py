@@ -91,7 +91,7 @@ def write_benchmarks(out: Path, count: int) -> Path:
 
 
 def kept_benchmarks(directory: Path, count: int) -> Path:
-    """The benchmarks of `count` pictures in a directory of their own inside `directory`, written unless they are there."""
+    """The benchmarks of `count` pictures, in a directory of their own in `directory`; written unless they are there."""
     out = directory / f"pocket-{count}"
     return out if (out / TRUTH).is_file() else write_benchmarks(out, count)
 

@@ -6,7 +6,6 @@ objects are the exact truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,10 @@ class Hallucination(Suite):
         item, answer = case.item, case.answer.text
         if item.task == "probe":
             said = yes_or_no(answer)
-            right = None if said is None else said == item.truth["present"]
-            return Verdict(right, "" if right else "says neither yes nor no" if said is None else "wrong", {"said": said})
+            if said is None:
+                return Verdict(None, "says neither yes nor no", {"said": None})
+            right = said == item.truth["present"]
+            return Verdict(right, "" if right else "says yes" if said else "says no", {"said": said})
         wrong = chair.hallucinated(answer, self._words, item.truth["objects"])
         counts = chair.count_objects(answer, self._words, item.truth["objects"])
         reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
