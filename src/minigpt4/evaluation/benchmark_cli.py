@@ -109,6 +109,7 @@ def vqa(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="Pocket pictures, without --data.")] = 200,
     limit: Limit = None,
     prompt: Annotated[str | None, typer.Option(help="How a question is put, with {} in its place.")] = None,
+    choice: Annotated[str | None, typer.Option(help="How a choice is put as an answer, with {} in its place.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 40,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
@@ -125,7 +126,7 @@ def vqa(
     """
     from minigpt4.evaluation.suites.vqa import Vqa
 
-    suite = Vqa(data or [], images, count=count, prompt=prompt, max_new_tokens=max_new_tokens)
+    suite = Vqa(data or [], images, count=count, prompt=prompt, choice=choice, max_new_tokens=max_new_tokens)
     run_suite(
         suite, models, out, limit=limit, temperature=temperature, seed=seed, batch_size=batch_size,
         concurrency=concurrency, timeout=timeout, dtype=dtype, load_in=load_in, device=device,

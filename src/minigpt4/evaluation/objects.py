@@ -19,6 +19,8 @@ _IRREGULAR = {
 }  # fmt: skip
 #: Left as they are in the plural, or plural already.
 _UNCHANGED = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
+#: Without an article in a question.
+_MASS = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
 #: Fruit and colour in one word: in the singular it is the fruit only after a determiner and before a pause or a verb.
 _PAUSE = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:on|in|at|is|was|sits|lies|next|beside|near|with|that)\b)"
 _FRUIT = rf"(?:(?<=\ban )|(?<=\bof )|(?<=\bone )|(?<=\bthe )|(?<=\bcut ))orange{_PAUSE}"
@@ -71,7 +73,8 @@ def vocabulary(categories: Sequence[str]) -> Vocabulary:
     coco = coco_names()
     wanted = set(categories)
     if wanted <= {category for category in coco.values() if category is not None}:
-        return Vocabulary({name: category for name, category in coco.items() if category is None or category in wanted})
+        # The names of the others stay, and name nothing: where only dogs are wanted, a hot dog is still none.
+        return Vocabulary({name: category if category in wanted else None for name, category in coco.items()})
     return Vocabulary({category: category for category in categories})
 
 
@@ -96,7 +99,7 @@ def distinct(mentions: Iterable[str]) -> list[str]:
 
 def with_article(kind: str) -> str:
     """A category as a question names it: "a dog", "an oven", "a pair of skis", "broccoli"."""
-    if kind == "broccoli":
+    if kind in _MASS:
         return kind
     if kind in _UNCHANGED and kind.endswith("s"):
         return f"a pair of {kind}"

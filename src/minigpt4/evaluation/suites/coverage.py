@@ -15,13 +15,13 @@ from statistics import fmean
 from typing import Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation import lexical
 from minigpt4.evaluation.coco import read_captions
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
+from minigpt4.evaluation.lexical import THRESHOLD, covers
 from minigpt4.evaluation.pocket_coverage import missing_fact
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for a second time, to see how far it agrees with itself.
@@ -59,7 +59,6 @@ class Coverage(Suite):
         self.data, self.images, self.count = data, images, count
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.judge = judge or Rule("ground truth: every fact of the caption", _exactly)
-        self.asked_twice = ASKED_TWICE
         self._metrics = find_spec("pycocoevalcap") is not None
         if not self._metrics:
             self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
@@ -129,20 +128,23 @@ class Coverage(Suite):
         # BLEU is of all answers together, so it has no interval from pictures drawn again.
         return figures | {name: Figure(value, value, value, len(given)) for name, value in found.corpus.items()}
 
-    def more(self, judged: Mapping[str, Sequence[Judged]]) -> Mapping[str, Any]:
-        pairs = [
-            (verdict.success, covered)
-            for group in judged.values()
-            for one in group
-            if one.item.task == "description"
-            for verdict, covered in zip(one.verdicts, _lexical(one), strict=True)
-        ]
-        return {"agreement": [agreement("the judge", f"content words (at least {lexical.THRESHOLD:.0%})", pairs)]}
+    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
+        """How far the judge agrees with content words and, where it is none that computes, with itself."""
+        described = [one for group in judged.values() for one in group if one.item.task == "description"]
+        said = [verdict.success for one in described for verdict in one.verdicts]
+        words = [covered for one in described for covered in _lexical(one)]
+        pairs = [_agreement("the judge", f"content words (at least {THRESHOLD:.0%})", said, words)]
+        if self.judge.kept:
+            cases = [case for one in described for case in self.cases(one.answer)]
+            chosen = range(0, len(cases), max(1, len(cases) // ASKED_TWICE))
+            second = [verdict.success for verdict in again([cases[i] for i in chosen])]
+            pairs.append(_agreement("the judge", "itself, asked again", [said[i] for i in chosen], second))
+        return {"agreement": [pair for pair in pairs if pair["cases"]]}
 
 
-def agreement(one: str, other: str, pairs: Sequence[tuple[bool | None, bool | None]]) -> dict[str, Any]:
+def _agreement(one: str, other: str, said: Sequence[bool | None], second: Sequence[bool | None]) -> dict[str, Any]:
     """How far two judges agree on what both decided, as plain JSON."""
-    decided = [pair for pair in pairs if None not in pair]
+    decided = [pair for pair in zip(said, second, strict=True) if None not in pair]
     agreed = sum(a == b for a, b in decided) / len(decided) if decided else None
     return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
 
@@ -161,7 +163,7 @@ def _share(outcomes: Sequence[Sequence[bool | None]]) -> float:
 
 
 def _lexical(one: Judged) -> list[bool]:
-    return [lexical.covers(caption, one.answer.text) for caption in one.item.truth["captions"]]
+    return [covers(caption, one.answer.text) for caption in one.item.truth["captions"]]
 
 
 def _exactly(case: Case) -> Verdict:

@@ -16,6 +16,7 @@ from minigpt4.evaluation.coco import Instances, read_captions, read_instances
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.objects import Vocabulary, vocabulary, with_article
+from minigpt4.evaluation.plots import png
 from minigpt4.evaluation.probing import SAMPLINGS, Confusion, draw_probes, yes_or_no
 from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
 
@@ -104,7 +105,7 @@ class Hallucination(Suite):
                 Row(f"{task} words", "mean length", "words", {}, group),
             ]
         for way in SAMPLINGS if self.probes else ():
-            group = f"Is it there? Absent objects: {way}"
+            group = f"Is it there? Absent objects {way}"
             rows += [
                 Row(f"{way} accuracy", "accuracy", "%", {}, group),
                 Row(f"{way} precision", "precision", "%", {}, group),
@@ -149,6 +150,29 @@ class Hallucination(Suite):
             if answers:
                 figures |= {f"{way} {name}": figure for name, figure in _probe_figures(answers).items()}
         return figures
+
+    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Hallucination against length: a line for each model, from its short answers to its long ones."""
+        from matplotlib.figure import Figure as Canvas
+
+        canvas = Canvas(figsize=(6.4, 4.0), layout="constrained")
+        axes = canvas.subplots()
+        rows = {row["name"]: row["figures"] for row in results["rows"]}
+        for model in (model["label"] for model in results["models"]):
+            points = [(rows[f"{task} words"].get(model), rows[f"{task} chair_i"].get(model)) for task in PROMPTS]
+            drawn = [(x["value"], y) for x, y in points if x and y and None not in (x["value"], y["value"])]
+            if drawn:
+                lengths, rates = zip(*drawn, strict=True)
+                low, high = ([100 * abs(y["value"] - y[edge]) for y in rates] for edge in ("low", "high"))
+                shares = [100 * y["value"] for y in rates]
+                axes.errorbar(lengths, shares, yerr=(low, high), marker="o", capsize=3, label=model)
+        axes.set_xlabel("mean length of answers, words")
+        axes.set_ylabel("CHAIR_i, %")
+        axes.set_ylim(bottom=0)
+        axes.set_title("Objects that are named and not there, against length")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small")
+        return {"plot-length.png": png(canvas)}
 
 
 def _probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Figure]:

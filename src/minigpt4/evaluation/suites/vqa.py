@@ -18,8 +18,10 @@ from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
 from minigpt4.evaluation.vqa_answers import aokvqa_accuracy, contained, gqa_accuracy, vqa_accuracy
 from minigpt4.evaluation.vqa_files import AOKVQA, GQA, VQA, VisualQuestion, read_questions
 
-#: Asked of other models than the pocket ones, whose LLM knows the bare question only.
-SHORT = "{} Answer with one word or a short phrase."
+#: How questions are put and choices worded where the files are given, and for pocket questions. The pocket LLM has
+#: learned neither to be told how to answer nor to answer in one word, so there a bare word's likelihood says nothing.
+SHORT, POCKET_PROMPT = "{} Answer with one word or a short phrase.", "{}"
+WORD, POCKET_CHOICE = "{}", "It is {}."
 BENCHMARKS = (AOKVQA, GQA, VQA)
 _PAPER = {AOKVQA: {"MiniGPT-4": "58.2"}, GQA: {"MiniGPT-4": "32.2"}}
 CHOICE, DIRECT = "multiple choice", "direct answer"
@@ -32,6 +34,7 @@ class Vqa(Suite):
         data: Question files, and for VQA v2 its annotation file; pocket questions without any.
         images: The directory of their pictures, by the names that COCO and GQA give them.
         prompt: How a question is put where the model writes; `{}` is the question.
+        choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
     """
 
     name = "vqa"
@@ -44,13 +47,16 @@ class Vqa(Suite):
         *,
         count: int = 200,
         prompt: str | None = None,
+        choice: str | None = None,
         max_new_tokens: int = 40,
     ) -> None:
         if data and images is None:
             raise UserError(f"{data[0]}: asks about pictures, so give their directory too (--images)")
-        self.prompt = prompt or (SHORT if data else "{}")
-        if "{}" not in self.prompt:
-            raise UserError(f"prompt {self.prompt!r}: has no {{}}, the place of the question")
+        self.prompt = prompt or (SHORT if data else POCKET_PROMPT)
+        self.choice = choice or (WORD if data else POCKET_CHOICE)
+        for wording in (self.prompt, self.choice):
+            if "{}" not in wording:
+                raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
         self.data, self.images, self.count, self.max_new_tokens = data, images, count, max_new_tokens
         self.judge = Rule("the benchmarks' official accuracies", _judge)
         self._kinds: dict[str, list[str]] = {}
@@ -76,10 +82,10 @@ class Vqa(Suite):
         kinds = self._kinds.setdefault(question.benchmark, [])
         name = f"{question.benchmark} {question.id}"
         if question.choices and question.correct is not None:
-            right = question.choices[question.correct]
-            item = Item(f"{name} choice", file, question.question, f"{question.benchmark} {CHOICE}",
-                        {**truth, "right": right}, question.choices)  # fmt: skip
-            found.add(item, question.where)
+            options = tuple(self.choice.replace("{}", word) for word in question.choices)
+            known = {**truth, "right": options[question.correct]}
+            task = f"{question.benchmark} {CHOICE}"
+            found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
             if not file.is_file():
                 return  # one fault is enough for a missing picture
         if question.answers:
