@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from curating import Server, assert_one_line, picture_file, run
+from curating import assert_one_line, picture_file, run
+from endpoint import Server
 from minigpt4.curation import describe as module
 from minigpt4.curation.describe import Describing, add_folder, describe
 from minigpt4.curation.ledger import Ledger

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from curating import TEXTS, Server, assert_one_line, command, run
+from curating import TEXTS, assert_one_line, command, run
+from endpoint import Server
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.refine import judge
 from minigpt4.errors import UserError

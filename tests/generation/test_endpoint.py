@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from curating import Server
+from endpoint import Server
 from minigpt4.errors import UserError
 from minigpt4.generation import endpoint as module
 from minigpt4.generation.endpoint import Endpoint, Unanswered, work_concurrently

@@ -19,7 +19,7 @@ from minigpt4.data.images import PICTURE_ENDINGS, is_picture
 from minigpt4.errors import UserError
 from minigpt4.generation.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
 from minigpt4.progress import progress_bar
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4

@@ -31,7 +31,7 @@ from minigpt4.generation.endpoint import STOPPED
 from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4

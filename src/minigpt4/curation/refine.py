@@ -16,7 +16,7 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.generation.endpoint import Endpoint, Reply, Unanswered, estimate_tokens, run_until_stopped
 from minigpt4.progress import progress_bar
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 

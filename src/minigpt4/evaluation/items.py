@@ -96,13 +96,27 @@ def read_document(path: str | Path) -> Any:
     try:
         if path.suffix == ".jsonl":
             return [(i, _line(line, path, i)) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        return yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        return yaml.load(text, _NoDoubleKeys) if path.suffix in (".yaml", ".yml") else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
+
+
+class _NoDoubleKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once: PyYAML would silently keep the last of two tasks of one name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def _line(line: str, path: Path, number: int) -> Any:

@@ -6,6 +6,7 @@ A judge is handed cases and gives each a verdict. What it cannot decide is undec
 from __future__ import annotations
 
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, read_document
 from minigpt4.evaluation.journal import digest
+from minigpt4.generation.endpoint import Unanswered, run_until_stopped
+from minigpt4.stopping import StopSignals
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
@@ -161,7 +164,7 @@ def shipped(name: str) -> Path:
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
         raise UserError(
-            f"nothing called {name!r} ships; the judge prompts are {', '.join(names)}; or give a .yaml file"
+            f"there is no judge prompt {name!r}; give one of {', '.join(names)}, or a .yaml file"
         )
     return path
 
@@ -194,11 +197,6 @@ class LLMJudge(Judge):
 
     def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
         """Raises UserError if the endpoint refuses, or fails several times running; what it said is recorded."""
-        import threading
-
-        from minigpt4.generation.endpoint import Unanswered, run_until_stopped
-        from minigpt4.training.run import StopSignals
-
         failed: list[str] = []
         most = max(3, self.concurrency)
 

@@ -36,7 +36,8 @@ def read_labelled(path: Path, directory: Path) -> list[tuple[Case, bool]]:
             pocket = field_of(record, "pocket", dict, None)
             image = path.parent / field_of(record, "image", str, "")
             if pocket is not None:
-                image = draw_picture(directory / "pictures", field_of(pocket, "seed", int), field_of(pocket, "type", str))
+                seed, type = field_of(pocket, "seed", int), field_of(pocket, "type", str)
+                image = draw_picture(directory / "pictures", seed, type)
         except ValueError as error:
             raise UserError(f"{path}: case {number}: {error}") from None
         item = Item(f"case-{number}", image, str(fields.get("question", "")))

@@ -19,6 +19,7 @@ from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.evaluation.answerers import ENDPOINT_PREFIX, Answerer, Answering, Reply
 from minigpt4.generation.endpoint import Endpoint, Unanswered, run_until_stopped
+from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
@@ -106,8 +107,6 @@ class EndpointAnswerer(Answerer):
 
     def _each(self, tasks: Sequence[int], work: Callable[[int], Any], record: Callable[[int, Any], bool]) -> None:
         self.endpoint.stopped = stopped = threading.Event()
-        from minigpt4.training.run import StopSignals
-
         with StopSignals() as stop:
             run_until_stopped(tasks, work, record, self.how.concurrency, stopped, lambda: stop.received)
 
