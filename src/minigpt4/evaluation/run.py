@@ -95,7 +95,7 @@ def evaluate(
             "items": len(items),
             **write_ready(suite, judged, faults, partial(decide, suite.judge, journal=verdicts, round=1)),
         }
-        write_results(directory, results)
+        write_results(directory, results, suite.plots(results))
     return Outcome(directory, results)
 
 

@@ -112,3 +112,7 @@ class Suite(ABC):
         below the table too. `again` asks the judge the same cases once more, and keeps what it says.
         """
         return {}
+
+    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Plots beside the bars that every suite gets, as file names and PNGs; by default none."""
+        return {}

@@ -5,22 +5,23 @@ Knows nothing about how the figures came to be.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt4.evaluation.plots import bars
 from minigpt4.files import write_atomically
 
 RESULTS, TABLE = "results.json", "results.md"
 
 
-def write_results(directory: Path, results: Mapping[str, Any]) -> None:
-    """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, plots."""
-    names = _write_plots(directory, results)
-    write_atomically(directory / TABLE, markdown(results, names).encode())
+def write_results(directory: Path, results: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
+    """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, bars, and further `plots`."""
+    plots = {**bars(results), **plots}
+    for name, image in plots.items():
+        write_atomically(directory / name, image)
+    write_atomically(directory / TABLE, markdown(results, list(plots)).encode())
     write_atomically(directory / RESULTS, json.dumps(results, indent=1, ensure_ascii=False).encode())
 
 
@@ -103,68 +104,3 @@ def _preferences(results: Mapping[str, Any]) -> list[str]:
 def _plain(text: str) -> str:
     """Text that cannot end a Markdown cell."""
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _write_plots(directory: Path, results: Mapping[str, Any]) -> list[str]:
-    """Bars with intervals for each unit; returns the files' names."""
-    names = []
-    rows = [row for row in results["rows"] if any(_drawable(f) for f in row["figures"].values())]
-    units = list(dict.fromkeys("%" if row["unit"] == "of" else row["unit"] for row in rows))
-    for number, unit in enumerate(units):
-        name = "plot.png" if number == 0 else f"plot-{number + 1}.png"
-        chosen = [row for row in rows if ("%" if row["unit"] == "of" else row["unit"]) == unit]
-        write_atomically(directory / name, _bars(results, chosen, unit))
-        names.append(name)
-    return names
-
-
-def _drawable(figure: Mapping[str, Any]) -> bool:
-    return figure["value"] is not None and bool(figure["total"])
-
-
-def _bars(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: str) -> bytes:
-    from matplotlib.figure import Figure as Canvas
-
-    labels = [model["label"] for model in results["models"]]
-    scale = 100 if unit == "%" else 1
-    canvas = Canvas(figsize=(max(6.0, 2.8 + len(rows) * (0.35 + 0.27 * len(labels))), 4.0), layout="constrained")
-    axes = canvas.subplots()
-    width = 0.8 / len(labels)
-    for number, label in enumerate(labels):
-        places, values, errors = [], [], []
-        for place, row in enumerate(rows):
-            figure = row["figures"].get(label)
-            if figure is None or not _drawable(figure):
-                continue
-            places.append(place - 0.4 + width * (number + 0.5))
-            values.append(scale * figure["value"])
-            low, high = ((figure["value"] if edge is None else edge) for edge in (figure["low"], figure["high"]))
-            errors.append((scale * max(0, figure["value"] - low), scale * max(0, high - figure["value"])))
-        below, above = zip(*errors, strict=True) if errors else ((), ())
-        axes.bar(places, values, width * 0.92, yerr=(below, above) if errors else None, capsize=2, label=label)
-    for marker, paper in zip("D*sv^", dict.fromkeys(n for row in rows for n in row["paper"]), strict=False):
-        found = [(p, _number(row["paper"].get(paper), row["unit"])) for p, row in enumerate(rows)]
-        shown = [(p, v) for p, v in found if v is not None]
-        if shown:
-            axes.plot(*zip(*shown, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
-    names = [f"{row['group']}: {row['label']}" if row["group"] else row["label"] for row in rows]
-    axes.set_xticks(range(len(rows)), names, rotation=30, ha="right")
-    axes.set_ylabel(unit or "score")
-    axes.set_title(results["title"])
-    axes.spines[["top", "right"]].set_visible(False)
-    canvas.legend(fontsize="small", loc="outside right upper")
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _number(text: str | None, unit: str) -> float | None:
-    """The paper's figure as a number on the plot's axis; "18/25" is 72 of a hundred."""
-    if text is None:
-        return None
-    one, slash, other = str(text).replace("%", "").strip().partition("/")
-    try:
-        value = 100 * float(one) / float(other) if slash and unit in ("of", "%") else float(one)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return None if math.isnan(value) else value
