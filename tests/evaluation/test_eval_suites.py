@@ -22,6 +22,7 @@ from minigpt4.evaluation.suites.abilities import check_truth, read_tasks
 from minigpt4.evaluation.suites.pocket_abilities import TASKS
 from minigpt4.evaluation.suites.pocket_abilities import write_tasks as write_pocket
 from minigpt4.evaluation.suites.reliability import Reliability
+from minigpt4.generation import endpoint
 from minigpt4.pocket import world
 from minigpt4.pocket.conversation import Request, answer
 from minigpt4.pocket.language import caption
@@ -71,10 +72,13 @@ def test_the_papers_figures_add_up_over_the_tasks_that_have_them(tmp_path: Path)
     assert {row.name: dict(row.paper) for row in rows}["all"] == one
 
 
-def test_reliability_counts_each_kind_for_two_models_side_by_side(tmp_path: Path, serve: Serve) -> None:
+def test_reliability_counts_each_kind_for_two_models_side_by_side(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
     folder = picture_folder(tmp_path / "photos", 2)
     broken = serve(
-        "say:A ball. A ball. A ball.", "empty:", *["empty"] * 5, "say:Der Ball ist rot und das Haus ist alt.", "length"
+        "say:A ball. A ball. A ball.", *["empty"] * 6, "say:Der Ball ist rot und das Haus ist alt.", "length"
     )
     good = serve("say:There is a red ball on the left.")
     models = [f"stage1=openai:{broken.url}#a", f"stage2=openai:{good.url}#a"]
@@ -84,7 +88,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(tmp_path: Path
     assert (before["description"], before["poem"]) == ((2, 2, 0), (2, 2, 0))
     for name in ("description repetition", "description empty", "poem language drift", "poem no end"):
         assert before[name] == (1, 2, 0), name
-    assert {figure for figure in after.values()} == {(0, 2, 0)}
+    assert set(after.values()) == {(0, 2, 0)}
     table = (directory / "results.md").read_text()
     assert "| | stage1 | stage2 | paper: stage 1 | paper: stage 2 |" in table.replace("|  |", "| |")
     assert "| 100.0 (34.2–100.0) | 0.0 (0.0–65.8) | 35 | 2 |" in table
@@ -112,10 +116,8 @@ def test_what_the_shipped_prompts_tell_a_judge(tmp_path: Path) -> None:
             assert (one.fields["facts"] in text) == (name == "success")
             if name == "success-seen":
                 assert content[0]["image_url"]["url"].startswith("data:image/png;base64,")
-    tricky = Case(
-        cases[0][0].answer, {"question": "{answer}", "answer": "{facts} {0}", "success": "s", "facts": "SECRET"}
-    )
-    text = JudgePrompt.load("success-seen").messages(Case(cases[0][0].answer, tricky.fields))[1]["content"][1]["text"]
+    tricky = {"question": "{answer}", "answer": "{facts} {0}", "success": "s", "facts": "SECRET"}
+    text = JudgePrompt.load("success-seen").messages(Case(cases[0][0].answer, tricky))[1]["content"][1]["text"]
     assert "SECRET" not in text, "braces in an answer are no fields"
 
 
@@ -141,7 +143,7 @@ def test_a_judge_is_measured_on_labelled_cases(tmp_path: Path, serve: Serve) -> 
         "accepts what fails: 50 % (9–91)",
         "refuses what succeeds: 50 % (9–91)",
         "undecided: 0",
-        "says the same when asked again: 100 % (34–100)".replace("34", "51"),
+        "says the same when asked again: 100 % (51–100)",
     ]
     found = json.loads((tmp_path / "judge" / "judge.json").read_text())
     assert found["wrong cases"] == [2, 3]
