@@ -20,10 +20,12 @@ eval_ = typer.Typer(
     help="Measure models side by side: abilities, reliability, and more, on your data or on pocket pictures.\n\n"
     "Every MODEL is pocket, pocket-stage1, pocket-blip2, the directory or hub id of an alignment, an export or any "
     "BLIP-2, or openai:URL#NAME; LABEL=MODEL gives it a name in the table. A run that was stopped goes on.\n\n"
-    "Examples:\n\n"
-    "minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval\n\n"
-    "minigpt4 eval reliability before=runs/stage1/alignment after=runs/stage2/alignment --data photos\n\n"
-    "minigpt4 eval abilities pocket gpt=openai:https://api.example.com/v1#some-model --judge people",
+    "\b\n"  # keeps the lines as they are
+    "Examples:\n"
+    "  minigpt4 eval abilities pocket pocket-stage1 pocket-blip2\n"
+    "  minigpt4 eval reliability before=runs/stage1/alignment after=runs/stage2/alignment --data photos\n"
+    "  minigpt4 eval coverage pocket other=openai:http://127.0.0.1:8000/v1#my-llm\n"
+    "  minigpt4 eval abilities pocket pocket-blip2 --judge people",
 )
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to compare, as LABEL=MODEL if you like.")]
