@@ -37,7 +37,7 @@ class Coverage(Suite):
         data: The captions file (`captions_val2017.json`); pocket pictures without it.
         images: The directory of its pictures.
         judge: Who compares; the exact truth for pocket pictures by default.
-        caption_metrics: Ask for short captions too, and score them by CIDEr and its kin. METEOR alone takes a minute.
+        caption_metrics: Ask for short captions too, and score them by CIDEr and its kin.
     """
 
     name = "coverage"
