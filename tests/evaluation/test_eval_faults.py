@@ -243,7 +243,7 @@ def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_lat
     from minigpt4.generation import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
-    answers = serve("say:a", *["empty"] * 6, "say:c")
+    answers = serve("say:a", *["nonsense"] * 6, "say:c")
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task(*(f"photos/{i}.png" for i in range(3)))})
     judge = llm(serve("say:yes"))
     one = Answering(concurrency=1)

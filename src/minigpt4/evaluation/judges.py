@@ -228,7 +228,13 @@ class LLMJudge(Judge):
         said = []
         for attempt in range(1 + ASK_AGAIN):
             messages = self.prompt.messages(case, complaint=attempt > 0)
-            reply = self.endpoint.ask(messages, max_tokens=self.prompt.max_tokens, temperature=self.temperature)
+            try:
+                reply = self.endpoint.ask(messages, max_tokens=self.prompt.max_tokens, temperature=self.temperature)
+            except Unanswered as error:
+                if not error.empty:
+                    raise
+                said.append("")
+                break  # it was asked often enough
             success, reason = self.prompt.read(reply.text)
             if success is not None:
                 return Verdict(success, reason, {"asked": attempt + 1})

@@ -71,29 +71,37 @@ def _drifts(text: str) -> bool:
     """Whether the text is not English, or turns to another language for three sentences or lines in a row."""
     pieces = [piece for piece in _SENTENCE_ENDS.split(text) if piece.strip()]
     runs = [" ".join(pieces[start : start + 3]) for start in range(max(1, len(pieces) - 2))]
-    return foreign_share(text) > MAX_FOREIGN or any(_is_foreign(run) for run in runs)
+    return (
+        _foreign_letters(text) > MAX_FOREIGN
+        or _lacks_english(text, 16)  # shorter ones may do without: "Order them today!"
+        or any(_foreign_letters(run) > 0.5 or _is_foreign(run) for run in runs)
+    )
 
 
 def _is_foreign(text: str) -> bool:
-    """Whether more words of other languages than of English hold it together, or its letters are not Latin."""
-    letters = [letter for letter in text if letter.isalpha()]
-    if sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) > 0.5 * len(letters):
-        return True
+    """Whether more words of other languages than of English hold it together."""
     spoken = re.findall(r"[^\W\d_]+", text.lower())
     foreign = sum(word in _FOREIGN_WORDS for word in spoken)
     return foreign >= 3 and foreign > sum(word in _FUNCTION_WORDS for word in spoken)
+
+
+def _foreign_letters(text: str) -> float:
+    """The share of letters outside the Latin alphabet."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
+
+
+def _lacks_english(text: str, least: int) -> bool:
+    """Whether a text of `least` words or more has next to no English function words."""
+    spoken = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+    return len(spoken) >= least and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken)
 
 
 def foreign_share(text: str) -> float:
     """The share of letters outside the Latin alphabet, or 1 for a text of eight words or more with next to no English
     function words.
     """
-    letters = [letter for letter in text if letter.isalpha()]
-    foreign = sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
-    spoken = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
-    if len(spoken) >= 8 and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken):
-        return 1.0
-    return foreign
+    return 1.0 if _lacks_english(text, 8) else _foreign_letters(text)
 
 
 def _says_twice(text: str) -> bool:

@@ -24,6 +24,7 @@ from minigpt4.stopping import StopSignals
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
 
+_ORIENTATION = 0x0112  # EXIF: which way up
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -48,7 +49,24 @@ def data_url(image: Image.Image) -> str:
     """The picture as a PNG in a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _data_url(buffer.getvalue(), "png")
+
+
+def picture_url(path: Path) -> str:
+    """A picture file as a data URL: as it is if every endpoint can read it, else as a PNG.
+
+    Raises UserError if it cannot be read.
+    """
+    image = open_image(path)
+    data = path.expanduser().read_bytes()
+    with Image.open(io.BytesIO(data)) as file:
+        upright = file.getexif().get(_ORIENTATION, 1) == 1
+        kind = (file.format or "").lower()
+    return _data_url(data, kind) if kind in ("jpeg", "png") and upright else data_url(image)
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 class EndpointAnswerer(Answerer):
@@ -70,7 +88,7 @@ class EndpointAnswerer(Answerer):
             replies[index] = Reply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
             return True
 
-        self._each(range(len(prompts)), lambda i: self._ask(images[i], prompts[i], max_new_tokens), record)
+        self._each(range(len(prompts)), lambda i: self._ask(data_url(images[i]), prompts[i], max_new_tokens), record)
         return replies
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0) -> None:
@@ -83,12 +101,12 @@ class EndpointAnswerer(Answerer):
         def work(index: int) -> Reply | Unanswered:
             item = items[index]
             try:
-                image = open_image(item.image)
+                picture = picture_url(item.image)
             except UserError as error:
                 return Reply(fault=str(error))
             if item.options:
-                return self._choose(image, item.prompt, item.options)
-            return self._ask(image, item.prompt, item.max_new_tokens)
+                return self._choose(picture, item.prompt, item.options)
+            return self._ask(picture, item.prompt, item.max_new_tokens)
 
         def keep(index: int, reply: Reply | Unanswered) -> bool:
             if isinstance(reply, Unanswered):
@@ -110,9 +128,9 @@ class EndpointAnswerer(Answerer):
         with StopSignals() as stop:
             run_until_stopped(tasks, work, record, self.how.concurrency, stopped, lambda: stop.received)
 
-    def _ask(self, image: Image.Image, prompt: str, max_new_tokens: int) -> Reply | Unanswered:
+    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> Reply | Unanswered:
         content = [
-            {"type": "image_url", "image_url": {"url": data_url(image)}},
+            {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": prompt},
         ]
         try:
@@ -120,20 +138,15 @@ class EndpointAnswerer(Answerer):
                 [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.how.temperature
             )
         except Unanswered as error:
-            return error
+            return Reply() if error.empty else error
         return Reply(said.text, said.ended)
 
-    def _choose(self, image: Image.Image, prompt: str, options: Sequence[str]) -> Reply | Unanswered:
+    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> Reply | Unanswered:
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-        reply = self._ask(image, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
+        reply = self._ask(picture, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
         if isinstance(reply, Unanswered):
             return reply
         found = re.match(r"\W*([A-Z])\b", reply.text.upper())
         index = LETTERS.index(found[1]) if found else len(options)
         return Reply(options[index], reply.ended) if index < len(options) else reply
-
-
-def picture_url(path: Path) -> str:
-    """A picture file as a data URL. Raises UserError if it cannot be read."""
-    return data_url(open_image(path))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from minigpt4.evaluation.answerers import Answerer, Answering, Reply, open_answe
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
+from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.suite import Again, Judged, Suite
 from minigpt4.evaluation.table import write_results
 from minigpt4.files import only_process
@@ -281,15 +280,4 @@ def _plain(judged: Judged, cases: Sequence[Case]) -> dict[str, Any]:
         "model": answer.model, "item": item.id, "sample": answer.sample, "task": item.task, "image": str(item.image),
         "prompt": item.prompt, "options": list(item.options), "answer": answer.text, "ended": answer.ended,
         "scores": list(answer.scores), "verdicts": verdicts,
-    }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """Where a run ran, for its record."""
-    import os
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "system": platform.system(), "processor": platform.processor() or platform.machine(), "cores": cores,
-        "python": platform.python_version(), "minigpt4": version("minigpt4"),
     }  # fmt: skip

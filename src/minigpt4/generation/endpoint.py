@@ -28,12 +28,19 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
 _PASSING = {408, 409, 425, 429}
 
 
+_EMPTY = "an empty answer"
+
+
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
-    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known."""
+    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known.
+
+    `empty` says that it did answer, with nothing: this is what its model has to say.
+    """
 
     def __init__(self, reason: str, tokens: int = 0) -> None:
         super().__init__(reason)
         self.tokens = tokens
+        self.empty = reason == _EMPTY
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def _read(body: str) -> Reply | str:
     except (ValueError, LookupError, TypeError):
         return "an answer that is not in the protocol's JSON"
     if not isinstance(text, str) or not text.strip():
-        return "an empty answer"
+        return _EMPTY
     usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
     prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return Reply(

@@ -6,6 +6,7 @@ by people, or by an LLM.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from minigpt4.evaluation.people import PeopleJudge
 from minigpt4.evaluation.statistics import cohen_kappa
 from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite
 
-#: The key of the line that sums up all tasks.
-OVERALL = "all"
+#: The lines that sum up: all tasks, and those of which the paper gives figures.
+OVERALL, PAPERS = "all", "paper"
 
 
 class Abilities(Suite):
@@ -67,7 +68,12 @@ class Abilities(Suite):
         for one in judged:
             outcomes.setdefault(one.item.task, []).append(one.verdicts[0].success)
         figures = {task: Figure.rate(found) for task, found in outcomes.items()}
-        return {**figures, OVERALL: Figure.rate([o for found in outcomes.values() for o in found])}
+        papers = {row.name for row in self._rows if row.paper}
+        sums = {OVERALL: outcomes.keys(), PAPERS: outcomes.keys() & papers}
+        return figures | {
+            name: Figure.rate([outcome for task in sorted(tasks) for outcome in outcomes[task]])
+            for name, tasks in sums.items()
+        }
 
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
         """What counts as success, for the rating page; what people preferred; the judge's agreement with the truth."""
@@ -100,7 +106,6 @@ def read_tasks(path: Path) -> tuple[Collection, list[Row]]:
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path}: has no 'tasks'; see docs/evaluation.md for the format")
     found, rows = Collection(), []
-    papers: set[str] = set()
     for name, task in tasks.items():
         where = f"{path}: task {name!r}"
         try:
@@ -114,16 +119,28 @@ def read_tasks(path: Path) -> tuple[Collection, list[Row]]:
             found.reject(where, str(error))
             continue
         rows.append(Row(str(name), label, "of", {str(k): str(v) for k, v in paper.items()}))
-        papers |= {str(k) for k in paper}
         for number, entry in enumerate(entries, start=1):
             place = f"{where}, item {number}"
             try:
                 found.add(_item(str(name), entry, path.parent, prompt, success, limit), place)
             except ValueError as error:
                 found.reject(place, str(error))
-    overall = field_of(document, "paper", dict, {})
-    rows.append(Row(OVERALL, "all tasks", "of", {str(k): str(v) for k, v in overall.items()}))
+    compared = [row.paper for row in rows if row.paper]
+    if compared and len(compared) < len(rows):
+        rows.append(Row(PAPERS, "the paper's tasks", "of", _added(compared)))
+        compared = []
+    rows.append(Row(OVERALL, "all tasks", "of", _added(compared)))
     return found, rows
+
+
+def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The paper's figures of several tasks together, for each model of which all are of the form "18/25"."""
+    sums = {}
+    for name in {name for figure in figures for name in figure}:
+        parts = [re.fullmatch(r"(\d+)/(\d+)", figure.get(name, "")) for figure in figures]
+        if all(parts):
+            sums[name] = "/".join(str(sum(int(part[i]) for part in parts if part)) for i in (1, 2))
+    return dict(sorted(sums.items(), key=lambda pair: list(figures[0]).index(pair[0])))
 
 
 def _item(task: str, entry: Any, folder: Path, prompt: str | None, success: str, limit: int) -> Item:
