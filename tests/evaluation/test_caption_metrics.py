@@ -1,7 +1,4 @@
-"""CIDEr, BLEU and ROUGE by pycocoevalcap, with and without Java; METEOR is only checked to be named when left out.
-
-(METEOR's program loads for a minute, too long for a test.)
-"""
+"""CIDEr, BLEU, METEOR and ROUGE by pycocoevalcap, with and without Java."""
 
 import shutil
 
@@ -32,16 +29,17 @@ def test_without_java_the_rest_is_scored_and_the_result_says_so(monkeypatch, tmp
     assert 0 < found.each["ROUGE-L"][1] < 1
     assert found.each["CIDEr"][0] == pytest.approx(10)  # equal to its only reference, whose words nothing else has
     assert found.each["CIDEr"][2] == 0
-    # 8 of the 11 words stand in a reference ("a" twice): brevity of 11 words against 6 + 5 + 2 costs exp(1 - 13/11)
     assert 0 < found.corpus["BLEU-4"] < found.corpus["BLEU-1"] < 1
 
 
-def test_with_java_words_are_cut_as_the_published_scores_have_it():
+def test_with_java_words_are_cut_as_published_scores_have_it_and_meteor_is_there():
     pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4[eval]')")
     if shutil.which("java") is None:
         pytest.skip("there is no java")
-    from minigpt4.evaluation.caption_metrics import _stanford
-
-    cut = _stanford({"1": ["A red ball\non a beach. It isn't new!"], "2": ["", "One, two"]})
-    assert cut == {"1": ["a red ball on a beach it is n't new"], "2": ["", "one two"]}
-    assert STANFORD != PLAIN
+    found = caption_scores({"1": "The dog isn't\u2028here, it's there.", "2": "a lamp"},
+                           {"1": ["the dog isn't here it's there"], "2": ["a dog playing guitar"]})  # fmt: skip
+    assert found.tokenizer == STANFORD
+    assert not found.left_out
+    assert found.each["METEOR"][0] == pytest.approx(1, abs=0.01)  # the same words, once cut alike
+    assert 0 <= found.each["METEOR"][1] < 0.2
+    assert found.each["ROUGE-L"][0] == 1

@@ -41,6 +41,9 @@ def coverage(
     count: Count = 200,
     prompt: Annotated[str, typer.Option(help="What the model is asked.")] = "Describe this image in detail.",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description, in tokens.")] = 300,
+    caption_metrics: Annotated[
+        bool, typer.Option(help="Ask for short captions too, and score them by CIDEr, BLEU, METEOR, ROUGE.")
+    ] = True,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
@@ -57,7 +60,10 @@ def coverage(
     from minigpt4.evaluation.suites.coverage import Coverage
 
     who = judge_from(judge, judge_prompt, out / Coverage.name, concurrency, timeout)
-    suite = Coverage(data, images, judge=who, count=count, prompt=prompt, max_new_tokens=max_new_tokens)
+    suite = Coverage(
+        data, images, judge=who, count=count, prompt=prompt, max_new_tokens=max_new_tokens,
+        caption_metrics=caption_metrics,
+    )  # fmt: skip
     run_suite(
         suite, models, out, temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency,
         timeout=timeout, dtype=dtype, load_in=load_in, device=device,

@@ -37,6 +37,7 @@ class Coverage(Suite):
         data: The captions file (`captions_val2017.json`); pocket pictures without it.
         images: The directory of its pictures.
         judge: Who compares; the exact truth for pocket pictures by default.
+        caption_metrics: Ask for short captions too, and score them by CIDEr and its kin.
     """
 
     name = "coverage"
@@ -51,6 +52,7 @@ class Coverage(Suite):
         count: int = 200,
         prompt: str = DESCRIBE,
         max_new_tokens: int = 300,
+        caption_metrics: bool = True,
     ) -> None:
         if data is not None and images is None:
             raise UserError(f"{data}: names pictures, so give their directory too (--images)")
@@ -59,8 +61,8 @@ class Coverage(Suite):
         self.data, self.images, self.count = data, images, count
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.judge = judge or Rule("ground truth: every fact of the caption", _exactly)
-        self._metrics = find_spec("pycocoevalcap") is not None
-        if not self._metrics:
+        self._metrics = caption_metrics and find_spec("pycocoevalcap") is not None
+        if caption_metrics and not self._metrics:
             self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
 
     def load(self, directory: Path) -> Collection:

@@ -21,7 +21,7 @@ from minigpt4.evaluation.vqa_files import AOKVQA, GQA, VQA, VisualQuestion, read
 #: How questions are put and choices worded where the files are given, and for pocket questions. The pocket LLM has
 #: learned neither to be told how to answer nor to answer in one word, so there a bare word's likelihood says nothing.
 SHORT, POCKET_PROMPT = "{} Answer with one word or a short phrase.", "{}"
-WORD, POCKET_CHOICE = "{}", "It is {}."
+WORD, POCKET_CHOICE = "{}", "The answer is {}."
 BENCHMARKS = (AOKVQA, GQA, VQA)
 _PAPER = {AOKVQA: {"MiniGPT-4": "58.2"}, GQA: {"MiniGPT-4": "32.2"}}
 CHOICE, DIRECT = "multiple choice", "direct answer"
