@@ -167,7 +167,7 @@ def test_mistakes_in_the_command_are_told_before_anything_is_loaded(tmp_path: Pa
         ("openai:http://x/v1#y", str(data), "'version' is None, a int was expected"),
     ):
         with pytest.raises(UserError, match=told):
-            judge_from(judge, prompt, tmp_path, 1, 1.0)
+            judge_from(judge, prompt, tmp_path, {"concurrency": 1, "timeout": 1.0})
 
 
 def llm(judge: Server) -> LLMJudge:

@@ -17,7 +17,6 @@ def test_half_a_line_at_the_end_is_cut_off_and_others_are_named(tmp_path: Path) 
         journal.add([{"key": "a", "text": "3"}])
         assert [row["text"] for row in journal] == ["3", "2"]
         assert "a" in journal
-        assert len(journal) == 2
     whole = path.read_bytes()
     for cut in (1, 5, 11):
         path.write_bytes(whole + b'{"key": "c"}\n'[:cut])

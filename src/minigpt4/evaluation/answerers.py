@@ -70,7 +70,6 @@ class Answerer(ABC):
 
     identity: dict[str, Any]
     how: Answering
-    scores_options = True
 
     def close(self) -> None:  # noqa: B027 - an endpoint has none to give
         """Give the model's memory back; it is loaded again if it is asked again."""

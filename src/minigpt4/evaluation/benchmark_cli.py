@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from minigpt4.evaluation.cli import (
-    BatchSize,
-    Concurrency,
-    Device,
-    Dtype,
     JudgeName,
     JudgePromptName,
     Limit,
-    LoadIn,
     Models,
     Out,
-    Seed,
-    Temperature,
-    Timeout,
+    answering,
     eval_,
     judge_from,
     run_suite,
@@ -31,6 +24,7 @@ Count = Annotated[int, typer.Option(min=1, max=100_000, help="Pictures to ask ab
 
 
 @eval_.command()
+@answering
 def coverage(
     models: Models,
     data: Annotated[Path | None, typer.Option(help="captions_val2017.json; pocket pictures by default.")] = None,
@@ -44,14 +38,8 @@ def coverage(
     caption_metrics: Annotated[
         bool, typer.Option(help="Ask for short captions too, and score them by CIDEr, BLEU, METEOR, ROUGE.")
     ] = True,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    batch_size: BatchSize = 16,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    dtype: Dtype = None,
-    load_in: LoadIn = None,
-    device: Device = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """How many of the captions that people wrote a description covers; CIDEr and its kin of short captions.
 
@@ -59,18 +47,16 @@ def coverage(
     """
     from minigpt4.evaluation.suites.coverage import Coverage
 
-    who = judge_from(judge, judge_prompt, out / Coverage.name, concurrency, timeout)
+    who = judge_from(judge, judge_prompt, out / Coverage.name, how)
     suite = Coverage(
         data, images, judge=who, count=count, prompt=prompt, max_new_tokens=max_new_tokens,
         caption_metrics=caption_metrics,
     )  # fmt: skip
-    run_suite(
-        suite, models, out, temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency,
-        timeout=timeout, dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    run_suite(suite, models, out, how)
 
 
 @eval_.command()
+@answering
 def hallucination(
     models: Models,
     data: Annotated[Path | None, typer.Option(help="instances_val2017.json; pocket pictures by default.")] = None,
@@ -82,14 +68,8 @@ def hallucination(
     count: Count = 200,
     probes: Annotated[int, typer.Option(min=0, help="Objects that are there to ask about, of each picture.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    batch_size: BatchSize = 16,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    dtype: Dtype = None,
-    load_in: LoadIn = None,
-    device: Device = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Objects that answers name and that are not there (CHAIR), against length; yes-or-no questions (POPE).
 
@@ -97,14 +77,14 @@ def hallucination(
     """
     from minigpt4.evaluation.suites.hallucination import Hallucination
 
-    suite = Hallucination(data, images, captions, count=count, probes=probes, seed=seed, max_new_tokens=max_new_tokens)
-    run_suite(
-        suite, models, out, temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency,
-        timeout=timeout, dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    suite = Hallucination(
+        data, images, captions, count=count, probes=probes, seed=how["seed"], max_new_tokens=max_new_tokens
+    )
+    run_suite(suite, models, out, how)
 
 
 @eval_.command()
+@answering
 def vqa(
     models: Models,
     data: Annotated[
@@ -117,14 +97,8 @@ def vqa(
     prompt: Annotated[str | None, typer.Option(help="How a question is put, with {} in its place.")] = None,
     choice: Annotated[str | None, typer.Option(help="How a choice is put as an answer, with {} in its place.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 40,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    batch_size: BatchSize = 16,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    dtype: Dtype = None,
-    load_in: LoadIn = None,
-    device: Device = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Short answers: A-OKVQA (multiple choice by likelihood, and direct), GQA, VQA v2's accuracy.
 
@@ -133,7 +107,4 @@ def vqa(
     from minigpt4.evaluation.suites.vqa import Vqa
 
     suite = Vqa(data or [], images, count=count, prompt=prompt, choice=choice, max_new_tokens=max_new_tokens)
-    run_suite(
-        suite, models, out, limit=limit, temperature=temperature, seed=seed, batch_size=batch_size,
-        concurrency=concurrency, timeout=timeout, dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    run_suite(suite, models, out, how, limit=limit)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,23 +34,50 @@ eval_ = typer.Typer(
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to compare, as LABEL=MODEL if you like.")]
 Out = Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")]
 Samples = Annotated[int, typer.Option(min=1, help="Answers to every question; needs a temperature.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")]
-Seed = Annotated[int, typer.Option(help="Makes answers at a temperature above 0 repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")]
 Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Questions under way at an endpoint.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer of an endpoint.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
-LoadIn = Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")]
 JudgeName = Annotated[str, typer.Option("--judge", help="truth, people, or openai:URL#MODEL.")]
 JudgePromptName = Annotated[str, typer.Option("--judge-prompt", help="A prompt that ships, or a .yaml file.")]
+#: How models answer: the options that every suite has, with their defaults (the fields of `Answering`).
+_ANSWERING: dict[str, tuple[Any, Any]] = {
+    "temperature": (Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")], 0.0),
+    "seed": (Annotated[int, typer.Option(help="Makes what is drawn by chance repeatable.")], 0),
+    "batch_size": (Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")], 16),
+    "concurrency": (Concurrency, 8),
+    "timeout": (Timeout, 120.0),
+    "dtype": (
+        Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")], None,
+    ),
+    "load_in": (
+        Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")], None,
+    ),
+    "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")], None),
+}  # fmt: skip
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that all suites share, which it gets as one mapping, `how`."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        command(**given, how={name: given.pop(name) for name in _ANSWERING})
+
+    own = inspect.signature(command, eval_str=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _ANSWERING.items()
+    ]
+    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "how"] + shared
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
 
 
 def run_suite(
-    suite: Suite, models: list[str], out: Path, *, samples: int = 1, limit: int | None = None, **how: Any
+    suite: Suite, models: list[str], out: Path, how: dict[str, Any], *, samples: int = 1, limit: int | None = None
 ) -> None:
-    """Carry a suite out and print its table; `how` are the fields of `Answering`."""
+    """Carry a suite out and print its table; `how` holds the fields of `Answering`."""
     from minigpt4.evaluation.answerers import Answering
     from minigpt4.evaluation.run import evaluate
     from minigpt4.evaluation.table import RESULTS, TABLE
@@ -58,7 +88,7 @@ def run_suite(
     typer.echo(f"every prompt, answer and verdict: {outcome.directory / RESULTS}")
 
 
-def judge_from(name: str, prompt: str, directory: Path, concurrency: int, timeout: float) -> Judge | None:
+def judge_from(name: str, prompt: str, directory: Path, how: dict[str, Any]) -> Judge | None:
     """The judge that --judge names; None is the truth."""
     from minigpt4.evaluation.answerers import ENDPOINT_PREFIX
 
@@ -71,11 +101,12 @@ def judge_from(name: str, prompt: str, directory: Path, concurrency: int, timeou
     if name.startswith(ENDPOINT_PREFIX):
         from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 
-        return LLMJudge(name, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
+        return LLMJudge(name, JudgePrompt.load(prompt), concurrency=how["concurrency"], timeout=how["timeout"])
     raise UserError(f"there is no judge {name!r}; choose truth, people or openai:URL#MODEL")
 
 
 @eval_.command()
+@answering
 def abilities(
     models: Models,
     data: Annotated[Path | None, typer.Option(help="YAML of tasks; pocket pictures by default.")] = None,
@@ -84,15 +115,9 @@ def abilities(
     judge_prompt: JudgePromptName = "success",
     count: Annotated[int, typer.Option(min=1, max=5000, help="Pocket pictures of each task.")] = 25,
     samples: Samples = 1,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
     limit: Limit = None,
-    batch_size: BatchSize = 16,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    dtype: Dtype = None,
-    load_in: LoadIn = None,
-    device: Device = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Memes, recipes, advertisements, poems, websites, stories, facts, problems: how many answers succeed, of 25.
 
@@ -100,15 +125,12 @@ def abilities(
     """
     from minigpt4.evaluation.suites.abilities import Abilities
 
-    who = judge_from(judge, judge_prompt, out / Abilities.name, concurrency, timeout)
-    run_suite(
-        Abilities(data, judge=who, count=count), models, out, samples=samples, limit=limit, temperature=temperature,
-        seed=seed, batch_size=batch_size, concurrency=concurrency, timeout=timeout, dtype=dtype, load_in=load_in,
-        device=device,
-    )  # fmt: skip
+    who = judge_from(judge, judge_prompt, out / Abilities.name, how)
+    run_suite(Abilities(data, judge=who, count=count), models, out, how, samples=samples, limit=limit)
 
 
 @eval_.command()
+@answering
 def reliability(
     models: Models,
     data: Annotated[Path | None, typer.Option(help="A folder of pictures; pocket pictures by default.")] = None,
@@ -116,14 +138,8 @@ def reliability(
     count: Annotated[int, typer.Option(min=1, max=50_000, help="Pictures to ask about.")] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Who has not ended by then has no end.")] = 300,
     samples: Samples = 1,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    batch_size: BatchSize = 16,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    dtype: Dtype = None,
-    load_in: LoadIn = None,
-    device: Device = None,
+    *,
+    how: dict[str, Any],
 ) -> None:
     """Descriptions and poems that fail as language: repetition, fragment, nothing, no end, another language.
 
@@ -131,11 +147,8 @@ def reliability(
     """
     from minigpt4.evaluation.suites.reliability import Reliability
 
-    run_suite(
-        Reliability(data, count=count, max_new_tokens=max_new_tokens), models, out, samples=samples,
-        temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency, timeout=timeout,
-        dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    suite = Reliability(data, count=count, max_new_tokens=max_new_tokens)
+    run_suite(suite, models, out, how, samples=samples)
 
 
 @eval_.command()

@@ -82,7 +82,7 @@ class Collection:
 
 
 def read_document(path: str | Path) -> Any:
-    """What a .json, .jsonl, .yaml or .yml file holds; of a .jsonl file, a list of (line number, value or UserError).
+    """What a .yaml, .yml or JSON file holds.
 
     Raises UserError if the file is missing, or is not of its format as a whole: the file and the line are named.
     """
@@ -94,8 +94,6 @@ def read_document(path: str | Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     try:
-        if path.suffix == ".jsonl":
-            return [(i, _line(line, path, i)) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
         return yaml.load(text, _NoDoubleKeys) if path.suffix in (".yaml", ".yml") else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
@@ -117,13 +115,6 @@ class _NoDoubleKeys(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key.value, str) else id(key))
         return super().construct_mapping(node, deep)
-
-
-def _line(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return UserError(f"{path}:{number}: broken JSON ({error.msg})")
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:

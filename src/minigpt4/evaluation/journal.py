@@ -70,9 +70,6 @@ class Journal:
     def __getitem__(self, key: str) -> dict[str, Any]:
         return self._rows[key]
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._rows.values())
 

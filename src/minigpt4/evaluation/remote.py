@@ -72,8 +72,6 @@ def _data_url(data: bytes, kind: str) -> str:
 class EndpointAnswerer(Answerer):
     """An endpoint and the model that it is asked for."""
 
-    scores_options = False
-
     def __init__(self, name: str, how: Answering) -> None:
         self.how = how
         self.endpoint = open_endpoint(name, how.timeout)
