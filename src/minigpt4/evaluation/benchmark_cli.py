@@ -19,6 +19,8 @@ from minigpt4.evaluation.cli import (
     run_suite,
 )
 
+__all__ = ["eval_"]  # with the commands of this file
+
 Images = Annotated[Path | None, typer.Option(help="The directory of the pictures that the files name.")]
 Count = Annotated[int, typer.Option(min=1, max=100_000, help="Pictures to ask about: the first so many.")]
 
