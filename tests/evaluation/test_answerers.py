@@ -185,6 +185,8 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
     assert text["text"] == "What is it?"
     assert "A. red\nB. blue\n" in second["messages"][-1]["content"][1]["text"]
     assert "k-123" not in str(answerer.identity)
+    with Image.open(folder / "0.png") as picture:
+        assert [reply.text for reply in answerer.answer([picture] * 2, ["What?", "Who?"])] == ["I think A"] * 2
 
 
 def test_who_is_opened_and_what_tells_models_apart(alignment: Path, export: Path, tmp_path: Path) -> None:
@@ -194,6 +196,8 @@ def test_who_is_opened_and_what_tells_models_apart(alignment: Path, export: Path
     for name, told in ((str(tmp_path), "neither an alignment"), (str(tmp_path / "none"), "no such directory")):
         with pytest.raises(UserError, match=told):
             open_answerer(name)
+    with pytest.raises(UserError, match="loaded whole"):
+        open_answerer(f"blip2:{export}", Answering(load_in="4bit"))
     signature = weights_signature(alignment)
     assert signature == weights_signature(alignment)
     changed = alignment / "projection.safetensors"

@@ -240,6 +240,8 @@ class Blip2Answerer(Answerer):
     """Any `Blip2ForConditionalGeneration` as plain transformers runs it: the paper's baseline."""
 
     def __init__(self, name: str, how: Answering, prompt: str = BLIP2_PROMPT) -> None:
+        if how.load_in or how.device == "auto":
+            raise UserError(f"{name}: a plain BLIP-2 is loaded whole; leave --load-in and --device auto out for it")
         self.name, self.how, self.prompt = name, how, prompt
         self.identity = _identity("blip2", name, how, prompt=prompt)
         self._loaded: Any = None
@@ -265,6 +267,7 @@ class Blip2Answerer(Answerer):
             except (OSError, ValueError) as error:
                 raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
             processor.tokenizer.padding_side = "left"
+            processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
             self._loaded = model.to(torch.device(placement.device)).eval(), processor
         return self._loaded
 
