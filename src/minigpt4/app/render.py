@@ -32,6 +32,8 @@ _FRAME_HEAD = (
     ":where(input,button){font:inherit;padding:.35rem .7rem;margin:.2rem .4rem .2rem 0}</style>"
 )
 _HTML_PAGE = re.compile(r"(?is)<(?:!doctype html|html|head|body)\b.*")
+#: What Markdown makes a link of, up to the character without which it does not.
+_ADDRESS = re.compile(r"(?i)\b(?:https?|ftp):|\bwww\.|@")
 _AFTER_PAGE = re.compile(r"(?is)^(.*</html>)")
 
 
@@ -55,8 +57,9 @@ def as_markdown(text: str) -> str:
             if before
             else f"{fence}html\n{page}\n{fence}"
         )
-    # Markdown would take these for pictures and links, and fetch them from whatever address stands there.
-    return escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    # Markdown would take these for pictures and links, and a bare address too: nothing that was said is an address.
+    safe = escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    return _ADDRESS.sub(lambda found: found.group()[:-1] + f"&#{ord(found.group()[-1])};", safe)
 
 
 def website(page: str, drawing: Image.Image | None) -> str:
