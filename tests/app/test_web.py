@@ -80,7 +80,7 @@ def test_the_page_in_an_answer() -> None:
 
 
 def test_text_is_text() -> None:
-    assert render.as_markdown("<img src=x> & ![a](http://b)") == "&lt;img src=x&gt; &amp; !\\[a]\\(http://b)"
+    assert render.as_markdown("<img src=x> & ![a](b)") == "&lt;img src=x&gt; &amp; !\\[a]\\(b)"
     fenced = render.as_markdown(f"<b>Look</b> {PAGE}".replace("Hi", "```Hi"))
     assert fenced.startswith("&lt;b&gt;Look&lt;/b&gt;\n\n``````html\n<html>")
     assert fenced.endswith("\n``````")

@@ -53,10 +53,10 @@ class Models:
         """
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
-        from minigpt4.app.scheduler import Scheduler
-        from minigpt4.model.alignment import MiniGPT4
+        with self._lock:  # transformers cannot be imported by two threads at once
+            from minigpt4.app.scheduler import Scheduler
+            from minigpt4.model.alignment import MiniGPT4
 
-        with self._lock:
             if name not in self._loaded:
                 model = MiniGPT4.from_pretrained(self.names[name], **self.loading)
                 self._loaded[name] = Scheduler(model, MAX_BATCH, MAX_VISITS)
@@ -86,6 +86,7 @@ class Turn:
     question: str
     pictures: list[Image.Image]
     answer: str = ""
+    ended: bool = False
     stopped: bool = False
     files: list[str] = field(default_factory=list)
 
@@ -123,9 +124,10 @@ class Visit:
         self.beside = [Visit(self.models, name) for name in names]
         coming = {visit.model: visit.ask(question, pictures, settings) for visit in self.beside}
         while coming:
-            grown = {name: next(turns, None) for name, turns in coming.items()}
-            yield {name: turn for name, turn in grown.items() if turn is not None}
-            coming = {name: turns for name, turns in coming.items() if grown[name] is not None}
+            grown = {name: turn for name, turns in coming.items() if (turn := next(turns, None)) is not None}
+            if grown:
+                yield grown
+            coming = {name: coming[name] for name in grown}
 
     def stop_beside(self) -> None:
         """End the answers of `ask_beside`."""
@@ -168,9 +170,9 @@ class Visit:
             yield turn
             chat = self.chat
             if chat is None:
+                scheduler = self.models.get(self.model)
                 from minigpt4.generation.chat import Chat
 
-                scheduler = self.models.get(self.model)
                 chat = Chat(scheduler.model, streaming=scheduler.stream)
                 if self.stop is stop:  # else a new conversation began meanwhile
                     self.chat = chat
@@ -184,7 +186,7 @@ class Visit:
                     if time.monotonic() - last > 0.05:  # more often than that nobody can read
                         last = time.monotonic()
                         yield turn
-            turn.stopped = stop.is_set()
+            turn.ended, turn.stopped = True, stop.is_set()
         except BaseException:
             if turn in self.turns:
                 self.turns.remove(turn)

@@ -253,7 +253,7 @@ class Page(Layout):
             return {self.status: _told(str(error))}
 
     def _photo(self, photo: Any, message: Any) -> Update:
-        return {} if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
+        return gr.skip() if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
 
     # -- what the model looked at
 
@@ -272,7 +272,7 @@ class Page(Layout):
 
     def _look_at_query(self, request: gr.Request, number: int | None) -> Update:
         if number is None:
-            return {}
+            return gr.skip()
         visit = self._visit(request)
         return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
@@ -321,7 +321,7 @@ class Page(Layout):
     def _carry_over(self, request: gr.Request) -> Update:
         visit = self._visit(request)
         if not visit.turns:
-            return {}
+            return gr.skip()
         files = [self._shown(picture) for picture in visit.pictures[-1:]]
         return {self.duel: {"text": visit.turns[-1].question, "files": files}}
 
@@ -339,7 +339,9 @@ class Page(Layout):
             }
             answers = visit.ask_beside(list(columns), message["text"], pictures, decoding(*sliders))
             for turns in answers:  # all at once
-                yield {columns[name]: model_answer(name, turn.answer or "…") for name, turn in turns.items()}
+                yield {
+                    columns[name]: model_answer(name, turn.answer or "…", turn.ended) for name, turn in turns.items()
+                }
             problem = None
         except Exception as error:
             problem = _explained(error)
