@@ -79,8 +79,8 @@ class Layout:
             self.again = gr.Button("New chat", size="sm")
             self.beside = gr.Button("Ask all models", size="sm", visible=len(names) > 1)
         gr.HTML(
-            '<p class="quiet keys">Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an answer. '
-            "The pencil at your question edits it and asks again.</p>"
+            '<p class="quiet keys">Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an '
+            "answer. The pencil at your question edits it and asks again.</p>"
         )
 
     def _side(self) -> None:
