@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from minigpt4.app import render
+from minigpt4.app.session import Turn
 
 pytest.importorskip("playwright.sync_api")
 from on_the_page import ask, done, expect, greedy, photo, show
@@ -98,6 +102,41 @@ def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any], trap:
     assert inside.evaluate("1 + 1") == 2  # devtools may; the page's own scripts may not:
     assert "hacked" not in inside.evaluate("document.title")
     assert inside.evaluate("origin") == "null", "of no origin, so it can read nothing of the page"
+
+
+#: All that a page may try to fetch by itself, and what its visitor may click on.
+REACHING = """<html><head><link rel="stylesheet" href="http://TRAP/css"><link rel="prefetch" href="http://TRAP/prefetch">
+<style>@import "http://TRAP/import"; body { background: url(http://TRAP/background) }
+@font-face { font-family: f; src: url(http://TRAP/font) } h1 { font-family: f }</style>
+<script src="http://TRAP/script"></script></head><body><h1>Mine</h1><img src="http://TRAP/img">
+<object data="http://TRAP/object"></object><iframe src="http://TRAP/frame"></iframe><video src="http://TRAP/video"></video>
+<a href="http://TRAP/link">A link</a><form action="http://TRAP/form"><button>Send</button></form></body></html>"""
+
+
+def test_a_website_in_its_frame_fetches_nothing(
+    visit: Callable[..., Any], trap: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """Neither by the frame's own policy alone, nor in a shared file, whose visitor may click what there is."""
+    tab, page = visit(), REACHING.replace("TRAP", trap[0])
+    bare = f'<iframe srcdoc="{escape(page)}"></iframe>'
+    tab.goto("about:blank")
+    tab.set_content(bare)
+    expect(tab.frame_locator("iframe").first.locator("h1")).to_have_text("Mine")
+    tab.wait_for_timeout(500)
+    assert {"/css", "/img", "/script", "/frame"} <= set(trap[1]), "without the policy it does"
+    trap[1].clear()
+    tab.goto("about:blank")
+    tab.set_content(render.website(page, None))
+    expect(tab.frame_locator("iframe").locator("h1")).to_have_text("Mine")
+    tab.wait_for_timeout(500)
+    assert trap[1] == []
+    shared = tmp_path / "shared.html"
+    shared.write_text(render.conversation_page([Turn("A page?", [], page)], "toy"), encoding="utf-8")
+    for name in ("A link", "Send"):
+        tab.goto(shared.as_uri())
+        tab.frame_locator("iframe").get_by_text(name).click()
+        tab.wait_for_timeout(500)
+        assert trap[1] == [], name
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ class Scheduler:
             self._closing = True
             if not finish:
                 for task in [*self._waiting, *(running.task for running in self._running)]:
+                    _report(task, UserError("The server ends"))  # nobody may wait for ever
                     task.cancelled = True
             self._changed.notify()
         self._thread.join()

@@ -53,6 +53,8 @@ class Models:
         """
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
+        if name in self._loaded:  # who asks it need not wait for another one that is being loaded
+            return self._loaded[name]
         with self._lock:  # transformers cannot be imported by two threads at once
             from minigpt4.app.scheduler import Scheduler
             from minigpt4.model.alignment import MiniGPT4
