@@ -13,8 +13,10 @@ from PIL import Image
 
 from minigpt4 import UserError
 from minigpt4.app.scheduler import Scheduler
-from minigpt4.app.session import Models, Visit
+from minigpt4.app.session import Models, Visit, offered
 from minigpt4.generation.chat import Chat
+from minigpt4.pocket import world
+from minigpt4.pocket.draw import draw
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -106,4 +108,26 @@ def test_a_visitor_gets_one_answer_at_a_time(pictures: list[Image.Image]) -> Non
     [*_, again] = visit.ask("Describe this image in detail.", pictures[:1], plain, after=0)
     assert visit.turns == [again]
     assert again.answer == turn.answer
+    [*_, beams] = visit.ask("How many objects are there?", [], {"num_beams": 2, "max_new_tokens": 8})
+    assert beams.answer
+    assert visit.turns == [again, beams]
+    models.close()
+
+
+def test_models_side_by_side_answer_at_once_and_show_the_papers_point() -> None:
+    models = Models(offered("pocket", []))
+    assert list(models.names) == ["Stage 2", "Stage 1", "BLIP-2 baseline"]
+    visit, said, growing = Visit(models, models.first), {}, 0
+    picture = draw(world.sample(12_400_204, "odd"), 224)
+    for turns in visit.ask_beside(
+        list(models.names), "Why is this funny?", [picture], {"do_sample": False, "max_new_tokens": 80}
+    ):
+        said |= turns
+        growing = max(growing, sum(bool(turn.answer) and not turn.ended for turn in said.values()))
+    assert growing > 1
+    assert all(turn.ended for turn in said.values())
+    for name, turn in said.items():
+        assert "penguin" in turn.answer, "all see it"
+        assert ("no fingers" in turn.answer) == (name != "BLIP-2 baseline"), "and the strong LLM alone can say why"
+    assert visit.turns == [], "it is no part of the conversation"
     models.close()
