@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,12 +71,22 @@ def draw_on_sheet(tab: Any, lines: Sequence[Sequence[Point]]) -> None:
     canvas = tab.locator("#sketch canvas").first.bounding_box()
     left, top = canvas["x"] + (canvas["width"] - SHEET) / 2, canvas["y"] + (canvas["height"] - SHEET) / 2
     for line in lines:
-        kept = [line[0]]
-        for x, y in line[1:]:
-            if (x - kept[-1][0]) ** 2 + (y - kept[-1][1]) ** 2 > (4 / SHEET) ** 2 or (x, y) == line[-1]:
-                kept.append((x, y))
-        for number, (x, y) in enumerate(kept):
+        for number, (x, y) in enumerate(_corners(line, 1.5 / SHEET)):
             tab.mouse.move(left + x * SHEET, top + y * SHEET)
             if number == 0:
                 tab.mouse.down()
         tab.mouse.up()
+
+
+def _corners(line: Sequence[Point], off: float) -> list[Point]:
+    """The fewest points of a line from which it is nowhere further away than `off` (Douglas and Peucker's)."""
+    (x0, y0), (x1, y1) = line[0], line[-1]
+    length = math.hypot(x1 - x0, y1 - y0)
+    away = [
+        abs((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / length if length else math.hypot(x - x0, y - y0)
+        for x, y in line
+    ]
+    furthest = max(range(len(line)), key=away.__getitem__)
+    if away[furthest] <= off:
+        return [line[0], line[-1]]
+    return [*_corners(line[: furthest + 1], off)[:-1], *_corners(line[furthest:], off)]

@@ -40,17 +40,19 @@ def talk(chat: Chat, shown: Image.Image, **settings: Any) -> list[str]:
 def test_chats_in_one_batch_are_chats_alone(
     varied: MiniGPT4, scheduler: Scheduler, pictures: list[Image.Image], settings: dict[str, Any]
 ) -> None:
-    lengths: list[int] = []
-    hook = varied.blip2.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: lengths.append(next(v.shape[1] for k, v in kwargs.items() if k.startswith("input"))),
-        with_kwargs=True,
-    )
+    lengths: list[int] = []  # of what the LLM reads, pass by pass
+
+    def note(llm: Any, args: Any, given: dict[str, Any]) -> None:
+        lengths.extend(given[name].shape[1] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None)
+
+    hook = varied.blip2.language_model.register_forward_pre_hook(note, with_kwargs=True)
     alone = Chat(varied)
     whole = sum(len(alone.reading(turn)[0]) for turn in range(len(talk(alone, pictures[0], **settings))))
     lengths.clear()
     chat = Chat(varied, streaming=scheduler.stream)
-    assert talk(chat, pictures[0], **settings) == talk(Chat(varied), pictures[0], **settings)
+    answers = talk(chat, pictures[0], **settings)
     hook.remove()
+    assert answers == talk(Chat(varied), pictures[0], **settings)
     assert chat.reading(2)[0] == alone.reading(2)[0]
     assert sum(lengths) < whole, "what was read before is not read again"
     with ThreadPoolExecutor(5) as pool:  # more than the batch has room for
