@@ -66,6 +66,7 @@ def serve(export: Path, log: Path) -> contextlib.AbstractContextManager[str]:
     return serve_with(
         log, "vllm.entrypoints.openai.api_server", "--model", export, "--host", "127.0.0.1",
         "--dtype", "float32", "--enforce-eager",
+        TORCHDYNAMO_DISABLE="1",  # the first request for log probabilities would wait for a C++ compiler
     )  # fmt: skip
 
 
@@ -77,7 +78,6 @@ def serve_with(log: Path, module: str, *arguments: object, **environment: str) -
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", module, *map(str, arguments), "--port", str(port)]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    settings["TORCHDYNAMO_DISABLE"] = "1"  # the first request for log probabilities would wait for a C++ compiler
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, env={**os.environ, **settings, **environment}, stdout=output, stderr=subprocess.STDOUT,
