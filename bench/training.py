@@ -1,13 +1,18 @@
 """One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
 
-Four ways, from the same weights, on the same batch of the same pairs, in one run, in turns; medians of the repeats:
+Four ways (six with `--compile`), from the same weights, on the same batch of the same pairs, in one run, in turns;
+medians of the repeats:
   (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
   (2) plain, with autocast to bfloat16
-  (3) ours from pictures: frozen weights in bfloat16, logits at targets only
+  (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
   (4) ours from cached features
+  (5, 6) the same with the LLM's layers compiled
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
 repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
 each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
+
+`--processor-time` measures with one thread and counts only the time in which it has the processor, for a machine that
+others use too: then the ratios hold, though everything takes longer.
 
 With `--model vicuna-7b` (or 13b) it runs ours at full size with random weights and says what the paper's 5.12 million
 samples would take; this is for a GPU. `--layers N` leaves layers out to try it elsewhere.
@@ -22,6 +27,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +41,15 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 from minigpt4.data.batches import Batch
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.plan import PAPER_LLMS, paper_config
+from minigpt4.model.precision import free_large_tensors_at_once
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
+from minigpt4.training.fast import make_fast
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
+COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
 PAPER_SAMPLES = 5_120_000
 #: Width, MLP width, layers, heads of the LLM; width, MLP width, layers, heads of the tower; image and patch size.
 SHAPES = {
@@ -114,7 +123,6 @@ class Way:
         batch: int,
         device: torch.device,
         dtype: torch.dtype,
-        compiled: bool = False,
     ) -> None:
         plain = way.startswith("plain")
         self.device = device
@@ -130,12 +138,8 @@ class Way:
         else:
             origin = Origin("", "", "", "")
             self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
-            if device.type == "cpu":
-                self.blip2.language_model.set_attn_implementation("eager")
             set_trainable(self.model, 1)
-            if compiled:
-                for layer in self.blip2.language_model.base_model.layers:
-                    layer.compile(dynamic=True)
+            make_fast(self.model, "compiled" in way)
             if "features" in way:
                 self.features = self.model.encode_pixels(self.pixels).clone()
                 self.loss = lambda: next_token_loss(self.model, self.batch, self.features)
@@ -192,6 +196,8 @@ def measure_memory(size: str, way: str, batch: int) -> float:
 
 
 def memory_of(size: str, way: str, batch: int, device: torch.device) -> float:
+    if way not in ("plain", "plain, autocast") and device.type == "cpu":
+        free_large_tensors_at_once()  # as `minigpt4 train` does
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
     for _ in range(2):
@@ -199,31 +205,37 @@ def memory_of(size: str, way: str, batch: int, device: torch.device) -> float:
     return peak_memory(device) - before
 
 
-def compare(size: str, batch: int, repeats: int, device: torch.device, compiled: bool, console: Console) -> None:
+def compare(
+    size: str, batch: int, repeats: int, device: torch.device, names: tuple[str, ...], clock: Callable[[], float],
+    console: Console,
+) -> None:  # fmt: skip
     """The table of one size."""
     config = configuration(size)
-    ways = {way: Way(way, config, batch, device, torch.bfloat16, compiled) for way in WAYS}
-    rows = ways[WAYS[0]].batch.input_ids.numel()
+    ways = {way: Way(way, config, batch, device, torch.bfloat16) for way in names}
+    rows = ways[names[0]].batch.input_ids.numel()
     reference, work = product(config.text_config, rows, device)
     losses = {way: made.step() for way, made in ways.items()}  # which also warms up
     reference()
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in names}
     ceilings = []
     for _ in range(repeats):
         for way, made in ways.items():
-            times[way].append(seconds(made.step, device))
-            ceilings.append(work / seconds(reference, device))
+            times[way].append(seconds(made.step, device, clock))
+            ceilings.append(work / seconds(reference, device, clock))
     ceiling = statistics.median(ceilings)
-    millions = sum(p.numel() for p in ways[WAYS[0]].blip2.parameters()) / 1e6
-    model, plain = ways[WAYS[3]].model, statistics.median(times[WAYS[0]])
-    tokens, targets = ways[WAYS[3]].batch.num_tokens, int(ways[WAYS[3]].batch.is_target.sum())
-    memory = {way: measure_memory(size, way, batch) for way in WAYS}
+    millions = sum(p.numel() for p in ways[names[0]].blip2.parameters()) / 1e6
+    model, plain = ways["ours, features"].model, statistics.median(times["plain"])
+    read = ways[names[0]].batch.num_tokens - batch
+    targets = int(ways[names[0]].batch.is_target.sum())
+    del ways
+    gc.collect()
+    memory = {way: measure_memory(size, way, batch) for way in names}
     table = Table(title=f"{size}: {millions:.0f} M parameters, batch {batch}, {torch.get_num_threads()} threads")
     for heading in ("", "ms a step", "samples/s", "faster", "of the ceiling", "memory, MB", "loss"):
         table.add_column(heading, justify="right" if heading else "left")
-    for i, way in enumerate(WAYS, 1):
+    for i, way in enumerate(names, 1):
         took = statistics.median(times[way])
-        needed = operations(model, tokens, targets, 0 if way == WAYS[3] else batch)
+        needed = operations(model, read, targets, 0 if "features" in way else batch)
         table.add_row(
             f"({i}) {way}", f"{1000 * took:.0f}", f"{batch / took:.1f}", f"{plain / took:.2f}x",
             f"{needed / took / ceiling:.0%}", f"{memory[way] / 1e6:.0f}", f"{losses[way]:.4f}",
@@ -231,7 +243,7 @@ def compare(size: str, batch: int, repeats: int, device: torch.device, compiled:
     console.print(table)
     console.print(
         f"ceiling {ceiling / 1e9:.0f} GFLOP/s in bfloat16 ({rows} tokens); median of {repeats}; slowest and fastest of "
-        f"(1): {1000 * max(times[WAYS[0]]):.0f} and {1000 * min(times[WAYS[0]]):.0f} ms\n"
+        f"(1): {1000 * max(times['plain']):.0f} and {1000 * min(times['plain']):.0f} ms\n"
     )
 
 
@@ -251,7 +263,7 @@ def full_size(name: str, layers: int | None, batch: int, repeats: int, device: t
             torch.cuda.reset_peak_memory_stats()
         took = statistics.median(seconds(made.step, device) for _ in range(repeats))
         targets = int(made.batch.is_target.sum())
-        needed = operations(made.model, made.batch.num_tokens, targets, batch if way == WAYS[2] else 0)
+        needed = operations(made.model, made.batch.num_tokens - batch, targets, batch if way == WAYS[2] else 0)
         table.add_row(
             way, f"{batch / took:.2f}", f"{needed / took / ceiling:.0%}", f"{peak_memory(device) / 1e9:.1f}",
             f"{PAPER_SAMPLES * took / batch / 3600:.1f}",
@@ -268,12 +280,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pairs in a batch; 16 by default, 64 at full size")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
-    parser.add_argument("--compile", action="store_true", help="compile the LLM's layers in (3) and (4)")
+    parser.add_argument("--compile", action="store_true", help="(3) and (4) also with the LLM's layers compiled")
+    parser.add_argument("--processor-time", action="store_true", help="one thread, while it has the processor")
     parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=(*WAYS, *COMPILED), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.processor_time else "cpu")
+    clock = time.thread_time if arguments.processor_time else time.perf_counter
+    if arguments.processor_time:
+        torch.set_num_threads(1)
     if arguments.memory_of:
         print(json.dumps(memory_of(arguments.sizes[0], arguments.memory_of, arguments.batch, device)))
         return
@@ -284,7 +300,8 @@ def main() -> None:
     if not arguments.model:
         for size in arguments.sizes[:1] if arguments.quick else arguments.sizes:
             repeats = 3 if arguments.quick else arguments.repeats
-            compare(size, arguments.batch or 16, repeats, device, arguments.compile, console)
+            names = WAYS + COMPILED if arguments.compile else WAYS
+            compare(size, arguments.batch or 16, repeats, device, names, clock, console)
     for name in models:
         full_size(name, arguments.layers, arguments.batch or 64, arguments.repeats, device, console)
 
