@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.data.batches import Batch, Batches, Samples
+from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.packed import Packer, Packing
 from minigpt4.training import loss
@@ -121,6 +122,22 @@ def test_rows_laid_end_to_end_give_the_same(model: MiniGPT4, batch: Batch, featu
     torch.testing.assert_close(gradient, projection_gradient(model, padded), rtol=1e-5, atol=1e-6)
     all_tokens = 4 * (batch.input_ids.shape[1] - 1)
     assert lengths == [batch.num_tokens - 4, 3 + 9 + 1 + 6, all_tokens, all_tokens]  # of the last layer the asked ones
+
+
+def test_lora_in_packed_rows_gets_the_same_gradient(tiny_vision: Path, tiny_llm: Path, batch: Batch) -> None:
+    """Of the last layer queries are computed for some tokens only, those of LoRA too."""
+    lora = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", trained=Trained(lora_rank=2))
+    set_trainable(lora, 1)
+    features = torch.randn(4, lora.num_query_tokens, 24)
+    trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data.normal_(std=0.1)
+    packed = torch.autograd.grad(next_token_loss(lora, batch, features), trained)
+    assert lora.packer
+    lora.packer = None
+    padded = torch.autograd.grad(next_token_loss(lora, batch, features), trained)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert all(gradient.abs().max() > 1e-4 for gradient in packed)
 
 
 def small_llm(kind: str, **settings: Any) -> Any:

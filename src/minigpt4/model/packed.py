@@ -22,6 +22,9 @@ PACKED = "minigpt4_packed"
 #: Rows are shorter than this, so a sliding window of so many tokens is the same as none.
 LONGEST = 2048
 
+#: What running an LLM on packed rows raises if its family is not made for it.
+NOT_PACKED = (NotImplementedError, TypeError, AttributeError, IndexError)
+
 #: Parts of a layer that work on each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
 
@@ -70,6 +73,8 @@ class Packer:
     """
 
     def __init__(self, llm: Any) -> None:
+        if not getattr(llm.base_model, "_supports_attention_backend", False):
+            raise NotImplementedError("its attention is not left to the library")
         self._llm = llm
         self._asked: Tensor | None = None
         self._tokens = 0
@@ -87,17 +92,15 @@ class Packer:
 
         Where attention is not left to the library it does not, or where places do not count by `position_ids`.
         """
-        if not (getattr(llm.base_model, "_supports_attention_backend", False) and hasattr(llm.base_model, "layers")):
-            return None
         embeddings = llm.get_input_embeddings().weight
         rows = embeddings[torch.arange(10, device=embeddings.device).view(2, 5) % len(embeddings)]
         is_real = torch.tensor([[True] * 3 + [False] * 2, [True] * 5], device=rows.device)
         asked = torch.tensor([2, 5, 7], device=rows.device)
-        packer = cls(llm)
         expected = llm.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state[is_real][asked].float()
         try:
+            packer = cls(llm)
             found = packer.hidden_states(rows[is_real], Packing.of(is_real), asked).float()
-        except (NotImplementedError, TypeError):
+        except NOT_PACKED:
             return None
         allowed = 1e-3 if rows.dtype is torch.float32 else 0.1
         return packer if (found - expected).norm() <= allowed * expected.norm() else None
@@ -154,12 +157,12 @@ def packed_attention(
     if query.device.type == "cpu":
         out = _CausalAttention.apply(query[0], key[0], value[0], packing, scaling)
     else:
-        heads = [
+        q, k, v = (
             packing.unpack(x[0]).unflatten(-2, (packing.rows, packing.longest)).transpose(0, 1)
             for x in (query, key, value)
-        ]
+        )
         grouped = query.shape[1] != key.shape[1]
-        full = F.scaled_dot_product_attention(*heads, is_causal=True, scale=scaling, enable_gqa=grouped)
+        full = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         out = packing.pack(full.transpose(0, 1).flatten(1, 2))
     return out.transpose(0, 1)[None], None
 
@@ -181,7 +184,7 @@ class _CausalAttention(torch.autograd.Function):
         return packing.pack((shares @ v).view(query.shape[0], -1, v.shape[-1]))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, shares = ctx.saved_tensors
         packing, groups = ctx.packing, ctx.groups
         out = _rows(packing, gradient, 1)

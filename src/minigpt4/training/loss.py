@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.model.packed import LONGEST, Packing
@@ -43,8 +42,6 @@ def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
 
 def head_loss(model: MiniGPT4, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of `targets` (n,) by the frozen language head, from hidden states (n, d_llm)."""
-    if getattr(model.blip2.language_model.config, "final_logit_softcapping", None):
-        return F.cross_entropy(model.logits(hidden).float(), targets)
     return _HeadLoss.apply(hidden, targets, model) / len(targets)
 
 
@@ -58,12 +55,16 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: MiniGPT4) -> Tensor:
         head = model.blip2.language_model.get_output_embeddings()
+        cap = getattr(model.blip2.language_model.config, "final_logit_softcapping", None)  # Gemma's
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = head(hidden[part])
+            if cap:
+                bent = torch.tanh(logits / cap)
+                logits = bent * cap
             logits[:, model.image_token_id] = float("-inf")
             logs = logits.log_softmax(-1, dtype=torch.float32)
             at_target = targets[part, None]
@@ -71,10 +72,12 @@ class _HeadLoss(torch.autograd.Function):
             if gradient is not None:
                 shares = logs.exp_()
                 shares.scatter_add_(1, at_target, shares.new_full((1, 1), -1.0).expand_as(at_target))
+                if cap:
+                    shares *= 1 - bent.float() ** 2
                 torch.mm(shares.to(head.weight.dtype), head.weight, out=gradient[part])
         ctx.gradient = gradient
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradient, None, None

@@ -155,12 +155,9 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import free_large_tensors_at_once
     from minigpt4.training.fast import make_fast
 
     device = processes.device
-    if device.type == "cpu":
-        free_large_tensors_at_once()
     where: dict[str, Any] = {
         "dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in,
     }  # fmt: skip
