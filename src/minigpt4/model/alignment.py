@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from minigpt4.model import parts, sources
 from minigpt4.model.adapters import LoRA, Trained
 from minigpt4.model.export import read_export, write_export, write_parts
 from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
+from minigpt4.model.packed import Packer
 from minigpt4.model.precision import Placement, pack_4bit_layers
 from minigpt4.model.record import (
     ADAPTERS_FILE,
@@ -148,6 +149,11 @@ class MiniGPT4(torch.nn.Module):
             logits = torch.tanh(logits / cap) * cap
         image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id
         return logits.masked_fill(image_column, float("-inf"))
+
+    @cached_property
+    def packer(self) -> Packer | None:
+        """Runs the LLM on rows laid end to end; None if it cannot, which is tried when this is first asked for."""
+        return Packer.of(self.blip2.language_model)
 
     # -- talking to it
 

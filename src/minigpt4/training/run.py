@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -127,11 +126,9 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import free_large_tensors_at_once
+    from minigpt4.training.fast import make_fast
 
     device = processes.device
-    if device.type == "cpu":
-        free_large_tensors_at_once()
     where: dict[str, Any] = {
         "dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in,
     }  # fmt: skip
@@ -145,18 +142,10 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
         )
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
-    llm = model.blip2.language_model
-    if device.type == "cpu":
-        # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
-        llm.set_attn_implementation("eager")
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
-        processes.shard(llm)
-    if recipe.compile:
-        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-            raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
-        for layer in llm.base_model.layers:
-            layer.compile(dynamic=True)
+        processes.shard(model.blip2.language_model)
+    make_fast(model, recipe.compile)
     return model.train()
 
 
