@@ -36,6 +36,7 @@ from minigpt4.data.pairs import read_pairs
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.start import carry_projection, ridge
 from minigpt4.pocket.dataset import write_stage1
+from minigpt4.training.fast import make_fast
 from minigpt4.training.loss import next_token_loss
 
 LLMS = ("pocket/language", "pocket/captioner", *FAMILIES)
@@ -111,8 +112,8 @@ class Study:
     def prepare(cls, name: str, out: Path, pairs: int, llm_steps: int) -> Study:
         llm = small_llm(name, out / "llms", llm_steps) if name in FAMILIES else name
         model = MiniGPT4.assemble("pocket/vision", llm, template="pocket", device="cpu", dtype="bfloat16")
-        model.blip2.language_model.set_attn_implementation("eager")
         set_trainable(model, 1)
+        make_fast(model)
         data = out / "pairs"
         if not data.is_dir():
             write_stage1(data, PAIRS)

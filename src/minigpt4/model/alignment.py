@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from minigpt4.model import parts, sources
 from minigpt4.model.adapters import LoRA, Trained
 from minigpt4.model.export import read_export, write_export, write_parts
 from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
+from minigpt4.model.packed import Packer
 from minigpt4.model.precision import Placement, pack_4bit_layers
 from minigpt4.model.record import (
     ADAPTERS_FILE,
@@ -124,6 +125,11 @@ class MiniGPT4(VisionSide):
         image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id
         return logits.masked_fill(image_column, float("-inf"))
 
+    @cached_property
+    def packer(self) -> Packer | None:
+        """Runs the LLM on rows laid end to end; None if it cannot, which is tried when this is first asked for."""
+        return Packer.of(self.blip2.language_model)
+
     # -- talking to it
 
     def generate(self, *args: Any, **settings: Any) -> list[str]:
@@ -220,7 +226,7 @@ class MiniGPT4(VisionSide):
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
         `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
-        ("8bit" or "4bit", on CUDA or the CPU) quantises the LLM's linear layers while they are read. With
+        ("8bit" or "4bit"; not on every device) quantises the LLM's linear layers while they are read. With
         `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlamaConfig
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.adapters import Trained
@@ -49,7 +49,7 @@ class VisionSide(torch.nn.Module):
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
         """Pictures -> features (n, num_query_tokens, d_qformer). Raises UserError for one that cannot be read."""
         opened = [open_image(image) for image in images]
-        return self.encode_pixels(self.image_processor(opened, return_tensors="pt")["pixel_values"])
+        return self.encode_pixels(torch.from_numpy(to_pixels(self.image_processor, opened)))
 
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:

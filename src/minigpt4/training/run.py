@@ -10,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import signal
 import statistics
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.progress import progress_bar
+from minigpt4.stopping import StopSignals
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -78,34 +76,6 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     if processes.is_main:
         model.save_pretrained(alignment, overwrite=True)
     return alignment
-
-
-class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop at the next safe place; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, *_: object) -> None:
-        self.received = True
-        self.__exit__()
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal came."""
-        if self.received:
-            raise KeyboardInterrupt(
-                "stopped; the pictures encoded so far are kept, and the same command goes on from there"
-            )
 
 
 def check_output(recipe: Recipe) -> None:
@@ -178,12 +148,10 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.precision import free_large_tensors_at_once
     from minigpt4.model.start import carry_projection
+    from minigpt4.training.fast import make_fast
 
     device = processes.device
-    if device.type == "cpu":
-        free_large_tensors_at_once()
     where: dict[str, Any] = {
         "dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in,
     }  # fmt: skip
@@ -199,18 +167,10 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
             carry_projection(model, recipe.projection_from)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
-    llm = model.blip2.language_model
-    if device.type == "cpu":
-        # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
-        llm.set_attn_implementation("eager")
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
-        processes.shard(llm)
-    if recipe.compile:
-        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-            raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
-        for layer in llm.base_model.layers:
-            layer.compile(dynamic=True)
+        processes.shard(model.blip2.language_model)
+    make_fast(model, recipe.compile)
     return model.train()
 
 
