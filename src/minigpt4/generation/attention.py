@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.generation.endings import decode_text
 from minigpt4.model.parts import PATCHES_PER_TOKEN
@@ -69,7 +69,7 @@ def patch_attention(model: MiniGPT4, images: Sequence[str | bytes | Image.Image]
 
     The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
     """
-    pixels = model.image_processor([open_image(image) for image in images], return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(to_pixels(model.image_processor, [open_image(image) for image in images]))
     vision = model.blip2.config.vision_config
     rows, columns = (side // vision.patch_size for side in pixels.shape[-2:])
     count = model.num_query_tokens
