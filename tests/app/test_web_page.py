@@ -162,7 +162,7 @@ def test_two_visitors_are_answered_at_once(visit: Callable[..., Any]) -> None:
     ann, ben = visit(), visit()
     for tab, length in ((ann, 1000), (ben, 100)):
         tab.locator("#model").get_by_label("talker").check()
-        greedy(tab, Longest_answer=length)
+        greedy(tab, Temperature=0, Longest_answer=length)
     ask(ann, "Tell me a story.")
     expect(ann.locator("#chat .bot")).to_contain_text("on and again on")
     before, seen = ann.locator("#chat .bot").inner_text(), set()
