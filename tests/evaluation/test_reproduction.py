@@ -11,7 +11,7 @@ from rich.console import Console
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.reproduction.plan import FULL, QUICK, arms, find_scale, jobs
-from minigpt4.evaluation.reproduction.run import collect, plan, reproduce
+from minigpt4.evaluation.reproduction.run import collect, plan, reproduce, write_page
 from minigpt4.evaluation.reproduction.workshop import Workshop
 
 SCRIPT = Path(__file__).with_name("reproductions.py")
@@ -42,7 +42,6 @@ def run(tiny_vision, tiny_llm, tmp_path_factory):
     assert process.wait() == -9
     before = finished(out)
     workshop, page = toy(out, tiny_vision, tiny_llm, baseline), out / "docs" / "results.md"
-    page.parent.mkdir()
     claims = reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True))
     return workshop, page, before, claims
 
@@ -135,6 +134,12 @@ def test_every_arm_begins_with_one_before_it_and_fits_the_budget():
         find_scale(quick=False, seeds=0)
 
 
-def test_page_in_a_place_of_a_directory_is_refused_before_any_work(run, tmp_path):
-    with pytest.raises(UserError, match="is a directory"):
-        reproduce(run[0], tmp_path, "minigpt4 reproduce", Console(quiet=True))
+def test_page_that_cannot_be_is_refused_before_any_work(run, tmp_path):
+    (tmp_path / "file").touch()
+    workshop = Workshop(tmp_path / "out", TOY, run[0].parts)
+    for page, message in ((tmp_path, "is a directory"), (tmp_path / "file" / "page.md", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True))
+    with pytest.raises(UserError, match="nothing of"):
+        write_page(workshop, tmp_path / "page.md", "minigpt4 reproduce")
+    assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def strong_llm(evidence: Evidence) -> Claim:
     """Advanced abilities come with the strong LLM and not with the weak one, on the same vision side."""
     ours, weak = evidence.rate("stage 2", "abilities"), evidence.rate("BLIP-2", "abilities")
     tests = [_more(evidence, "all eight abilities: MiniGPT-4 above BLIP-2?", "abilities", "stage 2", "BLIP-2")]
-    tests += [_more(evidence, f"{ability}: above BLIP-2?", ability, "stage 2", "BLIP-2") for ability in ABILITIES]
+    tests += [_more(evidence, f"{what}: above BLIP-2?", name, "stage 2", "BLIP-2") for name, what in _ABILITY_WORDS]
     analysis = []
     taught = evidence.rate(arm_without(ALL_SKILLS), "abilities")
     if taught.total:
@@ -158,9 +158,9 @@ def blip2_gains_nothing(evidence: Evidence) -> Claim:
     ]
     if tests[0].verdict is Verdict.FAILS:
         gained = [
-            ability
-            for ability in ABILITIES
-            if evidence.rate("BLIP-2 with stage 2", ability).share > evidence.rate("BLIP-2", ability).share
+            what
+            for name, what in _ABILITY_WORDS
+            if evidence.rate("BLIP-2 with stage 2", name).share > evidence.rate("BLIP-2", name).share
         ]
         analysis.append(f"What it gained: {', '.join(gained)}.")
     return Claim(

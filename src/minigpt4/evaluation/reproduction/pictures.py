@@ -157,8 +157,10 @@ def _words(axes: Any, evidence: Evidence, in_words: Mapping[str, Mapping[str, Ra
         ]
         if pairs:
             axes.plot(*zip(*pairs, strict=True), "o", color=f"C{k}", label=ability, alpha=0.8)
+    if not in_words:
+        return False
     axes.plot([0, 100], [0, 100], color="tab:gray", linewidth=0.8, linestyle="--")
     axes.set_xlabel("right about pictures told in words, per cent")
     _percent(axes, "right about pictures, per cent")
     axes.legend(fontsize=7, frameon=False)
-    return bool(in_words)
+    return True

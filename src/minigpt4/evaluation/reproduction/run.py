@@ -78,10 +78,9 @@ def reproduce(workshop: Workshop, page: Path, command: str, console: Console | N
         KeyboardInterrupt: Ctrl-C or SIGTERM; the same call goes on from there.
     """
     console = console or Console()
-    scale, budget = workshop.scale, plan(workshop)
+    _check_page(page)
+    budget = plan(workshop)
     console.print(budget.table(), highlight=False, soft_wrap=True)
-    if page.is_dir():
-        raise UserError(f"{page}: is a directory; give a file for the page of results")
     expected = spent = 0.0
     for number, (arm, seed, seconds, done) in enumerate(budget.rows, 1):
         if done:
@@ -94,9 +93,7 @@ def reproduce(workshop: Workshop, page: Path, command: str, console: Console | N
         spent, expected = spent + took, expected + max(seconds, 1.0)
         left = sum(row[2] for row in budget.rows[number:] if not row[3]) * spent / expected
         console.print(f"  {took:.0f} s; about {left / 60:.0f} min left", highlight=False)
-    in_words = _in_words(workshop)
-    evidence = collect(workshop)
-    claims = write_results(page, evidence, scale, in_words, _circumstances(workshop, command))
+    claims = write_page(workshop, page, command)
     for claim in claims:
         console.print(f"{claim.verdict.value:>22}  {claim.title}", highlight=False)
     console.print(f"\nThe page: {page}", soft_wrap=True, highlight=False)
@@ -104,10 +101,23 @@ def reproduce(workshop: Workshop, page: Path, command: str, console: Console | N
 
 
 def write_page(workshop: Workshop, page: Path, command: str) -> list[Claim]:
-    """Write the page from the arms that are done, whatever is not."""
-    return write_results(
-        page, collect(workshop), workshop.scale, _in_words(workshop), _circumstances(workshop, command)
-    )
+    """Write the page from the arms that are done, whatever is not. Raises UserError if none is."""
+    _check_page(page)
+    evidence = collect(workshop)
+    if not evidence.of:
+        raise UserError(f"{workshop.out}: nothing of `{command}` is done there yet; run it, or give another --out")
+    circumstances = _circumstances(workshop, command)
+    return write_results(page, evidence, workshop.scale, _in_words(workshop), circumstances)
+
+
+def _check_page(page: Path) -> None:
+    """Raises UserError for a page that could not be written, before hours of work."""
+    if page.is_dir():
+        raise UserError(f"{page}: is a directory; give a file for the page of results")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error.strerror}); give another file") from None
 
 
 def collect(workshop: Workshop) -> Evidence:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 ENCODE_BATCH = 32
-#: Pictures of each ability that an LLM is asked about in words.
-WORDS = 24
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,9 @@ class Workshop:
         from minigpt4.evaluation.reading import read_in_words
 
         directory = self.llm_directory(skill)
-        path = directory / f"in-words-{WORDS}.json"
+        path = directory / f"in-words-{self.scale.questions}.json"
         if not path.is_file():
-            rates = read_in_words(directory / "llm", WORDS)
+            rates = read_in_words(directory / "llm", self.scale.questions)
             counts = {name: [rate.successes, rate.total] for name, rate in rates.items()}
             write_atomically(path, json.dumps(counts).encode())
         return {name: Rate(*counts) for name, counts in json.loads(path.read_text()).items()}
