@@ -182,8 +182,8 @@ def one_layer(evidence: Evidence) -> Claim:
         tests.append(Test.not_more(f"{name}: no better than one linear layer?", rate, ours))
         shown.append(f"{name} {rate}")
     analysis = [
-        "Each variant was trained through both stages on the same pictures for as many steps. Learning rates of three "
-        "layers and of the Q-Former are a tenth of the recipe's: at the whole rate neither learns."
+        "Each variant was trained through both stages on the same pictures for as many steps, at the recipe's learning "
+        "rate; the Q-Former at a tenth of it."
     ]
     better = [test.question.split(":")[0] for test in tests if test.verdict is Verdict.FAILS]
     if better:
