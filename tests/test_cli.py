@@ -36,6 +36,8 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
         *("curate import", "curate demo", "data inspect", "data download", "data features"),
         *("recipe list", "recipe show", "recipe explain"),
+        *(f"eval {suite}" for suite in ("abilities", "reliability", "coverage", "hallucination", "vqa")),
+        *("eval rate", "eval judge"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from minigpt4.evaluation.questions import ABILITIES, Record
 from minigpt4.evaluation.reproduction.claims import judge
-from minigpt4.evaluation.reproduction.exam import FORMS, Evidence, Figures, captions, covers, draw_exam, figures
+from minigpt4.evaluation.reproduction.exam import FORMS, Evidence, Figures, draw_exam, figures
 from minigpt4.evaluation.reproduction.verdicts import MARGIN, Test, Verdict, overall
 from minigpt4.evaluation.statistics import Rate, difference
 from minigpt4.pocket import world
@@ -104,29 +104,6 @@ def test_interval_of_a_difference_is_newcombes():
     assert (round(found, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
     with pytest.raises(ValueError, match="observations"):
         difference(Rate(0, 0), Rate(1, 2))
-
-
-SCENE = world.Picture(
-    "scene",
-    "room",
-    (world.Item("mushroom", "red", "small", "left"), world.Item("cup", "blue", "large", "bottom-right")),
-    13_000_000,
-)
-
-
-def test_text_covers_a_caption_if_it_holds_all_its_facts():
-    whole = "In a room there is a small red mushroom on the left. At the bottom-right there is a large blue cup."
-    assert all(covers(whole, truth, SCENE) for truth in captions(SCENE))
-    truth = "a picture of a red mushroom on the left and a blue cup in a room"
-    assert covers(whole, truth, SCENE)
-    assert covers("a red mushroom on the left and a blue cup inside a room", truth, SCENE)
-    for lacking in (
-        "a red mushroom on the left in a room",  # no cup
-        "a red mushroom on the right and a blue cup in a room",
-        "a green mushroom on the left and a blue cup in a room",
-        "a red mushroom on the left and a blue cup",  # the room is no part of the mushroom
-    ):
-        assert not covers(lacking, truth, SCENE)
 
 
 def test_answers_are_counted_by_form():

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, pipeline
 
 from minigpt4.errors import UserError
+from minigpt4.model import export
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.model.export import CUT, jinja_template
 from minigpt4.prompts.encode import control_tokens, encode_chat
@@ -162,31 +164,47 @@ def test_image_token_cannot_be_generated_and_the_stop_string_ends(
     assert settings["suppress_tokens"] == [model.image_token_id]
     assert settings["stop_string"] == "###"
     assert settings["eos_token_id"] == [2, *stop]
+    assert settings["sequence_bias"][0] == [[model.image_token_id], -10000.0]
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
     assert config["model_type"] == "blip-2"
     assert config["text_config"]["eos_token_id"] == [2, *stop]
+    assert config["text_config"]["sequence_bias"] == settings["sequence_bias"]
+    # What the LLM decodes by belongs to the template: neither our own decoding nor another export goes by it.
+    llm = MiniGPT4.assemble(tiny_vision, tmp_path / "export", template="blip2", device="cpu").blip2.language_model
+    assert llm.generation_config.sequence_bias is None
+    assert not hasattr(llm.config, "sequence_bias")
 
 
 def test_a_stop_string_of_several_tokens_in_plain_transformers(
     tiny_vision: Path, tiny_llm: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """Its end token cannot stop that: whoever asks names the stop string, as the generation page says."""
+    """No end token can catch that: the generation config makes EOS sure behind it, for every way to generate."""
     model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
     rows = len(model.tokenizer)
     make_it_say(model.blip2.language_model, model.tokenizer, ["A", "b", "#", "##", "c"])
     assert len(model.tokenizer) == rows, "all of it must be in the vocabulary"
     model.export(tmp_path / "export")
-    pipe = pipeline("image-text-to-text", model=str(tmp_path / "export"), device="cpu")
     asked = {"type": "image", "path": str(pictures[0])}, {"type": "text", "text": "What is it?"}
+    messages = [{"role": "user", "content": list(asked)}]
+    pipe = pipeline("image-text-to-text", model=str(tmp_path / "export"), device="cpu")
+    found = pipe(text=messages, max_new_tokens=12, generate_kwargs={"do_sample": False})
+    assert found[0]["generated_text"][-1]["content"] == "Ab###"
+    plain, processor = pipe.model, pipe.processor
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    for settings in ({}, {"num_beams": 3}):  # with the settings in config.json alone
+        ids = plain.generate(**inputs, max_new_tokens=12, **settings)[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(ids) == "Ab###</s>"
 
-    def said(**settings: Any) -> str:
-        greedy = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}}
-        found = pipe(text=[{"role": "user", "content": list(asked)}], **greedy, **settings)
-        return found[0]["generated_text"][-1]["content"]
 
-    assert said() == "Ab###c"
-    assert said(stop_sequence="###") == "Ab###"
+def test_spellings_of_a_stop_string(tiny_vision: Path, tiny_llm: Path) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
+    vocabulary = {"#": 5, "##": 6, "\u2581##": 7, "\u2581###": 8, "a#": 9}
+    assert sorted(export._spellings(vocabulary, "###", first=True)) == [[5, 5, 5], [5, 6], [6, 5], [7, 5], [8]]
+    at_once = replace(TEMPLATES["pocket"], stop=TEMPLATES["pocket"].before_answer[-4:])
+    assert len(export._biases(model.tokenizer, at_once, 3, [2])) == 1, "or no answer would begin"
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

@@ -23,7 +23,6 @@ from rich.console import Console
 
 from minigpt4.curation import dataset, filters
 from minigpt4.curation.describe import Describing, add_folder, describe
-from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.grounding import ground
 from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item, Ledger
@@ -35,6 +34,7 @@ from minigpt4.evaluation.mender import MODEL as MENDER
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import new_directory, write_atomically
+from minigpt4.generation.endpoint import Endpoint
 from minigpt4.pocket import world
 from minigpt4.pocket.conversation import Request
 from minigpt4.pocket.language import INSTRUCTIONS

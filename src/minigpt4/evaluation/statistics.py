@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+import random
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -28,6 +32,34 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     scale = 1 + z * z / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def bootstrap(
+    cases: Sequence[T],
+    statistic: Callable[[Sequence[T]], float],
+    *,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval (low, high) of a statistic of `cases`, drawn with replacement `draws` times (Efron 1979).
+
+    Draws for which the statistic is not defined (NaN) are left out; (nan, nan) if none is left.
+
+    Raises:
+        ValueError: There are no cases.
+    """
+    if not cases:
+        raise ValueError("no interval without cases")
+    rng = random.Random(seed)
+    found = sorted(
+        value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases))))
+    )
+    if not found:
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    last = len(found) - 1
+    return found[round(tail * last)], found[round((1 - tail) * last)]
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts, sources
@@ -99,7 +99,7 @@ class MiniGPT4(torch.nn.Module):
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
         """Pictures -> features (n, num_query_tokens, d_qformer). Raises UserError for one that cannot be read."""
         opened = [open_image(image) for image in images]
-        return self.encode_pixels(self.image_processor(opened, return_tensors="pt")["pixel_values"])
+        return self.encode_pixels(torch.from_numpy(to_pixels(self.image_processor, opened)))
 
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class MiniGPT4(torch.nn.Module):
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
         `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
-        ("8bit" or "4bit", on CUDA or the CPU) quantises the LLM's linear layers while they are read. With
+        ("8bit" or "4bit"; not on every device) quantises the LLM's linear layers while they are read. With
         `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.

@@ -23,7 +23,8 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16,
 }  # fmt: skip
 
-#: Formats of fewer bits in which the LLM's linear layers can be held: LLM.int8() and NF4 (QLoRA).
+#: Formats of fewer bits in which the LLM's linear layers can be held: LLM.int8() and NF4 (QLoRA). bitsandbytes has
+#: both for CUDA, CPUs and Apple's MPS, so no second library (torchao was thought of) is needed for any device.
 LOAD_IN = ("8bit", "4bit")
 BLOCK = 64  # weights that share one scale in 4 bits
 
@@ -143,8 +144,8 @@ def check_load_in(load_in: str | None, device: torch.device) -> None:
         return
     if load_in not in LOAD_IN:
         raise UserError(f"load_in {load_in!r} is not known; use {' or '.join(LOAD_IN)}, or leave it out")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"load_in={load_in!r} works on cpu and cuda, not on {device.type}; leave it out there")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
 

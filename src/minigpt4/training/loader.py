@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.data.features import FeatureCache
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.data.mixture import PairStream
 from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
@@ -129,8 +129,7 @@ class StreamedLoader:
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
     """The pair without its picture, and the picture's pixels (3, h, w) as the vision tower takes them."""
-    pixels = image_processor([open_image(pair.picture)], return_tensors="np")["pixel_values"][0]
-    return replace(pair, picture=b""), np.asarray(pixels, dtype=np.float32)
+    return replace(pair, picture=b""), to_pixels(image_processor, [open_image(pair.picture)])[0]
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:

@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-import signal
 import statistics
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.progress import progress_bar
+from minigpt4.stopping import StopSignals
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -76,34 +75,6 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     if processes.is_main:
         model.save_pretrained(alignment, overwrite=True)
     return alignment
-
-
-class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop at the next safe place; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, *_: object) -> None:
-        self.received = True
-        self.__exit__()
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal came."""
-        if self.received:
-            raise KeyboardInterrupt(
-                "stopped; the pictures encoded so far are kept, and the same command goes on from there"
-            )
 
 
 def check_output(recipe: Recipe) -> None:

@@ -8,12 +8,12 @@ each seed of the reproduction has its own, and all judging is by ground truth.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from minigpt4.evaluation.abilities import NOUNS, read
+from minigpt4.evaluation.pocket_coverage import missing_fact
 from minigpt4.evaluation.questions import Question, Record, Survey, draw_survey, measure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.pocket import world
@@ -110,10 +110,10 @@ def _count_form(found: Figures, form: str, picture: world.Picture, text: str) ->
     if form == "story":
         return
     truths = captions(picture)
-    found.count(f"covered {form}", sum(covers(text, truth, picture) for truth in truths), len(truths))
+    found.count(f"covered {form}", sum(missing_fact(truth, text) is None for truth in truths), len(truths))
     if form == "caption":
         short = " ".join(text.split()[:SHORT_WORDS])
-        found.count("covered short", sum(covers(short, truth, picture) for truth in truths), len(truths))
+        found.count("covered short", sum(missing_fact(truth, short) is None for truth in truths), len(truths))
         return
     for item in picture.items:
         claim = claims.get(item.kind)
@@ -127,22 +127,6 @@ def _count_form(found: Figures, form: str, picture: world.Picture, text: str) ->
 def captions(picture: world.Picture) -> list[str]:
     """The ground-truth captions of a picture, as different people would write them."""
     return [caption(picture, random.Random(f"truth-{picture.seed}-{k}")) for k in range(CAPTIONS)]
-
-
-def covers(text: str, truth: str, picture: world.Picture) -> bool:
-    """Whether `text` holds all that the caption `truth` says: each kind with its colour, size and place; the setting.
-
-    What `text` says beyond that is not judged, and neither are colours, sizes and places that `truth` leaves out.
-    """
-    said = read(text, NOUNS[picture.type])
-    for kind, wanted in read(truth, NOUNS[picture.type]).items():
-        claim = said.get(kind)
-        if claim is None:
-            return False
-        pairs = ((wanted.colours, claim.colours), (wanted.sizes, claim.sizes), (wanted.places, claim.places))
-        if any(want and have != want for want, have in pairs):
-            return False
-    return re.search(rf"\b{picture.setting.lower()}\b", text.lower()) is not None
 
 
 @dataclass(frozen=True)

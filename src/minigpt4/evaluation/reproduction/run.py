@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from minigpt4.errors import UserError
+from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.reproduction.claims import Claim
 from minigpt4.evaluation.reproduction.exam import Evidence, Figures
 from minigpt4.evaluation.reproduction.plan import (
@@ -156,11 +155,11 @@ def _circumstances(workshop: Workshop, command: str) -> Circumstances:
     done: Sequence[tuple[Arm, int]] = [job for job in jobs(scale) if workshop.is_done(*job)]
     missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(scale) if (arm, seed) not in done]
     seconds = sum(_seconds(workshop.directory(*job) / "seconds.txt") for job in done)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = machine()
     return Circumstances(
         command=command,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        machine=f"{cores} CPU cores ({platform.machine()}), no GPU",
+        machine=f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}",
         weights=workshop.weights(),
         seconds=seconds,
         missing=tuple(missing),
