@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt4.evaluation.plots import png
 from minigpt4.evaluation.questions import ABILITIES
 from minigpt4.evaluation.reproduction.exam import FORMS, Evidence
 from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
-
-DPI = 90
 
 
 def draw_all(evidence: Evidence, scale: Scale, in_words: Mapping[str, Mapping[str, Rate]], out: Path) -> dict[str, str]:
@@ -41,13 +39,11 @@ def _draw(path: Path, drawer: Callable[[Any], bool]) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     if not drawer(figure.add_subplot()):
         return False
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, png(figure))
     return True
 
 
