@@ -6,6 +6,10 @@ import pytest
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.caption_metrics import PLAIN, STANFORD, caption_scores
+from minigpt4.evaluation.judges import Answer, Verdict
+from minigpt4.evaluation.suite import Judged
+from minigpt4.evaluation.suites.coverage import Coverage
+from minigpt4.evaluation.table import cell
 
 ANSWERS = {"1": "A red ball\non a beach.", "2": "a cat riding a bicycle", "3": ""}
 REFERENCES = {"1": ["a red ball on a beach"], "2": ["a dog playing guitar", "a cat in a street"], "3": ["a lamp"]}
@@ -43,3 +47,21 @@ def test_with_java_words_are_cut_as_published_scores_have_it_and_meteor_is_there
     assert found.each["METEOR"][0] == pytest.approx(1, abs=0.01)  # the same words, once cut alike
     assert 0 <= found.each["METEOR"][1] < 0.2
     assert found.each["ROUGE-L"][0] == 1
+
+
+def test_the_coverage_suite_scores_short_captions_apart_and_says_what_is_left_out(monkeypatch, tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4[eval]')")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    suite = Coverage(count=3)
+    judged = []
+    for item in suite.load(tmp_path / "suite").items:
+        text = item.truth["captions"][0] if item.task == "caption" else "Nothing to see."
+        answer = Answer(item, "m", 0, text, True)
+        judged.append(Judged(answer, tuple(Verdict(False) for _ in suite.cases(answer))))
+    figures = suite.summarise(judged)
+    assert figures["covered"].value == 0
+    assert figures["BLEU-4"].value == pytest.approx(1)  # each says what one of the captions says
+    assert cell(figures["BLEU-4"].plain(), "") == "1.00"  # of all answers together: no interval
+    assert cell(figures["ROUGE-L"].plain(), "") == "1.00 (1.00–1.00)"
+    assert "METEOR" not in figures
+    assert any("METEOR" in note and "java" in note for note in suite.notes)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from endpoint import Server
 from evaluating import figures, picture_folder, results, task, write_tasks
 from minigpt4.errors import UserError
 from minigpt4.evaluation.answerers import Answering
+from minigpt4.evaluation.cli import eval_
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.judges import Answer, Case, JudgePrompt, LLMJudge, shipped
 from minigpt4.evaluation.judging import measure_judge, read_labelled
@@ -154,3 +156,18 @@ def test_a_judge_is_measured_on_labelled_cases(tmp_path: Path, serve: Serve) -> 
     labelled.write_text(yaml.safe_dump([*cases, {"fields": {}, "success": "yes"}]))
     with pytest.raises(UserError, match=r"case 5: 'success' is 'yes', a bool was expected"):
         measure_judge(judge, tmp_path / "judge", labelled)
+
+
+def test_the_commands_options_reach_models_and_judge(tmp_path: Path, serve: Serve) -> None:
+    picture_folder(tmp_path / "photos", 2)
+    data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png", "photos/1.png", max_new_tokens=33)})
+    model, judge = serve("say:A poem."), serve("say:yes")
+    arguments = ["abilities", f"m=openai:{model.url}#x", "--data", data, "--out", tmp_path / "out", "--limit", 1]
+    arguments += ["--temperature", 0.7, "--samples", 2, "--judge", f"openai:{judge.url}#j"]
+    done = CliRunner().invoke(eval_, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    asked = [request["body"] for request in model.requests]
+    assert [(body["temperature"], body["max_tokens"]) for body in asked] == [(0.7, 33)] * 2
+    assert [request["body"]["temperature"] for request in judge.requests] == [0.0]
+    assert "| poem | 2/2 (34–100 %) |" in done.stdout
+    assert "temperature 0.7; judged by j (prompt success, version 1)" in done.stdout

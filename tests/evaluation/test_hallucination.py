@@ -7,7 +7,8 @@ import pytest
 from minigpt4.evaluation.coco import Instances
 from minigpt4.evaluation.hallucination import chair_i, count_objects, hallucinated, mean_words, present_objects, recall
 from minigpt4.evaluation.objects import vocabulary
-from minigpt4.evaluation.probing import SAMPLINGS, Confusion, draw_probes, yes_or_no
+from minigpt4.evaluation.probing import SAMPLINGS, draw_probes, f1, yes_or_no
+from minigpt4.evaluation.suites.hallucination import probe_figures
 
 WORDS = vocabulary(["dog", "cat", "person", "frisbee", "car"])
 
@@ -90,12 +91,13 @@ def test_yes_or_no(answer, expected):
     assert yes_or_no(answer) is expected
 
 
-def test_confusion_by_hand():
+def test_figures_of_yes_and_no_by_hand():
     answers = [(True, True)] * 3 + [(True, False), (True, None)] + [(False, False)] * 2 + [(False, True), (False, None)]
-    found = Confusion.of(answers)
-    assert (found.total, found.unparsed) == (9, 2)
-    assert found.accuracy.share == pytest.approx(5 / 9)  # what says neither is not right
-    assert found.precision.share == pytest.approx(3 / 4)
-    assert found.recall.share == pytest.approx(3 / 5)
-    assert found.f1 == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
-    assert found.yes_rate.share == pytest.approx(4 / 9)
+    found = probe_figures(answers)
+    assert (found["accuracy"].value, found["accuracy"].undecided) == (pytest.approx(5 / 9), 2)
+    assert found["precision"].value == pytest.approx(3 / 4)
+    assert found["recall"].value == pytest.approx(3 / 5)
+    assert found["f1"].value == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
+    assert found["yes"].value == pytest.approx(4 / 9)
+    assert found["neither"].value == pytest.approx(2 / 9)
+    assert math.isnan(f1([(False, False)]))

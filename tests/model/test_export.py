@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, pipeline
+from transformers import (
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    pipeline,
+)
 
 from minigpt4.errors import UserError
 from minigpt4.model import export
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.model.adapters import Trained
+from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.export import CUT, jinja_template
 from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
@@ -253,6 +261,51 @@ def test_an_export_loads_as_the_model_it_was(
     loaded.save_pretrained(tmp_path / "again")
     again = MiniGPT4.from_pretrained(tmp_path / "again", device="cpu").state_dict()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("qformer", "trained"),
+    [
+        (True, Trained(projection_layers=3)),
+        (True, Trained(lora_rank=2)),
+        (True, Trained(qformer=True)),
+        (False, Trained()),
+    ],
+    ids=["three layers", "LoRA", "Q-Former trained", "no Q-Former"],
+)
+def test_a_variant_is_exported_from_memory(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, qformer: bool, trained: Trained
+) -> None:
+    """What a stage leaves in memory, exported whole: without what it was made of, the same logits; and still in use."""
+    vision, llm = shutil.copytree(tiny_vision, tmp_path / "vision"), shutil.copytree(tiny_llm, tmp_path / "llm")
+    model = MiniGPT4.assemble(vision, llm, template="pocket", device="cpu", qformer=qformer, trained=trained)
+    set_trainable(model, 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    ids = torch.tensor([[1, *[model.image_token_id] * model.num_query_tokens, 40, 41]])
+
+    def logits(model: MiniGPT4) -> torch.Tensor:
+        features = model.encode_images([Image.radial_gradient("L").convert("RGB")])
+        with torch.no_grad():
+            return model.logits(model.hidden_states(ids, features))
+
+    expected = logits(model)
+    model.export(tmp_path / "export")
+    assert torch.equal(logits(model), expected)
+    shutil.rmtree(vision)
+    shutil.rmtree(llm)
+    loaded = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu")
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    assert loaded.stage == 1
+    if qformer and trained.projection_layers == 1:  # transformers has a model for it
+        plain = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "export")
+        pixels = model.image_processor([Image.radial_gradient("L").convert("RGB")], return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            found = plain(input_ids=ids, pixel_values=pixels).logits
+        words = [i for i in range(expected.shape[-1]) if i != model.image_token_id]
+        torch.testing.assert_close(found[..., words], expected[..., words], rtol=1e-4, atol=1e-4)
 
 
 def test_broken_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:

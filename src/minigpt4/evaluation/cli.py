@@ -61,7 +61,8 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        command(**given, how={name: given.pop(name) for name in _ANSWERING})
+        how = {name: given.pop(name) for name in _ANSWERING}
+        command(**given, how=how)
 
     own = inspect.signature(command, eval_str=True)
     shared = [

@@ -7,7 +7,7 @@ their names alone. The longest name wins, so that a hot dog is no dog and a toil
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -90,11 +90,6 @@ def coco_names() -> dict[str, str | None]:
             for word in [category, *listed] if category != "-" else listed:
                 names[word] = category if category != "-" else None
     return names
-
-
-def distinct(mentions: Iterable[str]) -> list[str]:
-    """Each category once, in the order of its first mention."""
-    return list(dict.fromkeys(mentions))
 
 
 def with_article(kind: str) -> str:

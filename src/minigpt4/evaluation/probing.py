@@ -11,12 +11,11 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from minigpt4.evaluation.coco import ImageId, Instances
-from minigpt4.evaluation.statistics import Rate
 
 SAMPLINGS = ("random", "popular", "adversarial")
 
@@ -77,59 +76,12 @@ def yes_or_no(answer: str) -> bool | None:
     return True if yes else False if no else None
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """How answers to yes-or-no questions meet the truth; the last two are answers that say neither.
+def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
+    """The harmonic mean of precision and recall of "yes", from pairs (is it there, what was answered).
 
-    An answer that says neither is never right: it counts against accuracy, and against recall where yes was true.
+    An answer that says neither (None) where yes is true is missed. NaN where yes is never true and never said.
     """
-
-    true_yes: int = 0
-    false_yes: int = 0
-    true_no: int = 0
-    false_no: int = 0
-    unparsed_yes: int = 0  # where yes was true
-    unparsed_no: int = 0
-
-    @classmethod
-    def of(cls, answers: Iterable[tuple[bool, bool | None]]) -> Confusion:
-        """Of pairs (is it there, what was answered)."""
-        found = Counter(answers)
-        return cls(
-            found[True, True], found[False, True], found[False, False], found[True, False],
-            found[True, None], found[False, None],
-        )  # fmt: skip
-
-    @property
-    def total(self) -> int:
-        return self.true_yes + self.false_yes + self.true_no + self.false_no + self.unparsed
-
-    @property
-    def unparsed(self) -> int:
-        return self.unparsed_yes + self.unparsed_no
-
-    @property
-    def accuracy(self) -> Rate:
-        """Right answers of all questions."""
-        return Rate(self.true_yes + self.true_no, self.total)
-
-    @property
-    def precision(self) -> Rate:
-        """Of the answers "yes", those that are right."""
-        return Rate(self.true_yes, self.true_yes + self.false_yes)
-
-    @property
-    def recall(self) -> Rate:
-        """Of the questions where yes is true, those answered so."""
-        return Rate(self.true_yes, self.true_yes + self.false_no + self.unparsed_yes)
-
-    @property
-    def f1(self) -> float:
-        """The harmonic mean of precision and recall; NaN where there is neither."""
-        errors = self.false_yes + self.false_no + self.unparsed_yes
-        return 2 * self.true_yes / (2 * self.true_yes + errors) if self.true_yes + errors else math.nan
-
-    @property
-    def yes_rate(self) -> Rate:
-        """Of all questions, those answered "yes": half of them would be right."""
-        return Rate(self.true_yes + self.false_yes, self.total)
+    found = Counter(answers)
+    right = found[True, True]
+    errors = found[False, True] + found[True, False] + found[True, None]
+    return 2 * right / (2 * right + errors) if right + errors else math.nan

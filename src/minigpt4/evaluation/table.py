@@ -30,6 +30,8 @@ def cell(figure: Mapping[str, Any] | None, unit: str) -> str:
     if figure is None or figure["value"] is None or not figure["total"]:
         return "–"
     low, high = figure["low"], figure["high"]
+    if low is None:  # a figure of the whole, as BLEU is, has no interval
+        return f"{figure['value']:.2f}"
     undecided = f", {figure['undecided']} undecided" if figure["undecided"] else ""
     if unit == "of":
         return f"{figure['successes']}/{figure['total']} ({100 * low:.0f}–{100 * high:.0f} %{undecided})"

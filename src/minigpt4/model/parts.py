@@ -158,6 +158,11 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
 
 
+def llm_fingerprint(name: str | Path) -> str:
+    """The fingerprint of an LLM that is not loaded (see `sources.fingerprint`)."""
+    return fingerprint(Checkpoint(resolve(name), LLM_PREFIX if read_llm_config(name).model_type == "blip-2" else ""))
+
+
 def load_whole(source: str | Path, placement: Placement) -> Any:
     """The BLIP-2 of an export, where `placement` says. Raises what transformers raises for broken files."""
 

@@ -29,6 +29,7 @@ from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import empty_graph
+from minigpt4.model.packed import NOT_PACKED, Packer, Packing
 from minigpt4.model.record import read_record
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
@@ -271,17 +272,21 @@ class _Fake:
         with self.mode, torch.no_grad(), _Alive(self.blip2) as encoding:
             self._encode(ENCODE_BATCH)
         llm = self.blip2.language_model
-        llm.set_attn_implementation("eager")  # as training on a CPU does
         projection = self.blip2.language_projection.requires_grad_()
         with self.mode, _Alive(self.blip2) as alive:
             queries = self.blip2.config.num_query_tokens
+            length = queries + TRAINED_TOKENS
             features = torch.empty(count, queries, projection.in_features, dtype=self.dtype)
             text = torch.empty(count, TRAINED_TOKENS, llm.config.hidden_size, dtype=self.dtype)
             embeddings = torch.cat([projection(features).to(self.dtype), text], dim=1)
-            hidden = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-            logits = llm.get_output_embeddings()(hidden[:, queries:].flatten(0, 1)).float()
-            target = torch.zeros(len(logits), dtype=torch.long)
-            torch.nn.functional.cross_entropy(logits, target).backward()
+            places = torch.arange(count * length)
+            asked = places.view(count, length)[:, queries:].flatten()
+            try:
+                hidden = Packer(llm).hidden_states(embeddings.flatten(0, 1), Packing(count, length, places), asked)
+            except NOT_PACKED:
+                llm.set_attn_implementation("eager")
+                hidden = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            hidden.backward(torch.empty_like(hidden))  # logits come in pieces, which are small
             trained = sum(p.numel() for p in projection.parameters())
         return max(encoding.peak, alive.peak + 2 * 4 * trained)  # AdamW's two moments, in float32
 

@@ -1,11 +1,10 @@
-"""Which device and which number format a model runs in, and how its memory is handed out there.
+"""Which device and which number format a model runs in.
 
 Knows nothing about the model itself.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import logging
 import tempfile
@@ -187,18 +186,3 @@ def training_dtype(device: torch.device) -> str | None:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if device.type == "cpu" and fast else None
-
-
-#: glibc's M_MMAP_THRESHOLD, and what it is set to: tensors of this many bytes get pages of their own.
-MMAP_THRESHOLD, OWN_PAGES = -3, 2 * 2**20
-
-
-def free_large_tensors_at_once() -> None:
-    """Let this process give the memory of large CPU tensors back as soon as they are freed.
-
-    glibc by itself raises its threshold for that to 32 MiB at the first large tensor; all smaller ones then leave holes
-    between those that are kept for the backward pass, which made training take a quarter more memory than its tensors.
-    Does nothing under other C libraries.
-    """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, OWN_PAGES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -128,7 +129,8 @@ class Coverage(Suite):
         self.notes = (f"Words of short captions as cut by {found.tokenizer}.", *left_out)
         figures = {name: Figure.bootstrapped(values, fmean) for name, values in found.each.items()}
         # BLEU is of all answers together, so it has no interval from pictures drawn again.
-        return figures | {name: Figure(value, value, value, len(given)) for name, value in found.corpus.items()}
+        whole = {name: Figure(value, nan, nan, len(given)) for name, value in found.corpus.items()}
+        return figures | whole
 
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
         """How far the judge agrees with content words and, where it is none that computes, with itself."""

@@ -17,7 +17,7 @@ from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.objects import Vocabulary, vocabulary, with_article
 from minigpt4.evaluation.plots import png
-from minigpt4.evaluation.probing import SAMPLINGS, Confusion, draw_probes, yes_or_no
+from minigpt4.evaluation.probing import SAMPLINGS, draw_probes, f1, yes_or_no
 from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
 
 #: What is asked for answers of different lengths.
@@ -148,7 +148,7 @@ class Hallucination(Suite):
                 if one.item.task == "probe" and way in one.item.truth["samplings"]
             ]
             if answers:
-                figures |= {f"{way} {name}": figure for name, figure in _probe_figures(answers).items()}
+                figures |= {f"{way} {name}": figure for name, figure in probe_figures(answers).items()}
         return figures
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
@@ -175,12 +175,13 @@ class Hallucination(Suite):
         return {"plot-length.png": png(canvas)}
 
 
-def _probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Figure]:
+def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Figure]:
+    """Of pairs (is it there, what was answered). What says neither is never right, and missed where yes is true."""
     return {
         "accuracy": Figure.rate([None if said is None else said == there for there, said in answers]),
         "precision": Figure.rate([there for there, said in answers if said]),
         "recall": Figure.rate([said for there, said in answers if there]),
-        "f1": Figure.bootstrapped(answers, lambda drawn: Confusion.of(drawn).f1),
+        "f1": Figure.bootstrapped(answers, f1),
         "yes": Figure.rate([said is True for _, said in answers]),
         "neither": Figure.rate([said is None for _, said in answers]),
     }
