@@ -77,9 +77,9 @@ def _opening(scale: Scale, run: Circumstances, claims: Sequence[Claim]) -> str:
     ]
     return f"""# Results: the paper's claims in the pocket world
 
-This page is written by `{run.command}`. It was run with **{seeds}** ({steps} on {scale.descriptions} unless
-said otherwise, {scale.questions} questions for each ability and {scale.scenes} scenes a seed), {run.date}, on
-{run.machine}; {run.seconds / 60:.0f} minutes of work. Weights of the frozen parts: {run.weights}.
+This page is written by `{run.command}`. It was run with **{seeds}**, {run.date}, on {run.machine}: {steps} on
+{scale.descriptions} unless said otherwise, {scale.questions} questions for each ability and {scale.scenes} scenes a seed.
+Training and asking all models took {run.seconds / 60:.0f} minutes, added up. Weights of the frozen parts: {run.weights}.
 {missing}
 Figures are shares with 95 % Wilson intervals over all seeds, judged by the pictures' ground truth. They are not the
 paper's figures on other pictures: the pocket world is a controlled experiment on the paper's *claims*, in which every
@@ -177,7 +177,7 @@ def _skills(
     control = arm_without(ALL_SKILLS)
     skills = [skill for skill in scale.skills if arm_without(skill) in evidence]
     if not skills or control not in evidence:
-        return "Not run: `minigpt4 reproduce` without `--quick` runs it."
+        return "Not run: `minigpt4 reproduce` without `--quick` runs it.\n"
     rows, gone = [], 0
     for skill in skills:
         arm = arm_without(skill)

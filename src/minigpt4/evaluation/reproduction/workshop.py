@@ -73,7 +73,8 @@ class Workshop:
         """
         if arm.recipe is None:
             return self._shipped(arm)
-        recipe = self.recipe(arm, seed).model_dump(mode="json")
+        # Keys that stand at their defaults are left out, so that one which a later release adds changes nothing.
+        recipe = self.recipe(arm, seed).model_dump(mode="json", exclude_defaults=True)
         elsewhere = ("base", "data", "init", "vision_qformer", "llm", "output", "feature_cache", "save_every")
         content = {
             "recipe": {key: value for key, value in recipe.items() if key not in elsewhere},
