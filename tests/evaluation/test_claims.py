@@ -16,7 +16,8 @@ def made(**rates):
 
 
 GOOD = {
-    "abilities": 90, **dict.fromkeys(ABILITIES, 90), "fails_describe": 2, "fails_poem": 1, "covered__description": 95,
+    "abilities": 90, **dict.fromkeys(ABILITIES, 90), "fails_describe": 2, "fails_poem": 1, "kind_colour": 98,
+    "covered__description": 95,
     "covered__caption": 40, "covered__short": 30, "false__caption": 0, "false__description": 20, "false__story": 40,
     "right__kind": 99, "right__colour": 98, "right__size": 97, "right__place": 60, "scene_s_colour": 95,
     "scene_s_where": 50,
