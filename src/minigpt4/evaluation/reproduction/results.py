@@ -79,7 +79,7 @@ def _opening(scale: Scale, run: Circumstances, claims: Sequence[Claim]) -> str:
 
 This page is written by `{run.command}`. It was run with **{seeds}**, {run.date}, on {run.machine}:
 {steps} on {scale.descriptions} unless said otherwise, {scale.questions} questions
-for each ability and {scale.scenes} scenes a seed. All models together took {run.seconds / 60:.0f} minutes. Weights of the
+for each ability and {scale.scenes} scenes a seed; {run.seconds / 60:.0f} minutes for all models. Weights of the
 frozen parts: {run.weights}.
 {missing}
 Figures are shares with 95 % Wilson intervals over all seeds, judged by the pictures' ground truth. They are not the
