@@ -79,8 +79,8 @@ def _opening(scale: Scale, run: Circumstances, claims: Sequence[Claim]) -> str:
 
 This page is written by `{run.command}`. It was run with **{seeds}**, {run.date}, on {run.machine}:
 {steps} on {scale.descriptions} unless said otherwise, {scale.questions} questions
-for each ability and {scale.scenes} scenes a seed; {run.seconds / 60:.0f} minutes for all models. Weights of the
-frozen parts: {run.weights}.
+for each ability and {scale.scenes} scenes a seed. The models took {run.seconds / 60:.0f} minutes of processor time.
+Weights of the frozen parts: {run.weights}.
 {missing}
 Figures are shares with 95 % Wilson intervals over all seeds, judged by the pictures' ground truth. They are not the
 paper's figures on other pictures: the pocket world is a controlled experiment on the paper's *claims*, in which every

@@ -85,10 +85,10 @@ def reproduce(workshop: Workshop, page: Path, command: str, console: Console | N
         if done:
             continue
         console.print(f"[{number}/{len(budget.rows)}] {arm.name}, seed {seed}", highlight=False, markup=False)
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), time.process_time()
         workshop.make(arm, seed)
         took = time.perf_counter() - start
-        _note(workshop, arm, seed, took)
+        _note(workshop, arm, seed, time.process_time() - computed)
         spent, expected = spent + took, expected + max(seconds, 1.0)
         left = sum(row[2] for row in budget.rows[number:] if not row[3]) * spent / expected
         console.print(f"  {took:.0f} s; about {left / 60:.0f} min left", highlight=False)
@@ -140,8 +140,8 @@ def _in_words(workshop: Workshop) -> dict[str, dict[str, Rate]]:
 
 
 def _note(workshop: Workshop, arm: Arm, seed: int, seconds: float) -> None:
-    """Add to the seconds that an arm has taken, over all runs."""
-    path = workshop.directory(arm, seed) / "seconds.txt"
+    """Add to the processor's seconds that an arm has taken, over all runs."""
+    path = workshop.directory(arm, seed) / "processor-seconds.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{_seconds(path) + seconds:.1f}\n")
 
@@ -154,7 +154,7 @@ def _circumstances(workshop: Workshop, command: str) -> Circumstances:
     scale = workshop.scale
     done: Sequence[tuple[Arm, int]] = [job for job in jobs(scale) if workshop.is_done(*job)]
     missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(scale) if (arm, seed) not in done]
-    seconds = sum(_seconds(workshop.directory(*job) / "seconds.txt") for job in done)
+    seconds = sum(_seconds(workshop.directory(*job) / "processor-seconds.txt") for job in done)
     found = machine()
     return Circumstances(
         command=command,
