@@ -59,6 +59,11 @@ class Way:
     start: str = "default"
     growth: bool = False  # an eighth of the samples in batches of a quarter, one of a half, the rest whole
 
+    def tells_of(self, llm: str) -> bool:
+        """False where the start would be the answer: BLIP-2's projection is into the captioning LM, and two LLMs are
+        grown from that."""
+        return self.start not in ("carried over", "translated") or llm == "pocket/language"
+
     def phases(self, steps: int) -> list[tuple[int, int]]:
         """(steps, batch size) of each phase; all see the samples of `steps` whole batches."""
         eighth = steps // 8
@@ -260,14 +265,14 @@ def study(name: str, arguments: argparse.Namespace) -> None:
     peak = min(PEAKS, key=lambda peak: result(PAPER, peak, 0)["curve"][-1][1])
     for way in WAYS:
         for seed in range(arguments.seeds):
-            if not (
-                way.start in ("translated", "carried over") and name == "pocket/captioner"
-            ):  # it would be given the answer
+            if way.tells_of(name):
                 result(way, peak, seed)
 
 
 def reached(run: dict[str, Any], loss: float, column: int = 1) -> float:
     """After how many steps' worth of samples a run is at `loss`, between two looks by a straight line; else inf."""
+    if run["curve"][0][1] <= loss:
+        return 0.0
     for before, after in zip(run["curve"], run["curve"][1:], strict=False):
         if after[column] <= loss:
             start = before[column]
@@ -288,7 +293,7 @@ def tables(runs: list[dict[str, Any]]) -> Iterator[Table]:
             table.add_column(column, justify="left" if not column else "right")
         for way in WAYS:
             of_way = [run for run in mine if run["way"] == way.name and run["peak"] == peak and run["seed"] in base]
-            if not of_way:
+            if not (of_way and way.tells_of(name)):
                 continue
             cells = [way.name, f"{of_way[0]['curve'][-1][0]:.0f}"]
             cells += [_spread([run["curve"][-1][column] for run in of_way], "{:.4f}") for column in (1, 2)]

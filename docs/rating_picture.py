@@ -1,7 +1,7 @@
 """Makes the screenshot of the rating page in evaluation.md: a poem of the pocket model beside the baseline's caption.
 
-    minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval
-    python docs/rating_picture.py runs/eval/abilities      # into docs/assets; needs Chromium
+minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval
+python docs/rating_picture.py runs/eval/abilities      # into docs/assets; needs Chromium
 """
 
 from __future__ import annotations

@@ -113,30 +113,30 @@ REACHING = """<html><head><link rel="stylesheet" href="http://TRAP/css"><link re
 <a href="http://TRAP/link">A link</a><form action="http://TRAP/form"><button>Send</button></form></body></html>"""
 
 
-def test_a_website_in_its_frame_fetches_nothing(
-    visit: Callable[..., Any], trap: tuple[str, list[str]], tmp_path: Path
-) -> None:
+def test_a_website_in_its_frame_fetches_nothing(visit: Callable[..., Any], trap: tuple[str, list[str]]) -> None:
     """Neither by the frame's own policy alone, nor in a shared file, whose visitor may click what there is."""
     tab, page = visit(), REACHING.replace("TRAP", trap[0])
-    bare = f'<iframe srcdoc="{escape(page)}"></iframe>'
-    tab.goto("about:blank")
-    tab.set_content(bare)
-    expect(tab.frame_locator("iframe").first.locator("h1")).to_have_text("Mine")
-    tab.wait_for_timeout(500)
-    assert {"/css", "/img", "/script", "/frame"} <= set(trap[1]), "without the policy it does"
-    trap[1].clear()
-    tab.goto("about:blank")
-    tab.set_content(render.website(page, None))
-    expect(tab.frame_locator("iframe").locator("h1")).to_have_text("Mine")
-    tab.wait_for_timeout(500)
-    assert trap[1] == []
-    shared = tmp_path / "shared.html"
-    shared.write_text(render.conversation_page([Turn("A page?", [], page)], "toy"), encoding="utf-8")
+    asked = trap[1]
+
+    def opened(html: str) -> None:
+        # From the same machine, as Chromium keeps pages from elsewhere from asking it; and of another origin.
+        tab.goto(f"http://localhost:{trap[0].partition(':')[2]}/favicon.ico")
+        tab.wait_for_timeout(200)
+        asked.clear()
+        tab.set_content(html)
+        expect(tab.frame_locator("iframe").first.locator("h1")).to_have_text("Mine")
+        tab.wait_for_timeout(500)
+
+    opened(f'<iframe srcdoc="{escape(page)}"></iframe>')
+    assert {"/css", "/img", "/script", "/frame"} <= set(asked), "without the policy it does"
+    opened(render.website(page, None))
+    assert asked == []
     for name in ("A link", "Send"):
-        tab.goto(shared.as_uri())
+        opened(render.conversation_page([Turn("A page?", [], page)], "toy"))
         tab.frame_locator("iframe").get_by_text(name).click()
         tab.wait_for_timeout(500)
-        assert trap[1] == [], name
+        assert asked == [], name
+    asked.clear()
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_a_broken_picture_is_told_and_the_page_lives(visit: Callable[..., Any], 
 def test_two_visitors_are_answered_at_once(visit: Callable[..., Any]) -> None:
     """Ann's answer, which is long, goes on while Ben's begins, comes in pieces and ends."""
     ann, ben = visit(), visit()
-    greedy(ann, Temperature=2, Longest_answer=1000)  # so hot that it hardly ever comes to an end
-    greedy(ben)
-    show(ben, "ben.png", photo())
+    for tab, length in ((ann, 1000), (ben, 100)):
+        tab.locator("#model").get_by_label("talker").check()
+        greedy(tab, Longest_answer=length)
     ask(ann, "Tell me a story.")
-    expect(ann.locator("#chat .bot")).to_contain_text(re.compile(r"\w+ \w+"))
+    expect(ann.locator("#chat .bot")).to_contain_text("on and again on")
     before, seen = ann.locator("#chat .bot").inner_text(), set()
-    ask(ben, "Describe this image in detail.")
+    ask(ben, "Tell me a story.")
     expect(ben.locator("#chat .bot")).to_have_count(1)
     while ben.locator("#composer .stop-button").count():
         seen.add(ben.locator("#chat .bot").inner_text())
-    assert re.search(r"blue ball.*yellow lamp.*white drum.*white cup", done(ben), re.S)
-    assert len(seen) > 2, "it comes in pieces"
+    assert len(done(ben).split()) > 90
+    assert len(seen) > 1, "it comes in pieces"
     assert ann.locator("#composer .stop-button").count() == 1, "nobody waited for her"
     assert len(ann.locator("#chat .bot").inner_text()) > len(before), "and she did not wait either"
     ann.keyboard.press("Escape")

@@ -79,7 +79,7 @@ def test_another_language_is_a_drift(text):
     "text",
     [
         "A café named Le Chat is on the street. A red sign says Bonjour. The door is open.",
-        "The poster says \"Hola\" and \"¿Qué tal?\" in large letters. A man with a hat looks at it.",
+        'The poster says "Hola" and "¿Qué tal?" in large letters. A man with a hat looks at it.',
         "Red ball, blue cup,\nstar above,\nnight so deep,\nand the lamp I love.",
         "The Greek letter π is written on the blackboard. A teacher stands beside it.",
         "Say hello to your new blue headphones. Hear every note. Order them today!",

@@ -89,7 +89,8 @@ class Layout:
                 self.sketch = gr.ImageEditor(
                     label="Draft of a website", show_label=False, type="pil", sources=(), transforms=(), layers=False,
                     canvas_size=(480, 480), fixed_canvas=True, height=540, elem_id="sketch", buttons=[],
-                    brush=gr.Brush(default_size=5, colors=["#1c2c6e", "#222228", "#484a54"], color_mode="fixed"),
+                    # Half the width: that of the pens that drew the pocket world's drafts, on a sheet of 480.
+                    brush=gr.Brush(default_size=3, colors=["#1c2c6e", "#222228", "#484a54"], color_mode="fixed"),
                     eraser=gr.Eraser(default_size=24),
                 )  # fmt: skip
                 with gr.Row():

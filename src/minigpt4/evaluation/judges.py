@@ -163,9 +163,7 @@ def shipped(name: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)
-        raise UserError(
-            f"there is no judge prompt {name!r}; give one of {', '.join(names)}, or a .yaml file"
-        )
+        raise UserError(f"there is no judge prompt {name!r}; give one of {', '.join(names)}, or a .yaml file")
     return path
 
 

@@ -52,9 +52,7 @@ def bootstrap(
     if not cases:
         raise ValueError("no interval without cases")
     rng = random.Random(seed)
-    found = sorted(
-        value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases))))
-    )
+    found = sorted(value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases)))))
     if not found:
         return math.nan, math.nan
     tail = (1 - confidence) / 2

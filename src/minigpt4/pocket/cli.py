@@ -55,7 +55,7 @@ def data(
 
     writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
-        raise UserError(f"there is no dataset {stage!r}; choose {', '.join(writers)}")
+        raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
     typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
 
 
