@@ -68,6 +68,13 @@ def test_claim_that_does_not_hold_is_said_not_to_and_why(key, arm, rates):
     assert Verdict.FAILS not in others.values() or arm in ("BLIP-2", "stage_2", "stage 2")
 
 
+@pytest.mark.parametrize(("abilities", "words"), [(80, "without a larger one"), (3, "to tell learning from size")])
+def test_what_a_taught_baseline_shows_is_said_as_its_figures_are(abilities, words):
+    found = dict(evidence().of)
+    found["the beginner with all skills"] = {0: made(**GOOD | {"abilities": abilities})}
+    assert words in " ".join(judge(Evidence(found))[0].analysis)
+
+
 def test_claims_without_figures_are_not_judged():
     assert set(verdicts(Evidence({})).values()) == {Verdict.OPEN}
 

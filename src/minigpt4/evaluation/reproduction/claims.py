@@ -56,11 +56,17 @@ def strong_llm(evidence: Evidence) -> Claim:
     tests += [_more(evidence, f"{what}: above BLIP-2?", name, "stage 2", "BLIP-2") for name, what in _ABILITY_WORDS]
     analysis = []
     taught = evidence.rate(arm_without(ALL_SKILLS), "abilities")
-    if taught.total:
+    if taught.total and weak.total:
+        gained = taught.interval[0] > weak.interval[1]
         analysis.append(
             "The two LLMs also differ in size (6 layers and 4). So the baseline's own LLM was taught to converse, by "
             "text alone, and aligned in the same way on the same vision side: over all eight abilities "
-            f"{compared(taught, weak)}. It is what the LLM has learnt from text that counts, not its size."
+            f"{compared(taught, weak)}. "
+            + (
+                "What an LLM has learnt from text brings the abilities, without a larger one."
+                if gained
+                else "It learnt too little in these lessons to tell learning from size."
+            )
         )
     seen = compared(evidence.rate("stage 2", "right kind"), evidence.rate("BLIP-2", "right kind"))
     analysis.append(f"Both see about as well: of the objects in described scenes they name {seen}.")
