@@ -59,7 +59,7 @@ def strong_llm(evidence: Evidence) -> Claim:
     if taught.total and weak.total:
         gained = taught.interval[0] > weak.interval[1]
         analysis.append(
-            "The two LLMs also differ in size (6 layers and 4). So the baseline's own LLM was taught to converse, by "
+            "The two LLMs also differ in size. So the baseline's own LLM was taught to converse, by "
             "text alone, and aligned in the same way on the same vision side: over all eight abilities "
             f"{compared(taught, weak)}. "
             + (
@@ -69,7 +69,7 @@ def strong_llm(evidence: Evidence) -> Claim:
             )
         )
     seen = compared(evidence.rate("stage 2", "right kind"), evidence.rate("BLIP-2", "right kind"))
-    analysis.append(f"Both see about as well: of the objects in described scenes they name {seen}.")
+    analysis.append(f"How well both see: of the objects in described scenes they name {seen}.")
     behind = [test.question.split(":")[0] for test in tests if test.verdict is not Verdict.HOLDS]
     if behind:
         analysis.append(f"Not shown for: {', '.join(behind)} (see the intervals below).")
@@ -211,7 +211,7 @@ def one_layer(evidence: Evidence) -> Claim:
     if better:
         analysis.append(f"Better than one linear layer here: {' and '.join(better)}.")
     analysis.append(
-        "The pocket vision side was pretrained on the very world that it is tested on, so there is little left that a "
+        "The pocket vision side was pretrained on the very world that it is tested on. That may leave little that a "
         "larger trained part could learn about pictures."
     )
     return Claim(
