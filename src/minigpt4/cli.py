@@ -18,6 +18,7 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.benchmark_cli import eval_
+from minigpt4.evaluation.reproduction.cli import reproduce
 from minigpt4.pocket.cli import pocket
 from minigpt4.training.cli import recipes
 
@@ -56,6 +57,7 @@ app.add_typer(data, name="data")
 app.add_typer(eval_, name="eval")
 app.add_typer(pocket, name="pocket")
 app.add_typer(recipes, name="recipe")
+app.command()(reproduce)
 
 
 def _version(asked: bool) -> None:

@@ -240,7 +240,7 @@ def _exists(picture: Picture, rng: random.Random) -> Request:
     return Request("exists", rng.choice(_EXISTS).format(thing=article(thing)), index, expected)
 
 
-def follow_up(asked: Request, picture: Picture, rng: random.Random) -> Request:
+def follow_up(asked: Request, picture: Picture, rng: random.Random, without: frozenset[str] = frozenset()) -> Request:
     """A second question about the same picture that leans on the first: "And where is the cup?", "What colour is it?".
 
     After a question about one object it may ask on about that object by pronoun; else it asks about another one.
@@ -251,7 +251,8 @@ def follow_up(asked: Request, picture: Picture, rng: random.Random) -> Request:
     if asked.item is not None and asked.ability == "colour" and picture.type == "scene" and rng.random() < 0.5:
         item = picture.items[asked.item]
         return Request("where", rng.choice(("And where is it?", "Where is it?")), asked.item, item.place)
-    short = [a for a in ("colour", "where", "count", "exists") if picture.type in PICTURE_TYPES[a]]
+    asks = ("colour", "where", "count", "exists")
+    short = [a for a in asks if a not in without and picture.type in PICTURE_TYPES[a]]
     ability = rng.choice(short or ["describe"])
     follow = request(ability, picture, rng)
     lowered = follow.text[0].lower() + follow.text[1:]
@@ -298,38 +299,39 @@ _DECLINES = {
 }
 
 
-def _misplaced(picture: Picture, rng: random.Random) -> tuple[Request, str]:
+def _misplaced(picture: Picture, rng: random.Random, without: frozenset[str]) -> tuple[Request, str]:
     """A request that does not fit the picture, and an honest answer."""
-    ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a]])
+    ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a] and a not in without])
     return Request(
         ability, _wording(rng.choice(_ASKING[ability]), rng)
     ), f"{_DECLINES[ability]} It shows {answers.summary(picture, rng)}."
 
 
-def turns(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
+def turns(picture: Picture, rng: random.Random, count: int, without: frozenset[str]) -> list[tuple[str, str]]:
     """Up to `count` questions and answers about one picture, no ability asked for twice but by a follow-up question."""
-    fitting = [a for a in (*ABILITIES, *SMALL_TALK) if picture.type in PICTURE_TYPES[a]]
+    fitting = [a for a in (*ABILITIES, *SMALL_TALK) if picture.type in PICTURE_TYPES[a] and a not in without]
     chosen = rng.sample(fitting, min(count, len(fitting)))
     result: list[tuple[str, str]] = []
     last: Request | None = None
     for ability in chosen:
         if rng.random() < 0.03:
-            asked, reply = _misplaced(picture, rng)
+            asked, reply = _misplaced(picture, rng, without)
         else:
             follows = last is not None and picture.type == "scene" and rng.random() < 0.3
-            asked = follow_up(last, picture, rng) if follows and last else request(ability, picture, rng)
+            asked = follow_up(last, picture, rng, without) if follows and last else request(ability, picture, rng)
             reply = answer(asked, picture, rng)
         result.append((_politely(asked.text, rng), reply))
         last = asked
     return result
 
 
-def quiz(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
+def quiz(picture: Picture, rng: random.Random, count: int, without: frozenset[str]) -> list[tuple[str, str]]:
     """`count` short questions about a scene, each with its answer: what a description hardly practises, looking up."""
-    asked = [request(rng.choice(_SHORT), picture, rng) for _ in range(count)]
+    short = [ability for ability in _SHORT if ability not in without]
+    asked = [request(rng.choice(short), picture, rng) for _ in range(count)]
     for k in range(1, count):
         if rng.random() < 0.3:
-            asked[k] = follow_up(asked[k - 1], picture, rng)
+            asked[k] = follow_up(asked[k - 1], picture, rng, without)
     return [(_politely(question.text, rng), answer(question, picture, rng)) for question in asked]
 
 
@@ -354,11 +356,12 @@ QUIZZES_FROM = 160_000
 Piece = tuple[str, bool]
 
 
-def conversation(seed: int, system: str) -> list[Piece]:
+def conversation(seed: int, system: str, without: frozenset[str] = frozenset()) -> list[Piece]:
     """One sample of the pocket LLM's text from a text seed: pieces `(text, learn)`.
 
     The piece at index 1 is the picture in words, in the place where an image will stand: after nothing in the bare form
-    of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template.
+    of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template. What is in
+    `without` is never asked for.
     """
     rng = random.Random(f"text-{seed}")
     quizzes = seed - SEEDS["text"][0] >= QUIZZES_FROM
@@ -373,10 +376,8 @@ def conversation(seed: int, system: str) -> list[Piece]:
         head, reply = f"</Img> {asked} ###Assistant: ", description(picture, rng)
         return [("###Human: <Img>", False), (words, False), (head, False), (reply, True), ("###", True)]
     count = rng.choice((2, 3, 3, 4))
-    if picture.type == "scene" and quizzes and rng.random() < 0.75:
-        talk = quiz(picture, rng, rng.choice((6, 8, 10)))
-    else:
-        talk = turns(picture, rng, count)
+    quizzed = picture.type == "scene" and quizzes and rng.random() < 0.75
+    talk = quiz(picture, rng, rng.choice((6, 8, 10)), without) if quizzed else turns(picture, rng, count, without)
     opening = f"{system}###" if form == "chat with system" else "###"
     pieces: list[Piece] = [(f"{opening}Human: <Img>", False), (words, False)]
     lead = "</Img> "
