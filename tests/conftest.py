@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from endpoint import Server
-from tiny import D_LLM, D_QFORMER, IMAGE_SIZE, QUERY_TOKENS, tiny_tokenizer, write_shard
+from tiny import COLOURS, D_LLM, D_QFORMER, IMAGE_SIZE, QUERY_TOKENS, picture_file, tiny_tokenizer, write_shard
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
 
@@ -69,18 +68,6 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-COLOURS = ("red", "green", "blue", "orange", "purple")
-
-
-def picture_file(number: int) -> bytes:
-    """A PNG of its own for every number, in the colour `COLOURS[number % 5]`."""
-    from PIL import Image
-
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), COLOURS[number % 5])
-    image.putpixel((number % IMAGE_SIZE, number // IMAGE_SIZE), (255, 255, 255))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

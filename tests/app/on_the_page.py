@@ -42,7 +42,7 @@ def done(tab: Any) -> str:
 
 
 def greedy(tab: Any, **sliders: float) -> None:
-    """Temperature 0, or what is given: of the settings by their labels."""
+    """Set temperature 0, or the settings that are given, by their labels."""
     tab.get_by_role("tab", name="Settings").click()
     for label, value in (sliders or {"Temperature": 0}).items():
         number = tab.get_by_label(f"number input for {label.replace('_', ' ')}")

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import picture_file
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.run import train
+from tiny import picture_file
 
 
 @pytest.fixture

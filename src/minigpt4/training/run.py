@@ -148,10 +148,13 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
+    from minigpt4.model.precision import free_large_tensors_at_once
     from minigpt4.model.start import carry_projection
     from minigpt4.training.fast import make_fast
 
     device = processes.device
+    if device.type == "cpu":
+        free_large_tensors_at_once()
     where: dict[str, Any] = {
         "dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in,
     }  # fmt: skip
@@ -254,6 +257,7 @@ def _run_steps(
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
     from minigpt4.data.mixture import judge
+    from minigpt4.model.precision import keep_freed_memory
     from minigpt4.training.checkpoint import Checkpoints, Position
     from minigpt4.training.loader import joined, read_ahead
     from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
@@ -272,6 +276,8 @@ def _run_steps(
     if done and processes.is_main:
         logger.info("going on from step %d of %d", done, recipe.steps)
     processes.start_trackers("minigpt4", output, recipe.model_dump(mode="json"))
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     loaded = read_ahead(loader.start(done, state))
     losses: list[float] = []
     try:
