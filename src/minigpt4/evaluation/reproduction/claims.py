@@ -205,8 +205,7 @@ def one_layer(evidence: Evidence) -> Claim:
         shown.append(f"{name} {rate}")
     analysis = [
         "Each variant was trained through both stages on the same pictures for as many steps, at the recipe's learning "
-        "rate; the Q-Former at a tenth of it, and no other was tried. What each would reach at its own best is not "
-        "known."
+        "rate; the Q-Former at a tenth of it, and no other was tried. What each would reach at its best is not known."
     ]
     better = [test.question.split(":")[0] for test in tests if test.verdict is Verdict.FAILS]
     if better:
