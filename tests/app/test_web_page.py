@@ -25,6 +25,11 @@ _WATCH = """() => {
 }"""
 
 
+def _on_its_way(tab: Any, whole: str) -> list[str]:
+    """What the last answer has shown before it was whole."""
+    return [text for text in tab.evaluate("[...seen]") if text and text != whole]
+
+
 def test_upload_ask_read_ask_again_and_keep(visit: Callable[..., Any]) -> None:
     tab = visit(permissions=["clipboard-read", "clipboard-write"])
     greedy(tab)
@@ -34,7 +39,7 @@ def test_upload_ask_read_ask_again_and_keep(visit: Callable[..., Any]) -> None:
     expect(tab.locator("#chat .bot")).to_have_count(1)
     first = done(tab)
     assert re.search(r"blue ball.*yellow lamp.*white drum.*white cup", first, re.S)
-    assert tab.evaluate("seen.size") > 2, "the answer comes in pieces"
+    assert any(first.startswith(text) for text in _on_its_way(tab, first)), "the answer comes in pieces"
     assert tab.locator("#chat .user img").first.evaluate("i => i.decode().then(() => i.naturalWidth)") == 224
     ask(tab, "How many objects are there?")
     expect(tab.locator("#chat .bot")).to_have_count(2)
@@ -173,12 +178,11 @@ def test_two_visitors_are_answered_at_once(visit: Callable[..., Any]) -> None:
     ben.evaluate(_WATCH)
     ask(ben, "Tell me a story.")
     expect(ben.locator("#chat .bot")).to_have_count(1)
-    assert len(done(ben).split()) > 90
-    assert ben.evaluate("seen.size") > 2, "it comes in pieces"
+    told = done(ben)
+    assert len(told.split()) > 90
+    assert any(told.startswith(text) for text in _on_its_way(ben, told)), "it comes in pieces"
     assert ann.locator("#composer .stop-button").count() == 1, "nobody waited for her"
     assert len(ann.locator("#chat .bot").inner_text()) > len(before), "and she did not wait either"
-    ann.keyboard.press("Escape")
-    assert "stopped" in done(ann)
 
 
 def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any]) -> None:
