@@ -45,9 +45,12 @@ def greedy(tab: Any, **sliders: float) -> None:
     """Set temperature 0, or the settings that are given, by their labels."""
     tab.get_by_role("tab", name="Settings").click()
     for label, value in (sliders or {"Temperature": 0}).items():
-        number = tab.get_by_label(f"number input for {label.replace('_', ' ')}")
+        label = label.replace("_", " ")
+        number = tab.get_by_label(f"number input for {label}")
         number.fill(str(value))
         number.press("Enter")
+        # The page has taken it once the slider beside it has moved: an answer asked for before that ignores it.
+        expect(tab.get_by_label(f"range slider for {label}")).to_have_value(str(value))
 
 
 def strokes(seed: int) -> list[list[Point]]:

@@ -74,7 +74,7 @@ def test_both_stages(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path, ca
 def test_a_finished_run_says_so_and_does_nothing(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:
     alignment = train(stage1, progress=False)
     before = {path: path.stat().st_mtime_ns for path in stage1.output.rglob("*")}
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="minigpt4")
     caplog.clear()
     assert train(stage1, progress=False) == alignment
     assert [record.message for record in caplog.records] == [f"{alignment}: already trained, nothing to do"]
@@ -118,7 +118,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     last.write_bytes(content)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="minigpt4")
     train(stage1, progress=False)
     messages = [record.message for record in caplog.records]
     assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
