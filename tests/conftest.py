@@ -1,15 +1,18 @@
-"""Real parts of toy size with random weights, made once per session and shared by all tests."""
+"""Real parts of toy size with random weights, made once per session and shared by all tests; real servers."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tiny import D_LLM, D_QFORMER, IMAGE_SIZE, QUERY_TOKENS, tiny_tokenizer, write_shard
+from endpoint import Server
+from tiny import COLOURS, D_LLM, D_QFORMER, IMAGE_SIZE, QUERY_TOKENS, picture_file, tiny_tokenizer, write_shard
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
 
@@ -65,20 +68,6 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-COLOURS = ("red", "green", "blue", "orange", "purple")
-
-
-def picture_file(number: int) -> bytes:
-    """A PNG of its own for every number, in the colour `COLOURS[number % 5]`."""
-    from PIL import Image
-
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), COLOURS[number % 5])
-    image.putpixel((number % IMAGE_SIZE, number // IMAGE_SIZE), (255, 255, 255))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stage 1's data: 2 img2dataset shards of 20 pairs, captions of different lengths."""
@@ -105,3 +94,22 @@ def tiny_descriptions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     (directory / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
     return directory
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """`serve("status:429,1", "ok")`: a server that meets its requests with these behaviours in turn."""
+    running = []
+
+    def start(*behaviours: str) -> Server:
+        log = tmp_path / f"requests{len(running)}.jsonl"
+        command = [sys.executable, str(Path(__file__).with_name("endpoint_server.py")), str(log), *behaviours]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        running.append(process)
+        assert process.stdout is not None
+        return Server(process.stdout.readline().strip(), log)
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()

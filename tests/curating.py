@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,17 +26,6 @@ def picture_file(number: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-class Server:
-    """A running endpoint: its `url`, and the requests that it has had."""
-
-    def __init__(self, url: str, log: Path) -> None:
-        self.url, self._log = url, log
-
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
 
 
 TEXTS = tuple(

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 
-def make_it_say(llm: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
+def make_it_say(llm: Any, tokenizer: Any, pieces: Sequence[str], again: bool = False) -> None:
     """From now on `llm` (a Llama) answers all that ends in "Assistant: " with `pieces`, one token each, none twice.
 
-    What is not one token becomes one. After the last there is silence: padding, up to the token limit. The layers pass
-    on what they get, and the head gives each token the next one as its likeliest successor.
+    What is not one token becomes one. After the last there is silence: padding, up to the token limit; or, with
+    `again`, the first once more, and so on for ever. The layers pass on what they get, and the head gives each token
+    the next one as its likeliest successor.
     """
 
     def ids(text: str) -> list[int]:
@@ -34,7 +35,8 @@ def make_it_say(llm: Any, tokenizer: Any, pieces: Sequence[str]) -> None:
             layer.mlp.down_proj.weight.zero_()
         embeddings.copy_(vectors)
         head.zero_()
-        for token, successor in itertools.pairwise([*chain, chain[-1]]):
+        after = [*chain[:-1], chain[1]] if again else [*chain, chain[-1]]
+        for token, successor in itertools.pairwise(after):
             head[successor] += vectors[token]
 
 
@@ -45,6 +47,18 @@ def endless_llm(tiny_llm: Path, directory: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     llm = LlamaForCausalLM.from_pretrained(tiny_llm, max_position_embeddings=100_000)
     make_it_say(llm, tokenizer, ["Y", "e", "s"])
+    llm.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def talking_llm(tiny_llm: Path, directory: Path) -> Path:
+    """An LLM in `directory` that talks without an end, with so many layers that a thousand tokens take seconds."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    llm = LlamaForCausalLM.from_pretrained(tiny_llm, max_position_embeddings=100_000, num_hidden_layers=16)
+    make_it_say(llm, tokenizer, ["on", " and", " again "], again=True)
     llm.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

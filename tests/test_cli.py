@@ -36,6 +36,8 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
         *("curate import", "curate demo", "data inspect", "data download", "data features"),
         *("recipe list", "recipe show", "recipe explain"),
+        *(f"eval {suite}" for suite in ("abilities", "reliability", "coverage", "hallucination", "vqa")),
+        *("eval rate", "eval judge"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
@@ -79,7 +81,9 @@ def test_pocket_data_is_written_in_the_papers_formats(tmp_path: Path) -> None:
     assert run("pocket", "data", "stage2", "--count", 3, "--out", tmp_path / "two").returncode == 0
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["filter_cap.json", "image"]
     assert_one_line(run("pocket", "data", "stage1", "--count", 3, "--out", tmp_path / "one"), "exists", "another")
-    assert_one_line(run("pocket", "data", "stage3", "--out", tmp_path / "three"), "stage3", "stage1 or stage2")
+    assert_one_line(run("pocket", "data", "stage3", "--out", tmp_path / "three"), "stage3", "stage1, stage2")
+    assert run("pocket", "data", "benchmarks", "--count", 1, "--out", tmp_path / "four").returncode == 0
+    assert (tmp_path / "four" / "captions_pocket.json").is_file()
 
 
 def test_pocket_draw_keeps_what_is_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 IMAGE_SIZE, QUERY_TOKENS, D_QFORMER, D_LLM = 32, 4, 24, 32
+COLOURS = ("red", "green", "blue", "orange", "purple")
 
 _TEXT = (
     "###Human: <Img></Img> Describe this image in detail. ###Assistant: A large red ball lies at the top-left.",
@@ -40,3 +41,14 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
+
+
+def picture_file(number: int) -> bytes:
+    """A PNG of its own for every number, in the colour `COLOURS[number % 5]`."""
+    from PIL import Image
+
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), COLOURS[number % 5])
+    image.putpixel((number % IMAGE_SIZE, number // IMAGE_SIZE), (255, 255, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

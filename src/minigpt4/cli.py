@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
+from minigpt4.evaluation.benchmark_cli import eval_
+from minigpt4.evaluation.reproduction.cli import reproduce
 from minigpt4.pocket.cli import pocket
 from minigpt4.training.cli import recipes
 
@@ -52,8 +54,10 @@ app = typer.Typer(
 )
 app.add_typer(curate, name="curate")
 app.add_typer(data, name="data")
+app.add_typer(eval_, name="eval")
 app.add_typer(pocket, name="pocket")
 app.add_typer(recipes, name="recipe")
+app.command()(reproduce)
 
 
 def _version(asked: bool) -> None:

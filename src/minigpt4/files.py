@@ -134,3 +134,31 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[None]:
+    """Keeps a second process out of `work` in `directory` until the block ends, or this process does, however it ends.
+
+    Raises UserError at once if another process is at it, unless `wait` is set.
+    """
+    import fcntl  # not on Windows
+
+    path = directory / f".{work}.lock"
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{directory}: process {file.read().strip() or '?'} is at work on {work} here; wait until it "
+                "has ended, and run the same command again"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pages import served
-from speaking import endless_llm, make_it_say
+from speaking import endless_llm, make_it_say, talking_llm
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -67,10 +67,23 @@ def hostile_model(
     return directory
 
 
+@pytest.fixture(scope="session")
+def talker(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers without an end, as a directory called talker."""
+    from minigpt4 import MiniGPT4
+
+    llm = talking_llm(tiny_llm, tmp_path_factory.mktemp("talking"))
+    model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
+    directory = tmp_path_factory.mktemp("models") / "talker"
+    model.export(directory)
+    return directory
+
+
 @pytest.fixture(scope="package")
-def page_url(hostile_model: Path) -> Iterator[str]:
-    """The address of a page about the pocket model, with stage 1 and the hostile model beside it."""
-    with served("web", "pocket", "--port", 0, "--beside", "pocket-stage1", "--beside", hostile_model) as url:
+def page_url(hostile_model: Path, talker: Path) -> Iterator[str]:
+    """The address of a page about the pocket model, with stage 1, the hostile model and the talker beside it."""
+    beside = [part for model in ("pocket-stage1", hostile_model, talker) for part in ("--beside", model)]
+    with served("web", "pocket", "--port", 0, *beside) as url:
         yield url
 
 
@@ -81,7 +94,9 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # The camera is Chromium's own, which shows a test picture.
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,7 @@ def test_models_health_metrics_and_docs(server: Running) -> None:
     with pytest.raises(openai.NotFoundError):
         server.openai.models.retrieve("../../etc/passwd")
     assert server.request("GET", "/health")[:2] == (200, {"status": "ok"})
+    server.ask("Hi")  # a count is there from the first request on
     before = server.metric('minigpt4_requests_total{path="/v1/chat/completions",status="200"}')
     server.ask("Hi")
     assert server.metric('minigpt4_requests_total{path="/v1/chat/completions",status="200"}') == before + 1
@@ -199,7 +201,11 @@ def test_models_health_metrics_and_docs(server: Running) -> None:
     assert math.isfinite(server.metric("minigpt4_first_token_seconds_sum"))
     described = server.request("GET", "/openapi.json")[1]["paths"]["/v1/chat/completions"]["post"]
     assert set(described["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
-    assert server.request("GET", "/docs")[0] == 200
+    status, page, _ = server.request("GET", "/docs")
+    assert status == 200
+    for told in ("/v1/chat/completions", "repetition_penalty", "at least 0, at most 2", "cid:NAME", "LogProb", "429"):
+        assert told.lower() in page.lower()
+    assert not re.search(r"<script|src=|https?://", page), "it needs nothing from elsewhere"
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,26 @@ def test_who_drips_a_picture_is_left(inner: tuple[int, list[str]], monkeypatch: 
     assert time.monotonic() - started < 3
 
 
+def test_a_handshake_that_drips_has_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte is early enough for a socket's own timeout, all together never come."""
+    monkeypatch.setattr("minigpt4.app.pictures.SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # the head of a TLS record of 16 KB
+                for _ in range(100):
+                    connection.sendall(b"\x02")
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(UserError, match="could not be fetched"):
+            fetch(f"https://localhost:{listening.getsockname()[1]}/", ("localhost",), 10_000, lambda address: True)
+        assert time.monotonic() - started < 4
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_over_tls_only_from_whom_the_certificate_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = tmp_path / "both.pem"

@@ -98,7 +98,7 @@ def test_vllm_that_is_not_there_is_told_how_to_get(alignment: Path) -> None:
 
 
 def test_vllm_gets_the_same_limits_and_no_key_that_others_can_read() -> None:
-    arguments = command("my-export", "toy", "127.0.0.1", 8000, max_images=3, hosts=[], dtype=None)
+    arguments = command("my-export", "toy", "127.0.0.1", 8000, max_images=3, hosts=[], dtype=None, eager=False)
     pairs = dict(zip(arguments, arguments[1:], strict=False))
     assert pairs["--model"] == "my-export"
     assert pairs["--host"] == "127.0.0.1"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from curating import Server, assert_one_line, picture_file, run
+from curating import assert_one_line, picture_file, run
+from endpoint import Server
 from minigpt4.curation import describe as module
 from minigpt4.curation.describe import Describing, add_folder, describe
-from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
+from minigpt4.generation.endpoint import Endpoint
 
 HOW = Describing(min_tokens=16, max_new_tokens=12)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -196,3 +197,24 @@ def test_two_people_review_in_a_browser(project: Path, tmp_path: Path) -> None:
         finals = [item.final for item in ledger.items()]
         assert finals[:5] == [evil, "An edited text.", None, TEXTS[3], TEXTS[4]]
         assert {name for item in ledger.items() for name in item.reviews} == {"Ann", "Ben"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_the_page_tells_agreement_and_the_time_that_is_left(project: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with page(project, "--shared", 1) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for name, keys in (("Ann", "aar"), ("Ben", "arr")):  # on the same three texts
+            visitor = browser.new_page()
+            visitor.goto(url)
+            visitor.keyboard.type(name)
+            visitor.keyboard.press("Enter")
+            for number, key in enumerate(keys):
+                expect(visitor.locator("#text")).to_have_text(TEXTS[number])
+                visitor.keyboard.press(key)
+            expect(visitor.locator("#text")).to_have_text(TEXTS[3])
+            expect(visitor.locator("#left")).to_have_text(re.compile(r"^about \d+ s left$"))
+        # Two agree on 2 of 3 texts, where chance alone agrees on 4 of 9.
+        expect(visitor.locator("#agreement")).to_have_text("Ann and Ben: κ 0.40 on 3")
+        browser.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from formats import FORMATS, tars
 from minigpt4.cli import app
-from minigpt4.data.features import FeatureCache
+from minigpt4.data.features import FeatureCache, features_fingerprint
 from minigpt4.model.alignment import MiniGPT4
 
 
@@ -43,12 +44,15 @@ def test_download_says_where_the_lists_are() -> None:
     assert "laion_synthetic_filtered_large.json" in printed
 
 
-def test_features_are_cached_once(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
-    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype="float32")
+def test_features_are_cached_once_without_the_llm(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    llm = shutil.copytree(tiny_llm, tmp_path / "llm")
+    model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", device="cpu", dtype="float32")
     model.save_pretrained(tmp_path / "model")
+    shutil.rmtree(llm)
     arguments = (tars(tmp_path / "tars", range(20)), "--model", tmp_path / "model", "--out", tmp_path / "cache")
     code, printed, _ = run("features", *arguments, "--dtype", "float32")
     assert (code, printed.partition(";")[0]) == (0, "20 pairs, 20 new pictures encoded")
     assert run("features", *arguments, "--dtype", "float32")[1].startswith("20 pairs, 0 new pictures encoded")
     (directory,) = (tmp_path / "cache").iterdir()
+    assert directory.name == features_fingerprint(model)
     assert len(FeatureCache(tmp_path / "cache", directory.name)) == 20

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 
 
@@ -135,3 +136,18 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
 
 def test_cmyk() -> None:
     assert open_image(encoded(Image.new("CMYK", (4, 4)), "JPEG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "first"),
+    [(60, 120, "height"), (20, 33, "height"), (60, 60, "width"), (100, 150, "width"), (20, 30, "width")],
+)
+def test_pixels_are_the_same_with_every_pillow(width: int, height: int, first: str) -> None:
+    """Which side is resampled first shows in the rounding, and releases of Pillow do not agree about it."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    between = (width, 32) if first == "height" else (32, height)
+    expected = np.asarray(image.resize(between, Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC))
+    processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    [pixels] = to_pixels(processor, [image])
+    scaled = pixels.transpose(1, 2, 0) * processor.image_std + np.asarray(processor.image_mean)
+    assert np.abs(scaled * 255 - expected).max() < 1e-3

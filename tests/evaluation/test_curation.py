@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation import curation as demo
 from minigpt4.evaluation import mender
 from minigpt4.evaluation.abilities import statements
+from minigpt4.generation.endpoint import Endpoint
 from minigpt4.pocket import world
 from minigpt4.pocket.language import description
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minigpt4.evaluation.statistics import Rate, wilson
+from minigpt4.evaluation.statistics import Rate, bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,16 @@ def test_rates_add_up_and_print():
     assert str(rate) == "75 % (30–95)"
     assert str(Rate(0, 0)) == "–"
     assert math.isnan(Rate(0, 0).share)
+
+
+def test_bootstrap_gives_a_normal_interval_for_a_mean_and_repeats():
+    cases = [float(i % 10) for i in range(400)]
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    low, high = bootstrap(cases, mean)
+    spread = 1.96 * (8.25 / 400) ** 0.5
+    assert (low, high) == pytest.approx((4.5 - spread, 4.5 + spread), abs=0.05)
+    assert bootstrap(cases, mean) == (low, high)
+    assert bootstrap([3.0], mean) == (3.0, 3.0)
+    assert all(map(math.isnan, bootstrap([1.0], lambda values: math.nan)))
+    with pytest.raises(ValueError, match="without cases"):
+        bootstrap([], mean)

@@ -4,16 +4,26 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, pipeline
+from transformers import (
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    pipeline,
+)
 
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.model import export
+from minigpt4.model.adapters import Trained
+from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.export import CUT, jinja_template
 from minigpt4.prompts.encode import control_tokens, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
@@ -162,31 +172,47 @@ def test_image_token_cannot_be_generated_and_the_stop_string_ends(
     assert settings["suppress_tokens"] == [model.image_token_id]
     assert settings["stop_string"] == "###"
     assert settings["eos_token_id"] == [2, *stop]
+    assert settings["sequence_bias"][0] == [[model.image_token_id], -10000.0]
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["MiniGPT4ForConditionalGeneration"]
     assert config["model_type"] == "blip-2"
     assert config["text_config"]["eos_token_id"] == [2, *stop]
+    assert config["text_config"]["sequence_bias"] == settings["sequence_bias"]
+    # What the LLM decodes by belongs to the template: neither our own decoding nor another export goes by it.
+    llm = MiniGPT4.assemble(tiny_vision, tmp_path / "export", template="blip2", device="cpu").blip2.language_model
+    assert llm.generation_config.sequence_bias is None
+    assert not hasattr(llm.config, "sequence_bias")
 
 
 def test_a_stop_string_of_several_tokens_in_plain_transformers(
     tiny_vision: Path, tiny_llm: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """Its end token cannot stop that: whoever asks names the stop string, as the generation page says."""
+    """No end token can catch that: the generation config makes EOS sure behind it, for every way to generate."""
     model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
     rows = len(model.tokenizer)
     make_it_say(model.blip2.language_model, model.tokenizer, ["A", "b", "#", "##", "c"])
     assert len(model.tokenizer) == rows, "all of it must be in the vocabulary"
     model.export(tmp_path / "export")
-    pipe = pipeline("image-text-to-text", model=str(tmp_path / "export"), device="cpu")
     asked = {"type": "image", "path": str(pictures[0])}, {"type": "text", "text": "What is it?"}
+    messages = [{"role": "user", "content": list(asked)}]
+    pipe = pipeline("image-text-to-text", model=str(tmp_path / "export"), device="cpu")
+    found = pipe(text=messages, max_new_tokens=12, generate_kwargs={"do_sample": False})
+    assert found[0]["generated_text"][-1]["content"] == "Ab###"
+    plain, processor = pipe.model, pipe.processor
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    for settings in ({}, {"num_beams": 3}):  # with the settings in config.json alone
+        ids = plain.generate(**inputs, max_new_tokens=12, **settings)[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(ids) == "Ab###</s>"
 
-    def said(**settings: Any) -> str:
-        greedy = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}}
-        found = pipe(text=[{"role": "user", "content": list(asked)}], **greedy, **settings)
-        return found[0]["generated_text"][-1]["content"]
 
-    assert said() == "Ab###c"
-    assert said(stop_sequence="###") == "Ab###"
+def test_spellings_of_a_stop_string(tiny_vision: Path, tiny_llm: Path) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
+    vocabulary = {"#": 5, "##": 6, "\u2581##": 7, "\u2581###": 8, "a#": 9}
+    assert sorted(export._spellings(vocabulary, "###", first=True)) == [[5, 5, 5], [5, 6], [6, 5], [7, 5], [8]]
+    at_once = replace(TEMPLATES["pocket"], stop=TEMPLATES["pocket"].before_answer[-4:])
+    assert len(export._biases(model.tokenizer, at_once, 3, [2])) == 1, "or no answer would begin"
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
@@ -235,6 +261,51 @@ def test_an_export_loads_as_the_model_it_was(
     loaded.save_pretrained(tmp_path / "again")
     again = MiniGPT4.from_pretrained(tmp_path / "again", device="cpu").state_dict()
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("qformer", "trained"),
+    [
+        (True, Trained(projection_layers=3)),
+        (True, Trained(lora_rank=2)),
+        (True, Trained(qformer=True)),
+        (False, Trained()),
+    ],
+    ids=["three layers", "LoRA", "Q-Former trained", "no Q-Former"],
+)
+def test_a_variant_is_exported_from_memory(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, qformer: bool, trained: Trained
+) -> None:
+    """What a stage leaves in memory, exported whole: without what it was made of, the same logits; and still in use."""
+    vision, llm = shutil.copytree(tiny_vision, tmp_path / "vision"), shutil.copytree(tiny_llm, tmp_path / "llm")
+    model = MiniGPT4.assemble(vision, llm, template="pocket", device="cpu", qformer=qformer, trained=trained)
+    set_trainable(model, 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    ids = torch.tensor([[1, *[model.image_token_id] * model.num_query_tokens, 40, 41]])
+
+    def logits(model: MiniGPT4) -> torch.Tensor:
+        features = model.encode_images([Image.radial_gradient("L").convert("RGB")])
+        with torch.no_grad():
+            return model.logits(model.hidden_states(ids, features))
+
+    expected = logits(model)
+    model.export(tmp_path / "export")
+    assert torch.equal(logits(model), expected)
+    shutil.rmtree(vision)
+    shutil.rmtree(llm)
+    loaded = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu")
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    assert loaded.stage == 1
+    if qformer and trained.projection_layers == 1:  # transformers has a model for it
+        plain = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "export")
+        pixels = model.image_processor([Image.radial_gradient("L").convert("RGB")], return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            found = plain(input_ids=ids, pixel_values=pixels).logits
+        words = [i for i in range(expected.shape[-1]) if i != model.image_token_id]
+        torch.testing.assert_close(found[..., words], expected[..., words], rtol=1e-4, atol=1e-4)
 
 
 def test_broken_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:

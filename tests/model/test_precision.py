@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.precision import Placement, pack_4bit_layers, resolve_device, resolve_dtype
+from minigpt4.model.precision import Placement, check_load_in, pack_4bit_layers, resolve_device, resolve_dtype
 from tiny import tiny_tokenizer
 
 
@@ -53,6 +53,14 @@ def test_cuda_on_a_machine_without() -> None:
 def test_placements_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Placement.of(**arguments)
+
+
+def test_fewer_bits_on_the_devices_that_bitsandbytes_serves() -> None:
+    for device in ("cpu", "cuda", "mps"):
+        assert device in bitsandbytes.supported_torch_devices
+        check_load_in("4bit", torch.device(device))
+    with pytest.raises(UserError, match="works on cuda, cpu and mps, not on xpu"):
+        check_load_in("4bit", torch.device("xpu"))
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:

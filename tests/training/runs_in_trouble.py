@@ -4,6 +4,7 @@ Usage: python runs_in_trouble.py RECIPE.yaml 'JSON list of troubles'. Each troub
   {}                       none
   {"kill_at_file": n}      killed (-9) just before the n-th opening or renaming of a file in the output
   {"signal": s, "line": n} sent signal s once metrics.jsonl has n lines
+  {"signal": s, "more": n, "wait": t} sent signal s t milliseconds after it has written n lines
   {"file_limit": n}        no file can grow beyond n bytes, as on a full disk
 Ends are exit codes (0, 2 for a UserError, 130 for an interruption), or minus the signal that killed the process.
 Processes are forked after the imports, which take most of the time of a tiny run.
@@ -62,12 +63,22 @@ def child(recipe: Recipe, trouble: dict[str, int]) -> int:
     return 0
 
 
-def send_at_line(pid: int, metrics: Path, trouble: dict[str, int]) -> None:
-    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < trouble["line"]:
+def send_signal(pid: int, metrics: Path, trouble: dict[str, int]) -> None:
+    """Send the signal at its moment, or not at all if the process has ended by then."""
+    fewest = lines(metrics)  # a run that goes on drops the lines after its checkpoint
+    while True:
+        fewest = min(fewest, lines(metrics))
+        if lines(metrics) >= (trouble["line"] if "line" in trouble else fewest + trouble["more"]):
+            time.sleep(trouble.get("wait", 0) / 1000)
+            break
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
         time.sleep(0.001)
-    os.kill(pid, trouble["signal"])
+    os.kill(pid, trouble["signal"])  # until it is waited for, the number stays its own
+
+
+def lines(metrics: Path) -> int:
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
 def main() -> None:
@@ -83,7 +94,7 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         if "signal" in trouble:
-            send_at_line(pid, recipe.output / "metrics.jsonl", trouble)
+            send_signal(pid, recipe.output / "metrics.jsonl", trouble)
         ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         if ends[-1] == 0:
             break

@@ -48,6 +48,7 @@ def test_it_tells_samples_parameters_and_memory_and_writes_nothing(recipe: Recip
         ({"data": "nowhere/{00000..00002}.tar"}, "3 of 3 shards are missing: nowhere/00000.tar"),
         ({"vision_qformer": "nowhere"}, "nowhere"),
         ({"llm": "nowhere/llm"}, "nowhere"),
+        ({"projection_from": "nowhere"}, "nowhere: no such directory"),
         ({"sample_every": 5, "sample_pictures": ["cat.png"]}, "cat.png: no such file"),
         ({"device": "cuda:7"}, "cuda:7 is not available"),
         ({"batch_size": 9}, "batch_size 9 cannot be divided over 2 processes x 1 parts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def run(recipe: Recipe, output: Path, troubles: list[dict[str, int]], **values: 
     file.write_text(Recipe.parse({**recipe.model_dump(), **values, "output": output}).to_yaml())
     command = [sys.executable, Path(__file__).with_name("runs_in_trouble.py"), file, json.dumps(troubles)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=True)
     return json.loads(result.stdout), result.stderr
 
 
@@ -131,16 +132,20 @@ def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> Non
     assert losses(output) == losses(undisturbed)
 
 
-def test_killed_on_a_stream_with_workers(recipe: Recipe, tmp_path: Path) -> None:
-    """Pictures read and decoded by two worker processes, shuffled: killed at any step, it goes on where it was.
+def test_killed_at_twenty_random_moments(recipe: Recipe, tmp_path: Path) -> None:
+    """On a stream that two worker processes read and shuffle: at any moment of its life, also in the midst of saves.
 
-    The workers of a killed run end too: `run` would wait for them, who hold its pipes.
+    One run is killed again and again: after a few steps and a while, or before the n-th time it opens or renames a
+    file. The workers of a killed run end too: `run` would wait for them, who hold its pipes.
     """
-    streamed = {"stream": True, "workers": 2, "shuffle_buffer": 16, "save_every": 4}
+    streamed = {"stream": True, "workers": 2, "shuffle_buffer": 16, "save_every": 2, "steps": 200}
     ends, _ = run(recipe, tmp_path / "whole", [{}], **streamed)
     assert ends == [0]
-    kills = [{"signal": signal.SIGKILL, "line": line} for line in (6, 15, 26)]
+    moment = random.Random(4)
+    at_times = [{"signal": 9, "more": moment.randrange(6), "wait": moment.randrange(40)} for _ in range(14)]
+    at_files = [{"kill_at_file": moment.randrange(1, 40)} for _ in range(6)]
+    kills = moment.sample([*at_times, *at_files], 20)
     ends, log = run(recipe, tmp_path / "killed", [*kills, {}], **streamed)
-    assert ends == [-signal.SIGKILL] * 3 + [0], log
+    assert ends == [-signal.SIGKILL] * 20 + [0], log
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert projection(tmp_path / "killed") == projection(tmp_path / "whole")

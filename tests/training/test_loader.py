@@ -17,7 +17,7 @@ from minigpt4.data.mixture import PairStream, Source
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.training.loader import Loaded, StreamedLoader, read_ahead, rows_of_each
+from minigpt4.training.loader import Loaded, StreamedLoader, joined, lanes, read_ahead, rows_of_each
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.recipe import Recipe
 
@@ -29,13 +29,18 @@ def model(tiny_vision: Path, tiny_llm: Path) -> MiniGPT4:
     return model
 
 
-def loader(model: MiniGPT4, pairs: Path, workers: int = 0) -> StreamedLoader:
-    stream = partial(PairStream, [Source(str(pairs))], stage=1, seed=0, shuffle_buffer=20, workers=workers)
+def loader(
+    model: MiniGPT4, pairs: Path, workers: int = 0, rank: int = 0, world: int = 1, batch: int = 8, buffer: int = 20
+) -> StreamedLoader:
+    recipe = Recipe.load(
+        "pocket-stage1", [f"batch_size={batch}", f"shuffle_buffer={buffer}", f"workers={workers}", f"data={pairs}"]
+    )
+    stream = partial(PairStream, [Source(str(pairs))], stage=1, seed=0)
     tokenised = partial(
         tokenise, model.tokenizer, instructions=(), max_text_tokens=32, num_query_tokens=model.num_query_tokens,
         image_token_id=model.image_token_id,
     )  # fmt: skip
-    return StreamedLoader(stream, model.image_processor, tokenised, 5, (0, 0))
+    return StreamedLoader(stream, model.image_processor, tokenised, recipe, rank, world)
 
 
 def pictures(pairs: Path) -> dict[str, bytes]:
@@ -60,22 +65,53 @@ def test_every_row_has_the_pixels_of_its_own_picture(model: MiniGPT4, tiny_pairs
         torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_it_goes_on_from_any_batch(model: MiniGPT4, tiny_pairs: Path, workers: int) -> None:
+def same(found: Loaded, expected: Loaded, rows: slice | None = None) -> bool:
+    """Whether two loaders gave the same samples, or one gave those rows of the other's."""
+    assert found.pixels is not None
+    assert expected.pixels is not None
+    part = expected if rows is None else expected.part(rows)
+    assert part.pixels is not None
+    return (
+        found.batch.pictures == part.batch.pictures
+        and torch.equal(found.batch.input_ids, part.batch.input_ids)
+        and torch.equal(found.pixels, part.pixels)
+    )
+
+
+@pytest.mark.parametrize(("workers", "later"), [(0, 2), (2, 0)])
+def test_it_goes_on_from_any_batch(model: MiniGPT4, tiny_pairs: Path, workers: int, later: int) -> None:
+    """With any other number of workers too."""
     whole = list(islice(loader(model, tiny_pairs, workers).start(0), 11))
-    assert len({loaded.batch.input_ids.shape[1] for loaded in whole}) > 1  # those of like length share a batch
     for after in (1, 4, 6):  # within a pool, and at its end
-        rest = islice(loader(model, tiny_pairs, workers).start(after, whole[after - 1].state), 11 - after)
-        for expected, found in zip(whole[after:], rest, strict=True):
-            assert found.batch.pictures == expected.batch.pictures
-            assert found.pixels is not None
-            assert expected.pixels is not None
-            assert torch.equal(found.pixels, expected.pixels)
+        rest = islice(loader(model, tiny_pairs, later).start(after, whole[after - 1].state), 11 - after)
+        assert all(same(found, expected) for found, expected in zip(rest, whole[after:], strict=True))
+
+
+def test_any_number_of_processes_gives_the_batches_of_one(model: MiniGPT4, tiny_pairs: Path) -> None:
+    """And goes on with what another number of them has left."""
+    whole = list(islice(loader(model, tiny_pairs).start(0), 9))
+    for world in (2, 4, 8):
+        states = []
+        for rank in range(world):
+            found = list(islice(loader(model, tiny_pairs, rank=rank, world=world).start(0), 5))
+            assert all(same(f, e, slice(rank, None, world)) for f, e in zip(found, whole, strict=False))
+            states.append(found[-1].state)
+        rest = islice(loader(model, tiny_pairs).start(5, joined(states)), 4)
+        assert all(same(f, e) for f, e in zip(rest, whole[5:], strict=True))
+    odd = loader(model, tiny_pairs)
+    with pytest.raises(UserError, match="was read in 4 lanes, now there are 8"):
+        next(odd.start(9, {"lanes": 4, "states": {}}))
 
 
 def test_each_pass_sees_every_pair_once(model: MiniGPT4, tiny_pairs: Path) -> None:
-    seen = [name for loaded in islice(loader(model, tiny_pairs).start(0), 8) for name in loaded.batch.pictures]
-    assert sorted(name.decode() for name in seen) == sorted(pictures(tiny_pairs))
+    batches = islice(loader(model, tiny_pairs, buffer=40).start(0), 20)  # four passes; a lane has five pairs
+    seen = Counter(name.decode() for loaded in batches for name in loaded.batch.pictures)
+    assert seen == dict.fromkeys(pictures(tiny_pairs), 4)
+
+
+def test_samples_of_like_length_share_a_batch(model: MiniGPT4, tiny_pairs: Path) -> None:
+    found = islice(loader(model, tiny_pairs, batch=5).start(0), 8)
+    assert len({loaded.batch.input_ids.shape[1] for loaded in found}) > 2
 
 
 def test_reading_ahead_keeps_order_passes_errors_on_and_ends_its_thread() -> None:
@@ -96,7 +132,7 @@ def test_reading_ahead_keeps_order_passes_errors_on_and_ends_its_thread() -> Non
 
 def test_rows_of_a_part_are_as_long_as_their_longest(model: MiniGPT4, tiny_pairs: Path) -> None:
     loaded: Loaded = next(loader(model, tiny_pairs).start(0))
-    parts = [loaded.part(slice(start, start + 2)) for start in (0, 2, 4)]
+    parts = [loaded.part(slice(start, start + 2)) for start in (0, 2, 4, 6)]
     assert sum(part.batch.num_tokens for part in parts) == loaded.batch.num_tokens
     for part in parts:
         assert part.batch.is_target[:, -1].any()
@@ -109,3 +145,11 @@ def test_a_batch_comes_out_even() -> None:
     assert rows_of_each(recipe, 4) == 6
     with pytest.raises(UserError, match="24 cannot be divided over 5 processes x 3 parts"):
         rows_of_each(recipe, 5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "number"),
+    [(256, 1, 32), (256, 8, 32), (256, 64, 64), (12, 1, 4), (12, 2, 4), (12, 3, 6), (12, 12, 12), (7, 1, 1)],
+)
+def test_lanes_divide_the_batch_and_are_divided_by_the_processes(batch: int, world: int, number: int) -> None:
+    assert lanes(Recipe.load("pocket-stage1", [f"batch_size={batch}"]), world) == number

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.data.batches import Batch, Batches, Samples
+from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.training.loss import next_token_loss
+from minigpt4.model.packed import Packer, Packing
+from minigpt4.training import loss
+from minigpt4.training.loss import head_loss, next_token_loss
 
 
 @pytest.fixture
@@ -101,3 +106,86 @@ def test_compiled_layers_give_the_same(model: MiniGPT4, batch: Batch, features: 
     compiled = next_token_loss(model, batch, features)
     torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(projection_gradient(model, compiled), gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_laid_end_to_end_give_the_same(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    """Padding is left out by default, and what that saves is no token that counts."""
+    assert model.packer
+    lengths: list[int] = []
+    for layer in model.blip2.language_model.base_model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda layer, inputs: lengths.append(inputs[0][..., 0].numel()))
+    ours = next_token_loss(model, batch, features)
+    gradient = projection_gradient(model, ours)
+    model.packer = None
+    padded = next_token_loss(model, batch, features)
+    torch.testing.assert_close(ours, padded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, projection_gradient(model, padded), rtol=1e-5, atol=1e-6)
+    all_tokens = 4 * (batch.input_ids.shape[1] - 1)
+    assert lengths == [batch.num_tokens - 4, 3 + 9 + 1 + 6, all_tokens, all_tokens]  # of the last layer the asked ones
+
+
+def test_lora_in_packed_rows_gets_the_same_gradient(tiny_vision: Path, tiny_llm: Path, batch: Batch) -> None:
+    """Of the last layer queries are computed for some tokens only, those of LoRA too."""
+    lora = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", trained=Trained(lora_rank=2))
+    set_trainable(lora, 1)
+    features = torch.randn(4, lora.num_query_tokens, 24)
+    trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data.normal_(std=0.1)
+    packed = torch.autograd.grad(next_token_loss(lora, batch, features), trained)
+    assert lora.packer
+    lora.packer = None
+    padded = torch.autograd.grad(next_token_loss(lora, batch, features), trained)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert all(gradient.abs().max() > 1e-4 for gradient in packed)
+
+
+def small_llm(kind: str, **settings: Any) -> Any:
+    config = AutoConfig.for_model(
+        kind, vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=0, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gpt_neox"])
+def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> None:
+    llm = small_llm(kind)
+    packer = Packer.of(llm)
+    assert packer
+    is_real = torch.arange(9) < torch.tensor([4, 9, 1])[:, None]
+    embeddings = torch.randn(3, 9, 32, requires_grad=True)
+    asked, wanted = torch.tensor([3, 6, 12, 13]), torch.randn(4, 32)
+    padded = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[is_real][asked]
+    packed = packer.hidden_states(embeddings[is_real], Packing.of(is_real), asked)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    expected, found = (torch.autograd.grad((hidden * wanted).sum(), embeddings)[0] for hidden in (padded, packed))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("gemma2", {}), ("mistral", {"sliding_window": 16}), ("opt", {"ffn_dim": 32})],
+)
+def test_an_llm_with_another_attention_is_trained_on_padded_rows(kind: str, settings: dict[str, Any]) -> None:
+    llm = small_llm(kind, **settings)
+    before = llm.config._attn_implementation
+    assert Packer.of(llm) is None
+    assert llm.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_head_in_chunks_gives_the_loss_and_gradient_of_all_logits(
+    model: MiniGPT4, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK", {"cpu": 1})  # the least: 16 tokens at a time
+    model.blip2.language_model.config.final_logit_softcapping = softcap
+    hidden, targets = torch.randn(37, 32, requires_grad=True), torch.randint(5, 300, (37,))
+    ours = head_loss(model, hidden, targets)
+    plain = torch.nn.functional.cross_entropy(model.logits(hidden), targets)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    found, expected = (torch.autograd.grad(3 * value, hidden)[0] for value in (ours, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(head_loss(model, hidden, targets), plain, rtol=1e-5, atol=1e-5)

@@ -77,6 +77,12 @@ def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("variant", ["projection_layers=3", "qformer=false"])
+def test_a_variant_takes_no_projection_from_elsewhere(variant: str) -> None:
+    with pytest.raises(UserError, match="projection_from is a projection of one layer behind a Q-Former"):
+        Recipe.load("pocket-stage1", [variant, "projection_from=pocket-blip2"])
+
+
 def test_a_missing_key_is_explained() -> None:
     with pytest.raises(UserError, match="key 'data' is missing: Pairs"):
         Recipe.parse({key: value for key, value in VALUES.items() if key != "data"})

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
 import math
+import os
+import re
 import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +20,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.run import train
+from tiny import picture_file
 
 
 @pytest.fixture
@@ -64,7 +74,7 @@ def test_both_stages(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path, ca
 def test_a_finished_run_says_so_and_does_nothing(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:
     alignment = train(stage1, progress=False)
     before = {path: path.stat().st_mtime_ns for path in stage1.output.rglob("*")}
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="minigpt4")
     caplog.clear()
     assert train(stage1, progress=False) == alignment
     assert [record.message for record in caplog.records] == [f"{alignment}: already trained, nothing to do"]
@@ -108,7 +118,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     last.write_bytes(content)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="minigpt4")
     train(stage1, progress=False)
     messages = [record.message for record in caplog.records]
     assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
@@ -205,6 +215,32 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
         train(recipe, progress=False)
 
 
+def test_a_projection_from_another_model(stage1: Recipe, tmp_path: Path) -> None:
+    """Steps of next to nothing show where it starts."""
+    there = train(stage1, progress=False)
+    recipe = with_values(
+        stage1, output=tmp_path / "next", projection_from=str(there), learning_rate=1e-12, warmup_learning_rate=0,
+        steps=2, dtype="float32",
+    )  # fmt: skip
+    weights = [load_file(path / "projection.safetensors")["weight"] for path in (there, train(recipe, progress=False))]
+    assert torch.nn.functional.cosine_similarity(*weights, dim=0).min() > 0.95  # the LLM is the same
+
+
+def test_a_run_does_not_go_on_with_another_llm(stage1: Recipe, tmp_path: Path) -> None:
+    """Which is known before anything is loaded: the vision side is not even there any more."""
+    llm = shutil.copytree(stage1.llm or "", tmp_path / "llm")
+    vision = shutil.copytree(stage1.vision_qformer or "", tmp_path / "vision")
+    recipe = with_values(stage1, llm=str(llm), vision_qformer=str(vision))
+    train(recipe, progress=False)
+    (recipe.output / "alignment" / "alignment.json").unlink()
+    tensors = load_file(llm / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, llm / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(vision)
+    with pytest.raises(UserError, match=r"checkpoints/00000008-.*: belongs to other LLM than the recipe's paths hold"):
+        train(recipe, progress=False)
+
+
 def test_outside_the_main_thread(stage1: Recipe) -> None:
     """Where Python lets no one handle signals, as in a notebook's or a server's thread."""
     with ThreadPoolExecutor() as pool:
@@ -217,6 +253,22 @@ def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: p
     data.write_bytes(whole[:20_000])
     train(with_values(stage1, data=str(data), steps=1), progress=False)
     assert any("9 pairs used; left out: no caption 1, broken shard" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path, stream: bool) -> None:
+    """Four of twenty; what is allowed is no key of which the losses depend, so the run can go on with more of it."""
+    rows = []
+    for i in range(20):
+        picture = tmp_path / f"{i}.png"
+        picture.write_bytes(b"no picture" if i % 5 == 0 else picture_file(i))
+        rows.append(json.dumps({"image": picture.name, "caption": f"picture {i}"}) + "\n")
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
+    few = with_values(stage1, data=str(tmp_path / "pairs.jsonl"), stream=stream, shuffle_buffer=0, max_skipped=0.1)
+    with pytest.raises(UserError, match=r"pairs\.jsonl: \d+ of \d+ pairs cannot be used \(unreadable picture \d+\)"):
+        train(few, progress=False)
+    train(with_values(few, max_skipped=0.3), progress=False)
+    assert re.search(r"pairs left out \| unreadable picture \d+ \|", (stage1.output / "summary.md").read_text())
 
 
 def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:
@@ -233,18 +285,68 @@ def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:
         train(with_values(stage1, device="auto"), progress=False)
 
 
-def test_figures_go_to_a_tracker(stage1: Recipe) -> None:
-    pytest.importorskip("tensorboard")
+def in_tensorboard(run: Path) -> dict[int, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(with_values(stage1, trackers=["tensorboard"]), progress=False)
-    written = [EventAccumulator(str(path)).Reload() for path in stage1.output.rglob("events.out.tfevents.*")]
-    (events,) = [each for each in written if "loss" in each.Tags()["scalars"]]  # the others hold the recipe
+    written = [EventAccumulator(str(path)).Reload() for path in run.rglob("events.out.tfevents.*")]
+    found = [each for each in written if "loss" in each.Tags()["scalars"]]  # the others hold the recipe
+    return {event.step: event.value for events in found for event in events.Scalars("loss")}
+
+
+def in_trackio(run: Path) -> dict[int, float]:
+    (database,) = (run.parent / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select step, metrics, run_name from metrics").fetchall()
+    assert len({name for *_, name in rows}) == 1  # gone on with, not begun anew
+    return {step: figures["loss"] for step, text, _ in rows if "loss" in (figures := json.loads(text))}
+
+
+def in_wandb(run: Path) -> dict[int, float]:
+    """What its offline files hold: one for each of the two processes, of one run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    files = sorted(run.rglob("run-*.wandb"))
+    assert len({path.name for path in files}) == 1 < len(files)
+    found = {}
+    for data in (data for path in files for data in leveldb_records(path.read_bytes(), start=7)):
+        record = Record()
+        record.ParseFromString(data)
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if "loss" in row:
+            found[row["_step"]] = row["loss"]
+    return found
+
+
+def leveldb_records(content: bytes, start: int, block: int = 1 << 15) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format: blocks of pieces, each with its checksum, length and kind."""
+    parts = b""
+    while start + 7 <= len(content):
+        if block - start % block < 7:
+            start += block - start % block
+        length, kind = struct.unpack_from("<HB", content, start + 4)
+        parts += content[start + 7 : start + 7 + length]
+        start += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            yield parts
+            parts = b""
+
+
+@pytest.mark.parametrize("tracker", [in_tensorboard, in_trackio, in_wandb])
+def test_figures_go_to_a_tracker(stage1: Recipe, tracker: Callable[[Path], dict[int, float]], tmp_path: Path) -> None:
+    """Of a run that was stopped and went on too, under one name."""
+    name = tracker.__name__.removeprefix("in_")
+    pytest.importorskip(name)
+    (tmp_path / "recipe.yaml").write_text(with_values(stage1, trackers=[name]).to_yaml())
+    command = [sys.executable, "-m", "minigpt4", "train", tmp_path / "recipe.yaml"]
+    where = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}  # trackio reads it when it is imported
+    for _ in range(2):
+        subprocess.run(command, env={**os.environ, **where}, check=True, timeout=300)
+        shutil.rmtree(stage1.output / "alignment")  # as if killed before its end
+        next((stage1.output / "checkpoints").glob("00000008*")).unlink()
     rows = [json.loads(line) for line in (stage1.output / "metrics.jsonl").read_text().splitlines()]
-    tracked = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert tracked == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in rows]
+    assert tracker(stage1.output) == {row["step"]: pytest.approx(row["loss"], rel=1e-5) for row in rows}
 
 
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_tracker_that_is_not_installed(stage1: Recipe) -> None:
     with pytest.raises(UserError, match="wandb is not installed; install it with: pip install wandb"):
         train(with_values(stage1, trackers=["wandb"]), progress=False)

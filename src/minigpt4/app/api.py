@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from minigpt4.app import schema
+from minigpt4.app import description, schema
 from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
 from minigpt4.app.service import Service
@@ -221,7 +221,8 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
         yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
-    app = FastAPI(title="MiniGPT-4", version="1", lifespan=lifespan)
+    # FastAPI's own pages about the API load their scripts from another host.
+    app = FastAPI(title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(
         Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
         retry_after=lambda: service.scheduler.retry_after,
@@ -275,6 +276,11 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     async def metrics() -> Any:
         """Counts and times in Prometheus's format."""
         return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Any:
+        """The API's description, for people."""
+        return HTMLResponse(description.page(app.openapi()))
 
     return app
 

@@ -22,7 +22,7 @@ EXAMPLES = (
     ("advertise", "An advertisement", "Write an advertisement for this product."),
     ("poem", "A poem", "Write a short poem about this image."),
     ("story", "A story", "Tell me a story about this picture."),
-    ("diagnose", "What is wrong here?", "What makes this picture unusual?"),
+    ("diagnose", "What is wrong?", "What is wrong here, and why?"),
 )
 DRAFT_QUESTION = EXAMPLES[1][2]
 #: The decoding of the paper's demo: temperature, top-p, repetition penalty, beams, longest answer.
@@ -58,7 +58,7 @@ class Layout:
             visible=len(names) > 1, elem_id="model",
         )  # fmt: skip
         self.chatbot = gr.Chatbot(
-            label="Conversation", show_label=False, elem_id="chat", height=None, max_height="62vh", min_height=110,
+            label="Conversation", show_label=False, elem_id="chat", height=None, max_height="62vh", min_height=90,
             allow_file_downloads=False, group_consecutive_messages=False,  # else pictures bar editing
             editable="user", buttons=["copy", "copy_all"], latex_delimiters=[], allow_tags=False, layout="bubble",
             placeholder="### What shall we look at?\nShow a picture below, draw one, or start with an example.",
@@ -79,8 +79,8 @@ class Layout:
             self.again = gr.Button("New chat", size="sm")
             self.beside = gr.Button("Ask all models", size="sm", visible=len(names) > 1)
         gr.HTML(
-            '<p class="quiet">Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an answer. '
-            "The pencil at your question edits it and asks again.</p>"
+            '<p class="quiet keys">Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an '
+            "answer. The pencil at your question edits it and asks again.</p>"
         )
 
     def _side(self) -> None:
@@ -89,7 +89,8 @@ class Layout:
                 self.sketch = gr.ImageEditor(
                     label="Draft of a website", show_label=False, type="pil", sources=(), transforms=(), layers=False,
                     canvas_size=(480, 480), fixed_canvas=True, height=540, elem_id="sketch", buttons=[],
-                    brush=gr.Brush(default_size=5, colors=["#1c2c6e", "#222228", "#484a54"], color_mode="fixed"),
+                    # Half the width: that of the pens that drew the pocket world's drafts, on a sheet of 480.
+                    brush=gr.Brush(default_size=3, colors=["#1c2c6e", "#222228", "#484a54"], color_mode="fixed"),
                     eraser=gr.Eraser(default_size=24),
                 )  # fmt: skip
                 with gr.Row():
@@ -173,10 +174,12 @@ class Layout:
             self.columns = [gr.HTML(model_answer(name, ""), elem_classes="model-answer") for name in self.names]
 
 
-def model_answer(name: str, answer: str) -> str:
-    """One model's answer beside those of others."""
-    page = render.find_page(answer)
-    shown = f"<pre>{escape(answer)}</pre>" + (render.website(page, None) if page else "")
+def model_answer(name: str, answer: str, ended: bool = False) -> str:
+    """One model's answer beside those of others; a web page is rendered when it is whole."""
+    page = render.find_page(answer) if ended else None
+    shown = f"<pre>{escape(answer)}</pre>"
+    if page is not None:
+        shown = f"{render.website(page, None)}<details><summary>What it said</summary>{shown}</details>"
     return f"<h2>{escape(name)}</h2>{shown}"
 
 

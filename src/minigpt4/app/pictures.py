@@ -112,17 +112,17 @@ def _get(
     scheme: str, host: str, address: str, port: int, target: str, max_bytes: int, deadline: float
 ) -> tuple[int, str | None, bytes]:
     """(status, where it redirects to, the body or its first `max_bytes` + 1 bytes), before the deadline."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    sock = socket.create_connection((address, port), timeout=left)
+    sock = socket.create_connection((address, port), timeout=_left(deadline))
     try:
         if scheme == "https":
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-        alarm = threading.Timer(left, _hang_up, [sock])  # however slowly the other side drips
+            context = ssl.create_default_context()
+            sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        alarm = threading.Timer(_left(deadline), _hang_up, [sock])  # however slowly the other side drips
         alarm.daemon = True
         alarm.start()
         try:
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
             connection = http.client.HTTPConnection(host, port)
             connection.sock = sock
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "minigpt4"})
@@ -135,6 +135,14 @@ def _get(
             alarm.cancel()
     finally:
         sock.close()
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline. Raises TimeoutError if there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _hang_up(sock: socket.socket) -> None:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from minigpt4.app.session import Turn
 
+#: A drawn stand-in for pictures that a page names and that nobody has: hills under a sun.
+_NO_PICTURE = base64.b64encode(
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 120 60"><path fill="#e3ded2" d="M0 0h120v60H0z"/>'
+    b'<circle cx="84" cy="20" r="7" fill="#cbbf9f"/><path fill="#b9b3a3" d="M20 52l24-30 16 18 10-9 26 21z"/></svg>'
+).decode()
 #: What stands before a page in its frame. It may show styles and pictures that it holds itself, and nothing else;
 #: where it says nothing of its looks, it is a plain page, and a picture that is not there is a box.
 _FRAME_HEAD = (
@@ -28,10 +33,13 @@ _FRAME_HEAD = (
     "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><style>"
     ":where(body){font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#222;background:#fff}"
     ":where(h1){margin:0 0 .5rem;font-size:1.5rem}:where(nav){display:flex;gap:1rem;margin:.5rem 0}"
-    ":where(img){display:block;width:60%;height:5rem;background:#e3ded2}:where(ul,p){margin:.5rem 0}"
+    ":where(img){display:block;width:60%;height:5rem;object-fit:cover;background:#e3ded2}:where(ul,p){margin:.5rem 0}"
+    f":where(img:not([src^='data:'])){{content:url('data:image/svg+xml;base64,{_NO_PICTURE}')}}"
     ":where(input,button){font:inherit;padding:.35rem .7rem;margin:.2rem .4rem .2rem 0}</style>"
 )
 _HTML_PAGE = re.compile(r"(?is)<(?:!doctype html|html|head|body)\b.*")
+#: What Markdown makes a link of, up to the character without which it does not.
+_ADDRESS = re.compile(r"(?i)\b(?:https?|ftp):|\bwww\.|@")
 _AFTER_PAGE = re.compile(r"(?is)^(.*</html>)")
 
 
@@ -55,8 +63,9 @@ def as_markdown(text: str) -> str:
             if before
             else f"{fence}html\n{page}\n{fence}"
         )
-    # Markdown would take these for pictures and links, and fetch them from whatever address stands there.
-    return escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    # Markdown would take these for pictures and links, and a bare address too: nothing that was said is an address.
+    safe = escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    return _ADDRESS.sub(lambda found: found.group()[:-1] + f"&#{ord(found.group()[-1])};", safe)
 
 
 def website(page: str, drawing: Image.Image | None) -> str:

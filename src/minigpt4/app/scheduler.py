@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from minigpt4.errors import UserError
 from minigpt4.generation.continuous import Chosen, ContinuousBatch, Row
 from minigpt4.generation.endings import Answer, AnswerReader, end_tokens
-from minigpt4.generation.engine import Decoding, no_features
+from minigpt4.generation.engine import Decoding, no_features, room_for_answer
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class BusyError(Exception):
+class BusyError(UserError):
     """The queue is full; `retry_after` is how many seconds it may take until it is not."""
 
     def __init__(self, retry_after: int) -> None:
@@ -60,29 +63,41 @@ class Piece:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of an answer: all of it, and the text that had not been shown. `tokens` counts its end too."""
+    """The end of an answer: all of it, and the text that had not been shown. `tokens` counts its end too.
+
+    `past` holds keys and values of what the LLM has read, if the task came with some.
+    """
 
     answer: Answer
     text: str
     tokens: int
+    past: DynamicCache | None = None
 
 
 @dataclass(eq=False)
 class Task:
     """One answer that somebody waits for: the prompt's ids and pictures, and how it is to be decoded and ended.
 
-    `report` is called from the scheduler's thread with each Piece, and at last with a Done or an exception. Whoever
-    sets `cancelled` gets nothing more. `deadline` is in seconds of `time.monotonic`.
+    `pictures` may be their features too (pictures, q, d_qformer). `report` is called from the scheduler's thread with
+    each Piece, and at last with a Done or an exception. Whoever sets `cancelled` gets nothing more; once `enough` is
+    set, what was said by then is the answer. `deadline` is in seconds of `time.monotonic`. `past`: of a conversation
+    that goes on, keys and values of the first of `ids`.
     """
 
     ids: Sequence[int]
-    pictures: Sequence[Picture]
+    pictures: Sequence[Picture] | Tensor
     decoding: Decoding
     stops: Sequence[str]
     deadline: float
     report: Callable[[Piece | Done | Exception], None]
     logprobs: int | None = None
     cancelled: bool = False
+    enough: threading.Event | None = None
+    past: DynamicCache | None = None
+
+    @property
+    def sated(self) -> bool:
+        return self.enough is not None and self.enough.is_set()
 
 
 @dataclass(eq=False)
@@ -168,10 +183,46 @@ class Scheduler:
             self._waiting += tasks
             self._changed.notify()
 
-    def close(self) -> None:
-        """Answer what was submitted, take no more, and end the thread."""
+    def stream(
+        self,
+        ids: Sequence[int],
+        features: Tensor,
+        decoding: Decoding,
+        stop: str,
+        *,
+        cache: DynamicCache,
+        cancelled: threading.Event,
+    ) -> Generator[str, None, Answer]:
+        """What `engine.decode_stream` does, in the batch of all who ask (`Chat` takes it in its place).
+
+        Raises BusyError if there is no room, UserError for a conversation that is too long, and what the model raises.
+        """
+        decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
+        events: queue.SimpleQueue[Piece | Done | Exception] = queue.SimpleQueue()
+        task = Task(ids, features, decoding, (stop,), math.inf, events.put, enough=cancelled, past=cache)
+        self.submit([task])
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if event.text:
+                    yield event.text
+                if isinstance(event, Done):
+                    if event.past is not None:
+                        cache.layers[:] = event.past.layers
+                    return event.answer
+        finally:
+            task.cancelled = True
+
+    def close(self, finish: bool = True) -> None:
+        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread."""
         with self._changed:
             self._closing = True
+            if not finish:
+                for task in [*self._waiting, *(running.task for running in self._running)]:
+                    _report(task, UserError("The server ends"))  # nobody may wait for ever
+                    task.cancelled = True
             self._changed.notify()
         self._thread.join()
 
@@ -182,7 +233,7 @@ class Scheduler:
                     self._changed.wait()
                 if not (self._waiting or self._running):
                     return
-                self._waiting = deque(task for task in self._waiting if not self._hopeless(task))
+                self._waiting = deque(task for task in self._waiting if not self._settled(task))
                 free = self.max_batch - self.running
                 new = [self._waiting.popleft() for _ in range(min(free, self.waiting))]
             try:
@@ -203,16 +254,21 @@ class Scheduler:
                 self._start(new)
             except Exception as error:  # whoever runs already can go on
                 logger.exception("new requests failed")
+                self._batch.leave(set(self._batch.rows) - {running.row for running in self._running})
                 for task in new:
                     _report(task, error)
         self._let_go([running for running in self._running if self._read(running)])
 
     def _start(self, tasks: Sequence[Task]) -> None:
-        features = self._encode([picture for task in tasks for picture in task.pictures])
+        encoded = self._encode([p for task in tasks if not isinstance(task.pictures, Tensor) for p in task.pictures])
         none, started = no_features(self.model), []
         for task in tasks:
-            shown = [features[picture.key] for picture in task.pictures]
-            row = Row(task.ids, torch.stack(shown) if shown else none, task.decoding, task.logprobs)
+            if isinstance(task.pictures, Tensor):
+                features = task.pictures
+            else:
+                shown = [encoded[picture.key] for picture in task.pictures]
+                features = torch.stack(shown) if shown else none
+            row = Row(task.ids, features, task.decoding, task.logprobs, task.past)
             started.append(_Running(task, row, AnswerReader(self.model.tokenizer, task.stops, self._ends)))
         self._batch.join([running.row for running in started])
         self._running += started
@@ -243,13 +299,21 @@ class Scheduler:
             return False
         piece, row_newest, row.newest = reader.read(row.newest.token), row.newest, None
         _report(task, Piece(piece, row_newest))
-        if not (reader.ended or len(row.tokens) >= task.decoding.max_new_tokens):
+        if not (reader.ended or len(row.tokens) >= task.decoding.max_new_tokens or task.sated):
             return False
         answer, rest = reader.finish()
-        _report(task, Done(answer, rest, len(row.tokens)))
+        past = None if task.past is None else self._batch.read_by(row)
+        _report(task, Done(answer, rest, len(row.tokens), past))
         self.done += 1
         self._seconds += 0.1 * (time.monotonic() - running.started - self._seconds)
         return True
+
+    def _settled(self, task: Task) -> bool:
+        """Whether a task that waits need not begin."""
+        if task.sated:
+            _report(task, Done(Answer("", False, ()), "", 0))
+            return True
+        return self._hopeless(task)
 
     def _hopeless(self, task: Task) -> bool:
         if not task.cancelled and time.monotonic() > task.deadline:

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from minigpt4.app import schema
 from minigpt4.app.gate import ApiError, Limits, Metrics
 from minigpt4.app.pictures import read_picture
 from minigpt4.app.scheduler import Picture, Scheduler, Task
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.generation.engine import Decoding, room_for_answer
 from minigpt4.prompts.encode import encode_chat
@@ -104,7 +105,7 @@ class Service:
             image = open_image(data, self.limits.pixels)
         except UserError as error:
             raise UserError(f"picture {number}: {str(error).removeprefix('uploaded image: ')}") from None
-        return Picture(key, self.model.image_processor([image], return_tensors="pt")["pixel_values"])
+        return Picture(key, torch.from_numpy(to_pixels(self.model.image_processor, [image])))
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:

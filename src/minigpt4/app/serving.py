@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        from starlette.requests import ClientDisconnect
+
         headers = dict(scope["headers"])
         visiting = headers.get(b"sec-fetch-mode") == b"navigate" and scope["method"] == "GET"
         if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") and not visiting:
@@ -49,7 +52,8 @@ class Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        with contextlib.suppress(ClientDisconnect):  # in the middle of an upload: nobody is there to be told
+            await self.app(scope, receive, with_headers)
 
 
 def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -84,4 +88,8 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         models.warm_up()
         ready(url(host, listening))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            page.visits.close()
+            models.close()

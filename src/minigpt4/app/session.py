@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ from minigpt4.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from minigpt4.app.scheduler import Scheduler
     from minigpt4.generation.chat import Chat
-    from minigpt4.model.alignment import MiniGPT4
 
 #: A visit without a word for so long is over, and so is the longest silent one when there are more than so many.
 IDLE_SECONDS, MAX_VISITS = 3600.0, 64
+MAX_BATCH = 16  # answers decoded together; who comes later waits for a place
 MAX_PICTURES_PER_QUESTION = 8
 MAX_QUESTION = 8000  # characters
 
@@ -30,30 +31,43 @@ MAX_QUESTION = 8000  # characters
 class Models:
     """The models that the page offers by name; each is loaded once, when it is first asked for.
 
-    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. One thing at a
-    time may run on them: the page sees to that.
+    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. Whoever asks a
+    model is answered together with all others who do. `alone` is for what takes memory of its own: beams, heat maps.
     """
 
     def __init__(self, names: Mapping[str, str], **loading: Any) -> None:
         self.names = dict(names)
         self.loading = loading
-        self._loaded: dict[str, MiniGPT4] = {}
+        self.alone = threading.Lock()
+        self._loaded: dict[str, Scheduler] = {}
         self._lock = threading.Lock()
 
     @property
     def first(self) -> str:
         return next(iter(self.names))
 
-    def get(self, name: str) -> MiniGPT4:
-        """The model, loaded now if need be. Raises UserError for a name that is not offered, or a broken model."""
+    def get(self, name: str) -> Scheduler:
+        """What answers with this model, loaded now if need be.
+
+        Raises UserError for a name that is not offered, or a broken model.
+        """
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
-        from minigpt4.model.alignment import MiniGPT4
-
-        with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = MiniGPT4.from_pretrained(self.names[name], **self.loading)
+        if name in self._loaded:  # who asks it need not wait for another one that is being loaded
             return self._loaded[name]
+        with self._lock:  # transformers cannot be imported by two threads at once
+            from minigpt4.app.scheduler import Scheduler
+            from minigpt4.model.alignment import MiniGPT4
+
+            if name not in self._loaded:
+                model = MiniGPT4.from_pretrained(self.names[name], **self.loading)
+                self._loaded[name] = Scheduler(model, MAX_BATCH, MAX_VISITS)
+            return self._loaded[name]
+
+    def close(self) -> None:
+        """Break off what is being answered, and take no more questions."""
+        for scheduler in self._loaded.values():
+            scheduler.close(finish=False)
 
     def warm_up(self) -> None:
         """Start to load the first model; whoever asks for it later is told what is wrong with it, if anything."""
@@ -74,6 +88,7 @@ class Turn:
     question: str
     pictures: list[Image.Image]
     answer: str = ""
+    ended: bool = False
     stopped: bool = False
     files: list[str] = field(default_factory=list)
 
@@ -87,6 +102,8 @@ class Visit:
     turns: list[Turn] = field(default_factory=list)
     chat: Chat | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    answering: threading.Lock = field(default_factory=threading.Lock)
+    beside: list[Visit] = field(default_factory=list)  # those in which other models answer the same question
     seen: float = 0.0
 
     @property
@@ -97,20 +114,47 @@ class Visit:
     def start_again(self, model: str | None = None) -> None:
         """Forget the conversation; the next is with `model`."""
         self.stop.set()
-        self.turns, self.chat, self.stop = [], None, threading.Event()
+        self.stop_beside()
+        self.turns, self.chat, self.stop, self.answering = [], None, threading.Event(), threading.Lock()
         self.model = model or self.model
 
-    def rewind(self, turns: int) -> None:
-        """Forget all but the first `turns` turns."""
-        if self.chat is not None:
-            self.chat.rewind(min(turns, len(self.turns)))
-        del self.turns[turns:]
+    def ask_beside(
+        self, names: Sequence[str], question: str, pictures: list[Any], settings: Mapping[str, Any]
+    ) -> Iterator[dict[str, Turn]]:
+        """Put one question to all models of these names, outside of this conversation; yields those turns that grew."""
+        self.stop_beside()
+        self.beside = [Visit(self.models, name) for name in names]
+        coming = {visit.model: visit.ask(question, pictures, settings) for visit in self.beside}
+        while coming:
+            grown = {name: turn for name, turns in coming.items() if (turn := next(turns, None)) is not None}
+            if grown:
+                yield grown
+            coming = {name: coming[name] for name in grown}
 
-    def ask(self, question: str, pictures: list[Any], settings: Mapping[str, Any]) -> Iterator[Turn]:
+    def stop_beside(self) -> None:
+        """End the answers of `ask_beside`."""
+        for visit in self.beside:
+            visit.stop.set()
+
+    def ask(
+        self, question: str, pictures: list[Any], settings: Mapping[str, Any], after: int | None = None
+    ) -> Iterator[Turn]:
         """Put a question; yields its turn whenever there is more of its answer. Whoever sets `stop` ends the answer.
 
-        A turn that fails has not happened. Raises UserError for what cannot be asked or shown.
+        With `after` all but the first so many turns are forgotten before. A turn that fails has not happened. Raises
+        UserError for what cannot be asked or shown, or while an answer to this visitor is still coming.
         """
+        answering = self.answering
+        if not answering.acquire(blocking=False):
+            raise UserError("An answer is still coming; wait for its end, or stop it")
+        try:
+            yield from self._ask(question, pictures, settings, after)
+        finally:
+            answering.release()
+
+    def _ask(
+        self, question: str, pictures: list[Any], settings: Mapping[str, Any], after: int | None
+    ) -> Iterator[Turn]:
         if len(pictures) > MAX_PICTURES_PER_QUESTION:
             raise UserError(f"{len(pictures)} pictures at once; show at most {MAX_PICTURES_PER_QUESTION}")
         if len(question) > MAX_QUESTION:
@@ -118,22 +162,33 @@ class Visit:
         turn = Turn(question, [opened(picture) for picture in pictures])
         if not question.strip():
             raise UserError("Type a question, or choose an example")
+        if after is not None:
+            if self.chat is not None:
+                self.chat.rewind(min(after, len(self.turns)))
+            del self.turns[after:]
         stop = self.stop = threading.Event()
         self.turns.append(turn)
         try:
             yield turn
-            if self.chat is None:
-                self.chat = self.models.get(self.model).start_chat()
+            chat = self.chat
+            if chat is None:
+                scheduler = self.models.get(self.model)
+                from minigpt4.generation.chat import Chat
+
+                chat = Chat(scheduler.model, streaming=scheduler.stream)
+                if self.stop is stop:  # else a new conversation began meanwhile
+                    self.chat = chat
             if settings.get("num_beams", 1) > 1:
-                turn.answer = self.chat.ask(question, turn.pictures, stop, **settings)
+                with self.models.alone:
+                    turn.answer = chat.ask(question, turn.pictures, stop, **settings)
             else:
                 last = 0.0
-                for piece in self.chat.stream(question, turn.pictures, stop, **settings):
+                for piece in chat.stream(question, turn.pictures, stop, **settings):
                     turn.answer += piece
                     if time.monotonic() - last > 0.05:  # more often than that nobody can read
                         last = time.monotonic()
                         yield turn
-            turn.stopped = stop.is_set()
+            turn.ended, turn.stopped = True, stop.is_set()
         except BaseException:
             if turn in self.turns:
                 self.turns.remove(turn)
@@ -162,6 +217,11 @@ class Visits:
             while len(self._visits) > MAX_VISITS or now - next(iter(self._visits.values())).seen > IDLE_SECONDS:
                 self._visits.popitem(last=False)[1].start_again()
             return visit
+
+    def close(self) -> None:
+        """End all visits."""
+        for key in list(self._visits):
+            self.leave(key)
 
     def leave(self, key: str) -> None:
         """End a visit, and the answer that is being given in it."""

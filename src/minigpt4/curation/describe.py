@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import base64
 import logging
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.curation.endpoint import Endpoint, Unanswered, work_concurrently
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.descriptions import find_picture, read_annotations
 from minigpt4.data.images import PICTURE_ENDINGS, is_picture
 from minigpt4.errors import UserError
+from minigpt4.generation.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
 from minigpt4.progress import progress_bar
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32
-STOPPED = "stopped; what is done is recorded, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -289,31 +287,9 @@ def _describe_remotely(
             endpoint.stopped.set()
         return len(failed) < max(3, concurrency)
 
-    run_until_stopped(todo, work, record, concurrency, endpoint.stopped, stop)
+    run_until_stopped(todo, work, record, concurrency, endpoint.stopped, lambda: stop.received)
     if failed:
         raise UserError(f"endpoint {endpoint.url}: {failed[-1]}; what is done is recorded, try again later")
-
-
-def run_until_stopped(
-    todo: Sequence[Any], work: Any, record: Any, concurrency: int, stopped: threading.Event, stop: StopSignals
-) -> None:
-    """`work_concurrently`, ended by Ctrl-C as soon as what is under way has been recorded."""
-    watching = threading.Event()
-
-    def watch() -> None:
-        while not watching.wait(0.1):
-            if stop.received:
-                stopped.set()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        work_concurrently(todo, work, record, concurrency=concurrency, stopped=stopped)
-    finally:
-        watching.set()
-        watcher.join()
-    if stop.received:
-        raise KeyboardInterrupt(STOPPED)
 
 
 def _kind(data: bytes) -> str:

@@ -23,6 +23,7 @@ from minigpt4.curation import language
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
+from minigpt4.evaluation.reliability import foreign_share
 from minigpt4.files import write_atomically
 from minigpt4.progress import progress_bar
 
@@ -64,7 +65,7 @@ RULES: tuple[Rule, ...] = (
     Rule("repeated_sentences", "sentences", 0, True, lambda item: language.count_repeated_sentences(item.text)),
     Rule("apology", "phrases", 0, True, lambda item: language.count_apologies(item.text)),
     Rule("assistant_talk", "phrases", 0, True, lambda item: language.count_assistant_talk(item.text)),
-    Rule("non_english", "share of letters, or 1", 0.1, True, lambda item: language.foreign_share(item.text)),
+    Rule("non_english", "share of letters, or 1", 0.1, True, lambda item: foreign_share(item.text)),
     Rule("markup", "tags, links, marks", 0, True, lambda item: language.count_markup(item.text)),
     Rule("duplicate_picture", f"bits of {HASH_SIDE**2} that differ from an earlier picture", 6, False),
     Rule("duplicate_text", "earlier texts with the same words", 0, True),

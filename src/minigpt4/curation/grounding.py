@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.curation.describe import STOPPED, Describing, model_fingerprint
+from minigpt4.curation.describe import Describing, model_fingerprint
 from minigpt4.curation.language import sentences
 from minigpt4.curation.ledger import Item, Ledger, Picture
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
+from minigpt4.generation.endpoint import STOPPED
 from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from minigpt4.evaluation.reliability import failure
 
@@ -27,13 +26,6 @@ _MARKUP = re.compile(
     r"</?[a-z][^<>]{0,80}>|<!--|https?://|www\.|###|```|\*\*|^\s*#+ |\[[^\]]*\]\([^)]*\)|&[a-z]{2,6};|\{\\|<\|",
     re.I | re.M,
 )
-#: Words without which no English is written for long.
-_FUNCTION_WORDS = {
-    "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "by", "with", "for", "as", "is", "are",
-    "was", "were", "be", "been", "it", "its", "this", "that", "these", "those", "there", "which", "who", "his", "her",
-    "their", "he", "she", "they", "we", "i", "you", "can", "has", "have", "had", "not", "no", "one", "two", "three",
-    "also", "into", "over", "under", "behind", "near", "while", "where", "some", "each", "both",
-}  # fmt: skip
 
 
 def words(text: str) -> list[str]:
@@ -85,18 +77,6 @@ def count_assistant_talk(text: str) -> int:
 def count_markup(text: str) -> int:
     """Tags, links, Markdown and marks of a chat format."""
     return len(_MARKUP.findall(text))
-
-
-def foreign_share(text: str) -> float:
-    """The share of letters outside the Latin alphabet, or 1 for a text of eight words or more with next to no English
-    function words.
-    """
-    letters = [letter for letter in text if letter.isalpha()]
-    foreign = sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
-    spoken = words(text)
-    if len(spoken) >= 8 and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken):
-        return 1.0
-    return foreign
 
 
 def similarity(text: str, other: str) -> float:

@@ -9,19 +9,18 @@ nothing. Knows nothing about models, endpoints or rules.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
+from minigpt4.files import only_process
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
@@ -185,30 +184,12 @@ class Ledger:
                 "file, missing rights) and run the same command again"
             ) from error
 
-    @contextlib.contextmanager
-    def lock(self, step: str, *, wait: bool = False) -> Iterator[None]:
+    def lock(self, step: str, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
         """Keeps a second process out of `step` until the block ends, or this process does, however it ends.
 
         Raises UserError at once if another process is at it, unless `wait` is set.
         """
-        path = self.project / f".{step}.lock"
-        try:
-            file: TextIO = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"{self.project}: process {file.read().strip() or '?'} is at work on {step} here; wait until it "
-                    "has ended, and run the same command again"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return only_process(self.project, step, wait=wait)
 
     # -- writing
 

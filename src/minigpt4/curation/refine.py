@@ -11,13 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt4.curation.describe import run_until_stopped
-from minigpt4.curation.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.curation.language import count_apologies, count_assistant_talk, similarity
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
+from minigpt4.generation.endpoint import Endpoint, Reply, Unanswered, estimate_tokens, run_until_stopped
 from minigpt4.progress import progress_bar
-from minigpt4.training.run import StopSignals
+from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +164,7 @@ def refine(
 
         with progress_bar() as bar:
             task = bar.add_task("refine", total=len(afforded), note="")
-            run_until_stopped(afforded, work, record, concurrency, endpoint.stopped, stop)
+            run_until_stopped(afforded, work, record, concurrency, endpoint.stopped, lambda: stop.received)
         if failed:
             raise UserError(f"endpoint {endpoint.url}: {failed[-1]}; what was answered is recorded, try again later")
         left = len(todo) - sum(counts.values())

@@ -10,21 +10,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import secrets
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import resources
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.listening import listen, names, url
+from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -195,37 +193,8 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
 
 def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
     """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
-    try:
-        from fastapi import Body, FastAPI, HTTPException, Request, Response
-        from fastapi.responses import HTMLResponse, JSONResponse
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ImportError:
-        raise UserError("the review page needs a web server: pip install 'minigpt4[curate]'") from None
-    app = FastAPI(title="minigpt4 curate review", docs_url=None, redoc_url=None, openapi_url=None)
-    # Else a page from elsewhere could reach this one by a name that it points here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    nonce = secrets.token_urlsafe(16)
-    page = resources.files("minigpt4.curation").joinpath("review.html").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
-        f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-    )
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Any:
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return JSONResponse({"detail": "asked from another page"}, 403)
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = policy
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
-        return response
-
-    def named(reviewer: str) -> str:
-        name = " ".join(reviewer.split())
-        if not 1 <= len(name) <= 40:
-            raise HTTPException(400, "give a name of 1 to 40 letters")
-        return name
+    app = page_app("minigpt4 curate review", "minigpt4.curation", "review.html", hosts)
+    from fastapi import Body, HTTPException, Response
 
     def shown(reviewer: str, index: int | None) -> dict[str, Any]:
         return {
@@ -238,18 +207,14 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
             raise HTTPException(404, f"there are texts 1 to {len(desk.items)}")
         return index
 
-    @app.get("/", response_class=HTMLResponse)
-    def root() -> str:
-        return page.replace("__NONCE__", nonce)
-
     @app.get("/api/next")
     def next_item(reviewer: str) -> dict[str, Any]:
-        name = named(reviewer)
+        name = person(reviewer)
         return shown(name, desk.next(name))
 
     @app.get("/api/items/{index}")
     def look(index: int, reviewer: str) -> dict[str, Any]:
-        return shown(named(reviewer), within(index))
+        return shown(person(reviewer), within(index))
 
     @app.get("/pictures/{index}")
     def picture(index: int) -> Response:
@@ -257,7 +222,7 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
             data = desk.items[within(index)].picture.read()
         except UserError as error:
             raise HTTPException(410, str(error)) from None
-        return Response(data, media_type=_media_type(data))
+        return Response(data, media_type=media_type(data))
 
     @app.post("/api/items/{index}")
     def decide(
@@ -267,7 +232,7 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
         verdict: str = Body(),
         text: str | None = Body(None, max_length=20_000),
     ) -> dict[str, Any]:
-        name = named(reviewer)
+        name = person(reviewer)
         try:
             desk.decide(name, within(index), source, verdict, text)
         except TakenError as error:
@@ -280,7 +245,7 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
 
     @app.post("/api/undo")
     def undo(reviewer: str = Body(embed=True)) -> dict[str, Any]:
-        name = named(reviewer)
+        name = person(reviewer)
         index = desk.undo(name)
         if index is None:
             raise HTTPException(404, "there is nothing to undo")
@@ -289,22 +254,7 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
     return app
 
 
-def _media_type(data: bytes) -> str:
-    for start, kind in ((b"\xff\xd8", "jpeg"), (b"\x89PNG", "png"), (b"RIFF", "webp")):
-        if data.startswith(start):
-            return f"image/{kind}"
-    return "application/octet-stream"
-
-
 def serve(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise UserError("the review page needs a web server: pip install 'minigpt4[curate]'") from None
     with ledger.lock("review"):
-        desk = Desk(ledger, shared)
-        app = create_app(desk, names(host) or ["*"])
-        with listen(host, port) as listening:
-            ready(url(host, listening))
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        serve_app(create_app(Desk(ledger, shared), allowed_hosts(host)), host, port, ready)

@@ -151,11 +151,14 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of this step, counted from 0 over all epochs."""
+        return Batch.of(*self.rows(step))
+
+    def rows(self, step: int) -> tuple[list[bytes], list[list[int]], list[list[int]]]:
+        """Picture keys, prompts and targets of the batch of this step."""
         chosen = self.chosen(step)
         own = self.samples.own_prompts
         prompts = [own.get(i) or self.samples.prompts[self._prompt[i]] for i in chosen]
-        targets = [self.samples.targets[i] for i in chosen]
-        return Batch.of([self.samples.pictures[i] for i in chosen], prompts, targets)
+        return [self.samples.pictures[i] for i in chosen], prompts, [self.samples.targets[i] for i in chosen]
 
     def chosen(self, step: int) -> np.ndarray:
         """The numbers of the samples in the batch of this step."""

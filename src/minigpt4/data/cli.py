@@ -89,9 +89,9 @@ def features(
     source_ = Source(source, caption_key=caption_key)
     check_sources([source_], stage)  # a wrong path is known before the model is loaded
     from minigpt4.data.features import encode_source
-    from minigpt4.model.alignment import MiniGPT4
     from minigpt4.model.precision import resolve_device, training_dtype
+    from minigpt4.model.vision import load_vision_side
 
     resolved = resolve_device(device)
-    loaded = MiniGPT4.from_pretrained(model, dtype=dtype or training_dtype(resolved), device=resolved)
+    loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
     typer.echo(encode_source(loaded, out, source_, stage=stage, workers=workers, max_skipped_share=max_skipped))

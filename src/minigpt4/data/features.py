@@ -32,7 +32,7 @@ from minigpt4.files import write_atomically
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.vision import VisionSide
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def picture_key(picture: bytes) -> bytes:
     return hashlib.sha256(picture).digest()
 
 
-def features_fingerprint(model: MiniGPT4) -> str:
+def features_fingerprint(model: VisionSide) -> str:
     """A name for all that decides a picture's features: the vision side's weights, its dtype, and the preprocessing."""
     preprocessing = json.dumps(model.image_processor.to_dict(), sort_keys=True, default=str)
     vision = f"{model.vision_fingerprint} {model.blip2.query_tokens.dtype} {preprocessing}"
@@ -162,7 +162,7 @@ class Index:
 
 
 def cache_features(
-    model: MiniGPT4,
+    model: VisionSide,
     cache: FeatureCache,
     pairs: Iterable[Pair],
     skipped: Counter[str],
@@ -216,7 +216,7 @@ class Encoded:
 
 
 def encode_source(
-    model: MiniGPT4,
+    model: VisionSide,
     root: str | Path,
     source: Source,
     *,

@@ -80,9 +80,11 @@ class PairStream:
         prepare: is applied to every pair, in the worker, and what it returns is yielded in its place: decode the
             picture there. A UserError from it skips the pair as an unreadable picture.
         max_skipped_share: a source of which more than this share is skipped ends the run with a UserError.
+        readers: those of `sources`, for who opens many streams of the same; opened here by default.
 
     Attributes:
         skipped: causes of pairs that were left out so far, and how many.
+        yielded: how many were not.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class PairStream:
         repeat: bool = True,
         prepare: Callable[[Pair], Any] | None = None,
         max_skipped_share: float = 0.1,
+        readers: Sequence[Reader] | None = None,
     ) -> None:
         if not sources:
             raise UserError("data: no source is named")
@@ -112,7 +115,7 @@ class PairStream:
             "workers": workers,
             "repeat": repeat,
         }
-        readers = [open_source(source) for source in sources]
+        readers = readers or [open_source(source) for source in sources]
         shares = max(workers, 1)
         shuffle = shuffle_buffer > 1
 
@@ -127,7 +130,7 @@ class PairStream:
         self._shares = [share(rank * shares + worker) for worker in range(shares)]
         self._in_processes = workers > 0
         self._states: list[dict[str, Any] | None] = [None] * shares
-        self._turn = self._offset = self._yielded = 0
+        self._turn = self._offset = self.yielded = 0
         self._max_skipped = max_skipped_share
 
     def __iter__(self) -> Iterator[Any]:
@@ -141,11 +144,11 @@ class PairStream:
             if chunk.error:
                 raise UserError(chunk.error)
             self.skipped += chunk.skipped
-            self._yielded += len(chunk.items)
+            self.yielded += len(chunk.items)
             self._states[self._turn] = chunk.state
             done[self._turn] = chunk.done
             self._turn, self._offset = (self._turn + 1) % len(self._shares), 0
-            seen = self._yielded + self.skipped.total()
+            seen = self.yielded + self.skipped.total()
             if seen >= TRIED or all(done):
                 judge(", ".join(path for path, *_ in self._settings["sources"]), seen, self.skipped, self._max_skipped)
             if all(done):
@@ -158,7 +161,7 @@ class PairStream:
             "shares": list(self._states),
             "turn": self._turn,
             "offset": self._offset,
-            "yielded": self._yielded,
+            "yielded": self.yielded,
             "skipped": dict(self.skipped),
         }
 
@@ -171,7 +174,7 @@ class PairStream:
             )
         self._states = list(state["shares"])
         self._turn, self._offset = state["turn"], state["offset"]
-        self._yielded, self.skipped = state["yielded"], Counter(state["skipped"])
+        self.yielded, self.skipped = state["yielded"], Counter(state["skipped"])
 
     def _chunks(self) -> Iterator[Chunk]:
         """What the shares yield, each in its turn, beginning with the one whose turn it is."""
@@ -180,7 +183,7 @@ class PairStream:
         if not self._in_processes:
             share, state = work[0]
             return share.chunks(state)
-        return in_processes(work)
+        return in_processes(work, len(work), 2 * len(work))
 
 
 @dataclass
@@ -311,8 +314,8 @@ class _Passes:
                     judge(self.path, self._seen, self._skipped, self.max_skipped_share)
             if repeat and self._seen == self._skipped.total():
                 raise UserError(
-                    f"data {self.path}: process {self.process + 1} of {self.processes} (ranks x workers) finds no "
-                    "usable pair; use fewer of them for so few pairs"
+                    f"data {self.path}: share {self.process + 1} of {self.processes} finds no usable pair; for so few "
+                    "pairs leave out stream=true, or use fewer workers or processes"
                 )
             self.through = not repeat
             self._pass, self._seen, self._skipped = self._pass + 1, 0, Counter()

@@ -1,4 +1,4 @@
-"""Shares of a stream, each read in a process of its own, handed out in turn.
+"""Shares of a stream, read in processes of their own or in this one, handed out in turn.
 
 PyTorch's `DataLoader` starts, feeds and watches the processes. Knows nothing about what is in a chunk.
 """
@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from minigpt4.errors import UserError
 
@@ -31,47 +31,61 @@ class Chunk:
     error: str | None = None
 
 
-class Share(Protocol):
-    """What one process reads."""
+C = TypeVar("C", covariant=True)
 
-    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[Chunk]:
+
+class Share(Protocol[C]):
+    """What one process reads, or one of a few that a process reads in turn."""
+
+    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[C]:
         """Chunks for ever, from `state` on."""
 
 
-Work = tuple[Share, "dict[str, Any] | None"]
+Work = tuple[Share[C], "dict[str, Any] | None"]
 
 
-class _Shares:
-    """The shares as `DataLoader` wants them: chunk number n comes from worker n modulo their number, for ever."""
+class _Shares(Generic[C]):
+    """The shares as `DataLoader` wants them: chunk number n is one of share n modulo their number, for ever."""
 
-    def __init__(self, work: Sequence[Work]) -> None:
+    def __init__(self, work: Sequence[Work[C]]) -> None:
         self._work = work
-        self._chunks: Iterator[Chunk] | None = None  # of the share of this process
+        self._chunks: dict[int, Iterator[C]] = {}  # of the shares of this process
 
-    def __getitem__(self, number: int) -> Chunk:
-        if self._chunks is None:
-            share, state = self._work[number % len(self._work)]
-            self._chunks = share.chunks(state)
-        return next(self._chunks)
+    def __getitem__(self, number: int) -> C:
+        at = number % len(self._work)
+        if at not in self._chunks:
+            share, state = self._work[at]
+            self._chunks[at] = share.chunks(state)
+        return next(self._chunks[at])
 
 
-def in_processes(work: Sequence[Work]) -> Iterator[Chunk]:
-    """The chunks of every share, each from a process of its own, in turn."""
+def in_turn(work: Sequence[Work[C]]) -> Iterator[C]:
+    """A chunk of every share, in turn, read in this process."""
+    shares = _Shares(work)
+    return (shares[number] for number in count())
+
+
+def in_processes(work: Sequence[Work[C]], processes: int, ahead: int) -> Iterator[C]:
+    """The same from processes of their own, which divide the number of shares; all together are `ahead` chunks ahead.
+
+    (The `DataLoader` gives number n to worker n modulo their number, so each share stays with one of them.)
+    """
     import datasets  # noqa: F401  # once, before the processes part
     import torch
     from torch.utils.data import DataLoader
 
-    loader: DataLoader[Chunk] = DataLoader(
+    loader: DataLoader[C] = DataLoader(
         _Shares(work),  # type: ignore[arg-type]
         sampler=count(),
         batch_size=None,
-        num_workers=len(work),
+        num_workers=processes,
+        prefetch_factor=-(-ahead // processes),
         collate_fn=_same,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader would otherwise draw from training's
     )
 
-    def chunks() -> Generator[Chunk, None, None]:
+    def chunks() -> Generator[C, None, None]:
         try:
             yield from loader
         except RuntimeError as error:
@@ -86,7 +100,7 @@ def in_processes(work: Sequence[Work]) -> Iterator[Chunk]:
     return running
 
 
-def _close(running: weakref.ref[Generator[Chunk, None, None]]) -> None:
+def _close(running: weakref.ref[Generator[Any, None, None]]) -> None:
     chunks = running()
     if chunks is not None:
         chunks.close()
@@ -98,6 +112,7 @@ def _same(chunk: Any) -> Any:
 
 def _start_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM reach every process of a group; when to stop is the first process's decision."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else it warns that this process was forked
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import platform
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from minigpt4.evaluation import report
+from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.questions import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
@@ -105,7 +103,7 @@ def run_demo(
     seconds = time.perf_counter() - started
     results = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine(),
         "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
         "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],
         "rates": {key: {name: _plain(rate) for name, rate in row.items()} for key, row in rates.items()},
@@ -260,18 +258,3 @@ def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[st
         for i, picture in enumerate(survey.pictures)
     ]
     return {"pictures": pictures, "questions": questions}
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "minigpt4": version("minigpt4"),
-    }

@@ -1,4 +1,4 @@
-"""Does an answer fail as language: repetition, fragment, nothing said, or no end?
+"""Does an answer fail as language: repetition, fragment, nothing said, no end, or another language?
 
 These are the failures that the paper counts before and after its second stage. Whether the answer is *true* is the
 business of `abilities.py`: nothing here knows the picture.
@@ -7,7 +7,28 @@ business of `abilities.py`: nothing here knows the picture.
 from __future__ import annotations
 
 import re
+import unicodedata
 
+#: What `failure` can find, and the version of its rules, which results record.
+KINDS = ("empty", "no end", "repetition", "fragment", "language drift")
+RULES_VERSION = 2
+#: More letters than this share from outside the Latin alphabet are another language.
+MAX_FOREIGN = 0.1
+#: Words without which no English is written for long.
+_FUNCTION_WORDS = {
+    "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "by", "with", "for", "as", "is", "are",
+    "was", "were", "be", "been", "it", "its", "this", "that", "these", "those", "there", "which", "who", "his", "her",
+    "their", "he", "she", "they", "we", "i", "you", "can", "has", "have", "had", "not", "no", "one", "two", "three",
+    "also", "into", "over", "under", "behind", "near", "while", "where", "some", "each", "both",
+}  # fmt: skip
+#: The same of German, French, Spanish, Italian, Portuguese and Dutch, without those that are English words too.
+_FOREIGN_WORDS = {
+    "der", "das", "und", "ist", "ein", "eine", "einem", "einen", "nicht", "mit", "auf", "von", "zu", "dem", "den",
+    "le", "la", "les", "un", "une", "des", "et", "est", "dans", "sur", "avec", "qui", "il", "elle", "du", "au",
+    "el", "los", "las", "una", "es", "en", "con", "por", "que", "del", "su", "hay", "está",
+    "lo", "gli", "di", "che", "sono", "nel", "sulla", "è", "della", "os", "uma", "não", "com", "em", "na",
+    "het", "een", "van", "op", "zijn", "niet", "te", "ik", "je",
+}  # fmt: skip
 #: No English sentence or line of verse stops on one of these.
 _DANGLING = {
     "a", "an", "the", "and", "or", "but", "nor", "of", "with", "from", "into", "its", "their", "his", "our", "your",
@@ -21,14 +42,14 @@ _SENTENCE_ENDS = re.compile(r"(?<=[.!?…])[\"')\]”’]*\s+|\n+")
 
 
 def failure(text: str, ended: bool) -> str | None:
-    """What is wrong with `text` as language: "empty", "no end", "repetition", "fragment"; None if nothing is.
+    """What is wrong with `text` as language, the first of `KINDS` that fits; None if nothing is.
 
     Args:
         text: An answer, plain text or HTML.
         ended: Whether the model stopped by itself, rather than at the limit of new tokens.
     """
     text = text.strip()
-    words = re.findall(r"[a-z0-9'-]+", text.lower())
+    words = re.findall(r"[^\W_]+(?:['-]+[^\W_]+)*", text.lower())
     if not words:
         return "empty"
     if not ended:
@@ -41,7 +62,46 @@ def failure(text: str, ended: bool) -> str | None:
         return "fragment" if unclosed or not text.endswith(">") else None
     if _says_twice(text) or _loops(words):
         return "repetition"
-    return "fragment" if _breaks_off(text, words[-1]) else None
+    if _breaks_off(text, words[-1]):
+        return "fragment"
+    return "language drift" if _drifts(text) else None
+
+
+def _drifts(text: str) -> bool:
+    """Whether the text is not English, or turns to another language for three sentences or lines in a row."""
+    pieces = [piece for piece in _SENTENCE_ENDS.split(text) if piece.strip()]
+    runs = [" ".join(pieces[start : start + 3]) for start in range(max(1, len(pieces) - 2))]
+    return (
+        _foreign_letters(text) > MAX_FOREIGN
+        or _lacks_english(text, 16)  # shorter ones may do without: "Order them today!"
+        or any(_foreign_letters(run) > 0.5 or _is_foreign(run) for run in runs)
+    )
+
+
+def _is_foreign(text: str) -> bool:
+    """Whether more words of other languages than of English hold it together."""
+    spoken = re.findall(r"[^\W\d_]+", text.lower())
+    foreign = sum(word in _FOREIGN_WORDS for word in spoken)
+    return foreign >= 3 and foreign > sum(word in _FUNCTION_WORDS for word in spoken)
+
+
+def _foreign_letters(text: str) -> float:
+    """The share of letters outside the Latin alphabet."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
+
+
+def _lacks_english(text: str, least: int) -> bool:
+    """Whether a text of `least` words or more has next to no English function words."""
+    spoken = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+    return len(spoken) >= least and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken)
+
+
+def foreign_share(text: str) -> float:
+    """The share of letters outside the Latin alphabet, or 1 for a text of eight words or more with next to no English
+    function words.
+    """
+    return 1.0 if _lacks_english(text, 8) else _foreign_letters(text)
 
 
 def _says_twice(text: str) -> bool:

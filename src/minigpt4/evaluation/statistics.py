@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+import random
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -30,6 +34,32 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+def bootstrap(
+    cases: Sequence[T],
+    statistic: Callable[[Sequence[T]], float],
+    *,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval (low, high) of a statistic of `cases`, drawn with replacement `draws` times (Efron 1979).
+
+    Draws for which the statistic is not defined (NaN) are left out; (nan, nan) if none is left.
+
+    Raises:
+        ValueError: There are no cases.
+    """
+    if not cases:
+        raise ValueError("no interval without cases")
+    rng = random.Random(seed)
+    found = sorted(value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases)))))
+    if not found:
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    last = len(found) - 1
+    return found[round(tail * last)], found[round((1 - tail) * last)]
+
+
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     """How far two judges agree beyond chance: 1 always, 0 as often as by chance (Cohen 1960).
 
@@ -43,6 +73,24 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
     by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
+    """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
+
+    Newcombe's hybrid of both Wilson intervals (1998, his method 10). It takes the samples as independent: where the
+    same questions were put to both, it is wider than need be.
+
+    Raises:
+        ValueError: nothing was observed of one of them.
+    """
+    if not (one.total and other.total):
+        raise ValueError("a difference needs observations of both rates")
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    found = one.share - other.share
+    below = math.hypot(one.share - low, other_high - other.share)
+    above = math.hypot(high - one.share, other.share - other_low)
+    return found, found - below, found + above
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ the Q-Former had found what that token says. Attention is a hint at what a word 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from minigpt4.data.images import open_image
+from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.generation.endings import decode_text
 from minigpt4.model.parts import PATCHES_PER_TOKEN
@@ -43,8 +43,8 @@ def token_attention(model: MiniGPT4, ids: Sequence[int], features: Tensor, start
     """How much the LLM attended to each image token as it chose the tokens `ids[start:end]`: (pictures, q), sum 1.
 
     The mean over those tokens and over the heads of the upper third of its layers, where the next word is decided.
-    Only these tokens are read with attention that can be seen, so a long conversation takes little memory. Nothing
-    else may run on the model meanwhile. Raises UserError if there is no picture before them.
+    Only these tokens are read with attention that can be seen, so a long conversation takes little memory. Raises
+    UserError if there is no picture before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)
@@ -55,10 +55,9 @@ def token_attention(model: MiniGPT4, ids: Sequence[int], features: Tensor, start
     cache = DynamicCache()
     # A token is chosen from what the LLM makes of the one before it.
     llm.base_model(inputs_embeds=embeddings[:, : start - 1], past_key_values=cache, use_cache=True)
-    with _visible_attention(llm):
-        seen = llm.base_model(
-            inputs_embeds=embeddings[:, start - 1 : end - 1], past_key_values=cache, output_attentions=True
-        ).attentions
+    seen = _open(llm.base_model)(
+        inputs_embeds=embeddings[:, start - 1 : end - 1], past_key_values=cache, output_attentions=True
+    ).attentions
     upper = torch.stack([layer[0].float() for layer in seen[-max(1, len(seen) // 3) :]])
     weights = upper.mean((0, 1, 2))[places].view(-1, model.num_query_tokens)  # layers, heads, tokens
     return (weights / weights.sum()).cpu()
@@ -69,9 +68,8 @@ def patch_attention(model: MiniGPT4, images: Sequence[str | bytes | Image.Image]
     """Where each image token comes from: (n, q, rows, columns), each sums to 1.
 
     The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
-    Nothing else may run on the model meanwhile.
     """
-    pixels = model.image_processor([open_image(image) for image in images], return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(to_pixels(model.image_processor, [open_image(image) for image in images]))
     vision = model.blip2.config.vision_config
     rows, columns = (side // vision.patch_size for side in pixels.shape[-2:])
     count = model.num_query_tokens
@@ -80,18 +78,16 @@ def patch_attention(model: MiniGPT4, images: Sequence[str | bytes | Image.Image]
         return own.view(1, count, rows, columns).expand(len(pixels), -1, -1, -1)
     patches = model.blip2.vision_model(pixels.to(model.device)).last_hidden_state
     queries = model.blip2.query_tokens.expand(len(patches), -1, -1)
-    with _visible_attention(model.blip2.qformer):
-        seen = model.blip2.qformer(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
+    seen = _open(model.blip2.qformer)(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
     weights = seen.cross_attentions[-1].float().mean(1)[:, :, 1:]  # without the class token, which has no place
     return (weights / weights.sum(-1, keepdim=True)).view(-1, count, rows, columns).cpu()
 
 
-@contextmanager
-def _visible_attention(part: Any) -> Iterator[None]:
-    """Fused attention gives no weights: until the block ends `part` computes its attention step by step."""
-    usual = part.config._attn_implementation
-    part.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        part.set_attn_implementation(usual)
+def _open(part: Any) -> Any:
+    """A twin of `part` with the same weights in memory that computes its attention step by step: fused attention gives
+    no weights. Whatever runs on `part` itself meanwhile is not disturbed.
+    """
+    weights = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
+    twin = copy.deepcopy(part, weights)
+    twin.set_attn_implementation("eager")
+    return twin

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,20 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """One conversation with `model`, in the format of `template` (a name or a Template; default: the model's own)."""
+    """One conversation with `model`, in the format of `template` (a name or a Template; default: the model's own).
 
-    def __init__(self, model: MiniGPT4, template: str | Template | None = None) -> None:
+    `streaming` stands in for `engine.decode_stream` without its model: answers that come as a stream may be decoded
+    together with those of others (`app.scheduler.Scheduler.stream`).
+    """
+
+    def __init__(
+        self,
+        model: MiniGPT4,
+        template: str | Template | None = None,
+        streaming: Callable[..., Generator[str, None, Answer]] | None = None,
+    ) -> None:
         self.model = model
+        self._decode_stream = streaming or partial(decode_stream, model)
         self.template = self._own = get_template(template) if template is not None else model.template
         self.reset()
 
@@ -101,9 +112,9 @@ class Chat:
         decoding = Decoding.from_settings(settings)
         turn = self._turn(text, image)
         with self._undone_on_failure():
-            answer = yield from decode_stream(
-                self.model, turn.ids, turn.features, decoding, self.template.stop,
-                cache=self._cache, cancelled=cancelled,
+            answer = yield from self._decode_stream(
+                turn.ids, turn.features, decoding, self.template.stop,
+                cache=self._cache, cancelled=cancelled or threading.Event(),
             )  # fmt: skip
         self._keep(turn, answer)
 

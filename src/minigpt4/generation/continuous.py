@@ -38,14 +38,16 @@ class Chosen:
 class Row:
     """One answer on its way: `ids` is its prompt, `features` (pictures, q, d_qformer) are those of its pictures.
 
-    `logprobs`: None, or how many of the likeliest tokens to report beside each that is chosen. `newest` is what the
-    last step chose; `failed` is what went wrong in choosing, if it did.
+    `logprobs`: None, or how many of the likeliest tokens to report beside each that is chosen. `past`: keys and values
+    of the first of `ids`, where somebody has them; they are left as they are. `newest` is what the last step chose;
+    `failed` is what went wrong in choosing, if it did.
     """
 
     ids: Sequence[int]
     features: Tensor
     decoding: Decoding
     logprobs: int | None = None
+    past: DynamicCache | None = None
     tokens: list[int] = field(default_factory=list)
     newest: Chosen | None = None
     failed: Exception | None = None
@@ -95,15 +97,20 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows, all in one pass, and choose the first token of each."""
-        input_ids, mask = left_padded([row.ids for row in rows])
-        features = torch.cat([row.features for row in rows])
-        cache = DynamicCache()
-        embeddings = self.model.embed(input_ids, features.to(self.model.device))
-        logits = self._forward(cache, mask, inputs_embeds=embeddings)
-        self._merge(cache, mask)
-        self.rows += rows
-        _choose(rows, logits)
+        """Read the prompts of new rows, and choose the first token of each.
+
+        All in one pass, but for rows with a past, of which each has one of its own over what it has not read.
+        """
+        new = [row for row in rows if not _length(row.past)]
+        for group in [*([new] if new else []), *([row] for row in rows if row not in new)]:
+            input_ids, mask = left_padded([row.ids for row in group])
+            features = torch.cat([row.features for row in group])
+            cache = DynamicCache() if group is new else _copied(group[0].past, 0, 0)
+            embeddings = self.model.embed(input_ids, features.to(self.model.device))[:, _length(cache) :]
+            logits = self._forward(cache, mask, inputs_embeds=embeddings)
+            self._merge(cache, mask)
+            self.rows += group
+            _choose(group, logits)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -111,6 +118,11 @@ class ContinuousBatch:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         newest = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.model.device)
         _choose(self.rows, self._forward(self._cache, self._mask, input_ids=newest))
+
+    def read_by(self, row: Row) -> DynamicCache:
+        """Keys and values of all that the LLM has read for this row: its prompt, and its tokens but the newest."""
+        i = self.rows.index(row)
+        return _copied(self._cache, i, int(self._mask[i].argmax()))
 
     def leave(self, rows: Collection[Row]) -> None:
         """Let rows go, and with them the room that only they needed."""
@@ -150,6 +162,18 @@ class ContinuousBatch:
         self._mask = torch.cat([torch.nn.functional.pad(m, (length - m.shape[1], 0)) for m in (self._mask, mask)])
         for layer, merged_keys, merged_values in zip(self._cache.layers, keys, values, strict=True):
             layer.keys, layer.values = merged_keys, merged_values
+
+
+def _length(cache: DynamicCache | None) -> int:
+    return 0 if cache is None else cache.get_seq_length()
+
+
+def _copied(cache: DynamicCache | None, row: int, start: int) -> DynamicCache:
+    """One row of a cache from position `start` on, as a cache of its own."""
+    copy = DynamicCache()
+    for number, layer in enumerate(cache.layers if cache is not None else ()):
+        copy.update(layer.keys[row : row + 1, :, start:], layer.values[row : row + 1, :, start:], number)
+    return copy
 
 
 def _widened(states: Tensor, length: int) -> Tensor:

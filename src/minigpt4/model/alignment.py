@@ -9,27 +9,25 @@ projection.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts, sources
 from minigpt4.model.adapters import LoRA, Trained
 from minigpt4.model.export import read_export, write_export, write_parts
 from minigpt4.model.graph import fresh_projection, hide_image_token, make_graph, put_tensors
+from minigpt4.model.packed import Packer
 from minigpt4.model.precision import Placement, pack_4bit_layers
 from minigpt4.model.record import (
     ADAPTERS_FILE,
@@ -43,6 +41,7 @@ from minigpt4.model.record import (
     portable,
     read_record,
 )
+from minigpt4.model.vision import VisionSide
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.own import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 STAGES = (1, 2)
 
 
-class MiniGPT4(torch.nn.Module):
+class MiniGPT4(VisionSide):
     """A frozen vision tower and Q-Former, a frozen LLM, and the linear projection between them.
 
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
@@ -75,16 +74,11 @@ class MiniGPT4(torch.nn.Module):
         placement: Placement | None = None,
         trained: Trained = Trained(),  # noqa: B008  # frozen
     ) -> None:
-        super().__init__()
-        self.blip2 = blip2
+        super().__init__(blip2, image_processor, origin, trained)
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self.template = template
-        self.origin = origin
         self.stage = stage
         self.placement = placement
-        self.trained = trained
-        self.trained_vision = ""  # the vision side's fingerprint if its Q-Former was trained
         self.lora = LoRA(blip2.language_model, trained.lora_rank) if trained.lora_rank else None
         self.image_token_id: int = blip2.config.image_token_id
         pack_4bit_layers(blip2, allowed=True)
@@ -94,24 +88,6 @@ class MiniGPT4(torch.nn.Module):
         self.eval()
 
     # -- the forward pass, step by step: encode -> project -> embed -> LLM -> logits
-
-    @torch.no_grad()
-    def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
-        """Pictures -> features (n, num_query_tokens, d_qformer). Raises UserError for one that cannot be read."""
-        opened = [open_image(image) for image in images]
-        return self.encode_pixels(self.image_processor(opened, return_tensors="pt")["pixel_values"])
-
-    @torch.no_grad()
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Preprocessed pictures (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
-        return self.ask_queries(self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state)
-
-    def ask_queries(self, patches: Tensor) -> Tensor:
-        """The tower's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer), by the Q-Former."""
-        queries = self.blip2.query_tokens.expand(len(patches), -1, -1)
-        seen = patches.float() if queries.dtype is torch.float32 else patches  # one that is trained is in float32
-        features = self.blip2.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-        return features.to(patches.dtype)
 
     def project(self, features: Tensor) -> Tensor:
         """Features (n, q, d_qformer) -> soft prompts for the LLM (n, q, d_llm): the one trained layer."""
@@ -149,6 +125,11 @@ class MiniGPT4(torch.nn.Module):
         image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id
         return logits.masked_fill(image_column, float("-inf"))
 
+    @cached_property
+    def packer(self) -> Packer | None:
+        """Runs the LLM on rows laid end to end; None if it cannot, which is tried when this is first asked for."""
+        return Packer.of(self.blip2.language_model)
+
     # -- talking to it
 
     def generate(self, *args: Any, **settings: Any) -> list[str]:
@@ -166,28 +147,14 @@ class MiniGPT4(torch.nn.Module):
     # -- facts about it
 
     @property
-    def num_query_tokens(self) -> int:
-        """How many places an image takes in the LLM's input."""
-        return self.blip2.config.num_query_tokens
-
-    @property
     def has_qformer(self) -> bool:
         """False for the paper's variant that projects the patches themselves (`minigpt4.model.graph`)."""
         return self.blip2.config.qformer_config.num_hidden_layers > 0
 
     @property
-    def device(self) -> torch.device:
-        return self.blip2.query_tokens.device
-
-    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen LLM."""
         return self.blip2.language_model.get_input_embeddings().weight.dtype
-
-    @property
-    def vision_fingerprint(self) -> str:
-        """Changes when the weights of the vision side do: the key under which its outputs may be cached."""
-        return self.trained_vision or self.origin.vision_fingerprint
 
     @property
     def llm_fingerprint(self) -> str:
@@ -259,7 +226,7 @@ class MiniGPT4(torch.nn.Module):
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
         `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
-        ("8bit" or "4bit", on CUDA or the CPU) quantises the LLM's linear layers while they are read. With
+        ("8bit" or "4bit"; not on every device) quantises the LLM's linear layers while they are read. With
         `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.
@@ -284,7 +251,8 @@ class MiniGPT4(torch.nn.Module):
         _put_projection(model, sources.find_file(source, PROJECTION_FILE), str(name_or_path))
         check_origin(str(name_or_path), origin, model.origin)
         if model.adapter_names():
-            _put_adapters(model, sources.find_file(source, ADAPTERS_FILE), str(name_or_path))
+            adapters = sources.find_file(source, ADAPTERS_FILE)
+            model.put_adapters(load_tensors(adapters, str(name_or_path), ADAPTERS_FILE), str(name_or_path))
         model.stage = stage
         return model
 
@@ -315,7 +283,7 @@ class MiniGPT4(torch.nn.Module):
                 write_export(self, new)
                 origin = self.origin
                 if self.trained.qformer:  # features of the Q-Former as it was are not this one's
-                    origin = replace(origin, vision_fingerprint=trained_vision(self))
+                    origin = replace(origin, vision_fingerprint=self.trained_vision())
                 self.write_record(new, origin, Trained())
             else:
                 write_parts(self, new)
@@ -326,11 +294,6 @@ class MiniGPT4(torch.nn.Module):
     def _write_projection(self, directory: Path) -> None:
         tensors = {name: t.detach().cpu() for name, t in self.blip2.language_projection.state_dict().items()}
         save_file(tensors, directory / PROJECTION_FILE, metadata={"format": "pt"})
-
-    def adapter_names(self) -> list[str]:
-        """Names of the parameters that this variant trains beside the projection."""
-        prefixes = ("blip2.qformer.", "blip2.query_tokens") if self.trained.qformer else ()
-        return [name for name, _ in self.named_parameters() if name.startswith(("lora.", *prefixes))]
 
     def _write_adapters(self, directory: Path) -> None:
         tensors = {name: self.get_parameter(name).detach().cpu().contiguous() for name in self.adapter_names()}
@@ -387,24 +350,3 @@ def _put_projection(model: MiniGPT4, path: Path | None, name: str) -> None:
             f"Q-Former {model.origin.vision_qformer} and LLM {model.origin.llm} need {expected.get('weight', expected)}"
         )
     projection.load_state_dict(tensors)
-
-
-def _put_adapters(model: MiniGPT4, path: Path | None, name: str) -> None:
-    """Put the trained Q-Former or LoRA matrices in their places, in the dtype that the places have."""
-    tensors = load_tensors(path, name, ADAPTERS_FILE)
-    places = {key: model.get_parameter(key) for key in model.adapter_names()}
-    if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in places.items()}:
-        raise UserError(f"{name}: {ADAPTERS_FILE} does not fit the parts that it names; train the alignment again")
-    with torch.no_grad():
-        for key, place in places.items():
-            place.copy_(tensors[key])
-    if model.trained.qformer:
-        model.trained_vision = trained_vision(model)
-
-
-def trained_vision(model: MiniGPT4) -> str:
-    """The fingerprint of a vision side whose Q-Former was trained, under which its features may be cached."""
-    mark = hashlib.sha256(model.origin.vision_fingerprint.encode())
-    tensors = {name: model.get_parameter(name).detach().cpu() for name in model.adapter_names()}
-    mark.update(sources.fingerprint({name: t for name, t in tensors.items() if name.startswith("blip2.")}).encode())
-    return mark.hexdigest()

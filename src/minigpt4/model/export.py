@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
 #: Key of the template's stop string in generation_config.json, for our plugin for vLLM. It is not `stop_strings`, for
-#: with that transformers' `generate` refuses to run without a tokenizer.
+#: with that transformers' `generate` refuses to run without a tokenizer; what stops that is `_biases`.
 STOP_STRING = "stop_string"
+#: Added to a logit, it decides: more than any difference of logits, and finite, as JSON demands.
+SURELY = 10_000.0
+#: Ways to write a stop string that are looked for, the shortest first: each is compared at every new token.
+SPELLINGS = 32
 
 
 def write_export(model: MiniGPT4, directory: Path) -> None:
@@ -44,13 +48,15 @@ def write_settings(model: MiniGPT4, directory: Path) -> None:
     """Write all of an export but its weights: configurations, processor and tokenizer."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
+    biases = _biases(tokenizer, model.template, model.image_token_id, ends)
     blip2.config.save_pretrained(directory)
-    _edit_json(directory / "config.json", ends)
+    _edit_json(directory / "config.json", ends, biases)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id],
+        sequence_bias=biases,
         renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
         # The released demo's. Its repetition penalty is left out, for vLLM would apply it to greedy answers too.
         max_new_tokens=300,
@@ -113,6 +119,8 @@ def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
     llm.config.save_pretrained(directory / "llm")
     settings = copy.deepcopy(llm.generation_config)
     settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
+    ends = _end_tokens(llm, tokenizer, model.template.stop)
+    settings.sequence_bias = _biases(tokenizer, model.template, model.image_token_id, ends)
     settings.save_pretrained(directory / "llm")
     tokenizer.chat_template = jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut)
     tokenizer.save_pretrained(directory / "llm")
@@ -255,9 +263,36 @@ def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
     return sorted(set(ends))
 
 
-def _edit_json(path: Path, ends: list[int]) -> None:
-    """Say in config.json what vLLM dispatches on, and where the LLM ends when no generation config is passed to it."""
+def _biases(tokenizer: Any, template: Template, image_token_id: int, ends: list[int]) -> list[list[Any]]:
+    """`sequence_bias` for transformers' `generate`: `<image>` never, and EOS surely after the template's stop string.
+
+    The end tokens alone cannot do that where the stop string is cut into several tokens. Those tokens are looked for
+    that hold nothing but a part of it, and of a space before it.
+    """
+    biases: list[list[Any]] = [[[image_token_id], -SURELY]]
+    if template.before_answer.rstrip().endswith(template.stop.strip()):  # an answer would end before it begins
+        return biases
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends[0]
+    spellings = _spellings(tokenizer.get_vocab(), template.stop, first=True)
+    several = sorted((ids for ids in spellings if len(ids) > 1), key=lambda ids: (len(ids), ids))
+    return biases + [[[*ids, end], SURELY] for ids in several[:SPELLINGS]]
+
+
+def _spellings(vocabulary: Mapping[str, int], text: str, first: bool = False) -> Iterator[list[int]]:
+    """All ways to write `text` in tokens; the `first` one may hold a space before it, in either sort of vocabulary."""
+    if not text:
+        yield []
+    for length in range(1, len(text) + 1):
+        piece = text[:length]
+        for token in (piece, "\u2581" + piece, "\u0120" + piece) if first else (piece,):
+            if token in vocabulary:
+                for rest in _spellings(vocabulary, text[length:]):
+                    yield [vocabulary[token], *rest]
+
+
+def _edit_json(path: Path, ends: list[int], biases: list[list[Any]]) -> None:
+    """Say in config.json what vLLM dispatches on, and what the LLM goes by when it gets no generation config."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [ARCHITECTURE]
-    config["text_config"]["eos_token_id"] = ends
+    config["text_config"] |= {"eos_token_id": ends, **dict(zip(parts.DECODING, (biases, True), strict=True))}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

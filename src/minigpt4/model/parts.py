@@ -35,6 +35,9 @@ VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
 LLM_PREFIX = "language_model."
 TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own
 
+#: How an export's config.json lets transformers' `generate` decode with its LLM. Another template asks for otherwise.
+DECODING = ("sequence_bias", "renormalize_logits")
+
 #: The variant without a Q-Former puts as many neighbouring patch tokens together into one image token.
 PATCHES_PER_TOKEN = 4
 
@@ -147,6 +150,7 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
             else:
                 loading = placement.loading(lambda: llm_skeleton(source))
                 model = AutoModelForCausalLM.from_pretrained(source, **loading)
+                model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
     except UserError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -154,18 +158,31 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
 
 
+def llm_fingerprint(name: str | Path) -> str:
+    """The fingerprint of an LLM that is not loaded (see `sources.fingerprint`)."""
+    return fingerprint(Checkpoint(resolve(name), LLM_PREFIX if read_llm_config(name).model_type == "blip-2" else ""))
+
+
 def load_whole(source: str | Path, placement: Placement) -> Any:
     """The BLIP-2 of an export, where `placement` says. Raises what transformers raises for broken files."""
 
     def skeleton() -> Any:
         with torch.device("meta"):
-            return Blip2ForConditionalGeneration(Blip2Config.from_pretrained(source)).language_model
+            return Blip2ForConditionalGeneration(_plain_config(source)).language_model
 
     with warnings.catch_warnings():
         # It is a parameter of the whole model, which accelerate takes for a module that is not there.
         warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
         loading = placement.loading(skeleton, prefix=LLM_PREFIX.rstrip("."))
-        return Blip2ForConditionalGeneration.from_pretrained(source, **loading)
+        return Blip2ForConditionalGeneration.from_pretrained(source, config=_plain_config(source), **loading)
+
+
+def _plain_config(source: str | Path) -> Blip2Config:
+    """The configuration of an export, without how its LLM decodes: that is this package's, or the next export's."""
+    config = Blip2Config.from_pretrained(source)
+    for key in DECODING:
+        vars(config.text_config).pop(key, None)
+    return config
 
 
 def llm_skeleton(source: str | Path) -> Any:
@@ -185,7 +202,7 @@ def read_llm_config(name: str | Path) -> Any:
     kind = found.get("model_type")
     if kind == "blip-2":
         if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
-            return config
+            return _plain_config(source)
         raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     architectures = found.get("architectures") or [decoder]

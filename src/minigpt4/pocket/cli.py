@@ -35,19 +35,27 @@ def draw(
 
 @pocket.command()
 def data(
-    stage: Annotated[str, typer.Argument(help="stage1 (short captions) or stage2 (detailed descriptions).")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="stage1 (short captions), stage2 (detailed descriptions), or benchmarks: held-out pictures in the "
+            "formats of COCO, A-OKVQA, GQA and VQA v2.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 6400,
 ) -> None:
-    """Write pocket pictures as a dataset in the format that the stage reads.
+    """Write pocket pictures as a dataset in the format that the stage or the benchmark reads.
 
     Example: minigpt4 pocket data stage1 --count 6400 --out runs/pocket/data/stage1
     """
     from minigpt4.pocket import dataset
+    from minigpt4.pocket.benchmarks import write_benchmarks
 
-    writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2}
+    writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
-        raise UserError(f"there is no dataset {stage!r}; choose stage1 or stage2")
+        raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
     typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
 
 

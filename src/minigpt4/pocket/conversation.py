@@ -240,7 +240,7 @@ def _exists(picture: Picture, rng: random.Random) -> Request:
     return Request("exists", rng.choice(_EXISTS).format(thing=article(thing)), index, expected)
 
 
-def follow_up(asked: Request, picture: Picture, rng: random.Random) -> Request:
+def follow_up(asked: Request, picture: Picture, rng: random.Random, without: frozenset[str] = frozenset()) -> Request:
     """A second question about the same picture that leans on the first: "And where is the cup?", "What colour is it?".
 
     After a question about one object it may ask on about that object by pronoun; else it asks about another one.
@@ -251,7 +251,8 @@ def follow_up(asked: Request, picture: Picture, rng: random.Random) -> Request:
     if asked.item is not None and asked.ability == "colour" and picture.type == "scene" and rng.random() < 0.5:
         item = picture.items[asked.item]
         return Request("where", rng.choice(("And where is it?", "Where is it?")), asked.item, item.place)
-    short = [a for a in ("colour", "where", "count", "exists") if picture.type in PICTURE_TYPES[a]]
+    asks = ("colour", "where", "count", "exists")
+    short = [a for a in asks if a not in without and picture.type in PICTURE_TYPES[a]]
     ability = rng.choice(short or ["describe"])
     follow = request(ability, picture, rng)
     lowered = follow.text[0].lower() + follow.text[1:]
@@ -298,41 +299,44 @@ _DECLINES = {
 }
 
 
-def _misplaced(picture: Picture, rng: random.Random) -> tuple[Request, str]:
+def _misplaced(picture: Picture, rng: random.Random, without: frozenset[str]) -> tuple[Request, str]:
     """A request that does not fit the picture, and an honest answer."""
-    ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a]])
+    ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a] and a not in without])
     return Request(
         ability, _wording(rng.choice(_ASKING[ability]), rng)
     ), f"{_DECLINES[ability]} It shows {answers.summary(picture, rng)}."
 
 
-def turns(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str]]:
+def turns(picture: Picture, rng: random.Random, count: int, without: frozenset[str]) -> list[tuple[str, str]]:
     """Up to `count` questions and answers about one picture, no ability asked for twice but by a follow-up question."""
-    fitting = [a for a in (*ABILITIES, *SMALL_TALK) if picture.type in PICTURE_TYPES[a]]
+    fitting = [a for a in (*ABILITIES, *SMALL_TALK) if picture.type in PICTURE_TYPES[a] and a not in without]
     chosen = rng.sample(fitting, min(count, len(fitting)))
     result: list[tuple[str, str]] = []
     last: Request | None = None
     for ability in chosen:
         if rng.random() < 0.03:
-            asked, reply = _misplaced(picture, rng)
+            asked, reply = _misplaced(picture, rng, without)
         else:
             follows = last is not None and picture.type == "scene" and rng.random() < 0.3
-            asked = follow_up(last, picture, rng) if follows and last else request(ability, picture, rng)
+            asked = follow_up(last, picture, rng, without) if follows and last else request(ability, picture, rng)
             reply = answer(asked, picture, rng)
         result.append((_politely(asked.text, rng), reply))
         last = asked
     return result
 
 
-def quiz(picture: Picture, rng: random.Random, count: int) -> list[tuple[str, str, str]]:
+def quiz(
+    picture: Picture, rng: random.Random, count: int, without: frozenset[str] = frozenset()
+) -> list[tuple[str, str, str]]:
     """`count` short questions about a scene, each with its answer and the word in it that has to be looked up.
 
-    This is what a description hardly practises.
+    Looking up is what a description hardly practises.
     """
-    asked = [request(rng.choice(_SHORT), picture, rng) for _ in range(count)]
+    short = [ability for ability in _SHORT if ability not in without]
+    asked = [request(rng.choice(short), picture, rng) for _ in range(count)]
     for k in range(1, count):
         if rng.random() < 0.3:
-            asked[k] = follow_up(asked[k - 1], picture, rng)
+            asked[k] = follow_up(asked[k - 1], picture, rng, without)
     found = []
     for question in asked:
         word = {"yes": "Yes", "no": "No"}.get(question.expected or "", question.expected or "")
@@ -356,18 +360,19 @@ _SHORT = ("colour", "colour", "where", "where", "where", "what", "size", "exists
 #: The pocket LLM first learns to copy, from long answers; from this sample on, most talk about scenes is a quiz,
 #: and many more scenes have four objects.
 QUIZZES_FROM = 160_000
-#: The first text seed of `lookup_text`.
-LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
 
 #: A piece of text, and how much its tokens weigh in what the model is to learn to write: nothing, once, or more.
 Piece = tuple[str, float]
 
 
-def conversation(seed: int, system: str, quizzes: bool | None = None) -> list[Piece]:
+def conversation(
+    seed: int, system: str, without: frozenset[str] = frozenset(), quizzes: bool | None = None
+) -> list[Piece]:
     """One sample of the pocket LLM's text from a text seed: pieces `(text, learn)`.
 
     The piece at index 1 is the picture in words, in the place where an image will stand: after nothing in the bare form
-    of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template.
+    of stage 1, after the chat's opening otherwise. `system` is the system text of the long chat template. What is in
+    `without` is never asked for; `quizzes` says whether there are any (None: from `QUIZZES_FROM` on).
     """
     rng = random.Random(f"text-{seed}")
     if quizzes is None:
@@ -384,62 +389,15 @@ def conversation(seed: int, system: str, quizzes: bool | None = None) -> list[Pi
         return [("###Human: <Img>", False), (words, False), (head, False), (reply, True), ("###", True)]
     count = rng.choice((2, 3, 3, 4))
     if picture.type == "scene" and quizzes and rng.random() < 0.75:
-        talk = [(question, reply) for question, reply, _ in quiz(picture, rng, rng.choice((6, 8, 10)))]
+        talk = [(question, reply) for question, reply, _ in quiz(picture, rng, rng.choice((6, 8, 10)), without)]
     else:
-        talk = turns(picture, rng, count)
+        talk = turns(picture, rng, count, without)
     opening = f"{system}###" if form == "chat with system" else "###"
     pieces: list[Piece] = [(f"{opening}Human: <Img>", False), (words, False)]
     lead = "</Img> "
     for asked_text, reply in talk:
         pieces += [(f"{lead}{asked_text}###Assistant: ", False), (reply, True), ("###", True)]
         lead = "Human: "
-    return pieces
-
-
-#: The first samples of `lookup_text` are drills in the plainest form, until reading what was looked up is learnt.
-PLAIN_DRILLS = 2 * 1024
-#: How much the word that an answer stands or falls with weighs.
-DECISIVE = 4.0
-
-
-def lookup_text(seed: int, system: str) -> list[Piece]:
-    """One sample of the text that teaches the pocket LLM to look things up: drills, quizzes, and all else it can do.
-
-    `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
-    """
-    rng = random.Random(f"lookup-{seed}")
-    number = seed - LOOKUP_SEEDS
-    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.4, 0.4))[0]
-    if kind == "else":
-        return conversation(seed, system, quizzes=False)
-    picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
-    words = " ".join(facts(picture)[2:]) if number < PLAIN_DRILLS else context(picture, rng)
-    pieces: list[Piece] = [("###Human: <Img>", 0), (words, 0), ("</Img>", 0)]
-    if kind == "drill":
-        return [*pieces, *_drill(picture, rng)]
-    lead = " "
-    for question, reply, word in quiz(picture, rng, rng.choice((6, 8, 10))):
-        before, _, after = reply.partition(word)
-        pieces += [(f"{lead}{question}###Assistant: ", 0)]
-        pieces += [(before.rstrip(), 1)] if before else []
-        pieces += [(f" {word}" if before else word, DECISIVE), (after, 1), ("###", 1)]
-        lead = "Human: "
-    return pieces
-
-
-def _drill(picture: Picture, rng: random.Random) -> list[Piece]:
-    """Short sentences about a scene, of which only the word that has to be looked up is learnt."""
-    pieces: list[Piece] = []
-    for _ in range(14):
-        item = rng.choice(picture.items)
-        about = rng.choice(("colour", "colour", "place", "place", "exists"))
-        if about == "exists":
-            kind = rng.choice((item.kind, rng.choice(KINDS)))
-            there = kind in {other.kind for other in picture.items}
-            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", 1), (".", 0)]
-        else:
-            start = f" The {item.kind} is" if about == "colour" else f" The {item.kind} is at the"
-            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", 1), (".", 0)]
     return pieces
 
 

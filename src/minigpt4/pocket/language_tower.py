@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.pocket.conversation import LOOKUP_SEEDS, Piece, caption_text, conversation, lookup_text
+from minigpt4.pocket.conversation import Piece, caption_text, conversation
 from minigpt4.pocket.lookup_layers import add_lookup_layers
+from minigpt4.pocket.lookup_text import LOOKUP_SEEDS, lookup_text
 from minigpt4.pocket.tokenizer import train_tokenizer
 from minigpt4.pocket.towers import Pretraining, pretrain
 from minigpt4.pocket.world import SEEDS, WORDS

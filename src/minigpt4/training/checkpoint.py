@@ -77,7 +77,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """All checkpoints, the last first."""
-        return sorted(self.directory.glob("*.pt"), reverse=True)
+        return _files(self.directory)
 
     def load(self, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
         """Put the last undamaged checkpoint into model and optimiser; the first position if there is no checkpoint.
@@ -92,7 +92,7 @@ class Checkpoints:
                 logger.warning("%s: the checkpoint is damaged; going on from the one before it", path)
                 self._damaged.append(path)
                 continue
-            self._check(path, state)
+            _check(path, state, self._belongs_to)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if parameter.requires_grad:
@@ -104,13 +104,26 @@ class Checkpoints:
             raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start from the first step")
         return Position()
 
-    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
-        others = [what for what, mark in self._belongs_to.items() if state["belongs_to"].get(what) != mark]
-        if others:
-            raise UserError(
-                f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former "
-                "back, or give another output"
-            )
+
+def check_checkpoints(directory: Path, belongs_to: Mapping[str, str]) -> None:
+    """Raises UserError if the last undamaged checkpoint there belongs to something else than these fingerprints say."""
+    read = ((path, _read(path)) for path in _files(directory))
+    path, state = next(((path, state) for path, state in read if state is not None), (directory, None))
+    if state is not None:
+        _check(path, state, belongs_to)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.pt"), reverse=True)
+
+
+def _check(path: Path, state: Mapping[str, Any], belongs_to: Mapping[str, str]) -> None:
+    others = [what for what, mark in belongs_to.items() if state["belongs_to"].get(what) != mark]
+    if others:
+        raise UserError(
+            f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former back, "
+            "or give another output"
+        )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

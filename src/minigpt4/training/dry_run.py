@@ -7,13 +7,13 @@ from pathlib import Path
 
 import psutil
 
-from minigpt4.data.mixture import check_sources, count_pairs
+from minigpt4.data.mixture import count_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.plan import Plan, plan
 from minigpt4.model.precision import resolve_device
 from minigpt4.training.loader import rows_of_each
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import check_output, compute_dtype, mixture
+from minigpt4.training.run import check_data, check_output, compute_dtype, mixture
 
 
 def dry_run(recipe: Recipe, processes: int = 1) -> str:
@@ -24,8 +24,8 @@ def dry_run(recipe: Recipe, processes: int = 1) -> str:
     """
     rows = rows_of_each(recipe, processes)
     check_output(recipe)
+    check_data(recipe)
     sources = mixture(recipe)
-    check_sources(sources, recipe.stage)
     for picture in recipe.sample_pictures:
         if not Path(picture).is_file():
             raise UserError(f"sample_pictures: {picture}: no such file")

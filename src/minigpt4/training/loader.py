@@ -6,12 +6,14 @@ what it would have seen. Knows nothing about models, but for the preprocessing o
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,9 +22,10 @@ from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.data.features import FeatureCache
-from minigpt4.data.images import open_image
-from minigpt4.data.mixture import PairStream
+from minigpt4.data.images import open_image, to_pixels
+from minigpt4.data.mixture import TRIED, PairStream, judge
 from minigpt4.data.pairs import Pair
+from minigpt4.data.workers import in_processes, in_turn
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ T = TypeVar("T")
 
 #: Batches that are sorted by length together. Fewer than of cached features, for their pictures are in memory.
 POOL = 4
+#: Shares of a stream, at most, over all processes together. More of them can keep more workers busy, but each sorts
+#: fewer samples by length.
+LANES = 32
 AHEAD = 3  # batches
 
 
@@ -74,6 +80,7 @@ class CachedLoader:
     def __init__(self, batches: Batches, features: FeatureCache, rank: int = 0, world: int = 1) -> None:
         self._batches, self._features, self._rows = batches, features, slice(rank, None, world)
         self.skipped: dict[str, int] = {}  # causes of pairs that were left out, and how many
+        self.seen = 0  # pairs, those included
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
@@ -87,50 +94,147 @@ class CachedLoader:
 
 
 class StreamedLoader:
-    """Batches of a stream's pairs, those of like length together; `batch_size` is this process's share."""
+    """Batches of a stream's pairs, those of like length together: the same for any number of processes and workers.
+
+    A batch is put together of rows from `lanes` (see there), which are dealt out over the processes. Where one process
+    reads all lanes, another time two read half of them each, and the batches of both together are those of the one.
+    """
 
     def __init__(
         self,
         open_stream: Callable[..., PairStream],
         image_processor: Any,
         tokenised: Callable[[list[tuple[bytes, Pair]]], Samples],
-        batch_size: int,
-        seed: tuple[int, int],
+        recipe: Recipe,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self._stream = open_stream(prepare=partial(_prepare, image_processor))
-        self._tokenised, self._batch_size, self._seed = tokenised, batch_size, seed
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Causes of pairs that were left out so far, and how many."""
-        return dict(self._stream.skipped)
+        """`open_stream` makes one lane's stream, of `rank` among `world_size`; pictures are decoded in it."""
+        self._lanes, self._mine = lanes(recipe, world), range(rank, lanes(recipe, world), world)
+        self._recipe = recipe
+        buffer = recipe.shuffle_buffer and max(2, math.ceil(recipe.shuffle_buffer / self._lanes))
+        rows = recipe.batch_size // self._lanes
+        prepare = partial(_prepare, image_processor)
+        self._work = [
+            _Lane(
+                partial(open_stream, rank=lane, world_size=self._lanes, shuffle_buffer=buffer, prepare=prepare),
+                tokenised, rows, recipe.seed,
+            )
+            for lane in self._mine
+        ]  # fmt: skip
+        self.skipped: dict[str, int] = {}  # causes of pairs that were left out so far, and how many
+        self.seen = 0  # pairs, those included
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
-        """The batches after `state`, or from the first."""
-        number, taken = 0, 0
-        if state:
-            self._stream.load_state_dict(state["stream"])
-            number, taken = state["pool"], state["taken"]
-        pairs = iter(self._stream)
+        """The batches after `state`, which may hold that of other processes' lanes too, or from the first."""
+        if state and state["lanes"] != self._lanes:
+            raise UserError(
+                f"the stream was read in {state['lanes']} lanes, now there are {self._lanes}: it goes on only with a "
+                f"number of processes that divides {state['lanes']}"
+            )
+        states = state["states"] if state else {}
+        self._count([states[number] for number in self._mine if number in states])
+        return self._batches(states)
+
+    def _batches(self, states: Mapping[int, Any]) -> Iterator[Loaded]:
+        work = [(lane, states.get(number)) for lane, number in zip(self._work, self._mine, strict=True)]
+        # Each worker takes as many lanes in turn, and is a whole pool of each ahead: it decodes while others wait.
+        workers = next((n for n in range(self._recipe.workers, 0, -1) if len(work) % n == 0), 0)
+        rows: Iterator[_Rows] = in_turn(work) if not workers else in_processes(work, workers, POOL * len(work))
         while True:
-            before = self._stream.state_dict()
-            pool = list(islice(pairs, POOL * self._batch_size))
-            if len(pool) < POOL * self._batch_size:
-                raise UserError("the data ended before the last step")
-            samples = self._tokenised([(pair.name.encode(), pair) for pair, _ in pool])
-            batches = Batches(samples, self._batch_size, (*self._seed, number), pool=POOL)
+            of_lanes = [next(rows) for _ in work]
+            for each in of_lanes:
+                if each.error:
+                    raise UserError(each.error)
+            self._count([each.state for each in of_lanes])
+            if self.seen >= TRIED:
+                judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
+            batch = Batch.of(*([*chain.from_iterable(part)] for part in zip(*(r.rows for r in of_lanes), strict=True)))
+            reached = {number: each.state for number, each in zip(self._mine, of_lanes, strict=True)}
+            yield Loaded(
+                batch,
+                pixels=torch.from_numpy(np.concatenate([each.pixels for each in of_lanes])),
+                state={"lanes": self._lanes, "states": reached},
+            )
+
+    def _count(self, states: Sequence[Mapping[str, Any]]) -> None:
+        skipped: Counter[str] = Counter()
+        for state in states:
+            skipped.update(state["skipped"])
+        self.skipped, self.seen = dict(skipped), sum(state["read"] for state in states) + skipped.total()
+
+
+def joined(states: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+    """Where a stream stands over all processes, from where each of them stands."""
+    known = [state for state in states if state]
+    return {"lanes": known[0]["lanes"], "states": {k: v for state in known for k, v in state["states"].items()}}
+
+
+def lanes(recipe: Recipe, world: int) -> int:
+    """Into how many shares a stream is cut: as many as divide a batch, but no more than `LANES` or the processes.
+
+    The number is the same for one, two, four, ... processes, and so are the batches.
+    """
+    whole = math.gcd(recipe.batch_size, LANES)
+    return whole if whole % world == 0 else world * math.gcd(recipe.batch_size // world, max(1, LANES // world))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each.
+
+    `rows` are pictures, prompts and targets. `state` is where the lane stands, and how many pairs it has read and
+    skipped.
+    """
+
+    rows: tuple[list[bytes], list[list[int]], list[list[int]]]
+    pixels: np.ndarray
+    state: dict[str, Any]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A share of the stream, from the shards to rows of a batch.
+
+    Its pairs are read in pools, a pool sorted by length is cut into rows of a few batches, and those are shuffled: in
+    all lanes in the same way, so that one batch gets the short ones of each.
+    """
+
+    open_stream: Callable[[], PairStream]
+    tokenised: Callable[[list[tuple[bytes, Pair]]], Samples]
+    size: int
+    seed: int
+
+    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[_Rows]:
+        """The rows of every batch after `state`; an error is the last of them."""
+        try:
+            yield from self._rows(state)
+        except (UserError, OSError) as error:
+            yield _Rows(([], [], []), np.empty(0), {}, str(error))
+
+    def _rows(self, state: Mapping[str, Any] | None) -> Iterator[_Rows]:
+        stream, number, taken = self.open_stream(), 0, 0
+        if state:
+            stream.load_state_dict(state["stream"])
+            number, taken = state["pool"], state["taken"]
+        pairs = iter(stream)
+        while True:
+            before = stream.state_dict()
+            pool = list(islice(pairs, POOL * self.size))
+            samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
+            batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
+            counts = {"read": stream.yielded, "skipped": dict(stream.skipped)}
             for position in range(taken, POOL):
-                rows = batches.chosen(position)
-                pixels = torch.from_numpy(np.stack([pool[i][1] for i in rows]))
-                state = {"stream": before, "pool": number, "taken": position + 1}
-                yield Loaded(batches[position], pixels=pixels, state=state)
+                pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
+                here = {"stream": before, "pool": number, "taken": position + 1, **counts}
+                yield _Rows(batches.rows(position), pixels, here)
             number, taken = number + 1, 0
 
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
     """The pair without its picture, and the picture's pixels (3, h, w) as the vision tower takes them."""
-    pixels = image_processor([open_image(pair.picture)], return_tensors="np")["pixel_values"][0]
-    return replace(pair, picture=b""), np.asarray(pixels, dtype=np.float32)
+    return replace(pair, picture=b""), to_pixels(image_processor, [open_image(pair.picture)])[0]
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:

@@ -133,7 +133,7 @@ def training_steps(
         seconds, started = now - started, now
         mfu = None
         if peak:
-            work = operations(model, tokens, targets, samples if mine.pixels is not None else 0)
+            work = operations(model, tokens - samples, targets, samples if mine.pixels is not None else 0)
             mfu = work / seconds / peak / (processes.world if processes else 1)
         yield Step(
             step + 1, loss.item(), rate, gradient_norm, samples / seconds, tokens / seconds, waited / seconds,

@@ -5,26 +5,79 @@ Knows nothing about where samples come from or how weights are stepped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+from minigpt4.model.packed import LONGEST, Packing
 
 if TYPE_CHECKING:
     from minigpt4.data.batches import Batch
     from minigpt4.model.alignment import MiniGPT4
+
+#: Logits in memory at a time, in float32: so few that they stay in a CPU's cache, or that they do not count on a GPU.
+CHUNK = {"cpu": 2**19, "cuda": 2**28}
 
 
 def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
     """Mean cross-entropy over the batch's target tokens, a float32 scalar (paper, sections 3.1 and 3.3).
 
     `features` (batch, num_query_tokens, d_qformer) belong to the batch's pictures, in order. Logits are computed where
-    a target is predicted only. Padding stands on the right of causal attention, so nothing real sees it and no
-    attention mask is needed.
+    a target is predicted only. Padding is left out where the LLM allows it; where not, it stands on the right of causal
+    attention, so nothing real sees it and no attention mask is needed.
     """
     device = model.device
     input_ids, is_target = batch.input_ids.to(device), batch.is_target.to(device)
-    predicts_target = is_target[:, 1:]
-    hidden = model.hidden_states(input_ids[:, :-1], features.to(device))
-    logits = model.logits(hidden[predicts_target])
-    return F.cross_entropy(logits.float(), input_ids[:, 1:][predicts_target])
+    inputs, predicts_target = input_ids[:, :-1], is_target[:, 1:]
+    if model.packer and inputs.shape[1] <= LONGEST:
+        matters = predicts_target | (inputs == model.image_token_id)
+        is_read = matters.flip(1).cumsum(1).flip(1) > 0  # a row is read up to its last prediction
+        embeddings = model.embed(inputs[is_read][None], features.to(device))[0]
+        hidden = model.packer.hidden_states(embeddings, Packing.of(is_read), predicts_target[is_read].nonzero()[:, 0])
+    else:
+        hidden = model.hidden_states(inputs, features.to(device))[predicts_target]
+    return head_loss(model, hidden, input_ids[:, 1:][predicts_target])
+
+
+def head_loss(model: MiniGPT4, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of `targets` (n,) by the frozen language head, from hidden states (n, d_llm)."""
+    return _HeadLoss.apply(hidden, targets, model) / len(targets)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of the cross-entropies of targets (n,), with logits of hidden states (n, d) by a frozen language head.
+
+    The head's logits are there for some tokens at a time only: their gradient is made at once, and goes through the
+    head, so that all that is kept for the backward pass is (n, d).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: MiniGPT4) -> Tensor:
+        head = model.blip2.language_model.get_output_embeddings()
+        cap = getattr(model.blip2.language_model.config, "final_logit_softcapping", None)  # Gemma's
+        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = head(hidden[part])
+            if cap:
+                bent = torch.tanh(logits / cap)
+                logits = bent * cap
+            logits[:, model.image_token_id] = float("-inf")
+            logs = logits.log_softmax(-1, dtype=torch.float32)
+            at_target = targets[part, None]
+            total -= logs.gather(1, at_target).sum()
+            if gradient is not None:
+                shares = logs.exp_()
+                shares.scatter_add_(1, at_target, shares.new_full((1, 1), -1.0).expand_as(at_target))
+                if cap:
+                    shares *= 1 - bent.float() ** 2
+                torch.mm(shares.to(head.weight.dtype), head.weight, out=gradient[part])
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * gradient, None, None

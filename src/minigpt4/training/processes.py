@@ -6,6 +6,7 @@ gradients of what is trained are added up over all. Knows nothing about recipes 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,10 +100,17 @@ class Processes:
         for layer in llm.base_model.layers:
             fully_shard(layer, mesh=mesh)
 
-    def start_trackers(self, name: str, settings: dict[str, Any]) -> None:
+    def start_trackers(self, project: str, output: Path, settings: dict[str, Any]) -> None:
+        """Open this run in its trackers, or go on with it: a run is known by its `output`."""
         if self._tracked:
             plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
-            self._accelerator.init_trackers(name, config=plain)
+            name = "-".join(part for part in output.parts if part.strip("./")) or "run"
+            mark = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]
+            how = {
+                "wandb": {"name": name, "id": mark, "resume": "allow", "dir": str(output)},
+                "trackio": {"name": f"{name}-{mark[:6]}", "resume": "allow"},
+            }
+            self._accelerator.init_trackers(project, config=plain, init_kwargs=how)
 
     def track(self, figures: dict[str, float], step: int) -> None:
         if self._tracked:

@@ -65,6 +65,12 @@ class Recipe(BaseModel):
         "so it takes the place of `vision_qformer`, `llm`, `template` and of what is trained. Without it the "
         "projection starts at random.",
     )
+    projection_from: str | None = Field(
+        None,
+        description="A BLIP-2 with this vision side and another LLM (a checkpoint, a hub id, an alignment such as "
+        "`pocket-blip2`): the projection starts as its own, carried over to this LLM's word embeddings by a regression "
+        "on the words that both know. Left out: it starts at random.",
+    )
     # What it is trained on
     data: str | tuple[DataSource, ...] = Field(
         description="Pairs: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`), "
@@ -77,9 +83,14 @@ class Recipe(BaseModel):
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
     shuffle_buffer: int = Field(
-        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, in each process."
+        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
-    workers: int = Field(0, ge=0, description="With `stream`: processes that read and decode pictures, for each GPU.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
+        "batches.",
+    )
     max_skipped: float = Field(
         0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable before the run is refused."
     )
@@ -143,13 +154,15 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
-        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer")
+        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "projection_from")
         changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
         if self.init and (named := ", ".join([*(key for key, value in parts.items() if value), *changed])):
             raise ValueError(f"init already names the parts and the template; remove {named}, or set init=null")
         if not self.init and not all(parts.values()):
             missing = ", ".join(key for key, value in parts.items() if not value)
             raise ValueError(f"give {missing}, or an alignment to start from as init")
+        if self.projection_from and (self.projection_layers > 1 or not self.qformer):
+            raise ValueError("projection_from is a projection of one layer behind a Q-Former; leave it out here")
         if self.stage == 2 and not self.instructions:
             raise ValueError("stage 2 needs at least one of instructions")
         if self.stage == 1 and self.instructions:
@@ -170,6 +183,11 @@ class Recipe(BaseModel):
     def sources(self) -> tuple[DataSource, ...]:
         """`data` as a list of sources, also when it is one path."""
         return (DataSource(path=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
+
+    @property
+    def data_named(self) -> str:
+        """The paths of all sources."""
+        return ", ".join(source.path for source in self.sources)
 
     @property
     def num_samples(self) -> int:
@@ -215,7 +233,16 @@ class Recipe(BaseModel):
     def differing_keys(self, other: Recipe) -> list[str]:
         """Keys whose values differ and would change the losses; where files lie and how often they are saved do not."""
         harmless = {
-            *("base", "output", "save_every", "feature_cache", "keep_checkpoints", "trackers", "max_skipped"),
+            *(
+                "base",
+                "output",
+                "save_every",
+                "feature_cache",
+                "keep_checkpoints",
+                "trackers",
+                "max_skipped",
+                "workers",
+            ),
             *("sample_every", "sample_pictures", "sample_prompt"),
         }
         return [

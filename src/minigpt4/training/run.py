@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import signal
 import statistics
-import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.progress import progress_bar
+from minigpt4.stopping import StopSignals
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
             logger.info("%s: already trained, nothing to do", alignment)
             return True
         check_data(recipe)
+        _check_llm(recipe)
         _make_output(recipe.output)
         return False
 
@@ -76,34 +76,6 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     if processes.is_main:
         model.save_pretrained(alignment, overwrite=True)
     return alignment
-
-
-class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop at the next safe place; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, *_: object) -> None:
-        self.received = True
-        self.__exit__()
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal came."""
-        if self.received:
-            raise KeyboardInterrupt(
-                "stopped; the pictures encoded so far are kept, and the same command goes on from there"
-            )
 
 
 def check_output(recipe: Recipe) -> None:
@@ -125,6 +97,22 @@ def check_output(recipe: Recipe) -> None:
         )
 
 
+def _check_llm(recipe: Recipe) -> None:
+    """Refuse to go on with another LLM than the checkpoints' before it is loaded."""
+    from minigpt4.model.parts import llm_fingerprint
+    from minigpt4.model.record import read_record
+    from minigpt4.model.sources import resolve
+    from minigpt4.training.checkpoint import check_checkpoints
+
+    if any(recipe.output.glob("checkpoints/*.pt")):
+        mark = read_record(resolve(recipe.init))[0].llm_fingerprint if recipe.init else llm_fingerprint(recipe.parts[1])
+        check_checkpoints(recipe.output / "checkpoints", {"LLM": _digest(mark)})
+
+
+def _digest(mark: str) -> str:
+    return hashlib.sha256(mark.encode()).hexdigest()
+
+
 def _make_output(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -133,10 +121,14 @@ def _make_output(output: Path) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raises UserError for data that are not there, before anything heavy is loaded."""
+    """Raises UserError for data, or a projection to start from, that are not there; nothing heavy is loaded."""
     from minigpt4.data.mixture import check_sources
 
     check_sources(mixture(recipe), recipe.stage)
+    if recipe.projection_from:
+        from minigpt4.model.start import check_projection_from
+
+        check_projection_from(recipe.projection_from)
 
 
 def mixture(recipe: Recipe) -> list[Source]:
@@ -157,6 +149,8 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
     from minigpt4.model.precision import free_large_tensors_at_once
+    from minigpt4.model.start import carry_projection
+    from minigpt4.training.fast import make_fast
 
     device = processes.device
     if device.type == "cpu":
@@ -172,20 +166,14 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
         model = MiniGPT4.assemble(
             vision_qformer, llm, template=template, qformer=recipe.qformer, trained=trained, seed=recipe.seed, **where
         )
+        if recipe.projection_from:
+            carry_projection(model, recipe.projection_from)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
-    llm = model.blip2.language_model
-    if device.type == "cpu":
-        # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
-        llm.set_attn_implementation("eager")
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
-        processes.shard(llm)
-    if recipe.compile:
-        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-            raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
-        for layer in llm.base_model.layers:
-            layer.compile(dynamic=True)
+        processes.shard(model.blip2.language_model)
+    make_fast(model, recipe.compile)
     return model.train()
 
 
@@ -194,8 +182,9 @@ def _prepare_data(
 ) -> tuple[CachedLoader | StreamedLoader, str]:
     """What gives each step's batch, and a fingerprint of the data."""
     from minigpt4.data.batches import Batches, tokenise
-    from minigpt4.data.mixture import PairStream, tell
-    from minigpt4.training.loader import CachedLoader, StreamedLoader, rows_of_each
+    from minigpt4.data.mixture import PairStream, judge, tell
+    from minigpt4.data.sources import open_source
+    from minigpt4.training.loader import CachedLoader, StreamedLoader
 
     open_stream = partial(
         PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
@@ -210,21 +199,24 @@ def _prepare_data(
         template=model.template,
     )
     if recipe.stream:
-        stream = partial(
-            open_stream, shuffle_buffer=recipe.shuffle_buffer, workers=recipe.workers, rank=processes.rank,
-            world_size=processes.world,
-        )  # fmt: skip
-        rows = rows_of_each(recipe, processes.world)
-        seed = (recipe.seed, processes.rank)
-        return StreamedLoader(stream, model.image_processor, tokenised, rows, seed), f"stream {recipe.sources}"
+        once_opened = partial(open_stream, readers=[open_source(source) for source in mixture(recipe)])
+        streamed = StreamedLoader(
+            once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
+        )
+        return streamed, f"stream {recipe.sources}"
     pairs = open_stream(shuffle_buffer=0, repeat=False)
     usable, features = _features(recipe, model, pairs, processes, stop, progress)
-    if pairs.skipped and processes.is_main:
-        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(pairs.skipped))
+    # Every process goes through all pairs, but tries to open its share of the pictures only.
+    unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
+    if skipped and processes.is_main:
+        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
     samples: Samples = tokenised(usable)
     batches = Batches(samples, recipe.batch_size, recipe.seed)
     loader = CachedLoader(batches, features, processes.rank, processes.world)
-    loader.skipped = dict(pairs.skipped)
+    if processes.is_main:
+        loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
+    judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
 
 
@@ -264,8 +256,10 @@ def _run_steps(
     progress: bool,
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
+    from minigpt4.data.mixture import judge
+    from minigpt4.model.precision import keep_freed_memory
     from minigpt4.training.checkpoint import Checkpoints, Position
-    from minigpt4.training.loader import read_ahead
+    from minigpt4.training.loader import joined, read_ahead
     from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
     from minigpt4.training.metrics import draw_curves
     from minigpt4.training.summary import write_summary
@@ -273,20 +267,17 @@ def _run_steps(
     output = recipe.output
     optimizer, scaler = make_optimizer(model, recipe), make_scaler(model)
     marks = {"data": data, "vision side": model.vision_fingerprint, "LLM": model.llm_fingerprint}
-    digests = {what: hashlib.sha256(mark.encode()).hexdigest() for what, mark in marks.items()}
+    digests = {what: _digest(mark) for what, mark in marks.items()}
     checkpoints = Checkpoints(output / "checkpoints", recipe.keep_checkpoints, digests)
     position = checkpoints.load(model, optimizer, scaler)
     done = position.step
-    if recipe.stream and done and len(position.loaders) != processes.world:
-        raise UserError(
-            f"{output}: was run by {len(position.loaders)} processes, now there are {processes.world}; a stream goes "
-            "on only with as many"
-        )
-    state = position.loaders[processes.rank] if recipe.stream and done else None
+    state = joined(position.loaders) if recipe.stream and done else None
     metrics = _open_files(recipe, done) if processes.is_main else None
     if done and processes.is_main:
         logger.info("going on from step %d of %d", done, recipe.steps)
-    processes.start_trackers("minigpt4", recipe.model_dump(mode="json"))
+    processes.start_trackers("minigpt4", output, recipe.model_dump(mode="json"))
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     loaded = read_ahead(loader.start(done, state))
     losses: list[float] = []
     try:
@@ -319,12 +310,15 @@ def _run_steps(
         if metrics:
             metrics.close()
         processes.end_trackers()
+    skipped: Counter[str] = Counter()
+    for each in processes.gather(loader.skipped):
+        skipped.update(each)
     if processes.is_main:
-        named = ", ".join(source.path for source in recipe.sources)
-        draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {named}")
-        write_summary(recipe, processes, loader.skipped)
+        draw_curves(output / "metrics.jsonl", output / "curves.png", f"stage {recipe.stage}: {recipe.data_named}")
+        write_summary(recipe, processes, skipped)
     if done < recipe.steps:
         raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
+    judge(recipe.data_named, sum(processes.gather(loader.seen)), skipped, recipe.max_skipped)
 
 
 def _open_files(recipe: Recipe, done: int) -> Any:

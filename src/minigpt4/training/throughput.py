@@ -25,13 +25,15 @@ def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
 def operations(model: MiniGPT4, tokens: float, targets: float, pictures: float) -> float:
     """Operations that a step needs in matrix products with weights; attention itself is left out, as usual.
 
-    A token takes 2 per weight forwards and as many backwards (to its own input: weights are frozen); the head works for
-    targets only, and the vision side for `pictures` that are not cached, forwards.
+    `tokens` are those that the LLM reads: all but padding and each row's last. A token takes 2 per weight forwards and
+    as many backwards (to its own input: weights are frozen); the head, and what a packed LLM's last layer does to each
+    token by itself, work for targets only, and the vision side for `pictures` that are not cached, forwards.
     """
     blip2 = model.blip2
     head = blip2.language_model.get_output_embeddings().weight.numel()
     body = _weights(blip2.language_model.base_model) - blip2.language_model.get_input_embeddings().weight.numel()
-    work = 4.0 * (body * tokens + head * targets)
+    at_targets = sum(map(_weights, model.packer.at_asked)) if model.packer else 0
+    work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
     if pictures:
         vision = blip2.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2 + 1

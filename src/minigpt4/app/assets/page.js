@@ -18,8 +18,11 @@
   };
 
   document.addEventListener("click", event => {
-    if (!event.target.closest("#theme")) return;
-    keep(dark() ? "dark" : "light");
+    if (event.target.closest("#theme")) keep(dark() ? "dark" : "light");
+    // Gradio copies the Markdown that we made of an answer; people mean what they see.
+    const bar = event.target.closest("#chat [aria-label='Copy message']")?.closest("[class*=message-buttons]");
+    const said = bar?.previousElementSibling?.querySelector("[data-testid=bot], [data-testid=user]");
+    if (said) navigator.clipboard.writeText(said.innerText.trim());
   });
   document.addEventListener("keydown", event => {
     if (event.key === "Escape") document.querySelector("#composer .stop-button")?.click();
@@ -41,6 +44,15 @@
       if (document.querySelector("#sketch [aria-label='Brush Size']")) clearInterval(takePen);
       else document.querySelector("#sketch [aria-label=Brush]")?.click();
     }, 300);
+    built("#chat .wrapper", talk => {  // a new message, and one that grows, is seen, unless its reader has scrolled up
+      let rows = 0, kept = 0;
+      new MutationObserver(() => {
+        const box = talk.querySelector(".bubble-wrap"), count = talk.querySelectorAll(".message-row").length;
+        if (box && (count !== rows || kept - box.scrollTop - box.clientHeight < 80)) box.scrollTop = box.scrollHeight;
+        rows = count;
+        kept = box?.scrollHeight ?? 0;
+      }).observe(talk, {childList: true, subtree: true, characterData: true});
+    });
     built(".overflow-menu > button", () => {
       document.querySelectorAll(".overflow-menu > button").forEach(more => { more.ariaLabel = "More"; });
     });

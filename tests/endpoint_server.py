@@ -39,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(text)
         elif name == "say":
             self.reply(argument)
+        elif name == "find":  # a judge who looks for a word
+            self.reply("yes\nIt is there." if argument in str(asked) else "no\nIt is not there.")
         elif name == "length":
             self.reply(text, finish="length")
         elif name == "hang":

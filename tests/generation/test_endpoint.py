@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from curating import Server
-from minigpt4.curation import endpoint as module
-from minigpt4.curation.endpoint import Endpoint, Unanswered, work_concurrently
+from endpoint import Server
 from minigpt4.errors import UserError
+from minigpt4.generation import endpoint as module
+from minigpt4.generation.endpoint import Endpoint, Unanswered, work_concurrently
 
 TALK = [{"role": "user", "content": "A red ball."}]
 KEY = "sk-very-secret-5551"

@@ -28,12 +28,19 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
 _PASSING = {408, 409, 425, 429}
 
 
+_EMPTY = "an empty answer"
+
+
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
-    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known."""
+    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known.
+
+    `empty` says that it did answer, with nothing: this is what its model has to say.
+    """
 
     def __init__(self, reason: str, tokens: int = 0) -> None:
         super().__init__(reason)
         self.tokens = tokens
+        self.empty = reason == _EMPTY
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UserError("asking an endpoint needs the client library: pip install 'minigpt4[curate]'") from None
+            raise UserError("asking an endpoint needs the client library: pip install openai") from None
         if not url.startswith(("http://", "https://")):
             raise UserError(f"endpoint {url!r}: give a base URL such as http://localhost:8000/v1")
         key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
@@ -156,7 +163,7 @@ def _read(body: str) -> Reply | str:
     except (ValueError, LookupError, TypeError):
         return "an answer that is not in the protocol's JSON"
     if not isinstance(text, str) or not text.strip():
-        return "an empty answer"
+        return _EMPTY
     usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
     prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return Reply(
@@ -226,3 +233,37 @@ def work_concurrently(
                     going = False
     if trouble is not None:
         raise trouble
+
+
+#: What Ctrl-C prints when everything that came back is kept.
+STOPPED = "stopped; what is done is recorded, and the same command goes on from there"
+
+
+def run_until_stopped(
+    tasks: Sequence[Any],
+    work: Callable[[Any], Any],
+    record: Callable[[Any, Any], bool],
+    concurrency: int,
+    stopped: threading.Event,
+    received: Callable[[], bool],
+) -> None:
+    """`work_concurrently`, ended as soon as `received` says that a signal came and what is under way is recorded.
+
+    Raises KeyboardInterrupt then.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            if received():
+                stopped.set()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        work_concurrently(tasks, work, record, concurrency=concurrency, stopped=stopped)
+    finally:
+        done.set()
+        watcher.join()
+    if received():
+        raise KeyboardInterrupt(STOPPED)

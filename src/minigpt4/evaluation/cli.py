@@ -1,0 +1,192 @@
+"""`minigpt4 eval ...`: parsing and printing only."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt4.evaluation.judges import Judge
+    from minigpt4.evaluation.suite import Suite
+
+eval_ = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure models side by side: abilities, reliability, and more, on your data or on pocket pictures.\n\n"
+    "Every MODEL is pocket, pocket-stage1, pocket-blip2, the directory or hub id of an alignment, an export or any "
+    "BLIP-2, or openai:URL#NAME; LABEL=MODEL gives it a name in the table. A run that was stopped goes on.\n\n"
+    "\b\n"  # keeps the lines as they are
+    "Examples:\n"
+    "  minigpt4 eval abilities pocket pocket-stage1 pocket-blip2\n"
+    "  minigpt4 eval reliability before=runs/stage1/alignment after=runs/stage2/alignment --data photos\n"
+    "  minigpt4 eval coverage pocket other=openai:http://127.0.0.1:8000/v1#my-llm\n"
+    "  minigpt4 eval abilities pocket pocket-blip2 --judge people",
+)
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to compare, as LABEL=MODEL if you like.")]
+Out = Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")]
+Samples = Annotated[int, typer.Option(min=1, help="Answers to every question; needs a temperature.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")]
+Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Questions under way at an endpoint.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer of an endpoint.")]
+JudgeName = Annotated[str, typer.Option("--judge", help="truth, people, or openai:URL#MODEL.")]
+JudgePromptName = Annotated[str, typer.Option("--judge-prompt", help="A prompt that ships, or a .yaml file.")]
+#: How models answer: the options that every suite has, with their defaults (the fields of `Answering`).
+_ANSWERING: dict[str, tuple[Any, Any]] = {
+    "temperature": (Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")], 0.0),
+    "seed": (Annotated[int, typer.Option(help="Makes what is drawn by chance repeatable.")], 0),
+    "batch_size": (Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")], 16),
+    "concurrency": (Concurrency, 8),
+    "timeout": (Timeout, 120.0),
+    "dtype": (
+        Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")], None,
+    ),
+    "load_in": (
+        Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")], None,
+    ),
+    "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")], None),
+}  # fmt: skip
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that all suites share, which it gets as one mapping, `how`."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        how = {name: given.pop(name) for name in _ANSWERING}
+        command(**given, how=how)
+
+    own = inspect.signature(command, eval_str=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _ANSWERING.items()
+    ]
+    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "how"] + shared
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
+
+
+def run_suite(
+    suite: Suite, models: list[str], out: Path, how: dict[str, Any], *, samples: int = 1, limit: int | None = None
+) -> None:
+    """Carry a suite out and print its table; `how` holds the fields of `Answering`."""
+    from minigpt4.evaluation.answerers import Answering
+    from minigpt4.evaluation.run import evaluate
+    from minigpt4.evaluation.table import RESULTS, TABLE
+
+    logging.getLogger("minigpt4").setLevel(logging.WARNING)
+    outcome = evaluate(suite, models, out, how=Answering(**how), samples=samples, limit=limit)
+    typer.echo((outcome.directory / TABLE).read_text(encoding="utf-8"))
+    typer.echo(f"every prompt, answer and verdict: {outcome.directory / RESULTS}")
+
+
+def judge_from(name: str, prompt: str, directory: Path, how: dict[str, Any]) -> Judge | None:
+    """The judge that --judge names; None is the truth."""
+    from minigpt4.evaluation.answerers import ENDPOINT_PREFIX
+
+    if name == "truth":
+        return None
+    if name == "people":
+        from minigpt4.evaluation.people import PeopleJudge
+
+        return PeopleJudge(directory)
+    if name.startswith(ENDPOINT_PREFIX):
+        from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
+
+        return LLMJudge(name, JudgePrompt.load(prompt), concurrency=how["concurrency"], timeout=how["timeout"])
+    raise UserError(f"there is no judge {name!r}; choose truth, people or openai:URL#MODEL")
+
+
+@eval_.command()
+@answering
+def abilities(
+    models: Models,
+    data: Annotated[Path | None, typer.Option(help="YAML of tasks; pocket pictures by default.")] = None,
+    out: Out = Path("runs/eval"),
+    judge: JudgeName = "truth",
+    judge_prompt: JudgePromptName = "success",
+    count: Annotated[int, typer.Option(min=1, max=5000, help="Pocket pictures of each task.")] = 25,
+    samples: Samples = 1,
+    limit: Limit = None,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Memes, recipes, advertisements, poems, websites, stories, facts, problems: how many answers succeed, of 25.
+
+    Example: minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval
+    """
+    from minigpt4.evaluation.suites.abilities import Abilities
+
+    who = judge_from(judge, judge_prompt, out / Abilities.name, how)
+    run_suite(Abilities(data, judge=who, count=count), models, out, how, samples=samples, limit=limit)
+
+
+@eval_.command()
+@answering
+def reliability(
+    models: Models,
+    data: Annotated[Path | None, typer.Option(help="A folder of pictures; pocket pictures by default.")] = None,
+    out: Out = Path("runs/eval"),
+    count: Annotated[int, typer.Option(min=1, max=50_000, help="Pictures to ask about.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Who has not ended by then has no end.")] = 300,
+    samples: Samples = 1,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Descriptions and poems that fail as language: repetition, fragment, nothing, no end, another language.
+
+    Example: minigpt4 eval reliability pocket-stage1 pocket --out runs/eval
+    """
+    from minigpt4.evaluation.suites.reliability import Reliability
+
+    suite = Reliability(data, count=count, max_new_tokens=max_new_tokens)
+    run_suite(suite, models, out, how, samples=samples)
+
+
+@eval_.command()
+def rate(
+    directory: Annotated[Path, typer.Argument(help="Where the answers are: OUT/abilities of an earlier run.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8430,
+) -> None:
+    """Serve a web page on which people judge the answers blindly. Then run the suite again with --judge people.
+
+    Example: minigpt4 eval rate runs/eval/abilities
+    """
+    from minigpt4.evaluation.rating import serve
+
+    serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
+
+
+@eval_.command()
+def judge(
+    endpoint: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge to measure: openai:URL#MODEL.")],
+    prompt: JudgePromptName = "success",
+    labelled: Annotated[
+        Path | None, typer.Option(help="A YAML file of labelled cases; those that ship for the prompt by default.")
+    ] = None,
+    out: Out = Path("runs/eval"),
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Measure the judge itself: on a few labelled cases, how often it is right, and how often it agrees with itself.
+
+    Example: minigpt4 eval judge openai:http://127.0.0.1:8000/v1#my-llm --judge-prompt success
+    """
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
+    from minigpt4.evaluation.judging import measure_judge
+
+    who = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
+    for line in measure_judge(who, out / "judge", labelled):
+        typer.echo(line)

@@ -1,0 +1,133 @@
+"""What a suite asks: questions about pictures, read from files that may be wrong in places.
+
+A record that is wrong is left out and named (`Fault`), and the others go on. Knows nothing about models or scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minigpt4.errors import UserError
+
+#: What can keep an item from being measured.
+MALFORMED, DUPLICATE, MISSING, UNREADABLE, UNANSWERED = (
+    "malformed record", "duplicate id", "missing picture", "unreadable picture", "no answer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one picture.
+
+    `id` is unique in its suite; `task` is the row that it counts under; `truth` is plain JSON that scoring needs. With
+    `options` the model does not write: the likeliest one is chosen.
+    """
+
+    id: str
+    image: Path
+    prompt: str
+    task: str = ""
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    max_new_tokens: int = 300
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why something was not measured: the sort of fault, the file and record (or item), and what is wrong."""
+
+    kind: str
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass
+class Collection:
+    """The items of a suite, and what was left out of it."""
+
+    items: list[Item] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    _places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, item: Item, where: str) -> None:
+        """Take an item from the record `where`; a second one of the same id, or one without its picture, is a fault."""
+        if item.id in self._places:
+            self.reject(where, f"its id {item.id!r} is that of {self._places[item.id]}, which is kept", DUPLICATE)
+            return
+        self._places[item.id] = where
+        if not item.image.is_file():
+            self.reject(where, f"there is no picture {item.image}", MISSING)
+            return
+        self.items.append(item)
+
+    def reject(self, where: str, reason: str, kind: str = MALFORMED) -> None:
+        """Leave the record `where` out."""
+        self.faults.append(Fault(kind, where, reason))
+
+    def require(self, data: str | Path) -> Collection:
+        """Itself. Raises UserError if no item is left."""
+        if not self.items:
+            first = f"; the first fault: {self.faults[0]}" if self.faults else ""
+            raise UserError(f"{data}: holds nothing to ask about{first}")
+        return self
+
+
+def read_document(path: str | Path) -> Any:
+    """What a .yaml, .yml or JSON file holds.
+
+    Raises UserError if the file is missing, or is not of its format as a whole: the file and the line are named.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+    try:
+        return yaml.load(text, _NoDoubleKeys) if path.suffix in (".yaml", ".yml") else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
+
+
+class _NoDoubleKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once: PyYAML would silently keep the last of two tasks of one name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+    """`record[name]`, which must be of `kind`. Raises ValueError that says what was expected, for `Collection.reject`.
+
+    Without a `default` the field must be there.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"is a {type(record).__name__}, a mapping was expected")
+    value = record.get(name, default)
+    if value is ...:
+        raise ValueError(f"has no {name!r}")
+    if value is not default and (not isinstance(value, kind) or (isinstance(value, bool) and kind is int)):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{name!r} is {value!r}, a {names} was expected")
+    return value

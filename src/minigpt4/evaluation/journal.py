@@ -1,0 +1,84 @@
+"""A journal: an append-only file of JSON lines, each under a key, that a kill at any moment leaves readable.
+
+What is in it is never asked or judged again. Knows nothing about what the lines mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minigpt4.errors import UserError
+from minigpt4.files import full_disk_is_a_user_error
+
+
+def digest(value: Any) -> str:
+    """A key for `value` (plain JSON): the same for the same value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal, oldest first, without touching it; half a line at its end is passed over.
+
+    Raises UserError for a broken line anywhere else, or a file that cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["key"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number}: is no line of a journal ({error}); delete the line, and what it held is done again"
+            ) from None
+        yield row
+
+
+class Journal:
+    """The lines of `path` by their "key". To be used as a context manager; only one process may write (see `files`).
+
+    Half a line at the end, which a kill left, is cut off. Raises UserError for a broken line anywhere else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: BinaryIO = path.open("a+b")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        self._rows = {row["key"]: row for row in read_rows(path)}
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._rows[key]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows.values())
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, each with its "key", and have them on the disk before this returns."""
+        rows = list(rows)
+        with full_disk_is_a_user_error(self.path):
+            self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        for row in rows:
+            self._rows[row["key"]] = dict(row)

@@ -1,0 +1,213 @@
+"""A web page on which people judge answers without knowing whose they are (paper, section 4.2).
+
+For each question they see the picture, what was asked, what counts as success, and the answers of all models: without
+names, in an order of chance that differs from rater to rater, equal answers once. They say of each whether it succeeds,
+and which is best, ties allowed. Every judgement is in a journal at once. `rating.html` is the page.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.errors import UserError
+from minigpt4.evaluation.items import read_document
+from minigpt4.evaluation.journal import Journal, digest
+from minigpt4.evaluation.people import RATINGS, agreement, answer_key
+from minigpt4.evaluation.table import RESULTS
+from minigpt4.files import only_process
+from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+VERDICTS = {"yes": True, "no": False, "unsure": None}
+#: A longer pause than this is no time spent on a question, in seconds.
+PAUSE = 300.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is judged at once: the different answers that models gave to one item, by their keys."""
+
+    item: str
+    sample: int
+    task: str
+    image: Path
+    prompt: str
+    success: str
+    answers: Mapping[str, str]
+
+
+class Desk:
+    """Hands out questions and takes judgements. Safe to use from several threads."""
+
+    def __init__(self, questions: Sequence[Question], journal: Journal) -> None:
+        self.questions = questions
+        self.journal = journal
+        self._lock = threading.RLock()
+
+    def order(self, rater: str) -> list[int]:
+        """The questions in this rater's own order, so that a few raters who stop early cover all tasks alike."""
+        order = list(range(len(self.questions)))
+        random.Random(f"order {rater}").shuffle(order)
+        return order
+
+    def next(self, rater: str) -> int | None:
+        """The first question that waits for this rater; None if there is none."""
+        with self._lock:
+            return next((i for i in self.order(rater) if self._key(rater, i) not in self.journal), None)
+
+    def _key(self, rater: str, index: int) -> str:
+        question = self.questions[index]
+        return digest([rater, question.item, question.sample, sorted(question.answers)])
+
+    def look(self, rater: str, index: int) -> dict[str, Any]:
+        """What the page shows: nothing in it tells whose an answer is."""
+        question = self.questions[index]
+        shown = list(question.answers.items())
+        shown.sort()  # by their digests, so that the order before the shuffle says nothing either
+        random.Random(f"answers {rater} {question.item} {question.sample}").shuffle(shown)
+        with self._lock:
+            mine = self.journal[key] if (key := self._key(rater, index)) in self.journal else None
+        words = {True: "yes", False: "no", None: "unsure"}
+        return {
+            "index": index,
+            "place": self.order(rater).index(index) + 1,
+            "task": question.task,
+            "prompt": question.prompt,
+            "success": question.success,
+            "answers": [
+                {"key": key, "text": text, "mine": words[mine["answers"][key]] if mine else None} for key, text in shown
+            ],
+            "best": mine["best"] if mine else [],
+        }
+
+    def decide(self, rater: str, index: int, answers: Mapping[str, str], best: list[str]) -> None:
+        """Record a judgement; a later one of the same rater takes its place. `best` holds several answers in a tie.
+
+        Raises ValueError if it does not judge exactly the answers that are shown.
+        """
+        question = self.questions[index]
+        if answers.keys() != question.answers.keys() or not set(answers.values()) <= VERDICTS.keys():
+            raise ValueError(f"each answer must be judged once: {', '.join(VERDICTS)}")
+        if not set(best) <= question.answers.keys():
+            raise ValueError("the best answer must be one of those shown")
+        with self._lock:
+            self.journal.add([{
+                "key": self._key(rater, index), "rater": rater, "item": question.item, "sample": question.sample,
+                "answers": {key: VERDICTS[word] for key, word in answers.items()}, "best": sorted(set(best)),
+                "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            }])  # fmt: skip
+
+    def progress(self, rater: str) -> dict[str, Any]:
+        """Counts, the seconds that remain at this rater's pace, and how far the raters agree."""
+        with self._lock:
+            rows = list(self.journal)
+            mine = [row for row in rows if row["rater"] == rater]
+            waiting = sum(self._key(rater, i) not in self.journal for i in range(len(self.questions)))
+        times = sorted(datetime.fromisoformat(row["at"]).timestamp() for row in mine)[-21:]
+        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b - a < PAUSE]
+        return {
+            "total": len(self.questions),
+            "waiting": waiting,
+            "raters": len({row["rater"] for row in rows}),
+            "seconds left": round(statistics.median(gaps) * waiting) if gaps else None,
+            "agreement": agreement(rows),
+        }
+
+
+def read_questions(directory: Path) -> list[Question]:
+    """The questions of a suite's results, each with the different answers to it.
+
+    Raises UserError if `directory` is not that of a suite whose answers people can judge.
+    """
+    path = directory / RESULTS
+    if not path.is_file():
+        raise UserError(f"{directory}: holds no {RESULTS}; run `minigpt4 eval abilities` first, and give DIR/abilities")
+    results = read_document(path)
+    success = results.get("success") if isinstance(results, dict) else None
+    if not isinstance(success, dict):
+        raise UserError(f"{path}: says nowhere what counts as success; people judge the suite `abilities`")
+    groups: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in results["answers"]:
+        group = groups.setdefault((row["item"], row["sample"]), {"row": row, "answers": {}})
+        group["answers"][answer_key(row["item"], row["prompt"], row["answer"])] = row["answer"]
+    found = []
+    for (item, sample), group in groups.items():
+        row = group["row"]
+        found.append(
+            Question(
+                item, sample, row["task"], Path(row["image"]), row["prompt"], success.get(item, ""), group["answers"]
+            )
+        )
+    if not found:
+        raise UserError(f"{path}: holds no answers to judge")
+    return found
+
+
+def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
+    """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
+    app = page_app("minigpt4 eval rate", "minigpt4.evaluation", "rating.html", hosts)
+    from fastapi import Body, HTTPException, Response
+
+    def shown(rater: str, index: int | None) -> dict[str, Any]:
+        return {
+            "question": None if index is None else desk.look(rater, index),
+            "progress": desk.progress(rater),
+        }
+
+    def within(index: int) -> int:
+        if not 0 <= index < len(desk.questions):
+            raise HTTPException(404, f"there are {len(desk.questions)} questions")
+        return index
+
+    @app.get("/api/next")
+    def next_question(rater: str) -> dict[str, Any]:
+        name = person(rater)
+        return shown(name, desk.next(name))
+
+    @app.get("/api/before")
+    def before(rater: str, index: int) -> dict[str, Any]:
+        name, order = person(rater), desk.order(person(rater))
+        at = order.index(within(index)) if index >= 0 else len(order)
+        return shown(name, order[max(0, at - 1)])
+
+    @app.get("/pictures/{index}")
+    def picture(index: int) -> Response:
+        try:
+            data = desk.questions[within(index)].image.read_bytes()
+        except OSError as error:
+            raise HTTPException(410, f"the picture is gone ({error.strerror})") from None
+        return Response(data, media_type=media_type(data))
+
+    @app.post("/api/questions/{index}")
+    def decide(
+        index: int,
+        rater: str = Body(),
+        answers: dict[str, str] = Body(),  # noqa: B008
+        best: list[str] = Body(),  # noqa: B008
+    ) -> dict[str, Any]:
+        name = person(rater)
+        try:
+            desk.decide(name, within(index), answers, best)
+        except UserError as error:
+            raise HTTPException(507, str(error)) from None
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        return shown(name, desk.next(name))
+
+    return app
+
+
+def serve(directory: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
+    questions = read_questions(directory)  # a wrong directory is known before anything is written
+    with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
+        serve_app(create_app(Desk(questions, journal), allowed_hosts(host)), host, port, ready)

@@ -1,0 +1,44 @@
+"""`minigpt4 reproduce`: parsing and printing only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    out: Annotated[Path, typer.Option(help="Where models and answers go; a run there goes on.")] = Path(
+        "runs/reproduce"
+    ),
+    page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = Path(
+        "docs/results.md"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, shorter runs, fewer questions: 15 minutes.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Only write the page, from what is done so far.")] = False,
+) -> None:
+    """Test every claim of the paper in the pocket world, and write the page of results. A run that stopped goes on.
+
+    Example: minigpt4 reproduce --quick
+    """
+    from minigpt4.evaluation.reproduction import run
+    from minigpt4.evaluation.reproduction.plan import find_scale
+    from minigpt4.evaluation.reproduction.workshop import Workshop
+
+    workshop = Workshop(out, find_scale(quick, seeds))
+    if plan:
+        typer.echo(run.plan(workshop).table())
+        return
+    command = "minigpt4 reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
+    if write:
+        run.write_page(workshop, page, command)
+        typer.echo(page)
+        return
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    run.reproduce(workshop, page, command)

@@ -1,0 +1,118 @@
+"""What a suite is: items, who judges the answers, and how the verdicts sum up to figures beside the paper's."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minigpt4.evaluation.items import Collection, Item
+from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
+from minigpt4.evaluation.statistics import bootstrap, wilson
+
+T = TypeVar("T")
+#: Asks the judge once more.
+Again = Callable[[Sequence[Case]], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number with its 95 % interval, over `total` cases.
+
+    `successes` is there for a rate; `undecided` cases are part of `total` and no successes.
+    """
+
+    value: float
+    low: float
+    high: float
+    total: int
+    successes: int | None = None
+    undecided: int = 0
+
+    @classmethod
+    def rate(cls, outcomes: Sequence[bool | None]) -> Figure:
+        """The share of True, with its Wilson interval; None is undecided."""
+        successes, total = sum(o is True for o in outcomes), len(outcomes)
+        low, high = wilson(successes, total)
+        value = successes / total if total else math.nan
+        return cls(value, low, high, total, successes, sum(o is None for o in outcomes))
+
+    @classmethod
+    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Figure:
+        """Any statistic of cases, with the interval that drawing them again and again gives it."""
+        if not cases:
+            return cls(math.nan, math.nan, math.nan, 0)
+        low, high = bootstrap(cases, statistic)
+        return cls(statistic(cases), low, high, len(cases))
+
+    def plain(self) -> dict[str, Any]:
+        """Ready for JSON, which has no NaN."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `paper` holds the paper's figures by the paper's name of the model.
+
+    `unit` says how figures are printed: "%" (a share), "of" (successes of the total, with the share's interval), or a
+    unit such as "words". `group` is the heading that the line stands under.
+    """
+
+    name: str
+    label: str
+    unit: str = "%"
+    paper: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer with the verdicts on its cases, in their order."""
+
+    answer: Answer
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def item(self) -> Item:
+        return self.answer.item
+
+
+class Suite(ABC):
+    """`name` is the command and the directory; `title` heads the table; `notes` stand below it."""
+
+    name: str
+    title: str
+    judge: Judge
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def load(self, directory: Path) -> Collection:
+        """The items and what was left out. `directory` is the suite's own, for pictures that it draws."""
+
+    @abstractmethod
+    def rows(self) -> Sequence[Row]:
+        """The lines of the table; known once the items are loaded."""
+
+    @abstractmethod
+    def cases(self, answer: Answer) -> Sequence[Case]:
+        """What is to be decided about an answer."""
+
+    @abstractmethod
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
+        """One model's figures by the names of rows."""
+
+    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
+        """Anything else for results.json; by default nothing.
+
+        What stands under `agreement` (a list of `judges`, a pair of names; `cases`; `agreed`, a share; `kappa`) is told
+        below the table too. `again` asks the judge the same cases once more, and keeps what it says.
+        """
+        return {}
+
+    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Plots beside the bars that every suite gets, as file names and PNGs; by default none."""
+        return {}

@@ -1,0 +1,60 @@
+"""The text that teaches the pocket LLM to look things up: drills and quizzes, and all else that it can do.
+
+Read after `conversation`, by an LLM that has the layers of `lookup_layers`.
+"""
+
+from __future__ import annotations
+
+import random
+
+from minigpt4.pocket.conversation import Piece, conversation, quiz
+from minigpt4.pocket.language import article, context
+from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, facts, sample
+
+#: The first text seed of `lookup_text`.
+LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
+#: The first samples of `lookup_text` are drills in the plainest form, until reading what was looked up is learnt.
+PLAIN_DRILLS = 2 * 1024
+#: How much the word that an answer stands or falls with weighs.
+DECISIVE = 4.0
+
+
+def lookup_text(seed: int, system: str) -> list[Piece]:
+    """One sample of the text that teaches the pocket LLM to look things up: drills, quizzes, and all else it can do.
+
+    `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
+    """
+    rng = random.Random(f"lookup-{seed}")
+    number = seed - LOOKUP_SEEDS
+    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.4, 0.4))[0]
+    if kind == "else":
+        return conversation(seed, system, quizzes=False)
+    picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
+    words = " ".join(facts(picture)[2:]) if number < PLAIN_DRILLS else context(picture, rng)
+    pieces: list[Piece] = [("###Human: <Img>", 0), (words, 0), ("</Img>", 0)]
+    if kind == "drill":
+        return [*pieces, *_drill(picture, rng)]
+    lead = " "
+    for question, reply, word in quiz(picture, rng, rng.choice((6, 8, 10))):
+        before, _, after = reply.partition(word)
+        pieces += [(f"{lead}{question}###Assistant: ", 0)]
+        pieces += [(before.rstrip(), 1)] if before else []
+        pieces += [(f" {word}" if before else word, DECISIVE), (after, 1), ("###", 1)]
+        lead = "Human: "
+    return pieces
+
+
+def _drill(picture: Picture, rng: random.Random) -> list[Piece]:
+    """Short sentences about a scene, of which only the word that has to be looked up is learnt."""
+    pieces: list[Piece] = []
+    for _ in range(14):
+        item = rng.choice(picture.items)
+        about = rng.choice(("colour", "colour", "place", "place", "exists"))
+        if about == "exists":
+            kind = rng.choice((item.kind, rng.choice(KINDS)))
+            there = kind in {other.kind for other in picture.items}
+            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", 1), (".", 0)]
+        else:
+            start = f" The {item.kind} is" if about == "colour" else f" The {item.kind} is at the"
+            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", 1), (".", 0)]
+    return pieces

@@ -1,0 +1,35 @@
+"""What is done to a model once, before it is trained, so that its steps are fast. None of it changes what is computed.
+
+The same for `minigpt4 train` and for `bench/training.py`. Knows nothing about recipes or data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+
+def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
+    """Choose how attention is computed, see whether rows can be packed, and compile the LLM's layers if asked to.
+
+    Raises UserError if they are to be compiled for a CPU and there is no C++ compiler.
+    """
+    llm, on_cpu = model.blip2.language_model, model.device.type == "cpu"
+    if compiled and on_cpu and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
+    if on_cpu:
+        # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
+        llm.set_attn_implementation("eager")
+        if model.dtype is torch.bfloat16:  # and forwards twice as slow as plain products, at a picture's 200 patches
+            model.blip2.vision_model.set_attn_implementation("eager")
+    _ = model.packer  # tried now, for what is compiled is compiled with it
+    if compiled:
+        for layer in llm.base_model.layers:
+            layer.compile(dynamic=True)

@@ -1,0 +1,95 @@
+"""What visitors do on the page in a browser, and what they draw on its sheet."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from minigpt4.pocket import world
+from minigpt4.pocket.brush import Point
+from minigpt4.pocket.draw import draw
+from minigpt4.pocket.handwriting import Pen
+
+expect.set_options(timeout=60_000)
+SHEET = 480  # pixels a side
+
+
+def photo(seed: int = 12_400_001, kind: str = "scene") -> bytes:
+    buffer = io.BytesIO()
+    draw(world.sample(seed, kind), 224).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def show(tab: Any, name: str, data: bytes, where: str = "#composer") -> None:
+    tab.set_input_files(f"{where} input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+    tab.wait_for_selector(f"{where} .thumbnail-image", state="attached")
+
+
+def ask(tab: Any, question: str) -> None:
+    tab.fill("#composer textarea", question)
+    tab.press("#composer textarea", "Enter")
+
+
+def done(tab: Any) -> str:
+    """Waits for the end of the answer; the text of the last one."""
+    expect(tab.locator("#composer .stop-button")).to_have_count(0)
+    return tab.locator("#chat .bot").last.inner_text()
+
+
+def greedy(tab: Any, **sliders: float) -> None:
+    """Set temperature 0, or the settings that are given, by their labels."""
+    tab.get_by_role("tab", name="Settings").click()
+    for label, value in (sliders or {"Temperature": 0}).items():
+        label = label.replace("_", " ")
+        number = tab.get_by_label(f"number input for {label}")
+        number.fill(str(value))
+        number.press("Enter")
+        # The page has taken it once the slider beside it has moved: an answer asked for before that ignores it.
+        expect(tab.get_by_label(f"range slider for {label}")).to_have_value(str(value))
+
+
+def strokes(seed: int) -> list[list[Point]]:
+    """The lines of the pen that drew the website draft of that seed, in fractions of the sheet."""
+    found = []
+
+    class Recording(Pen):
+        def curve(self, points: Sequence[Point], weight: float = 1.0) -> None:
+            found.append(list(points))
+            super().curve(points, weight)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigpt4.pocket.draw.Pen", Recording)
+        draw(world.sample(seed, "draft"), 64)
+    return found
+
+
+def draw_on_sheet(tab: Any, lines: Sequence[Sequence[Point]]) -> None:
+    """Draw lines (in fractions of the sheet) with the mouse, as a hand does: button down, along, button up."""
+    expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()  # the pen is in hand
+    canvas = tab.locator("#sketch canvas").first.bounding_box()
+    left, top = canvas["x"] + (canvas["width"] - SHEET) / 2, canvas["y"] + (canvas["height"] - SHEET) / 2
+    for line in lines:
+        for number, (x, y) in enumerate(_corners(line, 1.5 / SHEET)):
+            tab.mouse.move(left + x * SHEET, top + y * SHEET)
+            if number == 0:
+                tab.mouse.down()
+        tab.mouse.up()
+
+
+def _corners(line: Sequence[Point], off: float) -> list[Point]:
+    """The fewest points of a line from which it is nowhere further away than `off` (Douglas and Peucker's)."""
+    (x0, y0), (x1, y1) = line[0], line[-1]
+    length = math.hypot(x1 - x0, y1 - y0)
+    away = [
+        abs((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / length if length else math.hypot(x - x0, y - y0)
+        for x, y in line
+    ]
+    furthest = max(range(len(line)), key=away.__getitem__)
+    if away[furthest] <= off:
+        return [line[0], line[-1]]
+    return [*_corners(line[: furthest + 1], off)[:-1], *_corners(line[furthest:], off)]

@@ -1,0 +1,28 @@
+"""A reproduction at toy size, as a process of its own that tests can kill."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from minigpt4.evaluation.reproduction.plan import Scale
+from minigpt4.evaluation.reproduction.run import reproduce
+from minigpt4.evaluation.reproduction.workshop import Parts, Workshop
+
+TOY = Scale(
+    "toy", (0,), pairs=8, descriptions=5, stage1_steps=2, stage2_steps=2, questions=1, scenes=2, stage1_shares=(0.5,),
+    stage2_sets=(6,), skills=("poem",), skill_steps=1,
+)  # fmt: skip
+
+
+def toy(out: Path, vision: Path, llm: Path, baseline: Path) -> Workshop:
+    """A workshop whose parts are the toy ones of `conftest.py`."""
+    parts = Parts(str(vision), str(llm), str(baseline), str(llm))
+    return Workshop(out, TOY, parts, {"batch_size": 4, "warmup_steps": 1})
+
+
+if __name__ == "__main__":
+    places = [Path(argument) for argument in sys.argv[1:]]
+    reproduce(toy(*places), places[0] / "docs" / "results.md", "minigpt4 reproduce", Console(quiet=True))

@@ -1,0 +1,64 @@
+"""The vision side alone: the features and the fingerprint of the whole model, and no LLM."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.data.features import features_fingerprint
+from minigpt4.errors import UserError
+from minigpt4.model.adapters import Trained
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.vision import load_vision_side
+
+PICTURES = [Image.radial_gradient("L").convert("RGB"), Image.new("RGB", (40, 30), "red")]
+
+
+def perturb(model: MiniGPT4) -> None:
+    """As if what the stages train had been trained."""
+    set_trainable(model, 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["alignment", "export"])
+@pytest.mark.parametrize("variant", ["paper", "no Q-Former", "trained Q-Former and LoRA"])
+def test_it_is_that_of_the_whole_model(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, variant: str, form: str, dtype: str
+) -> None:
+    """Also when the LLM is not there at all."""
+    llm = shutil.copytree(tiny_llm, tmp_path / "llm")
+    trained = Trained(qformer=True, lora_rank=2) if "LoRA" in variant else Trained()
+    model = MiniGPT4.assemble(
+        tiny_vision, llm, template="pocket", device="cpu", qformer=variant != "no Q-Former", trained=trained
+    )
+    perturb(model)
+    (model.save_pretrained if form == "alignment" else model.export)(tmp_path / "model")
+    whole = MiniGPT4.from_pretrained(tmp_path / "model", device="cpu", dtype=dtype)
+    shutil.rmtree(llm)
+    shutil.rmtree(tmp_path / "model" / "llm", ignore_errors=True)
+    side = load_vision_side(tmp_path / "model", device="cpu", dtype=dtype)
+    assert torch.equal(side.encode_images(PICTURES), whole.encode_images(PICTURES))
+    assert features_fingerprint(side) == features_fingerprint(whole)
+    assert not any(parameter.requires_grad for parameter in side.parameters())
+    assert {name.split(".")[1] for name, _ in side.named_parameters()} <= {"vision_model", "qformer", "query_tokens"}
+
+
+def test_another_tower_than_it_was_aligned_with(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    vision = shutil.copytree(tiny_vision, tmp_path / "vision")
+    MiniGPT4.assemble(vision, tiny_llm, template="pocket", device="cpu").save_pretrained(tmp_path / "model")
+    tensors = load_file(vision / "model.safetensors")
+    tensors["query_tokens"] = tensors["query_tokens"] + 1
+    save_file(tensors, vision / "model.safetensors")
+    with pytest.raises(UserError, match="was aligned with other weights than those now in"):
+        load_vision_side(tmp_path / "model")
