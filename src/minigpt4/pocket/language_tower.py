@@ -53,7 +53,6 @@ class TextModel:
     first_seed: int
     hidden: int = 256
     batch_tokens: int = BATCH_TOKENS
-    quiet_batches: int = 0  #: over how many batches the context's noise grows to all of it
 
 
 LANGUAGE = TextModel("language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0])
@@ -64,27 +63,32 @@ LOOKUPS = TextModel(
     8,
     LOOKUP_SEEDS,
     batch_tokens=4096,
-    quiet_batches=600,
 )
 CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
 
 
 @dataclass
 class Batch:
-    """Right-padded ids (n, t), how much each is learnt (n, t; 0: not at all), and where the context stands.
-
-    `noise` is the share of the context's noise that this batch gets.
-    """
+    """Right-padded ids (n, t), how much each is learnt (n, t; 0: not at all), and where the context stands."""
 
     ids: Tensor
     weights: Tensor
     context: Tensor
     seed: int
-    noise: float
 
 
 #: Ids, weights, and whether the token belongs to the context.
 _Sample = tuple[list[int], list[float], list[int]]
+
+
+def _sample(kind: TextModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> _Sample:
+    ids, weights, context = [tokenizer.bos_token_id], [0.0], [0]
+    for number, (text, weight) in enumerate(kind.pieces(seed)):
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        ids += tokens
+        weights += [float(weight)] * len(tokens)
+        context += [int(number == kind.context_piece)] * len(tokens)
+    return ids, weights, context
 
 
 class TextBatches:
@@ -104,12 +108,13 @@ class TextBatches:
         index = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= number)
         if index != self.pool_number:
             self._load(index)
-        batch = self.pool[number - self.starts[index]]
-        return replace(batch, noise=min(1.0, (number + 1) / max(1, self.kind.quiet_batches)))
+        return self.pool[number - self.starts[index]]
 
     def _load(self, number: int) -> None:
         first = self.kind.first_seed + number * POOL
-        samples = sorted((self._sample(seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0]))
+        samples = sorted(
+            (_sample(self.kind, self.tokenizer, seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0])
+        )
         batches: list[Batch] = []
         rows: list[_Sample] = []
         for sample in samples:
@@ -121,22 +126,13 @@ class TextBatches:
         random.Random(first).shuffle(batches)
         self.pool, self.pool_number = batches, number
 
-    def _sample(self, seed: int) -> _Sample:
-        ids, weights, context = [self.tokenizer.bos_token_id], [0.0], [0]
-        for number, (text, weight) in enumerate(self.kind.pieces(seed)):
-            tokens = self.tokenizer(text, add_special_tokens=False).input_ids
-            ids += tokens
-            weights += [float(weight)] * len(tokens)
-            context += [int(number == self.kind.context_piece)] * len(tokens)
-        return ids, weights, context
-
     def _pad(self, rows: list[_Sample], seed: int) -> Batch:
         length = max(len(row[0]) for row in rows)
         fills = (self.tokenizer.pad_token_id, 0.0, 0)
         ids, weights, context = (
             torch.tensor([[*row[k], *[fills[k]] * (length - len(row[k]))] for row in rows]) for k in range(3)
         )
-        return Batch(ids, weights, context.bool(), seed, 1.0)
+        return Batch(ids, weights, context.bool(), seed)
 
 
 def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
@@ -144,8 +140,8 @@ def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tu
     ids, weights, context = (part.to(device) for part in (batch.ids, batch.weights, batch.context))
     generator = torch.Generator(device="cpu").manual_seed(batch.seed)
     embeddings = model.get_input_embeddings()(ids)
-    scale = embeddings.detach().std()
-    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE * batch.noise
+    scale = (embeddings - embeddings.mean((0, 1))).detach().std()  # what all have in common does not tell them apart
+    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE
     noise = torch.randn(embeddings.shape, generator=generator) * strength
     stretch = CONTEXT_SCALE ** torch.rand(ids.shape[0], 1, 1, generator=generator)
     soft = (embeddings + noise.to(device) * scale) * stretch.to(device)
@@ -212,10 +208,11 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         tokenizer, model = begun.tokenizer, begun.model.to(device)
         model.set_attn_implementation("eager")
         if kind is LOOKUPS:
-            plan = replace(plan, muon_lr=0.4 * plan.muon_lr, adam_lr=0.4 * plan.adam_lr, warmup=20, decay_share=0.6)
+            plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20, decay_share=0.6)
             if model.config.num_hidden_layers < kind.layers:
                 words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
-                model = add_lookup_layers(model, [ids[0] for ids in words]).to(device)
+                read = [token for seed in range(12) for token in _sample(kind, tokenizer, kind.first_seed + seed)[0]]
+                model = add_lookup_layers(model, [ids[0] for ids in words], read).to(device)
             # They work as they are built; training would wear them down before the other layers rely on them.
             for part in (model.get_input_embeddings(), *model.model.layers[:2]):
                 part.requires_grad_(False)

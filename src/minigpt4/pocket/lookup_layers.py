@@ -3,9 +3,13 @@
 "Where is the kite?" asks the LLM to find the kite in its context and to say what stands around it. A small Llama that
 learns from text alone arrives at this late or not at all: its first layer drowns the words' embeddings (norm 1.3, its
 output 135), and without them nothing later can tell that two tokens are the same word. `add_lookup_layers` puts two
-layers before that first one. Heads of the first gather what stood 1, 2, 3 and 4 tokens earlier; heads of the second let
-a word find where it stood before, and the tokens that came 1, 2 and 3 after it, and add their embeddings to its own.
-Training then has to learn only how to read this; all weights stay ordinary weights of a `LlamaForCausalLM`.
+layers before that first one. Heads of the first write down what stands at a token itself and 1, 2 and 4 before it;
+heads of the second let a word find where it stood before, and write down what stood around it there: 2 tokens before
+to 4 after.
+
+All of this is written along directions that the embeddings hardly use, and the layers that follow overlook those, so
+that the LLM still says what it said before. What training has to learn is to read them. All weights stay ordinary
+weights of a `LlamaForCausalLM`.
 """
 
 from __future__ import annotations
@@ -22,24 +26,42 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 #: How far back the four heads of the first layer look, in tokens.
-OFFSETS = (1, 2, 3, 4)
-#: Length of the constant part that every embedding gets, in embeddings' mean lengths. Positions are found by it.
-CONSTANT = 0.8
-#: Pairs of rotary dimensions by which positions are told apart: the fast half. The slow half compares words.
-FAST = 16
+OFFSETS = (0, 1, 2, 4)
+#: Of each head of the second layer: where it looks, in tokens after the word, and what it takes there, of what the
+#: first layer has written down, by offset.
+FINDS = ((1, (0, 2)), (2, (0, 4)), (4, (0, 1)))
+#: Numbers by which a word is written down: enough to tell the pocket world's words apart.
+CODE = 14
+#: Directions that are freed: one for the constant part, and one for each number that is written.
+FREED = 1 + CODE * (len(OFFSETS) + sum(len(taken) for _, taken in FINDS))
+#: Length of the constant part that every embedding gets, in embeddings' mean lengths. Positions are found by it; the
+#: longer it is, the less it matters to them that some words' embeddings are longer than others.
+CONSTANT = 2.0
+#: Length of a code, in embeddings' mean lengths.
+WRITTEN = 1.0
+#: Pairs of rotary dimensions by which neighbours are told apart: the fastest. Slower ones add to every place alike.
+FAST = 6
+#: The slower half of the pairs compares words wherever they stand.
+SLOW = 16
+#: How sharply the first layer picks a place, and the second a word.
+SHARP, ALIKE = 8.8, 4.0
+#: Of how many main directions of the words codes are made, and how little the lesser ones are raised: noise is raised too.
+KEPT, SMOOTH = 32, 0.15
 
 
-def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int]) -> LlamaForCausalLM:
-    """A copy of `model` with two more layers at the start; its other weights are the same but for the constant part.
+def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int], text: Sequence[int]) -> LlamaForCausalLM:
+    """A copy of `model` with two more layers at the start, which says nearly the same.
 
     Args:
         model: A Llama with four heads of 64 dimensions, float32, its embeddings tied to its head.
-        words: Ids of the words that are to be looked up; what is copied keeps the 64 main directions of these.
+        words: Ids of the words that are to be looked up.
+        text: Ids of what the model usually reads; the directions that these use most are left as they are.
     """
     from transformers import LlamaForCausalLM
 
     config = copy.deepcopy(model.config)
     config.num_hidden_layers += 2
+    config.tie_word_embeddings = False
     grown = LlamaForCausalLM(config)
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -48,35 +70,53 @@ def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int]) -> LlamaFor
             parts[2] = str(int(parts[2]) + 2)
         weights[".".join(parts)] = tensor
     grown.load_state_dict(weights, strict=False)
-    grown.tie_weights()
+    grown.lm_head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     with torch.no_grad():
-        constant = _add_constant(grown)
-        for layer in grown.model.layers[:2]:
-            for matrix in (layer.mlp.gate_proj, layer.mlp.up_proj):
-                matrix.weight.normal_(std=0.04)
-            layer.mlp.down_proj.weight.zero_()
-            for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-                matrix.weight.zero_()
-        _start(grown, constant, words)
+        former = grown.model.layers[2]
+        attention, mlp = former.self_attn, former.mlp
+        readers = {
+            former.input_layernorm: (attention.q_proj, attention.k_proj, attention.v_proj),
+            former.post_attention_layernorm: (mlp.gate_proj, mlp.up_proj),
+        }
+        before = [_length(grown, norm, text, first=2) for norm in readers]
+        freed = _free(grown, text)
+        _build(grown, freed, words)
+        for (norm, matrices), was in zip(readers.items(), before, strict=True):
+            for matrix in matrices:
+                seen = matrix.weight * norm.weight
+                matrix.weight.copy_((seen - seen @ freed @ freed.T) / norm.weight)
+            # What is new makes all else smaller, once normalised.
+            norm.weight.mul_(_length(grown, norm, text, first=0) / was)
     return grown
 
 
-def _add_constant(model: LlamaForCausalLM) -> Tensor:
-    """Gives every embedding the same component along the direction that they use least; returns what reads it as 1.
+def _length(model: LlamaForCausalLM, norm: nn.Module, text: Sequence[int], first: int) -> Tensor:
+    """Mean length of what `norm` is handed when the layers from `first` to 2 read this text."""
+    lengths: list[Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].norm(dim=-1).mean()))
+    ids = torch.tensor([[model.config.bos_token_id, *text]])
+    states = model.model.embed_tokens(ids)
+    rotary = model.model.rotary_emb(states, torch.arange(ids.shape[1])[None])
+    mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)[None, None]
+    for layer in model.model.layers[first:3]:
+        states = layer(states, attention_mask=mask, position_embeddings=rotary)
+    hook.remove()
+    return lengths[0]
 
-    Logits change by one constant for all tokens, which softmax does not see. The former first layer is told to
-    overlook it.
+
+def _free(model: LlamaForCausalLM, text: Sequence[int]) -> Tensor:
+    """Takes the directions that the embeddings use least out of them; returns these, (width, FREED), orthonormal.
+
+    Every embedding gets the same component along the first. Logits change by one constant for all tokens, which
+    softmax does not see.
     """
     embeddings = model.model.embed_tokens.weight
-    length = embeddings.norm(dim=1).mean()
-    direction = torch.linalg.svd(embeddings, full_matrices=False).Vh[-1]
-    embeddings += CONSTANT * length * direction - (embeddings @ direction)[:, None] * direction
-    former = model.model.layers[2]
-    norm = former.input_layernorm.weight
-    norm *= embeddings.norm(dim=1).mean() / length  # the constant part makes all else smaller, once normalised
-    for matrix in (former.self_attn.q_proj, former.self_attn.k_proj, former.self_attn.v_proj):
-        matrix.weight -= (matrix.weight @ (norm * direction))[:, None] * (direction / norm)
-    return direction / (_normalised(embeddings) @ direction).mean()
+    length = embeddings[list(text)].norm(dim=1).mean()
+    freed = torch.linalg.svd(embeddings[list(text)], full_matrices=False).Vh[-FREED:].T
+    embeddings -= embeddings @ freed @ freed.T
+    embeddings *= length / embeddings.norm(dim=1, keepdim=True).clamp_min(0.1 * length)
+    embeddings += CONSTANT * length * freed[:, 0]
+    return freed
 
 
 def _normalised(rows: Tensor) -> Tensor:
@@ -84,42 +124,53 @@ def _normalised(rows: Tensor) -> Tensor:
     return rows / rows.square().mean(1, keepdim=True).sqrt()
 
 
-def _start(model: LlamaForCausalLM, constant: Tensor, words: Sequence[int]) -> None:
+def _build(model: LlamaForCausalLM, freed: Tensor, words: Sequence[int]) -> None:
+    for layer in model.model.layers[:2]:
+        for matrix in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            matrix.weight.normal_(std=0.04)
+        layer.mlp.down_proj.weight.zero_()
+        attention = layer.self_attn
+        for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+            matrix.weight.zero_()
     gather, match = (layer.self_attn for layer in model.model.layers[:2])
-    width, size = model.config.hidden_size, model.config.head_dim
+    size = model.config.head_dim
     speeds = model.config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) / (size // 2))
-    slow = [*range(FAST, size // 2), *range(size // 2 + FAST, size)]
-    free = torch.eye(width) - torch.outer(constant, constant) / constant.square().sum()
-    rows = _normalised(model.model.embed_tokens.weight)[list(words)] @ free
-    meaning = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:size]  # (64, width)
-    marks = [_orthonormal(size, width) for _ in OFFSETS]  # where the word so many tokens earlier is written
-    gather.o_proj.weight.zero_()
-    match.o_proj.weight.zero_()
+    slow = [*range(SLOW, size // 2), *range(size // 2 + SLOW, size)]
+    embeddings = model.model.embed_tokens.weight
+    rows = _normalised(embeddings)[list(words)]
+    constant = freed[:, 0] / (rows @ freed[:, 0]).mean()  # reads the constant part as 1
+    codes = _codes(rows - (rows @ freed) @ freed.T)
+    written = WRITTEN * (embeddings[list(words)] - embeddings[list(words)] @ freed @ freed.T).norm(dim=1).mean()
+    places = iter(freed[:, 1:].split(CODE, dim=1))
+    marks = {offset: next(places) for offset in OFFSETS}  # where codes are written, (width, CODE) each
     for number, offset in enumerate(OFFSETS):
         at = size * number
         # q and k are the same for every token, turned against each other so that they agree `offset` tokens apart.
         for pair in range(FAST):
-            gather.q_proj.weight[at + pair] = 8 * constant
-            gather.k_proj.weight[at + pair] = 8 * math.cos(speeds[pair] * offset) * constant
-            gather.k_proj.weight[at + pair + size // 2] = 8 * math.sin(speeds[pair] * offset) * constant
-        gather.v_proj.weight[at : at + size] = meaning
-        gather.o_proj.weight[:, at : at + size] = 0.1 * marks[number].T
-    for number in range(len(OFFSETS)):
+            gather.q_proj.weight[at + pair] = SHARP * constant
+            gather.k_proj.weight[at + pair] = SHARP * math.cos(speeds[pair] * offset) * constant
+            gather.k_proj.weight[at + pair + size // 2] = SHARP * math.sin(speeds[pair] * offset) * constant
+        gather.v_proj.weight[at : at + CODE] = codes
+        gather.o_proj.weight[:, at : at + CODE] = written * marks[offset]
+    # After the first layer all that is written has this length, and a norm makes it that of a row of ones.
+    total = (embeddings[list(words)].square().sum(1).mean() + len(OFFSETS) * written**2).sqrt()
+    unit = total / written / math.sqrt(model.config.hidden_size)
+    for number, (offset, taken) in enumerate(FINDS):
         at = size * number
-        if number == 0:  # where this very word stood, and what stood before it there
-            compare = 1.3 * _orthonormal(len(slow), size) @ meaning
-            queries, keys, values, share = compare, compare, marks[0] + 0.7 * marks[1], 0.2
-        else:  # what stood `number` tokens after this word
-            mix = 3 * _orthonormal(len(slow), size)
-            queries, keys, values, share = mix @ meaning, mix @ marks[number - 1], meaning, 0.08
-        match.q_proj.weight[[at + d for d in slow]] = queries
-        match.k_proj.weight[[at + d for d in slow]] = keys
-        for pair in range(6):  # not the word itself: it would always match best
-            match.q_proj.weight[at + pair] = -3 * constant
-            match.k_proj.weight[at + pair] = 3 * constant
-        match.v_proj.weight[at : at + size] = values
-        match.o_proj.weight[:, at : at + size] = share * meaning.T
+        mix = ALIKE * size**0.25 * nn.init.orthogonal_(torch.empty(len(slow), CODE))
+        rows_of_head = [at + dimension for dimension in slow]
+        match.q_proj.weight[rows_of_head] = unit * mix @ marks[0].T
+        match.k_proj.weight[rows_of_head] = unit * mix @ marks[offset].T
+        for place, source in enumerate(taken):
+            values = slice(at + CODE * place, at + CODE * (place + 1))
+            match.v_proj.weight[values] = unit * marks[source].T
+            match.o_proj.weight[:, values] = written * next(places)
 
 
-def _orthonormal(rows: int, columns: int) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(rows, columns))
+def _codes(rows: Tensor) -> Tensor:
+    """A (CODE, width) matrix that turns words, as normalised rows, into numbers of mean length 1 that differ."""
+    centred = rows - rows.mean(0)
+    _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
+    even = directions[:KEPT] / (spread[:KEPT, None] + SMOOTH * spread[0])
+    codes = nn.init.orthogonal_(torch.empty(CODE, KEPT)) @ even
+    return codes / (centred @ codes.T).norm(dim=1).mean()

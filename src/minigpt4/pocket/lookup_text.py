@@ -9,12 +9,10 @@ import random
 
 from minigpt4.pocket.conversation import Piece, conversation, quiz
 from minigpt4.pocket.language import article, context
-from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, facts, sample
+from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, sample
 
 #: The first text seed of `lookup_text`.
 LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
-#: The first samples of `lookup_text` are drills in the plainest form, until reading what was looked up is learnt.
-PLAIN_DRILLS = 2 * 1024
 #: How much the word that an answer stands or falls with weighs.
 DECISIVE = 4.0
 
@@ -25,13 +23,11 @@ def lookup_text(seed: int, system: str) -> list[Piece]:
     `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
     """
     rng = random.Random(f"lookup-{seed}")
-    number = seed - LOOKUP_SEEDS
-    kind = "drill" if number < PLAIN_DRILLS else rng.choices(("drill", "quiz", "else"), (0.2, 0.4, 0.4))[0]
+    kind = rng.choices(("drill", "quiz", "else"), (0.25, 0.4, 0.35))[0]
     if kind == "else":
         return conversation(seed, system, quizzes=False)
     picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
-    words = " ".join(facts(picture)[2:]) if number < PLAIN_DRILLS else context(picture, rng)
-    pieces: list[Piece] = [("###Human: <Img>", 0), (words, 0), ("</Img>", 0)]
+    pieces: list[Piece] = [("###Human: <Img>", 0), (context(picture, rng), 0), ("</Img>", 0)]
     if kind == "drill":
         return [*pieces, *_drill(picture, rng)]
     lead = " "
