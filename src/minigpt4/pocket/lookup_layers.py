@@ -45,7 +45,7 @@ FAST = 6
 SLOW = 16
 #: How sharply the first layer picks a place, and the second a word.
 SHARP, ALIKE = 8.8, 4.0
-#: Of how many main directions of the words codes are made, and how little the lesser ones are raised: noise is raised too.
+#: Of how many main directions of the words codes are made, and how little the lesser ones are raised (so is noise).
 KEPT, SMOOTH = 32, 0.15
 
 
