@@ -13,16 +13,21 @@ QUESTION = [" Where", " is", " the", WORD]
 
 
 @pytest.fixture(scope="module")
-def models():
-    """A pocket LM without such layers, the same with them, and its tokenizer."""
+def parts():
+    """A pocket LM without such layers, its tokenizer, the words to look up, and what it usually reads."""
     part = load_llm("pocket/captioner", torch.float32)
+    part.model.set_attn_implementation("eager")
     words = part.tokenizer([f" {word}" for word in world.WORDS], add_special_tokens=False).input_ids
     pieces = [text for seed in range(8) for text, _ in conversation(world.SEEDS["development"][0] + seed, "Look.")]
     read = part.tokenizer("".join(pieces), add_special_tokens=False).input_ids
-    part.model.set_attn_implementation("eager")
+    return part.model.eval(), part.tokenizer, [ids[0] for ids in words], read
+
+
+@pytest.fixture(scope="module")
+def grown(parts):
+    model, _, words, read = parts
     torch.manual_seed(0)
-    grown = lookup_layers.add_lookup_layers(part.model, [ids[0] for ids in words], read)
-    return part.model.eval(), grown.eval(), part.tokenizer
+    return lookup_layers.add_lookup_layers(model, words, read).eval()
 
 
 def _ids(tokenizer, words):
@@ -32,8 +37,8 @@ def _ids(tokenizer, words):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_the_first_layer_looks_back_and_the_second_finds_the_word(models, noise):
-    _, grown, tokenizer = models
+def test_the_first_layer_looks_back_and_the_second_finds_the_word(parts, grown, noise):
+    tokenizer = parts[1]
     ids = _ids(tokenizer, [*BEFORE, WORD, *AFTER, *QUESTION])
     states = grown.get_input_embeddings()(torch.tensor([ids]))
     scale = (states - states.mean((0, 1))).std()
@@ -47,9 +52,9 @@ def test_the_first_layer_looks_back_and_the_second_finds_the_word(models, noise)
         assert match[0, head, last].argmax() == where + offset
 
 
-def test_what_stood_around_the_word_is_written_down_there(models):
+def test_what_stood_around_the_word_is_written_down_there(parts, grown):
     """The code of a neighbour is that of the same word wherever it was found, and of no other word."""
-    _, grown, tokenizer = models
+    tokenizer = parts[1]
 
     def found(context):
         with torch.inference_mode():
@@ -64,8 +69,12 @@ def test_what_stood_around_the_word_is_written_down_there(models):
     assert likeness[1] < 0.6
 
 
-def test_the_llm_says_nearly_what_it_said_before(models):
-    before, grown, tokenizer = models
+def test_what_is_written_disturbs_nothing(parts, monkeypatch):
+    """Before it is made louder for later layers, the LLM behind it says nearly what it said before."""
+    before, tokenizer, words, read = parts
+    monkeypatch.setattr(lookup_layers, "LOUDER", 1.0)
+    torch.manual_seed(0)
+    grown = lookup_layers.add_lookup_layers(before, words, read).eval()
     assert len(grown.model.layers) == len(before.model.layers) + 2
     ids = torch.tensor([_ids(tokenizer, [*BEFORE, WORD, *AFTER])])
     with torch.inference_mode():

@@ -7,9 +7,10 @@ layers before that first one. Heads of the first write down what stands at a tok
 heads of the second let a word find where it stood before, and write down what stood around it there: 2 tokens before
 to 4 after.
 
-All of this is written along directions that the embeddings hardly use, and the layers that follow overlook those, so
-that the LLM still says what it said before. What training has to learn is to read them. All weights stay ordinary
-weights of a `LlamaForCausalLM`.
+All of this is written along directions that the embeddings hardly use, and the layers that follow overlook those: the
+LLM still says what it said before. Then it is made louder, which costs the LLM its balance for some dozens of batches,
+as later layers have to learn to read what the former first layer drowned. All weights stay ordinary weights of a
+`LlamaForCausalLM`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ FAST = 6
 SLOW = 16
 #: How sharply the first layer picks a place, and the second a word.
 SHARP, ALIKE = 8.8, 4.0
+#: How many times as strong what stands before the former first layer's MLP is made.
+LOUDER = 10.0
 #: Of how many main directions of the words codes are made, and how little the lesser ones are raised (so is noise).
 KEPT, SMOOTH = 32, 0.15
 
 
 def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int], text: Sequence[int]) -> LlamaForCausalLM:
-    """A copy of `model` with two more layers at the start, which says nearly the same.
+    """A copy of `model` with two more layers at the start, and with a head of its own where it shared the embeddings.
 
     Args:
         model: A Llama with four heads of 64 dimensions, float32, its embeddings tied to its head.
@@ -87,6 +90,10 @@ def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int], text: Seque
                 matrix.weight.copy_((seen - seen @ freed @ freed.T) / norm.weight)
             # What is new makes all else smaller, once normalised.
             norm.weight.mul_(_length(grown, norm, text, first=0) / was)
+        # All that the former first layer's MLP adds to, so that what it adds does not drown it for later layers.
+        louder = (grown.model.embed_tokens, *(layer.self_attn.o_proj for layer in grown.model.layers[:3]))
+        for module in louder:
+            module.weight.mul_(LOUDER)
     return grown
 
 

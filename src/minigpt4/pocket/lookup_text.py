@@ -13,8 +13,10 @@ from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, sample
 
 #: The first text seed of `lookup_text`.
 LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
+#: So many samples are drills, until reading what was looked up is learnt.
+DRILLS_FIRST = 2 * 1024
 #: How much the word that an answer stands or falls with weighs.
-DECISIVE = 4.0
+DECISIVE = 6.0
 
 
 def lookup_text(seed: int, system: str) -> list[Piece]:
@@ -23,7 +25,8 @@ def lookup_text(seed: int, system: str) -> list[Piece]:
     `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
     """
     rng = random.Random(f"lookup-{seed}")
-    kind = rng.choices(("drill", "quiz", "else"), (0.25, 0.4, 0.35))[0]
+    first = seed - LOOKUP_SEEDS < DRILLS_FIRST
+    kind = "drill" if first else rng.choices(("drill", "quiz", "else"), (0.25, 0.4, 0.35))[0]
     if kind == "else":
         return conversation(seed, system, quizzes=False)
     picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
@@ -49,8 +52,8 @@ def _drill(picture: Picture, rng: random.Random) -> list[Piece]:
         if about == "exists":
             kind = rng.choice((item.kind, rng.choice(KINDS)))
             there = kind in {other.kind for other in picture.items}
-            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", 1), (".", 0)]
+            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", DECISIVE), (".", 0)]
         else:
             start = f" The {item.kind} is" if about == "colour" else f" The {item.kind} is at the"
-            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", 1), (".", 0)]
+            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", DECISIVE), (".", 0)]
     return pieces
