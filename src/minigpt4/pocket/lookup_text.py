@@ -15,6 +15,9 @@ from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, sample
 LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
 #: So many samples are drills, until reading what was looked up is learnt.
 DRILLS_FIRST = 2 * 1024
+#: Shares of drills, quizzes and all else after that, so that it is not lost again; and, from a later sample on, once it
+#: is safe, so that all else becomes as good as it was.
+LOOKING_UP, LONG_ANSWERS, LONG_ANSWERS_FROM = (0.25, 0.4, 0.35), (0.08, 0.3, 0.62), 28 * 1024
 #: How much the word that an answer stands or falls with weighs.
 DECISIVE = 6.0
 
@@ -25,8 +28,9 @@ def lookup_text(seed: int, system: str) -> list[Piece]:
     `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
     """
     rng = random.Random(f"lookup-{seed}")
-    first = seed - LOOKUP_SEEDS < DRILLS_FIRST
-    kind = "drill" if first else rng.choices(("drill", "quiz", "else"), (0.25, 0.4, 0.35))[0]
+    number = seed - LOOKUP_SEEDS
+    shares = LOOKING_UP if number < LONG_ANSWERS_FROM else LONG_ANSWERS
+    kind = "drill" if number < DRILLS_FIRST else rng.choices(("drill", "quiz", "else"), shares)[0]
     if kind == "else":
         return conversation(seed, system, quizzes=False)
     picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
