@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from minigpt4.errors import UserError
 from minigpt4.evaluation.reproduction.plan import Scale
 from minigpt4.evaluation.reproduction.run import reproduce
 from minigpt4.evaluation.reproduction.workshop import Parts, Workshop
@@ -24,5 +25,9 @@ def toy(out: Path, vision: Path, llm: Path, baseline: Path) -> Workshop:
 
 
 if __name__ == "__main__":
-    places = [Path(argument) for argument in sys.argv[1:]]
-    reproduce(toy(*places), places[0] / "docs" / "results.md", "minigpt4 reproduce", Console(quiet=True))
+    places = [Path(argument) for argument in sys.argv[1:5]]
+    page = places[0] / "docs" / "results.md"
+    try:
+        reproduce(toy(*places), page, "minigpt4 reproduce", Console(quiet=True), processes=int(sys.argv[5]))
+    except UserError as mistake:
+        sys.exit(f"minigpt4: {mistake}")

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="Processes that make models beside each other; as many as cores, up to 8."),
+]
+
+
+def default_processes(asked: int | None) -> int:
+    """As many as cores that this process may use, up to eight: each takes about 1.5 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or min(cores, 8)
 
 
 def reproduce(
@@ -17,9 +29,10 @@ def reproduce(
         "docs/results.md"
     ),
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, shorter runs, fewer questions: 15 minutes.")
+        bool, typer.Option("--quick", help="One seed, fewer arms and questions: about 15 minutes.")
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
+    processes: Processes = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Only write the page, from what is done so far.")] = False,
 ) -> None:
@@ -33,7 +46,7 @@ def reproduce(
 
     workshop = Workshop(out, find_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop).table())
+        typer.echo(run.plan(workshop, default_processes(processes)).table())
         return
     command = "minigpt4 reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     if write:
@@ -41,4 +54,4 @@ def reproduce(
         typer.echo(page)
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
-    run.reproduce(workshop, page, command)
+    run.reproduce(workshop, page, command, processes=default_processes(processes))

@@ -66,12 +66,12 @@ class Arm:
 
 
 FULL = Scale(
-    "full", (0, 1, 2), 6400, 400, 700, 150, 50, 100, STAGE1_SHARES, STAGE2_SETS,
-    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600,
+    "full", (0, 1, 2), 6400, 400, 250, 150, 25, 40, STAGE1_SHARES, STAGE2_SETS,
+    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 300,
 )  # fmt: skip
-QUICK = replace(
-    FULL, name="quick", seeds=(0,), stage1_steps=250, questions=20, scenes=40, stage1_shares=(0.01, 0.1), skills=()
-)
+QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.01, 0.1), skills=())
+#: The shares of stage 1 that `minigpt4 eval ablations` compares with the whole.
+ABLATED_SHARES = (0.01, 0.1)
 
 
 def stage1_arms(share: float) -> tuple[str, str]:
@@ -136,24 +136,27 @@ def jobs(scale: Scale) -> list[tuple[Arm, int]]:
     return [(arm, seed) for seed in scale.seeds for arm in planned if seed in (arm.seeds or scale.seeds)]
 
 
-#: Seconds on two free cores of an AMD EPYC: of one step of each recipe, of a hundred answers, of a lesson's batch.
+def ablation_scale(quick: bool, seeds: int | None) -> Scale:
+    """The part of a reproduction's scale that its ablations are: the same arms and questions, and no others."""
+    return replace(find_scale(quick, seeds), stage1_shares=ABLATED_SHARES, skills=())
+
+
+#: Seconds of processor time, one thread of an AMD EPYC: of one step of each recipe, of a hundred answers, of a batch of
+#: lessons, and of one picture that is drawn and encoded. Only for what is not done yet: what is done says what it took.
 STEP_SECONDS = {
-    "pocket-stage1": 0.17, "pocket-stage2": 0.11, "pocket-no-qformer": 0.17, "pocket-three-layers": 0.18,
-    "pocket-train-qformer": 0.4,
+    "pocket-stage1": 0.2, "pocket-stage2": 0.15, "pocket-no-qformer": 0.22, "pocket-three-layers": 0.2,
+    "pocket-train-qformer": 0.5,
 }  # fmt: skip
-ANSWERS_SECONDS, LESSON_SECONDS = 2.5, 0.6
+ANSWERS_SECONDS, LESSON_SECONDS = 4.0, 1.0
 
 
-def training_seconds(arm: Arm) -> float:
-    """About how long an arm's training takes on two free cores; 0 for what ships."""
-    return STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
-
-
-def asking_seconds(arm: Arm, scale: Scale) -> float:
-    """About how long the questions to an arm take on two free cores."""
+def expected_seconds(arm: Arm, scale: Scale) -> float:
+    """About how much processor time an arm takes in all."""
+    training = STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
+    lessons = LESSON_SECONDS * scale.skill_steps if arm.llm and arm.start is None else 0.0
     about_abilities = 11 * scale.questions
-    count = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
-    return ANSWERS_SECONDS * count / 100
+    answers = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
+    return training + lessons + ANSWERS_SECONDS * answers / 100
 
 
 def find_scale(quick: bool, seeds: int | None) -> Scale:

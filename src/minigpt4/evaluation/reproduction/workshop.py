@@ -169,6 +169,8 @@ class Workshop:
     def make(self, arm: Arm, seed: int) -> None:
         """Draw the arm's data, train its LLM if it has its own, train it, and put the questions to it."""
         self.prepare(arm)
+        if arm.llm:
+            self.in_words(arm.llm)
         aligned = self.train(arm, seed)
         if arm.asked != "none" and not self._answers(arm, seed).is_file():
             self._ask(arm, seed, aligned)
