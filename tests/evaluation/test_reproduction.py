@@ -12,7 +12,9 @@ from reproductions import TOY, toy
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.reproduction.plan import FULL, QUICK, arms, find_scale, jobs
+from minigpt4.evaluation.questions import ABILITIES
+from minigpt4.evaluation.reproduction.ablations import ablations
+from minigpt4.evaluation.reproduction.plan import FULL, QUICK, ablated, arms, find_scale, jobs
 from minigpt4.evaluation.reproduction.run import collect, plan, reproduce, write_page
 from minigpt4.evaluation.reproduction.spent import read_runs, read_spent
 from minigpt4.evaluation.reproduction.workers import make_all
@@ -168,6 +170,39 @@ def test_page_that_cannot_be_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(UserError, match="nothing of"):
         write_page(workshop, tmp_path / "page.md", "minigpt4 reproduce")
     assert not (tmp_path / "out").exists()
+
+
+def test_ablations_are_the_same_models_and_write_what_a_suite_writes(run, tmp_path):
+    workshop = Workshop(run[0].out, replace(TOY, skills=()), run[0].parts, run[0].changes)
+    before = finished(workshop.out)
+    directory = ablations(workshop, tmp_path, "minigpt4 eval ablations", Console(quiet=True))
+    assert directory == tmp_path / "ablations"
+    assert finished(workshop.out) == before
+    results, table = json.loads((directory / "results.json").read_text()), (directory / "results.md").read_text()
+    names = ablated(TOY)
+    assert [model["label"] for model in results["models"]] == names
+    row = next(row for row in results["rows"] if row["name"] == "abilities")
+    rights = dict.fromkeys(names, 0)
+    for answer in results["answers"]:
+        rights[answer["model"]] += answer["task"] in ABILITIES and answer["success"]
+    assert {name: figure["successes"] for name, figure in row["figures"].items()} == rights
+    assert {name: figure["total"] for name, figure in row["figures"].items()} == dict.fromkeys(names, 8)
+    assert all(f"| {name} |" in table for name in names)
+    assert "Some of them were made by `minigpt4 reproduce`" in table
+    assert (directory / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", [["reproduce"], ["eval", "ablations"]])
+def test_plan_is_told_at_the_command_line(command, tmp_path):
+    place = "--arms" if "ablations" in command else "--out"
+    told = subprocess.run(
+        [sys.executable, "-m", "minigpt4", *command, "--plan", place, str(tmp_path), "--processes", "2"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    count = {line[:42].strip(): line[42:48].strip() for line in told.splitlines()}
+    assert count["stage 1 on 10%, then stage 2"] == "3"
+    assert ("stage 1 on 30%" in count, "the beginner without poem" in count) == (len(command) == 1,) * 2
+    assert "with 2 processes" in told
 
 
 @pytest.fixture

@@ -80,7 +80,13 @@ def _results(workshop: Workshop, evidence: Evidence, run: Circumstances) -> dict
         "settings": {"scale": scale.name, "seeds": scale.seeds, "questions": scale.questions, "temperature": 0},
         "judge": {"judge": "truth"},
         "models": [
-            {"label": arm.name, "recipe": arm.recipe, "data": arm.data, "start": arm.start, "changes": dict(arm.changes)}
+            {
+                "label": arm.name,
+                "recipe": arm.recipe,
+                "data": arm.data,
+                "start": arm.start,
+                "changes": dict(arm.changes),
+            }
             for arm in arms
         ],
         "rows": rows,
