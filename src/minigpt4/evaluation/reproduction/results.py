@@ -149,8 +149,9 @@ def ablation_tables(evidence: Evidence, scale: Scale) -> str:
         for arm in ablated(scale)
         if arm in evidence
     ]
-    return f"""Per cent (95 % interval). “all eight” are the abilities that the projection is never shown, “each seed” that
-figure seed by seed; “description” is right in full. “stage 2” is the recipe itself: one linear layer, both stages.
+    return f"""Per cent (95 % interval). “all eight” are the abilities that the projection is never shown, “each seed”
+is that figure seed by seed; “description” is right in full. “stage 2” is the recipe itself: one linear layer, both
+stages.
 
 {_table(head, rows)}
 {_table(["", *(ability.replace("_", "-") for ability in ABILITIES)], abilities)}"""
