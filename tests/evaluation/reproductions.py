@@ -14,7 +14,7 @@ from minigpt4.evaluation.reproduction.workshop import Parts, Workshop
 
 TOY = Scale(
     "toy", (0,), pairs=8, descriptions=5, stage1_steps=2, stage2_steps=2, questions=1, scenes=2, stage1_shares=(0.5,),
-    stage2_sets=(6,), skills=("poem",), skill_steps=1,
+    stage2_sets=(6,), skills=("poem",), first_lessons=1, skill_steps=1,
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from minigpt4.evaluation.reproduction.spent import read_runs, read_spent
 from minigpt4.evaluation.reproduction.workers import make_all
 from minigpt4.evaluation.reproduction.workshop import Workshop
 from minigpt4.files import only_process
+from minigpt4.pocket.conversation import conversation
+from minigpt4.pocket.skills import SKILLS
 
 SCRIPT = Path(__file__).with_name("reproductions.py")
 
@@ -243,6 +245,14 @@ def test_process_that_is_killed_ends_the_command_in_one_line_and_the_rest_is_kep
     assert [arm.name for arm, _ in done] == ["BLIP-2", "stage 1"]
     assert all(few.is_done(*job) for job in done)
     assert not multiprocessing.active_children()
+
+
+def test_first_lessons_have_none_of_the_skills_and_are_shared(run):
+    workshop = run[0]
+    assert {path.name.rsplit("-", 1)[0] for path in workshop.out.glob("llms/*")} == {"no-skills", "all-skills", "poem"}
+    asked = {text for seed in range(2000) for text, _ in conversation(seed, "", frozenset(SKILLS))}
+    assert any("Describe" in text for text in asked)
+    assert not [text for text in asked if re.search(r"(?i)poem|recipe|advert|website|how many", text)]
 
 
 def test_second_command_in_a_directory_is_refused(run, tmp_path):

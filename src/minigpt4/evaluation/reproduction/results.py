@@ -227,8 +227,9 @@ def _skills(
             ]
         )
     head = ["left out", "in words", "about pictures, against all skills", "largest other loss", "others surely lost"]
-    return f"""The baseline's captioning LM is taught to converse by text alone, {scale.skill_steps} batches of about
-8,000 tokens, once with all skills and once for each skill without a single request of that kind; each result is aligned
+    return f"""The baseline's captioning LM is taught to converse by text alone, {scale.first_lessons} batches of
+about 8,000 tokens without any of these skills, then {scale.skill_steps} more, once with all skills and once for each
+skill without a single request of that kind; each result is aligned
 in both stages (seed {scale.seeds[0]}). One LLM was trained for each row, so differences that come by chance are in
 these figures. **The visual ability went with the skill in {gone} of {len(skills)}.** “In words”: the
 skill that was left out, about pictures told in words.

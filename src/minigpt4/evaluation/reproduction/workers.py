@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -61,7 +62,8 @@ def make_all(
                 if job is not None:
                     waiting.remove(job)
                     worker.job = job
-                    worker.pipe.send((job[0].name, job[1]))
+                    with suppress(ConnectionError):  # a process that was killed while idle: `_hear` tells of it
+                        worker.pipe.send((job[0].name, job[1]))
                     started(job)
             for ready in wait([worker.pipe for worker in workers if worker.job]):
                 worker = next(worker for worker in workers if worker.pipe is ready)
@@ -76,11 +78,11 @@ def make_all(
 
 
 def _next(waiting: Sequence[Job], running: Sequence[Job], used: set[tuple[int, int]]) -> Job | None:
-    """The first arm whose start is made and whose pictures no other process is drawing and encoding just now."""
+    """The first arm that builds on nothing unmade and whose pictures no process is drawing and encoding just now."""
     unmade = {(arm.name, seed) for arm, seed in (*waiting, *running)}
     drawing = {arm.data for arm, _ in running if arm.recipe} - used
     for arm, seed in waiting:
-        if (arm.start, seed) not in unmade and arm.data not in drawing:
+        if unmade.isdisjoint({(arm.start, seed), (arm.after, seed)}) and arm.data not in drawing:
             return arm, seed
     return None
 
@@ -102,7 +104,7 @@ def _hear(worker: _Worker) -> None:
     what = f"{arm.name}, seed {seed}"
     try:
         mistake, failure = worker.pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         worker.process.join()
         code = worker.process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
@@ -144,7 +146,7 @@ def _work(workshop: Workshop, pipe: Connection, log: Path) -> None:
     while True:
         try:
             name, seed = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         arm = workshop.arms[name]
         mistake = failure = None
