@@ -156,7 +156,7 @@ def ablation_scale(quick: bool, seeds: int | None) -> Scale:
 #: answers, of a batch of lessons. Only for what is not done yet, and scaled by what the done arms took.
 STEP_SECONDS = {
     "pocket-stage1": 0.21, "pocket-stage2": 0.16, "pocket-no-qformer": 0.22, "pocket-three-layers": 0.21,
-    "pocket-train-qformer": 0.56,
+    "pocket-train-qformer": 0.7,
 }  # fmt: skip
 ANSWERS_SECONDS, LESSON_SECONDS = 3.8, 0.9
 
