@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.pocket.conversation import Piece, caption_text, conversation
-from minigpt4.pocket.lookup_layers import add_lookup_layers
+from minigpt4.pocket.lookup_layers import add_lookup_layers, soften
 from minigpt4.pocket.lookup_text import LOOKUP_SEEDS, lookup_text
 from minigpt4.pocket.tokenizer import train_tokenizer
 from minigpt4.pocket.towers import Pretraining, pretrain
@@ -237,6 +237,8 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         work / f"{kind.name}-run",
         evaluate=evaluate,
     )
+    if kind is LOOKUPS:
+        soften(model)
     out = work / kind.name
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
