@@ -1,4 +1,4 @@
-"""A projection carried over from one LLM to another."""
+"""Where the projection starts: among words, or carried over from another LLM."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, T5Config
 
 from minigpt4.errors import UserError
+from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.start import carry_projection
+from minigpt4.model.start import carry_projection, start_among_words
 from tiny import tiny_tokenizer
 
 FEATURES = torch.randn(3, 4, 24, generator=torch.Generator().manual_seed(0))
@@ -101,3 +102,17 @@ def test_what_cannot_be_carried_over(aligned: MiniGPT4, tiny_vision: Path, tiny_
     other = MiniGPT4.assemble(vision, tiny_llm, template="pocket", device="cpu")
     with pytest.raises(UserError, match="its vision side is another one than"):
         carry_projection(other, tmp_path / "aligned")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_image_tokens_start_around_the_mean_word(tiny_vision: Path, tiny_llm: Path, layers: int) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="vicuna_v0", trained=Trained(projection_layers=layers))
+    words = model.blip2.language_model.get_input_embeddings().weight
+    with torch.no_grad():
+        words += 3.0  # something that all have in common
+    start_among_words(model)
+    nothing = torch.zeros(1, 4, 24)
+    last = model.blip2.language_projection if layers == 1 else model.blip2.language_projection[-1]
+    torch.testing.assert_close(last.bias, words.mean(0))
+    if layers == 1:
+        torch.testing.assert_close(model.project(nothing)[0, 0], words.mean(0))

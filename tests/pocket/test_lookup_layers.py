@@ -1,7 +1,5 @@
 """The layers that look words up do so before any training, and the LLM behind them says what it said before."""
 
-import copy
-
 import pytest
 import torch
 
@@ -84,12 +82,3 @@ def test_what_is_written_disturbs_nothing(parts, monkeypatch):
         shuffled = before(ids.flip(1)).logits[0].log_softmax(-1)
     apart = (old.exp() * (old - new)).sum(-1).mean()
     assert apart < 0.2 * (old.exp() * (old - shuffled)).sum(-1).mean()
-
-
-def test_softening_changes_no_answer(parts, grown):
-    ids = torch.tensor([_ids(parts[1], [*BEFORE, WORD, *AFTER])])
-    soft = copy.deepcopy(grown)
-    lookup_layers.soften(soft)
-    with torch.inference_mode():
-        torch.testing.assert_close(soft(ids).logits, grown(ids).logits, atol=2e-3, rtol=1e-4)
-    assert soft.get_input_embeddings().weight.norm() < 0.2 * grown.get_input_embeddings().weight.norm()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minigpt4.errors import UserError
 from minigpt4.pocket import language_tower, vision_tower, world
 from minigpt4.pocket.language import NUMBERS
 from minigpt4.pocket.tokenizer import train_tokenizer
@@ -96,6 +97,11 @@ def test_text_of_lookups_weighs_the_word_that_counts(tokenizer, monkeypatch):
     assert heavy & set(world.COLOURS)
     assert heavy & set(world.PLACES)
     assert heavy <= {*world.WORDS, *NUMBERS, "Yes", "No", ""}  # "": the space before a word not seen yet
+
+
+def test_lookups_start_from_an_llm_without_them(tmp_path):
+    with pytest.raises(UserError, match="already"):
+        language_tower.build_lookups(tmp_path, 10, "pocket/language")
 
 
 def test_patches_and_queries_know_the_truth():

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigpt4.errors import UserError
 from minigpt4.pocket.conversation import Piece, caption_text, conversation
-from minigpt4.pocket.lookup_layers import add_lookup_layers, soften
+from minigpt4.pocket.lookup_layers import add_lookup_layers
 from minigpt4.pocket.lookup_text import LOOKUP_SEEDS, lookup_text
 from minigpt4.pocket.tokenizer import train_tokenizer
 from minigpt4.pocket.towers import Pretraining, pretrain
@@ -193,7 +194,10 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
 
     `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
     is the directory of a finished model to train on, on text that no run from nothing reads and at a gentler rate;
-    `LOOKUPS` always starts from one, to which it adds the layers that look words up, where it has none.
+    `LOOKUPS` always starts from one, to which it adds the layers that look words up.
+
+    Raises:
+        UserError: there is no LLM in `start`, or, for `LOOKUPS`, one that has these layers already.
     """
     from minigpt4.model.parts import load_llm
 
@@ -205,20 +209,24 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         model = _model(kind, tokenizer).to(device)
     else:
         begun = load_llm(start, torch.float32)
-        tokenizer, model = begun.tokenizer, begun.model.to(device)
+        tokenizer, model = begun.tokenizer, begun.model
         model.set_attn_implementation("eager")
         if kind is LOOKUPS:
             plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20, decay_share=0.6)
-            if model.config.num_hidden_layers < kind.layers:
-                words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
-                read = [token for seed in range(12) for token in _sample(kind, tokenizer, kind.first_seed + seed)[0]]
-                model = add_lookup_layers(model, [ids[0] for ids in words], read).to(device)
+            if model.config.num_hidden_layers >= kind.layers:
+                raise UserError(
+                    f"{start} has the layers that look words up already; --start wants a pocket LLM without"
+                )
+            words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
+            read = [token for seed in range(12) for token in _sample(kind, tokenizer, kind.first_seed + seed)[0]]
+            model = add_lookup_layers(model, [ids[0] for ids in words], read)
             # They work as they are built; training would wear them down before the other layers rely on them.
             for part in (model.get_input_embeddings(), *model.model.layers[:2]):
                 part.requires_grad_(False)
         else:
             kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
             plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
+        model.to(device)
     batches = TextBatches(kind, tokenizer)
     held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
 
@@ -237,8 +245,6 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         work / f"{kind.name}-run",
         evaluate=evaluate,
     )
-    if kind is LOOKUPS:
-        soften(model)
     out = work / kind.name
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)

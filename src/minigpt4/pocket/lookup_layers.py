@@ -97,19 +97,6 @@ def add_lookup_layers(model: LlamaForCausalLM, words: Sequence[int], text: Seque
     return grown
 
 
-def soften(model: LlamaForCausalLM) -> None:
-    """Takes the loudness back, everywhere at once: all that adds to the residual stream becomes `LOUDER` times smaller.
-
-    Each layer norms what it reads, so the LLM says the same. Its words are then about as long as a fresh projection's
-    image tokens, and recipes that were made for such words fit.
-    """
-    with torch.no_grad():
-        model.model.embed_tokens.weight.div_(LOUDER)
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.div_(LOUDER)
-            layer.mlp.down_proj.weight.div_(LOUDER)
-
-
 def _length(model: LlamaForCausalLM, norm: nn.Module, text: Sequence[int], first: int) -> Tensor:
     """Mean length of what `norm` is handed when the layers from `first` to 2 read this text."""
     lengths: list[Tensor] = []

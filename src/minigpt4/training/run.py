@@ -149,7 +149,7 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
     from minigpt4.model.precision import free_large_tensors_at_once
-    from minigpt4.model.start import carry_projection
+    from minigpt4.model.start import carry_projection, start_among_words
     from minigpt4.training.fast import make_fast
 
     device = processes.device
@@ -168,6 +168,8 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
         )
         if recipe.projection_from:
             carry_projection(model, recipe.projection_from)
+        else:
+            start_among_words(model)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     set_trainable(model, recipe.stage)
