@@ -1,4 +1,4 @@
-"""Starts for the projection that are better than chance: among words, or another BLIP-2's own, carried over to this LLM.
+"""Starts for the projection that are better than chance: among words, or another BLIP-2's own, carried over.
 
 A Q-Former comes with a projection into the LLM that it was trained with. Both LLMs have embeddings of many of the same
 words, so a ridge regression from the one's to the other's carries what is projected there over to here. Nothing is
@@ -76,14 +76,14 @@ def carry_projection(model: MiniGPT4, name: str | Path) -> None:
 def start_among_words(model: MiniGPT4) -> None:
     """Let image tokens start around the LLM's mean word embedding: it becomes the bias of the projection's last layer.
 
-    What all words have in common an LLM may need in every token that it reads; the pocket LLM finds positions by it. Where
-    they have little in common, as in most LLMs, this changes little.
+    What all words have in common an LLM may need in every token that it reads; the pocket LLM finds positions by it.
+    Where they have little in common, as in most LLMs, this changes little.
     """
     projection: Any = model.blip2.language_projection
     last = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
-    words = model.blip2.language_model.get_input_embeddings().weight
+    words: Any = model.blip2.language_model.get_input_embeddings()
     with torch.no_grad():
-        last.bias.copy_(words.mean(0, dtype=torch.float32))
+        last.bias.copy_(words.weight.mean(0, dtype=torch.float32))
 
 
 def check_projection_from(name: str | Path) -> bool:
