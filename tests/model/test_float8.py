@@ -68,7 +68,7 @@ def test_compiled_it_computes_the_same() -> None:
     layer = Float8Linear(torch.nn.Linear(64, 32, bias=False))
     x = torch.randn(5, 64, requires_grad=True)
     results = [layer(x)]
-    results.append(torch.compile(layer, backend="aot_eager", fullgraph=True)(x))
+    results.append(torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)(x))
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in results]
     assert torch.equal(*results)
     assert torch.equal(*gradients)

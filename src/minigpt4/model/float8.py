@@ -19,7 +19,6 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 FORMAT = torch.float8_e4m3fn
-LARGEST = torch.finfo(FORMAT).max
 SIDE = 16  # the hardware multiplies float8 in blocks of this many
 METHOD = "minigpt4_float8"
 
@@ -27,7 +26,8 @@ METHOD = "minigpt4_float8"
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """(n, d) of any float type -> (n, d) in float8, and the float32 scales (n, 1) that give its values back."""
     largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
-    scale = largest.clamp(min=1e-12) / LARGEST  # a row of zeros stays one
+    # A row of zeros stays one. The limit is asked for here: torch.compile takes a module's number for a variable.
+    scale = largest.clamp(min=1e-12) / torch.finfo(FORMAT).max
     return (x / scale).to(FORMAT), scale
 
 

@@ -167,8 +167,8 @@ def check_float8(kind: str, capability: tuple[int, int] | None) -> None:
     """
     if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
         raise UserError(
-            f"load_in='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, RTX 40, H100), "
-            f"and this one has {_dotted(capability)}; use load_in='8bit'"
+            f"load_in='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, H100), and "
+            f"this one has {_dotted(capability)}; use load_in='8bit'"
         )
     if kind not in ("cpu", "cuda"):
         raise UserError(f"load_in='fp8' works on cuda and, slowly, on the cpu, not on {kind}; use load_in='8bit'")
