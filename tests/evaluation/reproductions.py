@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from minigpt4.errors import UserError
 from minigpt4.evaluation.reproduction.plan import Scale
 from minigpt4.evaluation.reproduction.run import reproduce
 from minigpt4.evaluation.reproduction.workshop import Parts, Workshop
 
 TOY = Scale(
     "toy", (0,), pairs=8, descriptions=5, stage1_steps=2, stage2_steps=2, questions=1, scenes=2, stage1_shares=(0.5,),
-    stage2_sets=(6,), skills=("poem",), skill_steps=1,
+    stage2_sets=(6,), skills=("poem",), first_lessons=1, skill_steps=1,
 )  # fmt: skip
 
 
@@ -24,5 +25,9 @@ def toy(out: Path, vision: Path, llm: Path, baseline: Path) -> Workshop:
 
 
 if __name__ == "__main__":
-    places = [Path(argument) for argument in sys.argv[1:]]
-    reproduce(toy(*places), places[0] / "docs" / "results.md", "minigpt4 reproduce", Console(quiet=True))
+    places = [Path(argument) for argument in sys.argv[1:5]]
+    page = places[0] / "docs" / "results.md"
+    try:
+        reproduce(toy(*places), page, "minigpt4 reproduce", Console(quiet=True), processes=int(sys.argv[5]))
+    except UserError as mistake:
+        sys.exit(f"minigpt4: {mistake}")

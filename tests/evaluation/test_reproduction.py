@@ -1,8 +1,10 @@
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,16 @@ from reproductions import TOY, toy
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.reproduction.plan import FULL, QUICK, arms, find_scale, jobs
+from minigpt4.evaluation.questions import ABILITIES
+from minigpt4.evaluation.reproduction.ablations import ablations
+from minigpt4.evaluation.reproduction.plan import FULL, QUICK, ablated, arms, find_scale, jobs
 from minigpt4.evaluation.reproduction.run import collect, plan, reproduce, write_page
+from minigpt4.evaluation.reproduction.spent import read_runs, read_spent
+from minigpt4.evaluation.reproduction.workers import make_all
 from minigpt4.evaluation.reproduction.workshop import Workshop
+from minigpt4.files import only_process
+from minigpt4.pocket.conversation import conversation
+from minigpt4.pocket.skills import SKILLS
 
 SCRIPT = Path(__file__).with_name("reproductions.py")
 
@@ -27,22 +36,31 @@ def finished(out):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+def start(*places, processes):
+    """A command of its own that makes the toy reproduction."""
+    command = [sys.executable, str(SCRIPT), *map(str, places), str(processes)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="module")
 def run(tiny_vision, tiny_llm, tmp_path_factory):
-    """(workshop, page, what was finished when a first process was killed, the claims of a second run)."""
+    """(workshop, page, what was finished when a first command was killed, the claims of a second run).
+
+    The first command had one process for arms, the second has two.
+    """
     from minigpt4.model.alignment import MiniGPT4
 
     directory = tmp_path_factory.mktemp("reproduction")
     baseline, out = directory / "baseline", directory / "out"
     MiniGPT4.assemble(tiny_vision, tiny_llm, template="blip2", seed=1).save_pretrained(baseline)
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *map(str, (out, tiny_vision, tiny_llm, baseline))])
+    process = start(out, tiny_vision, tiny_llm, baseline, processes=1)
     while len(finished(out)) < 3 and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     assert process.wait() == -9
     before = finished(out)
     workshop, page = toy(out, tiny_vision, tiny_llm, baseline), out / "docs" / "results.md"
-    claims = reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True))
+    claims = reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True), processes=2)
     return workshop, page, before, claims
 
 
@@ -51,11 +69,22 @@ def test_killed_run_goes_on_and_does_nothing_again(run):
     assert 3 <= len(before) < len(finished(workshop.out))
     assert before.items() <= finished(workshop.out).items()
     assert plan(workshop).left == 0
-    after = finished(workshop.out)
-    made = []
-    workshop.make = lambda *job: made.append(job)
+    after, runs = finished(workshop.out), read_runs(workshop.out)
     reproduce(workshop, run[1], "minigpt4 reproduce", Console(quiet=True))
-    assert (made, finished(workshop.out)) == ([], after)
+    assert (finished(workshop.out), read_runs(workshop.out)) == (after, runs)
+
+
+def test_page_tells_how_it_was_made_from_what_was_noted_meanwhile(run):
+    workshop, page, _, _ = run
+    runs = read_runs(workshop.out)
+    assert [one.processes for one in runs] in ([1, 2], [2])  # a kill right after the first arm may come before its note
+    spent = [read_spent(workshop.directory(*job)) for job in jobs(TOY)]
+    assert all(one.processor > 0 and one.clock > 0 for one in spent)
+    assert plan(workshop).seconds == pytest.approx(sum(one.processor for one in spent))
+    assert plan(workshop, 2).seconds == pytest.approx(plan(workshop).seconds / 2)
+    minutes = sum(one.processor for one in spent) / 60
+    assert f"took {minutes:.0f} minutes of processor time. They were made in" in page.read_text()
+    assert "2 processes of one thread each" in page.read_text()
 
 
 def test_page_tells_every_claim_ablation_and_picture(run):
@@ -143,3 +172,91 @@ def test_page_that_cannot_be_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(UserError, match="nothing of"):
         write_page(workshop, tmp_path / "page.md", "minigpt4 reproduce")
     assert not (tmp_path / "out").exists()
+
+
+def test_ablations_are_the_same_models_and_write_what_a_suite_writes(run, tmp_path):
+    workshop = Workshop(run[0].out, replace(TOY, skills=()), run[0].parts, run[0].changes)
+    before = finished(workshop.out)
+    directory = ablations(workshop, tmp_path, "minigpt4 eval ablations", Console(quiet=True))
+    assert directory == tmp_path / "ablations"
+    assert finished(workshop.out) == before
+    results, table = json.loads((directory / "results.json").read_text()), (directory / "results.md").read_text()
+    names = ablated(TOY)
+    assert [model["label"] for model in results["models"]] == names
+    row = next(row for row in results["rows"] if row["name"] == "abilities")
+    rights = dict.fromkeys(names, 0)
+    for answer in results["answers"]:
+        rights[answer["model"]] += answer["task"] in ABILITIES and answer["success"]
+    assert {name: figure["successes"] for name, figure in row["figures"].items()} == rights
+    assert {name: figure["total"] for name, figure in row["figures"].items()} == dict.fromkeys(names, 8)
+    assert all(f"| {name} |" in table for name in names)
+    assert "Some of them were made by `minigpt4 reproduce`" in table
+    assert (directory / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", [["reproduce"], ["eval", "ablations"]])
+def test_plan_is_told_at_the_command_line(command, tmp_path):
+    place = "--arms" if "ablations" in command else "--out"
+    told = subprocess.run(
+        [sys.executable, "-m", "minigpt4", *command, "--plan", place, str(tmp_path), "--processes", "2"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    count = {line[:42].strip(): line[42:48].strip() for line in told.splitlines()}
+    assert count["stage 1 on 10%, then stage 2"] == "3"
+    assert ("stage 1 on 30%" in count, "the beginner without poem" in count) == (len(command) == 1,) * 2
+    assert "with 2 processes" in told
+
+
+@pytest.fixture
+def few(run, tmp_path):
+    """A workshop like the toy's with three arms only, in a directory of its own."""
+    scale = replace(TOY, skills=(), stage1_shares=(), stage2_sets=())
+    workshop = Workshop(tmp_path / "out", scale, run[0].parts, run[0].changes)
+    workshop.arms = {name: workshop.arms[name] for name in ("BLIP-2", "stage 1", "stage 2")}
+    return workshop
+
+
+def test_one_process_and_two_make_the_same(run, few):
+    """The module's run made these arms in two processes, this makes them in one."""
+    wanted = [(arm, 0) for arm in few.arms.values()]
+    few.out.mkdir()
+    make_all(few, wanted, 1, lambda job: None, lambda job: None)
+    for arm, seed in wanted:
+        one, two = few.directory(arm, seed), run[0].directory(arm, seed)
+        assert one.name == two.name
+        made = [path for pattern in ("answers-*.json", "run/alignment/*.safetensors") for path in two.glob(pattern)]
+        assert made
+        for path in made:
+            assert (one / path.relative_to(two)).read_bytes() == path.read_bytes()
+
+
+def test_process_that_is_killed_ends_the_command_in_one_line_and_the_rest_is_kept(few):
+    few.out.mkdir()
+    wanted = [(arm, 0) for arm in few.arms.values()]
+    done = []
+
+    def kill(job):
+        if job[0].name == "stage 2":
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    with pytest.raises(UserError, match=r"stage 2, seed 0: its process was killed by signal 9 .*the same command goes"):
+        make_all(few, wanted, 1, kill, done.append)
+    assert [arm.name for arm, _ in done] == ["BLIP-2", "stage 1"]
+    assert all(few.is_done(*job) for job in done)
+    assert not multiprocessing.active_children()
+
+
+def test_first_lessons_have_none_of_the_skills_and_are_shared(run):
+    workshop = run[0]
+    assert {path.name.rsplit("-", 1)[0] for path in workshop.out.glob("llms/*")} == {"no-skills", "all-skills", "poem"}
+    asked = {text for seed in range(2000) for text, _ in conversation(seed, "", frozenset(SKILLS))}
+    assert any("Describe" in text for text in asked)
+    assert not [text for text in asked if re.search(r"(?i)poem|advert|how many|<html", text)]
+
+
+def test_second_command_in_a_directory_is_refused(run, tmp_path):
+    workshop = Workshop(tmp_path, TOY, run[0].parts, run[0].changes)
+    with only_process(tmp_path, "arms"), pytest.raises(UserError, match="is at work on arms here"):
+        reproduce(workshop, tmp_path / "page.md", "minigpt4 reproduce", Console(quiet=True))
+    assert not (tmp_path / "arms").exists()

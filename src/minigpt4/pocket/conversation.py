@@ -7,7 +7,7 @@ the very pieces in which a prompt is tokenised later: a piece that the model wil
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minigpt4.pocket import answers
@@ -299,9 +299,9 @@ _DECLINES = {
 }
 
 
-def _misplaced(picture: Picture, rng: random.Random, without: frozenset[str]) -> tuple[Request, str]:
-    """A request that does not fit the picture, and an honest answer."""
-    ability = rng.choice([a for a in _DECLINES if picture.type not in PICTURE_TYPES[a] and a not in without])
+def _misplaced(picture: Picture, rng: random.Random, abilities: Sequence[str]) -> tuple[Request, str]:
+    """A request for one of `abilities`, which do not fit the picture, and an honest answer."""
+    ability = rng.choice(abilities)
     return Request(
         ability, _wording(rng.choice(_ASKING[ability]), rng)
     ), f"{_DECLINES[ability]} It shows {answers.summary(picture, rng)}."
@@ -310,12 +310,13 @@ def _misplaced(picture: Picture, rng: random.Random, without: frozenset[str]) ->
 def turns(picture: Picture, rng: random.Random, count: int, without: frozenset[str]) -> list[tuple[str, str]]:
     """Up to `count` questions and answers about one picture, no ability asked for twice but by a follow-up question."""
     fitting = [a for a in (*ABILITIES, *SMALL_TALK) if picture.type in PICTURE_TYPES[a] and a not in without]
+    misfitting = [a for a in _DECLINES if picture.type not in PICTURE_TYPES[a] and a not in without]
     chosen = rng.sample(fitting, min(count, len(fitting)))
     result: list[tuple[str, str]] = []
     last: Request | None = None
     for ability in chosen:
-        if rng.random() < 0.03:
-            asked, reply = _misplaced(picture, rng, without)
+        if rng.random() < 0.03 and misfitting:
+            asked, reply = _misplaced(picture, rng, misfitting)
         else:
             follows = last is not None and picture.type == "scene" and rng.random() < 0.3
             asked = follow_up(last, picture, rng, without) if follows and last else request(ability, picture, rng)

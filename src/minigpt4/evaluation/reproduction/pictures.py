@@ -35,6 +35,11 @@ def draw_all(evidence: Evidence, scale: Scale, in_words: Mapping[str, Mapping[st
     return drawn
 
 
+def draw_ablations(evidence: Evidence, scale: Scale, path: Path) -> None:
+    """The picture of the ablations alone: all eight abilities of each arm."""
+    _draw(path, lambda axes: _ablations(axes, evidence, scale))
+
+
 def _draw(path: Path, drawer: Callable[[Any], bool]) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,7 +20,9 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("three layers", "pocket-three-layers", {}),
     ("Q-Former finetuned", "pocket-train-qformer", {"learning_rate": 1e-3}),
 )
-ALL_SKILLS = "all skills"
+ALL_SKILLS, NO_SKILLS = "all skills", "no skills"
+#: The lessons without any of the skills, which those with all but one go on from.
+FIRST_LESSONS = "the beginner's first lessons"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Scale:
     stage1_shares: tuple[float, ...]
     stage2_sets: tuple[int, ...]
     skills: tuple[str, ...]  # left out of an LLM's text, one at a time
-    skill_steps: int
+    first_lessons: int  # batches without any of the skills, once
+    skill_steps: int  # batches without one of them, for each
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class Arm:
     """One model, by name.
 
     Attributes:
-        recipe: Packaged recipe that trains it; None for a model that ships, named by `start`.
+        recipe: Packaged recipe that trains it; None for a model that ships, named by `start`, and for an LLM alone.
         data: (stage, pictures) that it is trained on.
         start: The arm that it begins with, or a model that ships; None begins with a fresh projection.
         changes: Keys of the recipe that differ.
-        llm: The skill that its LLM's text lacks, or `ALL_SKILLS`; None is the pocket LLM.
+        llm: The skill that its LLM's text lacks, or `ALL_SKILLS`, or `NO_SKILLS`; None is the pocket LLM.
+        after: Another arm that must be made before.
         asked: Which questions are put to it: "all" for those about scenes too, none if it is only a start for others.
         seeds: None for all of the scale's.
     """
@@ -61,17 +65,18 @@ class Arm:
     start: str | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     llm: str | None = None
+    after: str | None = None
     asked: Literal["none", "abilities", "all"] = "abilities"
     seeds: tuple[int, ...] | None = None
 
 
 FULL = Scale(
-    "full", (0, 1, 2), 6400, 400, 700, 150, 50, 100, STAGE1_SHARES, STAGE2_SETS,
-    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600,
+    "full", (0, 1, 2), 6400, 400, 250, 150, 25, 40, STAGE1_SHARES, STAGE2_SETS,
+    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600, 200,
 )  # fmt: skip
-QUICK = replace(
-    FULL, name="quick", seeds=(0,), stage1_steps=250, questions=20, scenes=40, stage1_shares=(0.01, 0.1), skills=()
-)
+QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.01, 0.1), skills=())
+#: The shares of stage 1 that `minigpt4 eval ablations` compares with the whole.
+ABLATED_SHARES = (0.01, 0.1)
 
 
 def stage1_arms(share: float) -> tuple[str, str]:
@@ -122,38 +127,48 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
     for share in scale.stage1_shares:
         alone, both = stage1_arms(share)
         made += [stage1(alone, round(share * scale.pairs)), stage2(both, alone)]
+    if scale.skills:
+        made.append(Arm(FIRST_LESSONS, llm=NO_SKILLS, asked="none", seeds=scale.seeds[:1]))
     for skill in (ALL_SKILLS, *scale.skills) if scale.skills else ():
         name = arm_without(skill)
         only: dict[str, Any] = {"llm": skill, "seeds": scale.seeds[:1]}
-        made.append(stage1(f"{name}, stage 1", scale.pairs, asked="none", **only))
+        made.append(stage1(f"{name}, stage 1", scale.pairs, asked="none", after=FIRST_LESSONS, **only))
         made.append(stage2(name, f"{name}, stage 1", **only))
     return tuple(made)
 
 
 def jobs(scale: Scale) -> list[tuple[Arm, int]]:
-    """(arm, seed) in the order in which they are trained: the first seed whole, then the next."""
+    """(arm, seed) in the order in which they are made: the paper's claims seed by seed, then the skills.
+
+    The first lessons come early: much waits for them, and beside them there should be other work.
+    """
     planned = arms(scale)
-    return [(arm, seed) for seed in scale.seeds for arm in planned if seed in (arm.seeds or scale.seeds)]
+    found = [(arm, seed) for seed in scale.seeds for arm in planned if seed in (arm.seeds or scale.seeds)]
+    return sorted(found, key=lambda job: job[0].llm not in (None, NO_SKILLS))
 
 
-#: Seconds on two free cores of an AMD EPYC: of one step of each recipe, of a hundred answers, of a lesson's batch.
+def ablation_scale(quick: bool, seeds: int | None) -> Scale:
+    """The part of a reproduction's scale that its ablations are: the same arms and questions, and no others."""
+    return replace(find_scale(quick, seeds), stage1_shares=ABLATED_SHARES, skills=())
+
+
+#: Seconds of processor time, one thread of an AMD EPYC beside other work: of one step of each recipe, of a hundred
+#: answers, of a batch of lessons. Only for what is not done yet, and scaled by what the done arms took.
 STEP_SECONDS = {
-    "pocket-stage1": 0.17, "pocket-stage2": 0.11, "pocket-no-qformer": 0.17, "pocket-three-layers": 0.18,
-    "pocket-train-qformer": 0.4,
+    "pocket-stage1": 0.21, "pocket-stage2": 0.16, "pocket-no-qformer": 0.22, "pocket-three-layers": 0.21,
+    "pocket-train-qformer": 0.7,
 }  # fmt: skip
-ANSWERS_SECONDS, LESSON_SECONDS = 2.5, 0.6
+ANSWERS_SECONDS, LESSON_SECONDS = 3.8, 0.9
 
 
-def training_seconds(arm: Arm) -> float:
-    """About how long an arm's training takes on two free cores; 0 for what ships."""
-    return STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
-
-
-def asking_seconds(arm: Arm, scale: Scale) -> float:
-    """About how long the questions to an arm take on two free cores."""
+def expected_seconds(arm: Arm, scale: Scale) -> float:
+    """About how much processor time an arm takes in all."""
+    training = STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
+    batches = scale.first_lessons if arm.llm == NO_SKILLS else scale.skill_steps if arm.after else 0
+    lessons = LESSON_SECONDS * batches
     about_abilities = 11 * scale.questions
-    count = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
-    return ANSWERS_SECONDS * count / 100
+    answers = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
+    return training + lessons + ANSWERS_SECONDS * answers / 100
 
 
 def find_scale(quick: bool, seeds: int | None) -> Scale:

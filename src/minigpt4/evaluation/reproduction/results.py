@@ -14,6 +14,7 @@ from minigpt4.evaluation.reproduction import pictures
 from minigpt4.evaluation.reproduction.claims import Claim, judge
 from minigpt4.evaluation.reproduction.exam import Evidence
 from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
+from minigpt4.evaluation.reproduction.spent import Run
 from minigpt4.evaluation.reproduction.verdicts import MARGIN, Verdict, compared
 from minigpt4.evaluation.statistics import Rate, difference
 from minigpt4.files import write_atomically
@@ -21,14 +22,32 @@ from minigpt4.files import write_atomically
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Of the run that a page tells about: its command, date, machine, the weights, and what was left out."""
+    """Of what a page tells about: its command and date, the runs that made the arms, and the weights.
+
+    `seconds` are the arms' processor time; `missing` are the arms that are not made.
+    """
 
     command: str
     date: str
-    machine: str
+    runs: tuple[Run, ...]
     weights: str
     seconds: float
     missing: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """How the arms were made, in a few sentences."""
+        clock = sum(run.clock for run in self.runs) / 60
+        most = max((run.processes for run in self.runs), default=1)
+        up_to = "" if len(self.runs) == 1 else "up to "
+        processes = "one process" if most == 1 else f"{up_to}{most} processes"
+        runs = "one run" if len(self.runs) == 1 else f"{len(self.runs)} runs that each went on with the last"
+        machines = "; ".join(dict.fromkeys(run.machine for run in self.runs))
+        others = dict.fromkeys(run.command for run in self.runs if run.command != self.command)
+        shared = f" Some of them were made by {', '.join(f'`{name}`' for name in others)}." if others else ""
+        return (
+            f"The models took {self.seconds / 60:.0f} minutes of processor time. They were made in {runs}, by "
+            f"{processes} of one thread each, in {clock:.0f} minutes by the clock, on {machines}.{shared}"
+        )
 
 
 def write_results(
@@ -77,9 +96,9 @@ def _opening(scale: Scale, run: Circumstances, claims: Sequence[Claim]) -> str:
     ]
     return f"""# Results: the paper's claims in the pocket world
 
-This page is written by `{run.command}`. It was run with **{seeds}**, {run.date}, on {run.machine}:
+This page was written by `{run.command}` on {run.date}, with **{seeds}**:
 {steps} on {scale.descriptions} unless said otherwise, {scale.questions} questions
-for each ability and {scale.scenes} scenes a seed. The models took {run.seconds / 60:.0f} minutes of processor time.
+for each ability and {scale.scenes} scenes a seed. {run.told()}
 Weights of the frozen parts: {run.weights}.
 {missing}
 Figures are shares with 95 % Wilson intervals over all seeds, judged by the pictures' ground truth. They are not the
@@ -100,6 +119,14 @@ def _section(claim: Claim, shown: Mapping[str, str]) -> str:
 
 
 def _ablations(evidence: Evidence, scale: Scale) -> str:
+    return f"""<a id="ablations"></a>
+## Ablations
+
+{ablation_tables(evidence, scale)}"""
+
+
+def ablation_tables(evidence: Evidence, scale: Scale) -> str:
+    """What the columns mean, then two tables with a line for each ablated arm: figures, and each ability."""
     rows = []
     for arm in ablated(scale):
         if arm not in evidence:
@@ -122,11 +149,9 @@ def _ablations(evidence: Evidence, scale: Scale) -> str:
         for arm in ablated(scale)
         if arm in evidence
     ]
-    return f"""<a id="ablations"></a>
-## Ablations
-
-Per cent (95 % interval). “all eight” are the abilities that the projection is never shown, “each seed” is that figure
-seed by seed; “description” is right in full. “stage 2” is the recipe itself: one linear layer, both stages.
+    return f"""Per cent (95 % interval). “all eight” are the abilities that the projection is never shown, “each seed”
+is that figure seed by seed; “description” is right in full. “stage 2” is the recipe itself: one linear layer, both
+stages.
 
 {_table(head, rows)}
 {_table(["", *(ability.replace("_", "-") for ability in ABILITIES)], abilities)}"""
@@ -202,8 +227,9 @@ def _skills(
             ]
         )
     head = ["left out", "in words", "about pictures, against all skills", "largest other loss", "others surely lost"]
-    return f"""The baseline's captioning LM is taught to converse by text alone, {scale.skill_steps} batches of about
-8,000 tokens, once with all skills and once for each skill without a single request of that kind; each result is aligned
+    return f"""The baseline's captioning LM is taught to converse by text alone, {scale.first_lessons} batches of
+about 8,000 tokens without any of these skills, then {scale.skill_steps} more, once with all skills and once for each
+skill without a single request of that kind; each result is aligned
 in both stages (seed {scale.seeds[0]}). One LLM was trained for each row, so differences that come by chance are in
 these figures. **The visual ability went with the skill in {gone} of {len(skills)}.** “In words”: the
 skill that was left out, about pictures told in words.

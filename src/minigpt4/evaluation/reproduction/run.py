@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,35 +14,34 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.reproduction.claims import Claim
 from minigpt4.evaluation.reproduction.exam import Evidence, Figures
-from minigpt4.evaluation.reproduction.plan import (
-    ALL_SKILLS,
-    LESSON_SECONDS,
-    Arm,
-    arm_without,
-    asking_seconds,
-    jobs,
-    training_seconds,
-)
+from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Arm, arm_without, expected_seconds, jobs
 from minigpt4.evaluation.reproduction.results import Circumstances, write_results
+from minigpt4.evaluation.reproduction.spent import Run, read_runs, read_spent, write_runs
+from minigpt4.evaluation.reproduction.workers import Job, make_all
 from minigpt4.evaluation.reproduction.workshop import Workshop
 from minigpt4.evaluation.statistics import Rate
+from minigpt4.files import only_process
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is planned: (arm, seed, seconds on two free cores, whether it is done), and the seconds that are left."""
+    """What is planned: (arm, seed, seconds of processor time, whether it is done).
+
+    The seconds of what is done are those that it took; of the rest they are expected, after what the done ones took.
+    """
 
     rows: tuple[tuple[Arm, int, float, bool], ...]
+    processes: int
 
     @property
     def seconds(self) -> float:
-        """Of all, also of what is done."""
-        return sum(seconds for _, _, seconds, _ in self.rows)
+        """By the clock, on as many free cores as processes: of all, also of what is done."""
+        return sum(seconds for _, _, seconds, _ in self.rows) / self.processes
 
     @property
     def left(self) -> float:
-        """Of what is not done."""
-        return sum(seconds for _, _, seconds, done in self.rows if not done)
+        """The same of what is not done."""
+        return sum(seconds for _, _, seconds, done in self.rows if not done) / self.processes
 
     def table(self) -> str:
         """One line for each arm with its seeds, its cost, and how much of it is done."""
@@ -53,45 +52,76 @@ class Budget:
             steps, pictures = dict(arm.changes).get("steps", "–"), arm.data[1] or "–"
             minutes, done = sum(row[2] for row in own) / 60, sum(row[3] for row in own)
             lines.append(f"{arm.name:<42}{len(own):>6}{steps:>7}{pictures:>10}{minutes:>9.1f}{done:>6}")
-        lines.append(f"in all {self.seconds / 60:.0f} minutes on two free cores, {self.left / 60:.0f} of them to do")
+        processor = sum(row[2] for row in self.rows) / 60
+        lines.append(
+            f"in all {processor:.0f} minutes of processor time: with {self.processes} processes, each on a free core, "
+            f"{self.seconds / 60:.0f} minutes by the clock, {self.left / 60:.0f} of them to do"
+        )
         return "\n".join(lines)
 
 
-def plan(workshop: Workshop) -> Budget:
+def plan(workshop: Workshop, processes: int = 1) -> Budget:
     """What the scale costs, and what of it is done below the workshop's directory."""
-    scale = workshop.scale
-    rows = []
-    for arm, seed in jobs(scale):
-        seconds = training_seconds(arm) + asking_seconds(arm, scale)
-        if arm.llm and arm.start is None:
-            seconds += LESSON_SECONDS * scale.skill_steps
-        rows.append((arm, seed, seconds, workshop.is_done(arm, seed)))
-    return Budget(tuple(rows))
+    found = []
+    for arm, seed in jobs(workshop.scale):
+        done = workshop.is_done(arm, seed)
+        took = read_spent(workshop.directory(arm, seed)).processor if done else 0.0
+        found.append((arm, seed, expected_seconds(arm, workshop.scale), took, done))
+    known = [(expected, took) for _, _, expected, took, _ in found if took]
+    pace = sum(took for _, took in known) / sum(expected for expected, _ in known) if known else 1.0
+    rows = tuple((arm, seed, took if done else pace * expected, done) for arm, seed, expected, took, done in found)
+    return Budget(rows, processes)
 
 
-def reproduce(workshop: Workshop, page: Path, command: str, console: Console | None = None) -> list[Claim]:
-    """Make what is not made, then write `page`; returns the claims as judged.
+def make(workshop: Workshop, command: str, processes: int, console: Console) -> None:
+    """Make every arm of the workshop's scale that is not made, each in one of `processes` processes.
 
     Raises:
-        UserError: a part is missing, or a directory cannot be written.
+        UserError: a part is missing, a directory cannot be written, a process was killed, or another command is at work
+            there.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the same call goes on from there.
     """
+    try:
+        workshop.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workshop.out}: cannot be written ({error.strerror}); give another --out") from None
+    with only_process(workshop.out, "arms"):
+        budget = plan(workshop, processes)
+        console.print(budget.table(), highlight=False, soft_wrap=True)
+        todo = [(arm, seed) for arm, seed, _, done in budget.rows if not done]
+        if not todo:
+            return
+        before, start, total = read_runs(workshop.out), time.monotonic(), len(budget.rows)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        run = Run(command, now, _machine(), processes, 0.0, 0)
+
+        def tell(job: Job) -> None:
+            console.print(f"{job[0].name}, seed {job[1]} ...", highlight=False, markup=False)
+
+        def note(job: Job) -> None:
+            nonlocal run
+            run = replace(run, clock=round(time.monotonic() - start, 1), made=run.made + 1)
+            write_runs(workshop.out, [*before, run])
+            spent, left = read_spent(workshop.directory(*job)), plan(workshop, processes).left
+            # On cores that are shared with others the clock runs ahead of the processor time.
+            slower = max(1.0, spent.clock / max(spent.processor, 0.1))
+            console.print(
+                f"[{total - len(todo) + run.made}/{total}] {job[0].name}, seed {job[1]}: {spent.processor:.0f} s of "
+                f"processor time, {spent.clock:.0f} s by the clock; about {left * slower / 60:.0f} min left",
+                highlight=False,
+                markup=False,
+            )
+
+        make_all(workshop, todo, processes, tell, note)
+
+
+def reproduce(
+    workshop: Workshop, page: Path, command: str, console: Console | None = None, processes: int = 1
+) -> list[Claim]:
+    """Make what is not made, then write `page`; returns the claims as judged. Raises what `make` raises."""
     console = console or Console()
     _check_page(page)
-    budget = plan(workshop)
-    console.print(budget.table(), highlight=False, soft_wrap=True)
-    expected = spent = 0.0
-    for number, (arm, seed, seconds, done) in enumerate(budget.rows, 1):
-        if done:
-            continue
-        console.print(f"[{number}/{len(budget.rows)}] {arm.name}, seed {seed}", highlight=False, markup=False)
-        start, computed = time.perf_counter(), time.process_time()
-        workshop.make(arm, seed)
-        took = time.perf_counter() - start
-        _note(workshop, arm, seed, time.process_time() - computed)
-        spent, expected = spent + took, expected + max(seconds, 1.0)
-        left = sum(row[2] for row in budget.rows[number:] if not row[3]) * spent / expected
-        console.print(f"  {took:.0f} s; about {left / 60:.0f} min left", highlight=False)
+    make(workshop, command, processes, console)
     claims = write_page(workshop, page, command)
     for claim in claims:
         console.print(f"{claim.verdict.value:>22}  {claim.title}", highlight=False)
@@ -105,8 +135,7 @@ def write_page(workshop: Workshop, page: Path, command: str) -> list[Claim]:
     evidence = collect(workshop)
     if not evidence.of:
         raise UserError(f"{workshop.out}: nothing of `{command}` is done there yet; run it, or give another --out")
-    circumstances = _circumstances(workshop, command)
-    return write_results(page, evidence, workshop.scale, _in_words(workshop), circumstances)
+    return write_results(page, evidence, workshop.scale, _in_words(workshop), circumstances(workshop, command))
 
 
 def _check_page(page: Path) -> None:
@@ -139,28 +168,20 @@ def _in_words(workshop: Workshop) -> dict[str, dict[str, Rate]]:
     }
 
 
-def _note(workshop: Workshop, arm: Arm, seed: int, seconds: float) -> None:
-    """Add to the processor's seconds that an arm has taken, over all runs."""
-    path = workshop.directory(arm, seed) / "processor-seconds.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{_seconds(path) + seconds:.1f}\n")
-
-
-def _seconds(path: Path) -> float:
-    return float(path.read_text()) if path.is_file() else 0.0
-
-
-def _circumstances(workshop: Workshop, command: str) -> Circumstances:
-    scale = workshop.scale
-    done: Sequence[tuple[Arm, int]] = [job for job in jobs(scale) if workshop.is_done(*job)]
-    missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(scale) if (arm, seed) not in done]
-    seconds = sum(_seconds(workshop.directory(*job) / "processor-seconds.txt") for job in done)
-    found = machine()
+def circumstances(workshop: Workshop, command: str) -> Circumstances:
+    """How the arms that are done came to be, from what was noted while they were made."""
+    done: Sequence[Job] = [job for job in jobs(workshop.scale) if workshop.is_done(*job)]
+    missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if (arm, seed) not in done]
     return Circumstances(
         command=command,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        machine=f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}",
+        runs=tuple(read_runs(workshop.out)),
         weights=workshop.weights(),
-        seconds=seconds,
+        seconds=sum(read_spent(workshop.directory(*job)).processor for job in done),
         missing=tuple(missing),
     )
+
+
+def _machine() -> str:
+    found = machine()
+    return f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"

@@ -20,7 +20,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.abilities import check
 from minigpt4.evaluation.questions import Record, Survey, put, write_pictures
 from minigpt4.evaluation.reproduction.exam import Figures, draw_exam, figures
-from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Arm, Scale, arms
+from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
 from minigpt4.pocket.world import SEEDS
@@ -72,7 +72,7 @@ class Workshop:
         Raises LookupError if its data or its LLM are not made yet.
         """
         if arm.recipe is None:
-            return self._shipped(arm)
+            return _digest(self._fingerprint(self._llm(arm))) if arm.llm else self._shipped(arm)
         # Keys that stand at their defaults are left out, so that one which a later release adds changes nothing.
         recipe = self.recipe(arm, seed).model_dump(mode="json", exclude_defaults=True)
         elsewhere = ("base", "data", "init", "vision_qformer", "llm", "output", "feature_cache", "save_every")
@@ -123,8 +123,9 @@ class Workshop:
 
         if skill not in self._llms:
             first = SEEDS["text"][0]
-            texts = [conversation(seed, "", frozenset({skill})) for seed in range(first, first + 200)]
-            key = _digest([self._fingerprint(self.parts.beginner), self.scale.skill_steps, texts])
+            texts = [conversation(seed, "", frozenset(_left_out(skill))) for seed in range(first, first + 200)]
+            batches = [self.scale.first_lessons, *([] if skill == NO_SKILLS else [self.scale.skill_steps])]
+            key = _digest([self._fingerprint(self.parts.beginner), batches, texts])
             self._llms[skill] = self.out / "llms" / f"{skill.replace(' ', '-')}-{key}"
         return self._llms[skill]
 
@@ -169,6 +170,8 @@ class Workshop:
     def make(self, arm: Arm, seed: int) -> None:
         """Draw the arm's data, train its LLM if it has its own, train it, and put the questions to it."""
         self.prepare(arm)
+        if arm.llm:
+            self.in_words(arm.llm)
         aligned = self.train(arm, seed)
         if arm.asked != "none" and not self._answers(arm, seed).is_file():
             self._ask(arm, seed, aligned)
@@ -176,14 +179,15 @@ class Workshop:
     def prepare(self, arm: Arm) -> None:
         """Draw the arm's data and train its LLM, unless both are there."""
         from minigpt4.pocket.dataset import write_stage1, write_stage2
-        from minigpt4.pocket.skills import build_without
+        from minigpt4.pocket.skills import SKILLS, build_without
 
         if arm.recipe and not self.data_directory(arm.data).exists():
             stage, count = arm.data
             (write_stage1 if stage == 1 else write_stage2)(self.data_directory(arm.data), count)
         if arm.llm:
-            skill = None if arm.llm == ALL_SKILLS else arm.llm
-            build_without(skill, self.llm_directory(arm.llm), self.scale.skill_steps, self.parts.beginner)
+            first = build_without(SKILLS, self.llm_directory(NO_SKILLS), self.scale.first_lessons, self.parts.beginner)
+            if arm.llm != NO_SKILLS:
+                build_without(_left_out(arm.llm), self.llm_directory(arm.llm), self.scale.skill_steps, first)
 
     def train(self, arm: Arm, seed: int) -> str:
         """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
@@ -274,6 +278,13 @@ class Workshop:
             counts = {name: [rate.successes, rate.total] for name, rate in rates.items()}
             write_atomically(path, json.dumps(counts).encode())
         return {name: Rate(*counts) for name, counts in json.loads(path.read_text()).items()}
+
+
+def _left_out(skill: str) -> tuple[str, ...]:
+    """What the text of the LLM of an arm lacks."""
+    from minigpt4.pocket.skills import SKILLS
+
+    return {ALL_SKILLS: (), NO_SKILLS: SKILLS}.get(skill, (skill,))
 
 
 def _digest(content: Any) -> str:
