@@ -64,8 +64,9 @@ def test_the_head_and_layers_that_hardware_does_not_take_stay() -> None:
 
 
 def test_compiled_it_computes_the_same() -> None:
+    """Two layers: with what one takes for a variable, the second cannot be compiled."""
     torch.manual_seed(0)
-    layer = Float8Linear(torch.nn.Linear(64, 32, bias=False))
+    layer = torch.nn.Sequential(*(Float8Linear(torch.nn.Linear(64, 64, bias=False)) for _ in range(2)))
     x = torch.randn(5, 64, requires_grad=True)
     results = [layer(x)]
     results.append(torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)(x))
