@@ -1,12 +1,13 @@
 """One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
 
-Four ways (six with `--compile`), from the same weights, on the same batch of the same pairs, in one run, in turns;
-medians of the repeats:
+Four ways (more with `--compile`, `--fp8`), from the same weights, on the same batch of the same pairs, in one run, in
+turns; medians of the repeats:
   (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
   (2) plain, with autocast to bfloat16
   (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
   (4) ours from cached features
-  (5, 6) the same with the LLM's layers compiled
+  and (3) and (4) with the LLM's linear layers in float8, on a GPU that multiplies it, or anywhere with `--fp8`;
+  and each of them with the LLM's layers compiled (`--compile`)
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
 repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
 each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
@@ -40,9 +41,11 @@ from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from minigpt4.data.batches import Batch
+from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.float8 import hold_in_float8, multiply, quantise
 from minigpt4.model.plan import PAPER_LLMS, paper_config
-from minigpt4.model.precision import free_large_tensors_at_once, keep_freed_memory
+from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training import loss as loss_module
@@ -51,7 +54,9 @@ from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
+FLOAT8 = ("ours, pictures, fp8", "ours, features, fp8")
 COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
+FLOAT8_COMPILED = ("ours, pictures, fp8, compiled", "ours, features, fp8, compiled")
 #: Ours without one of the things that make it fast.
 WITHOUT = ("ours, pictures, fused attention", "ours, features, padded", "ours, features, logits at once")
 PAPER_SAMPLES = 5_120_000
@@ -141,6 +146,8 @@ class Way:
             self.blip2.language_projection.requires_grad_()
             self.loss: Callable[[], torch.Tensor] = self._autocast if "autocast" in way else self._plain
         else:
+            if "fp8" in way:
+                hold_in_float8(self.blip2.language_model)
             origin = Origin("", "", "", "")
             model = self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
             set_trainable(model, 1)
@@ -195,6 +202,30 @@ def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], 
     return lambda: [torch.nn.functional.linear(a, b) for _ in range(times)], 2.0 * times * rows * width * mlp
 
 
+def float8_product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:
+    """The same in float8, what comes in already rounded."""
+    width, mlp = config.hidden_size, config.intermediate_size
+    a, a_scale = quantise(torch.randn(rows, width, device=device))
+    b, b_scale = quantise(torch.randn(mlp, width, device=device))
+    return lambda: multiply(a, a_scale, b, b_scale), 2.0 * rows * width * mlp
+
+
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether this is a GPU that does."""
+    try:
+        check_load_in("fp8", device)
+    except UserError:
+        return False
+    return device.type == "cuda"
+
+
+def asked_for(of: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
+    """All that are asked for."""
+    float8 = of.fp8 or multiplies_float8(device)
+    names = WAYS + (FLOAT8 if float8 else ()) + (COMPILED if of.compile else ())
+    return names + (FLOAT8_COMPILED if float8 and of.compile else ()) + (WITHOUT if of.without else ())
+
+
 def peak_memory(device: torch.device) -> float:
     """The most bytes held so far: by tensors on CUDA, by the process elsewhere."""
     if device.type == "cuda":
@@ -224,6 +255,8 @@ def measure(size: str, way: str, batch: int, repeats: int, device: torch.device,
         free_large_tensors_at_once()
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # float8 layers are made from whole ones here, and read so in a run
     if ours:
         keep_freed_memory()
     loss = made.step()
@@ -296,8 +329,11 @@ def show(size: str, batch: int, figures: dict[str, Figures], console: Console) -
     )
 
 
-def full_size(name: str, layers: int | None, batch: int, repeats: int, device: torch.device, console: Console) -> None:
+def full_size(
+    name: str, names: tuple[str, ...], layers: int | None, batch: int, repeats: int, device: torch.device
+) -> None:
     """Ours with the paper's parts at full size, random weights."""
+    console = Console()
     config = paper_config(name, layers)
     reference, work = product(config.text_config, batch * 64, device)
     reference()
@@ -305,7 +341,7 @@ def full_size(name: str, layers: int | None, batch: int, repeats: int, device: t
     table = Table(title=f"{name}, {config.text_config.num_hidden_layers} layers, batch {batch}, {device.type}")
     for heading in ("", "samples/s", "of the ceiling", "memory, GB", "5.12 M samples, hours"):
         table.add_column(heading, justify="right" if heading else "left")
-    for way in WAYS[2:]:
+    for way in names:
         made = Way(way, config, batch, device, torch.bfloat16)
         made.step()
         if device.type == "cuda":
@@ -320,6 +356,11 @@ def full_size(name: str, layers: int | None, batch: int, repeats: int, device: t
         gc.collect()
     console.print(table)
     console.print(f"ceiling {ceiling / 1e12:.3f} TFLOP/s in bfloat16")
+    if any("fp8" in way for way in names):
+        reference, work = float8_product(config.text_config, batch * 64, device)
+        reference()
+        took = statistics.median(seconds(reference, device) for _ in range(repeats))
+        console.print(f"a product in float8: {work / took / 1e12:.3f} TFLOP/s")
 
 
 def main() -> None:
@@ -328,12 +369,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pairs in a batch; 16 by default, 64 at full size")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
-    parser.add_argument("--compile", action="store_true", help="(3) and (4) also with the LLM's layers compiled")
+    parser.add_argument("--compile", action="store_true", help="ours also with the LLM's layers compiled")
+    parser.add_argument("--fp8", action="store_true", help="the LLM in float8 also where that is slow, as on a CPU")
     parser.add_argument("--processor-time", action="store_true", help="one thread, while it has the processor")
     parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
     parser.add_argument("--without", action="store_true", help="ours also without what makes it fast, one by one")
-    parser.add_argument("--one-way", choices=(*WAYS, *COMPILED, *WITHOUT), help=argparse.SUPPRESS)
+    parser.add_argument("--one-way", help=argparse.SUPPRESS)  # of a process that this script starts
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.processor_time else "cpu")
     clock = time.thread_time if arguments.processor_time else time.perf_counter
@@ -350,7 +392,7 @@ def main() -> None:
         models = list(PAPER_LLMS)
     if not arguments.model:
         for size in arguments.sizes[:1] if arguments.quick else arguments.sizes:
-            names = WAYS + (COMPILED if arguments.compile else ()) + (WITHOUT if arguments.without else ())
+            names = asked_for(arguments, device)
             batch = arguments.batch or 16
             if arguments.processor_time:
                 figures = measure_apart(size, names, batch, repeats, at_once=True)
@@ -358,7 +400,8 @@ def main() -> None:
                 figures = measure_in_turns(size, names, batch, repeats, device)
             show(size, batch, figures, console)
     for name in models:
-        full_size(name, arguments.layers, arguments.batch or 64, arguments.repeats, device, console)
+        names = tuple(way for way in asked_for(arguments, device) if way not in ("plain", "plain, autocast"))
+        full_size(name, names, arguments.layers, arguments.batch or 64, arguments.repeats, device)
 
 
 if __name__ == "__main__":

@@ -271,10 +271,18 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
     assert re.search(r"pairs left out \| unreadable picture \d+ \|", (stage1.output / "summary.md").read_text())
 
 
-def test_training_through_an_llm_in_fewer_bits(stage1: Recipe) -> None:
-    """The loss falls, and the result loads in full precision too. (For 4 bits see tests/model/test_precision.py.)"""
-    recipe = with_values(stage1, load_in="8bit", steps=12, learning_rate=0.05)
+@pytest.mark.parametrize("load_in", ["8bit", "fp8"])
+def test_training_through_an_llm_in_fewer_bits(stage1: Recipe, load_in: str) -> None:
+    """The loss falls, a run that stops goes on to the same weights, and these load in full precision too.
+
+    (For 4 bits see tests/model/test_precision.py.)
+    """
+    recipe = with_values(stage1, load_in=load_in, steps=12, learning_rate=0.05)
     alignment = train(recipe, progress=False)
+    trained = (alignment / "projection.safetensors").read_bytes()
+    shutil.rmtree(alignment)  # as if it had been killed after step 9
+    max((recipe.output / "checkpoints").glob("*.pt")).unlink()
+    assert (train(recipe, progress=False) / "projection.safetensors").read_bytes() == trained
     losses = [json.loads(line)["loss"] for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
     assert max(losses[-3:]) < min(losses[:2])
     assert MiniGPT4.from_pretrained(alignment, device="cpu").stage == 1

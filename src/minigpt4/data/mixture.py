@@ -125,7 +125,8 @@ class PairStream:
                 for i, (source, reader) in enumerate(zip(sources, readers, strict=True))
             ]
             block = math.ceil(shuffle_buffer / shares) if shuffle else UNSHUFFLED_BLOCK
-            return _Share(passes, [s.weight for s in sources], (seed, process), block, shuffle, repeat, prepare)
+            size = CHUNK if workers else 1  # in this process a pair is prepared when it is asked for, no sooner
+            return _Share(passes, [s.weight for s in sources], (seed, process), block, shuffle, repeat, prepare, size)
 
         self._shares = [share(rank * shares + worker) for worker in range(shares)]
         self._in_processes = workers > 0
@@ -200,6 +201,7 @@ class _Share:
     shuffle: bool
     repeat: bool
     prepare: Callable[[Pair], Any] | None
+    size: int  # pairs in a chunk
 
     def chunks(self, state: Mapping[str, Any] | None) -> Iterator[Chunk]:
         """The chunks after `state`, then empty ones for ever; the last one is an error's, if there is one."""
@@ -226,7 +228,7 @@ class _Share:
                         continue
                     assert pair is not None  # each place comes once
                     items += self._prepared(pair, skipped)
-                    if (i + 1) % CHUNK == 0 and i + 1 < len(block):
+                    if (i + 1) % self.size == 0 and i + 1 < len(block):
                         here = {"block": number, "position": i + 1, "sources": starts}
                         yield Chunk(items, here, skipped)
                         items, skipped = [], Counter()

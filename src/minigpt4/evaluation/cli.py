@@ -50,7 +50,9 @@ _ANSWERING: dict[str, tuple[Any, Any]] = {
         Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")], None,
     ),
     "load_in": (
-        Annotated[str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes).")], None,
+        Annotated[
+            str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), or in fp8.")
+        ], None,
     ),
     "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")], None),
 }  # fmt: skip

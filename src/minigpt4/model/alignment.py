@@ -226,7 +226,7 @@ class MiniGPT4(VisionSide):
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
         `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
-        ("8bit" or "4bit"; not on every device) quantises the LLM's linear layers while they are read. With
+        ("8bit", "4bit" or "fp8"; not on every device) quantises the LLM's linear layers while they are read. With
         `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.

@@ -30,10 +30,11 @@ from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.packed import NOT_PACKED, Packer, Packing
+from minigpt4.model.precision import LOAD_IN
 from minigpt4.model.record import read_record
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
-PRECISIONS = ("float32", "bfloat16", "float16", "8bit", "4bit")
+PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)
 #: What a job is taken to be: text around the image and the answer's limit in chat, the text of a sample in training.
 PROMPT_TOKENS, NEW_TOKENS, TRAINED_TOKENS = 60, 300, 160
 #: What a step takes on a CPU for each byte of its tensors: freed memory is kept for the next ones, which do not fit in
@@ -86,7 +87,7 @@ class Plan:
             "which on a GPU do not count.",
             f"Chat and batch: one image, {PROMPT_TOKENS} tokens of text and an answer of up to {NEW_TOKENS} for each "
             f"prompt. Training: {TRAINED_TOKENS} tokens of text for each sample.",
-            "8bit and 4bit: the LLM's linear layers, all else in bfloat16.",
+            "8bit, 4bit and fp8: the LLM's linear layers, all else in bfloat16.",
         ]
         return "\n".join(lines)
 
@@ -204,11 +205,11 @@ def _weights(skeleton: Any, precision: str) -> dict[str, int]:
     vision += qformer * _qformer_parameters(skeleton)
     vision += 4 * sum(p.numel() for p in skeleton.language_projection.parameters())
     llm = dtype * sum(p.numel() for p in skeleton.language_model.parameters())
-    if precision in ("8bit", "4bit"):
+    if precision in LOAD_IN:
         for layer in _quantised_layers(skeleton):
             size, rows = layer.weight.numel(), layer.out_features
             # 8 bits: a scale for each row. 4 bits: an 8-bit scale for each 64 weights, and theirs for each 256.
-            held = size + 4 * rows if precision == "8bit" else size / 2 + size / 64 + size / 64 / 256 * 4
+            held = size / 2 + size / 64 + size / 64 / 256 * 4 if precision == "4bit" else size + 4 * rows
             llm += int(held) - dtype * size
     return {"vision": vision, "llm": llm}
 
@@ -220,8 +221,8 @@ def _quantised_layers(skeleton: Any) -> list[Any]:
 
 
 def _unpacked(skeleton: Any, precision: str) -> int:
-    """Bytes of one layer that is being unpacked, as 4-bit ones are for the CPU's packed form, or to compute."""
-    return 7 * max(layer.weight.numel() for layer in _quantised_layers(skeleton)) if precision == "4bit" else 0
+    """Bytes of one layer that is unpacked (4-bit ones, for the CPU's form or to compute) or turned round (fp8)."""
+    return {"4bit": 7, "fp8": 1}.get(precision, 0) * max(x.weight.numel() for x in _quantised_layers(skeleton))
 
 
 def _loading(found: tuple[Part, ...], weights: dict[str, int], precision: str) -> int:

@@ -23,9 +23,11 @@ DTYPES = {
     "float16": torch.float16, "fp16": torch.float16,
 }  # fmt: skip
 
-#: Formats of fewer bits in which the LLM's linear layers can be held: LLM.int8() and NF4 (QLoRA). bitsandbytes has
-#: both for CUDA, CPUs and Apple's MPS, so no second library (torchao was thought of) is needed for any device.
-LOAD_IN = ("8bit", "4bit")
+#: Formats of fewer bits in which the LLM's linear layers can be held: LLM.int8() and NF4 (QLoRA), which bitsandbytes
+#: has for CUDA, CPUs and Apple's MPS, and 8-bit floats (`minigpt4.model.float8`), for GPUs that multiply them.
+LOAD_IN = ("8bit", "4bit", "fp8")
+#: The first CUDA compute capability that multiplies float8: L4, L40S, RTX 40; H100 and H200 are 9.0.
+FLOAT8_CAPABILITY = (8, 9)
 BLOCK = 64  # weights that share one scale in 4 bits
 
 
@@ -35,7 +37,8 @@ class Placement:
 
     `device` holds the vision side, and the LLM too unless `spread` is set: then the LLM's layers fill what memory
     there is on the GPUs, then on the CPU, then on the disk, up to `max_memory` (bytes, or a text such as "6GiB", by
-    GPU number or "cpu"). `load_in` holds the LLM's linear layers in 8 or 4 bits; they compute in `dtype`.
+    GPU number or "cpu"). `load_in` holds the LLM's linear layers in 8 or 4 bits, and they compute in `dtype`; or in
+    float8, and they compute in that.
     """
 
     device: torch.device
@@ -102,6 +105,10 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _quantization(load_in: str, dtype: torch.dtype, prefix: str) -> Any:
+    if load_in == "fp8":
+        from minigpt4.model.float8 import Float8Config
+
+        return Float8Config(prefix)
     from transformers import BitsAndBytesConfig
 
     skipped = [*_VISION_SIDE, "lm_head"] if prefix else None  # transformers itself skips the head of a bare LLM
@@ -143,11 +150,32 @@ def check_load_in(load_in: str | None, device: torch.device) -> None:
     if load_in is None:
         return
     if load_in not in LOAD_IN:
-        raise UserError(f"load_in {load_in!r} is not known; use {' or '.join(LOAD_IN)}, or leave it out")
+        raise UserError(f"load_in {load_in!r} is not known; use {', '.join(LOAD_IN)}, or leave it out")
+    if load_in == "fp8":
+        check_float8(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+        return
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
+
+
+def check_float8(kind: str, capability: tuple[int, int] | None) -> None:
+    """Raises UserError for a kind of device, or a CUDA compute capability, that does not multiply float8.
+
+    A CPU does, but slowly: torch converts each number. It is for trying things out.
+    """
+    if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
+        raise UserError(
+            f"load_in='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, H100), and "
+            f"this one has {_dotted(capability)}; use load_in='8bit'"
+        )
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"load_in='fp8' works on cuda and, slowly, on the cpu, not on {kind}; use load_in='8bit'")
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,0 +1,85 @@
+"""Frozen layers in 8-bit floats: what they compute, forwards and backwards, and where they can be had."""
+
+import pytest
+import torch
+
+from minigpt4.errors import UserError
+from minigpt4.model.float8 import Float8Linear, hold_in_float8, quantise
+from minigpt4.model.precision import check_float8
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.detach().float() - expected.detach()).norm() / expected.detach().norm())
+
+
+def test_rounding_keeps_rows_of_any_size() -> None:
+    """Rows from 1e-6 to 1e4 keep three bits of mantissa; zeros stay zeros, and what is no number stays so."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 256) * torch.tensor([1e-6, 1e-3, 1.0, 1e3, 1e4, 0.0])[:, None]
+    for dtype in (torch.float32, torch.bfloat16):
+        rounded, scale = quantise(x.to(dtype))
+        assert (rounded.dtype, scale.dtype) == (torch.float8_e4m3fn, torch.float32)
+        assert all(relative(rounded[i].float() * scale[i], x[i]) < 0.03 for i in range(5))
+        assert not rounded[5].float().any()
+    x[0, 3] = float("nan")
+    assert quantise(x)[0][0].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_and_its_gradient(dtype: torch.dtype) -> None:
+    """Against the same weights dequantised: what is left is the rounding of what comes in, 3 bits of mantissa."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(192, 320)
+    plain.weight.data *= torch.logspace(-3, 3, 320)[:, None]  # scales of outputs matter backwards
+    layer = Float8Linear(plain)
+    layer.bias = torch.nn.Parameter(plain.bias.data.to(dtype), requires_grad=False)
+    assert layer.weight.element_size() == 1
+    assert relative(layer.weight.float() * layer.scale, plain.weight) < 0.03
+    plain.weight.data = layer.weight.float() * layer.scale
+    x = torch.randn(2, 7, 192).to(dtype).requires_grad_()
+    y = layer(x)
+    assert y.dtype is dtype
+    assert relative(y, plain(x.float())) < 0.035
+    seed = torch.randn_like(y) * torch.logspace(3, -3, 320).to(dtype)
+    (found,) = torch.autograd.grad(y, x, seed)
+    (expected,) = torch.autograd.grad(plain(x.float()), x, seed.float())
+    assert found.dtype is dtype
+    assert relative(found, expected.float()) < 0.035
+    assert layer.weight.grad is None
+
+
+def test_the_head_and_layers_that_hardware_does_not_take_stay() -> None:
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.Linear(48, 40), torch.nn.Linear(40, 32))
+            self.head = torch.nn.Linear(32, 64)
+
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return self.head
+
+    tiny = Tiny()
+    hold_in_float8(tiny)
+    assert [type(layer).__name__ for layer in (*tiny.body, tiny.head)] == ["Float8Linear", "Linear", "Linear", "Linear"]
+
+
+def test_compiled_it_computes_the_same() -> None:
+    """Two layers: with what one takes for a variable, the second cannot be compiled."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(*(Float8Linear(torch.nn.Linear(64, 64, bias=False)) for _ in range(2)))
+    x = torch.randn(5, 64, requires_grad=True)
+    results = [layer(x)]
+    results.append(torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)(x))
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in results]
+    assert torch.equal(*results)
+    assert torch.equal(*gradients)
+
+
+def test_devices_without_float8() -> None:
+    check_float8("cpu", None)
+    for capability in ((8, 9), (9, 0), (12, 0)):
+        check_float8("cuda", capability)
+    with pytest.raises(UserError, match=r"of compute capability 8\.9 or higher .*, and this one has 8\.0; use"):
+        check_float8("cuda", (8, 0))
+    with pytest.raises(UserError, match="works on cuda and, slowly, on the cpu, not on mps; use load_in='8bit'"):
+        check_float8("mps", None)
