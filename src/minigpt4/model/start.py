@@ -81,9 +81,9 @@ def start_among_words(model: MiniGPT4) -> None:
     """
     projection: Any = model.blip2.language_projection
     last = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
-    words: Any = model.blip2.language_model.get_input_embeddings()
+    llm: Any = model.blip2.language_model
     with torch.no_grad():
-        last.bias.copy_(words.weight.mean(0, dtype=torch.float32))
+        last.bias.copy_(llm.get_input_embeddings().weight.mean(0, dtype=torch.float32))
 
 
 def check_projection_from(name: str | Path) -> bool:
