@@ -80,7 +80,7 @@ def start_among_words(model: MiniGPT4) -> None:
     Where they have little in common, as in most LLMs, this changes little.
     """
     projection: Any = model.blip2.language_projection
-    last = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
+    last: Any = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
     llm: Any = model.blip2.language_model
     with torch.no_grad():
         last.bias.copy_(llm.get_input_embeddings().weight.mean(0, dtype=torch.float32))
