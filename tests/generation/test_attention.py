@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.generation.attention import patch_attention, token_attention, words
+from minigpt4.generation.attention import patch_attention, token_influence, words
 from minigpt4.pocket import world
 from minigpt4.pocket.draw import draw
 
@@ -42,7 +42,7 @@ def test_the_pocket_model_looks_where_the_object_is_that_it_names() -> None:
             inside = ((middle > top) & (middle < bottom))[:, None] & ((middle > left) & (middle < right))
             for word, first, last in words(model.tokenizer, ids[start:]):
                 if word.strip(".,") == item.kind and inside.any():
-                    [weights] = token_attention(model, ids, features, start + first, start + last)
+                    [weights] = token_influence(model, ids, features, start + first, start + last)
                     assert weights.sum() == pytest.approx(1)
                     heat = torch.einsum("q,qrc->rc", weights, patches)
                     hits += bool(inside.flatten()[heat.argmax()])
@@ -58,14 +58,14 @@ def test_every_picture_of_a_chat_has_its_share(model: MiniGPT4, pictures: list[I
     chat.ask("What is it?", image=pictures[0], **PLAIN)
     chat.ask("And these?", image=pictures[1:3], **PLAIN)
     ids, start, features = chat.reading(1)
-    assert token_attention(model, ids, features, start, start + 1).shape == (3, model.num_query_tokens)
+    assert token_influence(model, ids, features, start, start + 1).shape == (3, model.num_query_tokens)
     ids, start, features = chat.reading(0)
-    assert token_attention(model, ids, features, start, start + 1).shape == (1, model.num_query_tokens)
+    assert token_influence(model, ids, features, start, start + 1).shape == (1, model.num_query_tokens)
     chat.reset()
     chat.ask("Hello?", **PLAIN)
     ids, start, features = chat.reading(0)
     with pytest.raises(UserError, match="no picture was shown"):
-        token_attention(model, ids, features, start, start + 1)
+        token_influence(model, ids, features, start, start + 1)
 
 
 def test_without_a_qformer_a_token_is_its_patches(tiny_vision: Path, tiny_llm: Path) -> None:

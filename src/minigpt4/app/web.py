@@ -277,7 +277,7 @@ class Page(Layout):
         return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
     def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
-        from minigpt4.generation.attention import patch_attention, token_attention
+        from minigpt4.generation.attention import patch_attention, token_influence
 
         if visit.chat is None or not visit.pictures or not 0 <= turn < len(visit.turns):
             return {self.status: _told("Show a picture and ask about it first")}
@@ -289,7 +289,7 @@ class Page(Layout):
                 patches = patch_attention(model, pictures)
                 if word is not None:
                     text, start, end = self._words(visit, turn)[word]
-                    weights = token_attention(model, ids, features, start, end)
+                    weights = token_influence(model, ids, features, start, end)
                     about = f"“{text}”"
                 else:
                     assert query is not None

@@ -1,7 +1,7 @@
-"""What the model looked at: the LLM's attention to the image tokens, and theirs to the patches of the picture.
+"""What the model looked at: which image tokens a word hangs on, and their attention to the patches of the picture.
 
-For a word of an answer: how much the LLM attended to each image token as it chose the word, times where on the picture
-the Q-Former had found what that token says. Attention is a hint at what a word rests on, and no proof of it.
+For a word of an answer: how much each image token swayed the LLM as it chose the word, times where on the picture the
+Q-Former had found what that token says. Both are hints at what a word rests on, and no proof of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
@@ -38,28 +37,24 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
     return found
 
 
-@torch.no_grad()
-def token_attention(model: MiniGPT4, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
-    """How much the LLM attended to each image token as it chose the tokens `ids[start:end]`: (pictures, q), sum 1.
+def token_influence(model: MiniGPT4, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
+    """How much each image token sways the choice of the tokens `ids[start:end]`: (pictures, q), sum 1.
 
-    The mean over those tokens and over the heads of the upper third of its layers, where the next word is decided.
-    Only these tokens are read with attention that can be seen, so a long conversation takes little memory. Raises
-    UserError if there is no picture before them.
+    The length of the gradient of their log-probability at each image token. It asks for no layer: attention points at
+    the right token in one layer of an LLM and nowhere in the next. Raises UserError if there is no picture before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)
     places = (input_ids[0, :start] == model.image_token_id).nonzero().flatten()
     if not len(places):
         raise UserError("no picture was shown before this word, so there is nothing that it could rest on")
-    embeddings = model.embed(input_ids, features.to(model.device))
-    cache = DynamicCache()
-    # A token is chosen from what the LLM makes of the one before it.
-    llm.base_model(inputs_embeds=embeddings[:, : start - 1], past_key_values=cache, use_cache=True)
-    seen = _open(llm.base_model)(
-        inputs_embeds=embeddings[:, start - 1 : end - 1], past_key_values=cache, output_attentions=True
-    ).attentions
-    upper = torch.stack([layer[0].float() for layer in seen[-max(1, len(seen) // 3) :]])
-    weights = upper.mean((0, 1, 2))[places].view(-1, model.num_query_tokens)  # layers, heads, tokens
+    with torch.enable_grad():
+        embeddings = model.embed(input_ids, features.to(model.device)).detach().requires_grad_()
+        # A token is chosen from what the LLM makes of the one before it.
+        logits = llm(inputs_embeds=embeddings[:, : end - 1], use_cache=False, logits_to_keep=end - start).logits[0]
+        chosen = logits.float().log_softmax(-1).gather(1, input_ids[0, start:end, None]).sum()
+        [gradient] = torch.autograd.grad(chosen, embeddings)
+    weights = gradient[0, places].float().norm(dim=-1).view(-1, model.num_query_tokens)
     return (weights / weights.sum()).cpu()
 
 
