@@ -106,7 +106,7 @@ def test_biases_do_not_decay(setting: Setting) -> None:
 def test_divergence_stops_with_the_step(setting: Setting) -> None:
     model, batches, features, recipe = setting
     wild = recipe.model_copy(update={"learning_rate": 1e37, "warmup_steps": 0, "warmup_learning_rate": 0.0})
-    message = r"diverged at step 2: loss .*gradient norm nan, with (all|\d of) 6 samples.*'.*\(picture .*below 1e\+37"
+    message = r"diverged at step 2: loss .*gradient norm nan, with (all|[45] of) 6 samples.*'.*\(picture .*below 1e\+37"
     with pytest.raises(UserError, match=message):
         list(training_steps(model, make_optimizer(model, wild), CachedLoader(batches, features).start(0), wild))
     assert all(p.isfinite().all() for p in model.parameters() if p.requires_grad)

@@ -40,8 +40,9 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
 def token_influence(model: MiniGPT4, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
     """How much each image token sways the choice of the tokens `ids[start:end]`: (pictures, q), sum 1.
 
-    The length of the gradient of their log-probability at each image token. It asks for no layer: attention points at
-    the right token in one layer of an LLM and nowhere in the next. Raises UserError if there is no picture before them.
+    The length of the gradient of their log-probability at each image token. It asks for no layer: the pocket LLM's
+    attention points at the right token in one layer and not in the next (docs/web.md). Raises UserError if there is no
+    picture before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)
