@@ -13,6 +13,9 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation import curation as demo
 from minigpt4.evaluation import mender
 from minigpt4.evaluation.abilities import statements
+from minigpt4.evaluation.curation_measures import judge
+from minigpt4.evaluation.curation_report import markdown
+from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endpoint import Endpoint
 from minigpt4.pocket import world
 from minigpt4.pocket.language import description
@@ -43,7 +46,7 @@ def test_true_descriptions_hold_nothing_false_and_nothing_broken() -> None:
 
     for seed in range(demo.CURATED, demo.CURATED + 300):
         picture = world.sample(seed)
-        truth = demo.judge(picture, description(picture, random.Random(seed)))
+        truth = judge(picture, description(picture, random.Random(seed)))
         assert truth.true > 1
         assert not truth.bad
 
@@ -77,43 +80,47 @@ def test_the_mender_is_a_server_in_a_process_of_its_own() -> None:
 
 
 def test_the_report_is_tables_that_can_be_pasted() -> None:
-    rate = {"share": 0.5, "low": 0.25, "high": 0.75, "successes": 2, "of": 4}
-    better = {**rate, "share": 0.9, "low": 0.8, "high": 0.95}
-    nothing = {**rate, "share": None}
-    models = {name: {"failures": rate} for name in ("raw", "filtered")} | {"selected": {"failures": better}}
+    half, better = Rate(20, 40), Rate(39, 40)
+    training = {name: {"failures": half} for name in ("raw", "filtered")} | {"selected": {"failures": better}}
     report = {
-        "settings": {"questions": 4},
-        "steps": {"raw": {"texts": 4, "broken": rate}, "refined": {"texts": 4, "broken": better}},
+        "settings": {"questions": 40},
+        "steps": {"raw": {"texts": 40, "broken": half}, "refined": {"texts": 40, "broken": better}},
         "filters": {
             "raw": {
-                "too_short": {"caught": 2, "precision": rate, "recall": rate},
-                "too_long": {"caught": 0, "precision": nothing, "recall": rate},
+                "too_short": {"caught": 2, "precision": half, "recall": half},
+                "too_long": {"caught": 0, "precision": Rate(0, 0), "recall": half},
             }
         },
-        "grounding": {"sentences": 9, "precision": nothing},
+        "grounding": {"sentences": 9, "precision": Rate(0, 0)},
         "thresholds": {"ungrounded_text": 0.25},
-        "models": models,
+        "trainings": [training, {**training, "raw": {"failures": Rate(22, 40)}}],
         "seconds": {"in all": 61.4},
     }
-    text = demo.markdown(report)
-    assert "|  | raw | refined |\n| --- | --- | --- |\n| texts | 4 | 4 |\n" in text
-    assert "| broken | 50.0 (25.0–75.0) | 90.0 (80.0–95.0) |" in text
+    text = markdown(report)
+    assert "|  | raw | refined |\n| --- | --- | --- |\n| texts | 40 | 40 |\n" in text
+    assert "| broken | 50.0 (35.2–64.8) | 97.5 (87.1–99.6) |" in text
     assert "| too_short | 2 |" in text
     assert "too_long" not in text
-    assert "- filtered against raw, failures: +0.0 points (intervals overlap)" in text
-    assert "- selected against filtered, failures: +40.0 points (intervals apart)" in text
+    assert "| failures | 52.5 (41.7–63.1) | 50.0 (39.3–60.7) | 97.5 (91.3–99.3) |" in text, "both trainings together"
+    assert "| failures | 50.0 / 55.0 | 50.0 / 50.0 | 97.5 / 97.5 |" in text
+    assert "- filtered against raw, failures: -2.5 (-17.5 to +12.7), cannot be told apart" in text
+    assert "- selected against filtered, failures: +47.5 (+35.1 to +58.4), they differ" in text
     assert "61 s in all" in text
 
 
 def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     """The shipped model on a few pictures; run again, it finds everything done and reports the same."""
-    small = {"pictures": 12, "questions": 3, "overrides": ["steps=2", "batch_size=2", "warmup_steps=1"]}
+    small = {"pictures": 12, "questions": 3, "trainings": 2, "overrides": ["steps=2", "batch_size=2", "warmup_steps=1"]}
     console = Console(quiet=True)
     report = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
     assert (tmp_path / "demo" / "report.md").read_text() == report
     measured = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert list(measured["steps"]) == ["raw", "refined", "filtered", "selected"]
-    assert list(measured["models"]) == ["stage 1", "raw", "refined", "filtered", "selected"]
+    assert [list(training) for training in measured["trainings"]] == [
+        ["stage 1", "raw", "refined", "filtered", "selected"]
+    ] * 2
+    each = [training["raw"]["failures"] for training in measured["trainings"]]
+    assert [rate["of"] for rate in each] == [3, 3]
     assert measured["steps"]["raw"]["texts"] == 12
     assert measured["steps"]["refined"]["broken"]["share"] <= measured["steps"]["raw"]["broken"]["share"]
     with Ledger(tmp_path / "demo" / "set") as ledger:

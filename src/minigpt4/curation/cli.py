@@ -236,7 +236,8 @@ def import_(
 def demo(
     out: Annotated[Path, typer.Option(help="Where the project, models and report go.")] = Path("runs/curation"),
     pictures: Annotated[int, typer.Option(min=40, help="Pictures to curate.")] = 480,
-    questions: Annotated[int, typer.Option(min=8, help="Held-out pictures to measure the trained models on.")] = 150,
+    questions: Annotated[int, typer.Option(min=8, help="Held-out pictures to measure each trained model on.")] = 150,
+    trainings: Annotated[int, typer.Option(min=1, help="Models that stage 2 makes of each dataset, by seed.")] = 3,
 ) -> None:
     """Curate pocket pictures, whose truth is known, and measure what every step is worth.
 
@@ -245,4 +246,4 @@ def demo(
     from minigpt4.evaluation.curation import run_demo
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    typer.echo(run_demo(out, pictures=pictures, questions=questions))
+    typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))
