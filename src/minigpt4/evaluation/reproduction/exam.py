@@ -84,8 +84,9 @@ def figures(survey: Survey, records: Sequence[Record]) -> Figures:
     """Every figure of an exam; `records` may stop where the questions about scenes begin.
 
     Rates, beside those of `questions.measure`: `false FORM` (kinds that are not there, of those named), `falsely FORM`
-    (answers that name such a kind), `covered FORM` (ground-truth captions whose facts the answer holds), `covered
-    short` (the first words of the caption alone), `right kind|colour|size|place` (of the objects in descriptions),
+    (answers that name such a kind), `covered FORM` (ground-truth captions whose facts the answer holds), `unnamed
+    FORM` (of the others, those for want of a thing and not of what it is like), `covered short` (the first words of the
+    caption alone), `right kind|colour|size|place` (of the objects in descriptions),
     `scene's colour`, `scene's where` (right answers about one object).
     """
     asked = survey.questions[: len(records)]
@@ -110,7 +111,9 @@ def _count_form(found: Figures, form: str, picture: world.Picture, text: str) ->
     if form == "story":
         return
     truths = captions(picture)
-    found.count(f"covered {form}", sum(missing_fact(truth, text) is None for truth in truths), len(truths))
+    missing = [fact for truth in truths if (fact := missing_fact(truth, text))]
+    found.count(f"covered {form}", len(truths) - len(missing), len(truths))
+    found.count(f"unnamed {form}", sum(fact.startswith("does not name") for fact in missing), len(missing))
     if form == "caption":
         short = " ".join(text.split()[:SHORT_WORDS])
         found.count("covered short", sum(missing_fact(truth, short) is None for truth in truths), len(truths))
