@@ -6,7 +6,8 @@ turns; medians of the repeats:
   (2) plain, with autocast to bfloat16
   (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
   (4) ours from cached features
-  and (3) and (4) with the LLM's linear layers in float8, on a GPU that multiplies it, or anywhere with `--fp8`;
+  and (3) and (4) with the LLM's linear layers in float8, on a GPU that multiplies it, or anywhere with `--fp8`; (3)
+  with the vision tower's as well;
   and each of them with the LLM's layers compiled (`--compile`)
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
 repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
@@ -54,9 +55,11 @@ from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
-FLOAT8 = ("ours, pictures, fp8", "ours, features, fp8")
+FLOAT8 = ("ours, pictures, fp8", "ours, pictures, fp8, tower too", "ours, features, fp8")
 COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
-FLOAT8_COMPILED = ("ours, pictures, fp8, compiled", "ours, features, fp8, compiled")
+FLOAT8_COMPILED = (
+    "ours, pictures, fp8, compiled", "ours, pictures, fp8, tower too, compiled", "ours, features, fp8, compiled",
+)  # fmt: skip
 #: Ours without one of the things that make it fast.
 WITHOUT = ("ours, pictures, fused attention", "ours, features, padded", "ours, features, logits at once")
 PAPER_SAMPLES = 5_120_000
@@ -148,6 +151,8 @@ class Way:
         else:
             if "fp8" in way:
                 hold_in_float8(self.blip2.language_model)
+            if "tower too" in way:
+                hold_in_float8(self.blip2.vision_model)
             origin = Origin("", "", "", "")
             model = self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
             set_trainable(model, 1)

@@ -6,6 +6,9 @@ import torch
 from minigpt4.errors import UserError
 from minigpt4.model.float8 import Float8Linear, hold_in_float8, quantise
 from minigpt4.model.precision import check_float8
+from minigpt4.model.vision import load_vision_side
+from minigpt4.pocket.draw import draw
+from minigpt4.pocket.world import SEEDS, sample
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -61,6 +64,20 @@ def test_the_head_and_layers_that_hardware_does_not_take_stay() -> None:
     tiny = Tiny()
     hold_in_float8(tiny)
     assert [type(layer).__name__ for layer in (*tiny.body, tiny.head)] == ["Float8Linear", "Linear", "Linear", "Linear"]
+
+
+def test_a_vision_tower_in_float8_gives_nearly_the_same_features() -> None:
+    """The pocket's tower, on pictures of the world: within the rounding, and nearest to its own picture's features."""
+    pictures = [draw(sample(SEEDS["evaluation"][0] + 910_000 + i), 96) for i in range(6)]
+    exact = load_vision_side("pocket", device="cpu")
+    expected = exact.encode_images(pictures)
+    hold_in_float8(exact.blip2.vision_model)
+    layers = [module for module in exact.blip2.vision_model.modules() if isinstance(module, torch.nn.Linear)]
+    assert {type(layer) for layer in layers} == {Float8Linear}
+    found = exact.encode_images(pictures)
+    assert 0.001 < relative(found, expected) < 0.15
+    nearest = torch.cdist(found.flatten(1), expected.flatten(1)).argmin(1)
+    assert nearest.tolist() == list(range(6))
 
 
 def test_compiled_it_computes_the_same() -> None:

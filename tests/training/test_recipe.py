@@ -68,6 +68,7 @@ def test_differing_keys_are_those_that_change_losses() -> None:
         ("trackers=[tensorbord]", "input should be 'tensorboard', 'wandb' or 'trackio'"),
         ("accumulate=3", "batch_size 32 cannot be divided into accumulate=3 parts"),
         ("train_qformer=true", "train_qformer needs stream=true"),
+        ("vision_load_in=fp8", "vision_load_in needs stream=true"),
         ("sample_every=5", "sample_every needs sample_pictures"),
     ],
 )

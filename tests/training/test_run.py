@@ -271,13 +271,20 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
     assert re.search(r"pairs left out \| unreadable picture \d+ \|", (stage1.output / "summary.md").read_text())
 
 
-@pytest.mark.parametrize("load_in", ["8bit", "fp8"])
-def test_training_through_an_llm_in_fewer_bits(stage1: Recipe, load_in: str) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"load_in": "8bit"},
+        {"load_in": "fp8"},
+        {"load_in": "fp8", "vision_load_in": "fp8", "stream": True, "shuffle_buffer": 0},
+    ],
+)
+def test_training_through_frozen_parts_in_fewer_bits(stage1: Recipe, values: dict[str, Any]) -> None:
     """The loss falls, a run that stops goes on to the same weights, and these load in full precision too.
 
     (For 4 bits see tests/model/test_precision.py.)
     """
-    recipe = with_values(stage1, load_in=load_in, steps=12, learning_rate=0.05)
+    recipe = with_values(stage1, **values, steps=12, learning_rate=0.05)
     alignment = train(recipe, progress=False)
     trained = (alignment / "projection.safetensors").read_bytes()
     shutil.rmtree(alignment)  # as if it had been killed after step 9
@@ -286,6 +293,9 @@ def test_training_through_an_llm_in_fewer_bits(stage1: Recipe, load_in: str) -> 
     losses = [json.loads(line)["loss"] for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
     assert max(losses[-3:]) < min(losses[:2])
     assert MiniGPT4.from_pretrained(alignment, device="cpu").stage == 1
+    for key in sorted({"load_in", "vision_load_in"} & values.keys()):  # and each key does something
+        other = with_values(recipe, **{key: None}, output=str(recipe.output.parent / f"without {key}"))
+        assert (train(other, progress=False) / "projection.safetensors").read_bytes() != trained, key
 
 
 def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:

@@ -73,13 +73,16 @@ class Float8Linear(torch.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def hold_in_float8(llm: Any) -> None:
-    """Replace the LLM's linear layers, but for its head and those of odd sizes, by float8 ones, one after the other."""
-    head = llm.get_output_embeddings()
-    for name, layer in list(llm.named_modules()):
+def hold_in_float8(tower: Any) -> None:
+    """Replace the linear layers of an LLM or a vision tower of transformers by float8 ones, one after the other.
+
+    An LLM's head stays, and so do layers of odd sizes.
+    """
+    head = tower.get_output_embeddings()
+    for name, layer in list(tower.named_modules()):
         fits = type(layer) is torch.nn.Linear and layer.in_features % SIDE == layer.out_features % SIDE == 0
         if fits and layer is not head:
-            llm.set_submodule(name, Float8Linear(layer))
+            tower.set_submodule(name, Float8Linear(layer))
 
 
 @register_quantization_config(METHOD)

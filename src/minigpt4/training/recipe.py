@@ -127,6 +127,11 @@ class Recipe(BaseModel):
         description="Hold the frozen LLM's linear layers in 8 or 4 bits (bitsandbytes, on CUDA or the CPU) and train "
         "through them; `fp8` computes in 8-bit floats too, on GPUs from L4, RTX 40 and H100 on. Left out: in `dtype`.",
     )
+    vision_load_in: Literal["fp8"] | None = Field(
+        None,
+        description="`fp8`: the frozen vision tower's linear layers compute in 8-bit floats too, where every step "
+        "reads pictures. Needs `stream`. Left out: in `dtype`.",
+    )
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."
     )
@@ -171,6 +176,8 @@ class Recipe(BaseModel):
             raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulate={self.accumulate} parts")
         if self.train_qformer and not (self.stream and self.qformer):
             raise ValueError("train_qformer needs stream=true and a Q-Former: what is trained cannot be cached")
+        if self.vision_load_in and not self.stream:
+            raise ValueError("vision_load_in needs stream=true; features that are cached are encoded in full precision")
         if not self.stream and len({source.weight for source in self.sources}) > 1:
             raise ValueError("weights of data need stream=true; cached data are all seen once in each epoch")
         if not self.sources:
