@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minigpt4.errors import UserError
+from minigpt4.model.float8 import Float8Linear
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     """Choose how attention is computed, see whether rows can be packed, and compile the LLM's layers if asked to.
+
+    A vision tower in float8 is compiled with them, for rounding is then one pass.
 
     Raises UserError if they are to be compiled for a CPU and there is no C++ compiler.
     """
@@ -31,5 +34,10 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
             model.blip2.vision_model.set_attn_implementation("eager")
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
-        for layer in llm.base_model.layers:
+        layers = [*llm.base_model.layers]
+        tower = model.blip2.vision_model
+        # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
+        if any(isinstance(module, Float8Linear) for module in tower.modules()):
+            layers += tower.encoder.layers
+        for layer in layers:
             layer.compile(dynamic=True)

@@ -130,7 +130,7 @@ class Recipe(BaseModel):
     vision_load_in: Literal["fp8"] | None = Field(
         None,
         description="`fp8`: the frozen vision tower's linear layers compute in 8-bit floats too, where every step "
-        "reads pictures. Needs `stream`. Left out: in `dtype`.",
+        "reads pictures. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."
