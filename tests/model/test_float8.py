@@ -100,3 +100,5 @@ def test_devices_without_float8() -> None:
         check_float8("cuda", (8, 0))
     with pytest.raises(UserError, match="works on cuda and, slowly, on the cpu, not on mps; use load_in='8bit'"):
         check_float8("mps", None)
+    with pytest.raises(UserError, match=r"vision_load_in='fp8' needs .* this one has 8\.0; leave it out"):
+        check_float8("cuda", (8, 0), "vision_load_in")

@@ -133,7 +133,8 @@ def run_demo(
         asked = range(MEASURED + seed * questions, MEASURED + (seed + 1) * questions)
         measured: dict[str, dict[str, Rate]] = {}
         for name in ("stage 1", *datasets):
-            with phase(f"{name}: measure" if name == "stage 1" else f"{name}: train stage 2 from seed {seed}, measure"):
+            trains = "" if name == "stage 1" else "train stage 2 and "
+            with phase(f"{name}: {trains}measure, seed {seed}"):
                 aligned = model if name == "stage 1" else _train(out, name, model, seed, overrides)
                 measured[name] = measure_model(aligned, out / "measured", asked, how)
         report["trainings"].append(measured)

@@ -22,8 +22,13 @@ PACKED = "minigpt4_packed"
 #: Rows are shorter than this, so a sliding window of so many tokens is the same as none.
 LONGEST = 2048
 
-#: What running an LLM on packed rows raises if its family is not made for it.
-NOT_PACKED = (NotImplementedError, TypeError, AttributeError, IndexError)
+
+class NotPackableError(Exception):
+    """The LLM's family computes attention in another way than packed rows need; its rows are padded instead."""
+
+
+#: What running an LLM on packed rows raises if its family is not made for it: ours, or whatever its code stumbles over.
+NOT_PACKED = (NotPackableError, NotImplementedError, TypeError, AttributeError, IndexError)
 
 #: Parts of a layer that work on each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
@@ -74,7 +79,7 @@ class Packer:
 
     def __init__(self, llm: Any) -> None:
         if not getattr(llm.base_model, "_supports_attention_backend", False):
-            raise NotImplementedError("its attention is not left to the library")
+            raise NotPackableError("its attention is not left to the library")
         self._llm = llm
         self._asked: Tensor | None = None
         self._tokens = 0
@@ -148,11 +153,11 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d).
 
-    Raises NotImplementedError for a family whose attention is of another kind, or that does not hand on `packing`.
+    Raises NotPackableError for a family whose attention is of another kind, or that does not hand on `packing`.
     """
     windowed = sliding_window is not None and sliding_window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
-        raise NotImplementedError("packed rows are for plain causal attention")
+        raise NotPackableError("packed rows are for plain causal attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         out = _CausalAttention.apply(query[0], key[0], value[0], packing, scaling)

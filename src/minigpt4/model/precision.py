@@ -145,14 +145,14 @@ def pack_4bit_layers(model: Any, allowed: bool) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_load_in(load_in: str | None, device: torch.device) -> None:
-    """Raises UserError if the LLM cannot be held in that format on `device`, or by this installation."""
+def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in") -> None:
+    """Raises UserError if what `key` names cannot be held in that format on `device`, or by this installation."""
     if load_in is None:
         return
     if load_in not in LOAD_IN:
         raise UserError(f"load_in {load_in!r} is not known; use {', '.join(LOAD_IN)}, or leave it out")
     if load_in == "fp8":
-        check_float8(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+        check_float8(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None, key)
         return
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
@@ -160,18 +160,19 @@ def check_load_in(load_in: str | None, device: torch.device) -> None:
         raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
 
 
-def check_float8(kind: str, capability: tuple[int, int] | None) -> None:
+def check_float8(kind: str, capability: tuple[int, int] | None, key: str = "load_in") -> None:
     """Raises UserError for a kind of device, or a CUDA compute capability, that does not multiply float8.
 
     A CPU does, but slowly: torch converts each number. It is for trying things out.
     """
+    instead = "use load_in='8bit'" if key == "load_in" else "leave it out"
     if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
         raise UserError(
-            f"load_in='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, H100), and "
-            f"this one has {_dotted(capability)}; use load_in='8bit'"
+            f"{key}='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, H100), and "
+            f"this one has {_dotted(capability)}; {instead}"
         )
     if kind not in ("cpu", "cuda"):
-        raise UserError(f"load_in='fp8' works on cuda and, slowly, on the cpu, not on {kind}; use load_in='8bit'")
+        raise UserError(f"{key}='fp8' works on cuda and, slowly, on the cpu, not on {kind}; {instead}")
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -154,6 +154,7 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.training.fast import make_fast
 
     device = processes.device
+    check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
     if device.type == "cpu":
         free_large_tensors_at_once()
     where: dict[str, Any] = {
@@ -174,7 +175,6 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     if recipe.vision_load_in:
-        check_load_in(recipe.vision_load_in, device)
         hold_in_float8(model.blip2.vision_model)
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
