@@ -1,13 +1,13 @@
 """One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
 
-Four ways (more with `--compile`, `--fp8`), from the same weights, on the same batch of the same pairs, in one run, in
-turns; medians of the repeats:
+Four ways (more with `--compile`, `--load-in`), from the same weights, on the same batch of the same pairs, in one run,
+in turns; medians of the repeats:
   (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
   (2) plain, with autocast to bfloat16
   (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
   (4) ours from cached features
-  and (3) and (4) with the LLM's linear layers in float8, on a GPU that multiplies it, or anywhere with `--fp8`; (3)
-  with the vision tower's as well;
+  and (3) and (4) with the LLM's linear layers in 8 bits, (3) with the vision tower's as well: as `--load-in` says, and
+  in float8 on a GPU that multiplies it;
   and each of them with the LLM's layers compiled (`--compile`)
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
 repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
@@ -44,7 +44,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 from minigpt4.data.batches import Batch
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.float8 import hold_in_float8, multiply, quantise
+from minigpt4.model.eight_bits import FORMATS, hold_in, multiply, quantise
 from minigpt4.model.plan import PAPER_LLMS, paper_config
 from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
 from minigpt4.model.record import Origin
@@ -55,11 +55,8 @@ from minigpt4.training.loss import next_token_loss
 from minigpt4.training.throughput import operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
-FLOAT8 = ("ours, pictures, fp8", "ours, pictures, fp8, tower too", "ours, features, fp8")
+EIGHT_BITS = ("ours, pictures, {}", "ours, pictures, {}, tower too", "ours, features, {}")
 COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
-FLOAT8_COMPILED = (
-    "ours, pictures, fp8, compiled", "ours, pictures, fp8, tower too, compiled", "ours, features, fp8, compiled",
-)  # fmt: skip
 #: Ours without one of the things that make it fast.
 WITHOUT = ("ours, pictures, fused attention", "ours, features, padded", "ours, features, logits at once")
 PAPER_SAMPLES = 5_120_000
@@ -149,10 +146,10 @@ class Way:
             self.blip2.language_projection.requires_grad_()
             self.loss: Callable[[], torch.Tensor] = self._autocast if "autocast" in way else self._plain
         else:
-            if "fp8" in way:
-                hold_in_float8(self.blip2.language_model)
-            if "tower too" in way:
-                hold_in_float8(self.blip2.vision_model)
+            for form in set(FORMATS) & set(way.split(", ")):
+                hold_in(form, self.blip2.language_model)
+                if "tower too" in way:
+                    hold_in(form, self.blip2.vision_model)
             origin = Origin("", "", "", "")
             model = self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
             set_trainable(model, 1)
@@ -207,11 +204,11 @@ def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], 
     return lambda: [torch.nn.functional.linear(a, b) for _ in range(times)], 2.0 * times * rows * width * mlp
 
 
-def float8_product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:
-    """The same in float8, what comes in already rounded."""
+def eight_bit_product(config: Any, rows: int, device: torch.device, form: str) -> tuple[Callable[[], object], float]:
+    """The same in 8 bits, what comes in already rounded."""
     width, mlp = config.hidden_size, config.intermediate_size
-    a, a_scale = quantise(torch.randn(rows, width, device=device))
-    b, b_scale = quantise(torch.randn(mlp, width, device=device))
+    a, a_scale = quantise(torch.randn(rows, width, device=device), FORMATS[form])
+    b, b_scale = quantise(torch.randn(mlp, width, device=device), FORMATS[form])
     return lambda: multiply(a, a_scale, b, b_scale), 2.0 * rows * width * mlp
 
 
@@ -226,9 +223,12 @@ def multiplies_float8(device: torch.device) -> bool:
 
 def asked_for(of: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
     """All that are asked for."""
-    float8 = of.fp8 or multiplies_float8(device)
-    names = WAYS + (FLOAT8 if float8 else ()) + (COMPILED if of.compile else ())
-    return names + (FLOAT8_COMPILED if float8 and of.compile else ()) + (WITHOUT if of.without else ())
+    form = of.load_in or ("fp8" if multiplies_float8(device) else None)
+    eight_bits = tuple(way.format(form) for way in EIGHT_BITS) if form else ()
+    names = WAYS + eight_bits
+    if of.compile:
+        names += (*COMPILED, *(f"{way}, compiled" for way in eight_bits))
+    return names + (WITHOUT if of.without else ())
 
 
 def peak_memory(device: torch.device) -> float:
@@ -261,7 +261,7 @@ def measure(size: str, way: str, batch: int, repeats: int, device: torch.device,
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # float8 layers are made from whole ones here, and read so in a run
+        torch.cuda.reset_peak_memory_stats()  # 8-bit layers are made from whole ones here, and read so in a run
     if ours:
         keep_freed_memory()
     loss = made.step()
@@ -361,11 +361,11 @@ def full_size(
         gc.collect()
     console.print(table)
     console.print(f"ceiling {ceiling / 1e12:.3f} TFLOP/s in bfloat16")
-    if any("fp8" in way for way in names):
-        reference, work = float8_product(config.text_config, batch * 64, device)
+    for form in (form for form in FORMATS if any(form in way.split(", ") for way in names)):
+        reference, work = eight_bit_product(config.text_config, batch * 64, device, form)
         reference()
         took = statistics.median(seconds(reference, device) for _ in range(repeats))
-        console.print(f"a product in float8: {work / took / 1e12:.3f} TFLOP/s")
+        console.print(f"a product in {form}: {work / took / 1e12:.3f} TFLOP/s")
 
 
 def main() -> None:
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
     parser.add_argument("--compile", action="store_true", help="ours also with the LLM's layers compiled")
-    parser.add_argument("--fp8", action="store_true", help="the LLM in float8 also where that is slow, as on a CPU")
+    parser.add_argument("--load-in", choices=list(FORMATS), help="ours also with frozen layers in 8 bits of this kind")
     parser.add_argument("--processor-time", action="store_true", help="one thread, while it has the processor")
     parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")

@@ -125,7 +125,7 @@ def train(
 
 _Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
 _LoadIn = Annotated[
-    str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), or in fp8.")
+    str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), fp8 or int8.")
 ]
 _Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out; CUDA if there is one.")

@@ -57,7 +57,14 @@ def test_more_takes_more() -> None:
         jobs = [found[job][precision] for job in ("weights", "chat", "batch of 16", "training on 16")]
         assert jobs == sorted(jobs)
     weights = found["weights"]
-    assert weights["4bit"] < weights["8bit"] == weights["fp8"] < 0.6 * weights["bfloat16"] < weights["float32"]
+    assert (
+        weights["4bit"]
+        < weights["8bit"]
+        == weights["fp8"]
+        == weights["int8"]
+        < 0.6 * weights["bfloat16"]
+        < weights["float32"]
+    )
     assert weights["4bit"] < 7e9, "with which it chats in 8 GB"
 
 

@@ -45,7 +45,7 @@ def test_cuda_on_a_machine_without() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"load_in": "3bit"}, "load_in '3bit' is not known; use 8bit, 4bit, fp8, or leave it out"),
+        ({"load_in": "3bit"}, "load_in '3bit' is not known; use 8bit, 4bit, fp8, int8, or leave it out"),
         ({"load_in": "4bit", "device": "auto"}, "needs one device; give device='cuda' or 'cpu'"),
         ({"max_memory": {"cpu": "1GB"}}, "max_memory is for device='auto'"),
     ],
@@ -130,7 +130,12 @@ def save(model: MiniGPT4, directory: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("load_in", "kind", "weights", "outputs"),
-    [("8bit", "Linear8bitLt", 0.01, 0.03), ("4bit", "Linear4bit", 0.1, 1e-5), ("fp8", "Float8Linear", 0.03, 0.06)],
+    [
+        ("8bit", "Linear8bitLt", 0.01, 0.03),
+        ("4bit", "Linear4bit", 0.1, 1e-5),
+        ("fp8", "EightBitLinear", 0.03, 0.06),
+        ("int8", "EightBitLinear", 0.01, 0.03),
+    ],
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_the_llm_in_fewer_bits(
@@ -161,7 +166,7 @@ def test_the_llm_in_fewer_bits(
 
 
 def dequantised(layer: Any) -> torch.Tensor:
-    if type(layer).__name__ == "Float8Linear":
+    if type(layer).__name__ == "EightBitLinear":
         return layer.weight.float() * layer.scale
     if type(layer).__name__ == "Linear4bit":
         return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -169,7 +174,7 @@ def dequantised(layer: Any) -> torch.Tensor:
     return layer.weight.data * scale[:, None] / 127
 
 
-@pytest.mark.parametrize("load_in", ["8bit", "4bit", "fp8"])
+@pytest.mark.parametrize("load_in", ["8bit", "4bit", "fp8", "int8"])
 def test_gradients_pass_through_a_quantised_llm(tiny_vision: Path, tmp_path: Path, load_in: str) -> None:
     """After it has talked too: then its 4-bit layers may be packed, and these let no gradient pass."""
     llm = make_llm(tmp_path / "llm", width=64)
@@ -186,7 +191,7 @@ def test_gradients_pass_through_a_quantised_llm(tiny_vision: Path, tmp_path: Pat
         gradients.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None]))
         assert all(p.grad is None for p in each.blip2.language_model.parameters())
     similarity = torch.nn.functional.cosine_similarity(*gradients, dim=0)
-    assert similarity > {"8bit": 0.99, "4bit": 0.7, "fp8": 0.98}[load_in]
+    assert similarity > {"8bit": 0.99, "4bit": 0.7, "fp8": 0.98, "int8": 0.99}[load_in]
 
 
 def test_four_bits_of_a_width_that_comes_out_wrong(saved: dict[str, Path]) -> None:

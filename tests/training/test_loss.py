@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.float8 import hold_in_float8
+from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.packed import Packer, Packing
 from minigpt4.training import loss
 from minigpt4.training.fast import make_fast
@@ -99,26 +99,36 @@ def test_the_prompt_is_not_learned(model: MiniGPT4, batch: Batch, features: Tens
     assert torch.isnan(next_token_loss(model, nothing, features))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
-def test_compiled_layers_give_the_same(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+
+
+@needs_compiler
+def test_compiled_it_gives_the_same(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
     expected = next_token_loss(model, batch, features)
     gradient = projection_gradient(model, expected)
-    for layer in model.blip2.language_model.base_model.layers:
-        layer.compile(dynamic=True)
+    make_fast(model, compiled=True)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     compiled = next_token_loss(model, batch, features)
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 3
+    )  # the last layer, the others, what follows the head
     torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(projection_gradient(model, compiled), gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tower_in_float8_is_compiled_with_the_llm_and_gives_the_same(tiny_vision: Path, tiny_llm: Path) -> None:
-    """Within float8's own steps: a number that is rounded a hair differently may fall to the next one."""
+@needs_compiler
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_a_tower_in_8_bits_is_compiled_with_the_llm_and_gives_the_same(
+    tiny_vision: Path, tiny_llm: Path, form: str
+) -> None:
+    """Within the format's own steps: a number that is rounded a hair differently may fall to the next one."""
     torch.manual_seed(0)
     pixels = torch.randn(3, 3, 32, 32)
     features = []
     for compiled in (False, True):
         torch._dynamo.reset()
         model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
-        hold_in_float8(model.blip2.vision_model)
+        hold_in(form, model.blip2.vision_model)
         make_fast(model, compiled)
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         features.append(model.encode_pixels(pixels))
@@ -193,10 +203,12 @@ def test_an_llm_with_another_attention_is_trained_on_padded_rows(kind: str, sett
     assert llm.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_the_head_in_chunks_gives_the_loss_and_gradient_of_all_logits(
-    model: MiniGPT4, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+    model: MiniGPT4, softcap: float | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model.compiled = compiled
     monkeypatch.setattr(loss, "CHUNK", {"cpu": 1})  # the least: 16 tokens at a time
     model.blip2.language_model.config.final_logit_softcapping = softcap
     hidden, targets = torch.randn(37, 32, requires_grad=True), torch.randint(5, 300, (37,))

@@ -276,7 +276,8 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
     [
         {"load_in": "8bit"},
         {"load_in": "fp8"},
-        {"load_in": "fp8", "vision_load_in": "fp8", "stream": True, "shuffle_buffer": 0},
+        {"load_in": "int8"},
+        {"load_in": "fp8", "vision_load_in": "int8", "stream": True, "shuffle_buffer": 0},
     ],
 )
 def test_training_through_frozen_parts_in_fewer_bits(stage1: Recipe, values: dict[str, Any]) -> None:

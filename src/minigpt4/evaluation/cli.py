@@ -51,7 +51,7 @@ _ANSWERING: dict[str, tuple[Any, Any]] = {
     ),
     "load_in": (
         Annotated[
-            str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), or in fp8.")
+            str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), fp8 or int8.")
         ], None,
     ),
     "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")], None),

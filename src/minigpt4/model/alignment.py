@@ -60,7 +60,8 @@ class MiniGPT4(VisionSide):
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format it was aligned for),
     `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None), `placement` (where it
     lives and in which numbers; None if whoever put it together did not say), `trained` (what its stages train), `lora`
-    (LoRA matrices beside the LLM's own; None in all but that variant).
+    (LoRA matrices beside the LLM's own; None in all but that variant), `compiled` (whether its training is:
+    `minigpt4.training.fast`).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class MiniGPT4(VisionSide):
         self.placement = placement
         self.lora = LoRA(blip2.language_model, trained.lora_rank) if trained.lora_rank else None
         self.image_token_id: int = blip2.config.image_token_id
+        self.compiled = False
         pack_4bit_layers(blip2, allowed=True)
         # Not only suppressed when a token is chosen: it must take no probability from the words either.
         blip2.language_model.register_forward_hook(partial(hide_image_token, self.image_token_id))
@@ -101,14 +103,16 @@ class MiniGPT4(VisionSide):
         `features` (n, q, d_qformer) are those of all images of the batch in reading order; each fills the next q
         places of `image_token_id`. Raises ValueError if places and features do not fit.
         """
-        embeddings = self.blip2.language_model.get_input_embeddings()(input_ids.to(self.device))
-        places = input_ids.to(self.device) == self.image_token_id
+        ids = input_ids.to(self.device)
+        embeddings = self.blip2.language_model.get_input_embeddings()(ids)
+        places = (ids.flatten() == self.image_token_id).nonzero()[:, 0]
         vectors = 0 if features is None else features.shape[0] * features.shape[1]
-        if int(places.sum()) != vectors:
-            raise ValueError(f"{int(places.sum())} image places in input_ids, but {vectors} vectors in features")
+        if len(places) != vectors:
+            raise ValueError(f"{len(places)} image places in input_ids, but {vectors} vectors in features")
         if features is None:
             return embeddings
-        return embeddings.masked_scatter(places.unsqueeze(-1), self.project(features))
+        images = self.project(features).flatten(0, 1)
+        return embeddings.flatten(0, 1).index_copy(0, places, images).view_as(embeddings)
 
     def hidden_states(self, input_ids: Tensor, features: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids (b, t) and features -> the LLM's last hidden states (b, t, d_llm), without the language head."""
@@ -226,8 +230,8 @@ class MiniGPT4(VisionSide):
         """The model of an alignment (its directory, or `pocket`, `pocket-stage1`, `pocket-blip2`) or of an export.
 
         `dtype` defaults to bfloat16 on CUDA and to float32 elsewhere, `device` to CUDA if there is one. `load_in`
-        ("8bit", "4bit" or "fp8"; not on every device) quantises the LLM's linear layers while they are read. With
-        `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
+        ("8bit", "4bit", "fp8" or "int8"; not on every device) quantises the LLM's linear layers while they are read.
+        With `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to `max_memory`
         (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything is missing, broken, or does not fit
         together.
         """

@@ -87,7 +87,7 @@ class Plan:
             "which on a GPU do not count.",
             f"Chat and batch: one image, {PROMPT_TOKENS} tokens of text and an answer of up to {NEW_TOKENS} for each "
             f"prompt. Training: {TRAINED_TOKENS} tokens of text for each sample.",
-            "8bit, 4bit and fp8: the LLM's linear layers, all else in bfloat16.",
+            "8bit, 4bit, fp8, int8: the LLM's linear layers, all else in bfloat16.",
         ]
         return "\n".join(lines)
 

@@ -24,8 +24,9 @@ DTYPES = {
 }  # fmt: skip
 
 #: Formats of fewer bits in which the LLM's linear layers can be held: LLM.int8() and NF4 (QLoRA), which bitsandbytes
-#: has for CUDA, CPUs and Apple's MPS, and 8-bit floats (`minigpt4.model.float8`), for GPUs that multiply them.
-LOAD_IN = ("8bit", "4bit", "fp8")
+#: has for CUDA, CPUs and Apple's MPS; and those in which the products are computed too (`minigpt4.model.eight_bits`),
+#: 8-bit floats for GPUs that multiply them, 8-bit integers for CPUs.
+LOAD_IN = ("8bit", "4bit", "fp8", "int8")
 #: The first CUDA compute capability that multiplies float8: L4, L40S, RTX 40; H100 and H200 are 9.0.
 FLOAT8_CAPABILITY = (8, 9)
 BLOCK = 64  # weights that share one scale in 4 bits
@@ -38,7 +39,7 @@ class Placement:
     `device` holds the vision side, and the LLM too unless `spread` is set: then the LLM's layers fill what memory
     there is on the GPUs, then on the CPU, then on the disk, up to `max_memory` (bytes, or a text such as "6GiB", by
     GPU number or "cpu"). `load_in` holds the LLM's linear layers in 8 or 4 bits, and they compute in `dtype`; or in
-    float8, and they compute in that.
+    8-bit floats or integers, and they compute in those.
     """
 
     device: torch.device
@@ -105,10 +106,10 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _quantization(load_in: str, dtype: torch.dtype, prefix: str) -> Any:
-    if load_in == "fp8":
-        from minigpt4.model.float8 import Float8Config
+    if load_in in ("fp8", "int8"):
+        from minigpt4.model.eight_bits import EightBitConfig
 
-        return Float8Config(prefix)
+        return EightBitConfig(load_in, prefix)
     from transformers import BitsAndBytesConfig
 
     skipped = [*_VISION_SIDE, "lm_head"] if prefix else None  # transformers itself skips the head of a bare LLM
@@ -154,6 +155,10 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
     if load_in == "fp8":
         check_float8(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None, key)
         return
+    if load_in == "int8":
+        if device.type != "cpu":
+            raise UserError(f"{key}='int8' works on the cpu, not on {device.type}; {_instead(key)}")
+        return
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -165,14 +170,17 @@ def check_float8(kind: str, capability: tuple[int, int] | None, key: str = "load
 
     A CPU does, but slowly: torch converts each number. It is for trying things out.
     """
-    instead = "use load_in='8bit'" if key == "load_in" else "leave it out"
     if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
         raise UserError(
             f"{key}='fp8' needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or higher (L4, H100), and "
-            f"this one has {_dotted(capability)}; {instead}"
+            f"this one has {_dotted(capability)}; {_instead(key)}"
         )
     if kind not in ("cpu", "cuda"):
-        raise UserError(f"{key}='fp8' works on cuda and, slowly, on the cpu, not on {kind}; {instead}")
+        raise UserError(f"{key}='fp8' works on cuda and, slowly, on the cpu, not on {kind}; {_instead(key)}")
+
+
+def _instead(key: str) -> str:
+    return "use load_in='8bit'" if key == "load_in" else "leave it out"
 
 
 def _dotted(version: tuple[int, int]) -> str:

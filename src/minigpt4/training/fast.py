@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from minigpt4.errors import UserError
-from minigpt4.model.float8 import Float8Linear
+from minigpt4.model.eight_bits import EightBitLinear
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 
+#: What takes more operations than this is written down where it is needed twice, as in rounding to 8 bits, which reads
+#: a row for its scale first. By default a CPU computes an activation anew each time.
+OPTIONS = {"realize_cpu_opcount_threshold": 16}
+
+
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     """Choose how attention is computed, see whether rows can be packed, and compile the LLM's layers if asked to.
 
-    A vision tower in float8 is compiled with them, for rounding is then one pass.
+    A vision tower in 8 bits is compiled with them, for rounding is then one pass.
 
     Raises UserError if they are to be compiled for a CPU and there is no C++ compiler.
     """
@@ -37,7 +42,8 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
         layers = [*llm.base_model.layers]
         tower = model.blip2.vision_model
         # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
-        if any(isinstance(module, Float8Linear) for module in tower.modules()):
+        if any(isinstance(module, EightBitLinear) for module in tower.modules()):
             layers += tower.encoder.layers
         for layer in layers:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True, options=OPTIONS)
+        model.compiled = True

@@ -58,26 +58,40 @@ class _HeadLoss(torch.autograd.Function):
         cap = getattr(model.blip2.language_model.config, "final_logit_softcapping", None)  # Gemma's
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        at_logits = _compiled_at_logits if model.compiled else _at_logits
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = head(hidden[part])
-            if cap:
-                bent = torch.tanh(logits / cap)
-                logits = bent * cap
-            logits[:, model.image_token_id] = float("-inf")
-            logs = logits.log_softmax(-1, dtype=torch.float32)
-            at_target = targets[part, None]
-            total -= logs.gather(1, at_target).sum()
+            loss, shares = at_logits(head(hidden[part]), targets[part], model.image_token_id, cap)
+            total += loss
             if gradient is not None:
-                shares = logs.exp_()
-                shares.scatter_add_(1, at_target, shares.new_full((1, 1), -1.0).expand_as(at_target))
-                if cap:
-                    shares *= 1 - bent.float() ** 2
-                torch.mm(shares.to(head.weight.dtype), head.weight, out=gradient[part])
+                torch.mm(shares, head.weight, out=gradient[part])
         ctx.gradient = gradient
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradient, None, None
+
+
+def _at_logits(logits: Tensor, targets: Tensor, never: int, cap: float | None) -> tuple[Tensor, Tensor]:
+    """The sum of the cross-entropies of targets (n,), a float32 scalar, and its gradient by the logits (n, words).
+
+    The word `never` is none. Logits are bent by a tanh first so as to stay below `cap`, if there is one.
+    """
+    if cap:
+        bent = torch.tanh(logits / cap)
+        logits = bent * cap
+    logits[:, never] = float("-inf")
+    logs = logits.log_softmax(-1, dtype=torch.float32)
+    at_target = targets[:, None]
+    loss = -logs.gather(1, at_target).sum()
+    shares = logs.exp_()
+    shares.scatter_add_(1, at_target, shares.new_full((1, 1), -1.0).expand_as(at_target))
+    if cap:
+        shares *= 1 - bent.float() ** 2
+    return loss, shares.to(logits.dtype)
+
+
+#: As it is when first called, several passes over the logits become two.
+_compiled_at_logits = torch.compile(_at_logits, dynamic=True)

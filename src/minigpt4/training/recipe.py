@@ -122,15 +122,16 @@ class Recipe(BaseModel):
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
         "float16 scales the loss. Left out: bfloat16 where the processor multiplies it fast, else float32.",
     )
-    load_in: Literal["8bit", "4bit", "fp8"] | None = Field(
+    load_in: Literal["8bit", "4bit", "fp8", "int8"] | None = Field(
         None,
         description="Hold the frozen LLM's linear layers in 8 or 4 bits (bitsandbytes, on CUDA or the CPU) and train "
-        "through them; `fp8` computes in 8-bit floats too, on GPUs from L4, RTX 40 and H100 on. Left out: in `dtype`.",
+        "through them; `fp8` computes in 8-bit floats too, on GPUs from L4, RTX 40 and H100 on, `int8` in 8-bit "
+        "integers, on the CPU; both want `compile`. Left out: in `dtype`.",
     )
-    vision_load_in: Literal["fp8"] | None = Field(
+    vision_load_in: Literal["fp8", "int8"] | None = Field(
         None,
-        description="`fp8`: the frozen vision tower's linear layers compute in 8-bit floats too, where every step "
-        "reads pictures. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
+        description="`fp8` or `int8`: the frozen vision tower's linear layers compute in 8-bit floats or integers too, "
+        "where every step reads pictures. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."

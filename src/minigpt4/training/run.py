@@ -148,7 +148,7 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     from minigpt4.model.adapters import Trained
     from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.float8 import hold_in_float8
+    from minigpt4.model.eight_bits import hold_in
     from minigpt4.model.precision import check_load_in, free_large_tensors_at_once
     from minigpt4.model.start import carry_projection, start_among_words
     from minigpt4.training.fast import make_fast
@@ -175,7 +175,7 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     if recipe.vision_load_in:
-        hold_in_float8(model.blip2.vision_model)
+        hold_in(recipe.vision_load_in, model.blip2.vision_model)
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
         processes.shard(model.blip2.language_model)
