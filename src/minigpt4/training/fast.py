@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 
-#: What takes more operations than this is written down where it is needed twice, as in rounding to 8 bits, which reads
-#: a row for its scale first. By default a CPU computes an activation anew each time.
-OPTIONS = {"realize_cpu_opcount_threshold": 16}
+#: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,
+#: which reads a row for its scale first. By default a CPU computes it anew, an activation too.
+ROUNDING = {"realize_cpu_opcount_threshold": 5}
 
 
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
@@ -39,11 +39,13 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
             model.blip2.vision_model.set_attn_implementation("eager")
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
-        layers = [*llm.base_model.layers]
         tower = model.blip2.vision_model
         # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
-        if any(isinstance(module, EightBitLinear) for module in tower.modules()):
-            layers += tower.encoder.layers
-        for layer in layers:
-            layer.compile(dynamic=True, options=OPTIONS)
+        of_tower = tower.encoder.layers if _in_8_bits(tower) else []
+        for layer in (*llm.base_model.layers, *of_tower):
+            layer.compile(dynamic=True, options=ROUNDING if _in_8_bits(layer) else None)
         model.compiled = True
+
+
+def _in_8_bits(part: torch.nn.Module) -> bool:
+    return any(isinstance(module, EightBitLinear) for module in part.modules())
