@@ -334,6 +334,17 @@ def show(size: str, batch: int, figures: dict[str, Figures], console: Console) -
     )
 
 
+def show_eight_bits(
+    names: tuple[str, ...], config: Blip2Config, rows: int, repeats: int, device: torch.device, console: Console
+) -> None:
+    """The rate of a product in the 8-bit format that was measured, if one was."""
+    for form in (form for form in FORMATS if any(form in way.split(", ") for way in names)):
+        reference, work = eight_bit_product(config.text_config, rows, device, form)
+        reference()
+        took = statistics.median(seconds(reference, device) for _ in range(repeats))
+        console.print(f"a product in {form}, its scales included: {work / took / 1e12:.3f} TFLOP/s")
+
+
 def full_size(
     name: str, names: tuple[str, ...], layers: int | None, batch: int, repeats: int, device: torch.device
 ) -> None:
@@ -361,11 +372,7 @@ def full_size(
         gc.collect()
     console.print(table)
     console.print(f"ceiling {ceiling / 1e12:.3f} TFLOP/s in bfloat16")
-    for form in (form for form in FORMATS if any(form in way.split(", ") for way in names)):
-        reference, work = eight_bit_product(config.text_config, batch * 64, device, form)
-        reference()
-        took = statistics.median(seconds(reference, device) for _ in range(repeats))
-        console.print(f"a product in {form}: {work / took / 1e12:.3f} TFLOP/s")
+    show_eight_bits(names, config, batch * 64, repeats, device, console)
 
 
 def main() -> None:
@@ -404,6 +411,7 @@ def main() -> None:
             else:
                 figures = measure_in_turns(size, names, batch, repeats, device)
             show(size, batch, figures, console)
+            show_eight_bits(names, configuration(size), batch * 64, repeats, device, console)
     for name in models:
         names = tuple(way for way in asked_for(arguments, device) if way not in ("plain", "plain, autocast"))
         full_size(name, names, arguments.layers, arguments.batch or 64, arguments.repeats, device)
