@@ -34,7 +34,7 @@ from minigpt4.data.batches import Batch, Batches, Samples, tokenise
 from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint
 from minigpt4.data.pairs import read_pairs
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.start import carry_projection, ridge
+from minigpt4.model.start import carry_projection, fit_to_words, ridge, start_among_words
 from minigpt4.pocket.dataset import write_stage1
 from minigpt4.training.fast import make_fast
 from minigpt4.training.loss import next_token_loss
@@ -62,7 +62,7 @@ class Way:
     def tells_of(self, llm: str) -> bool:
         """False where the start would be the answer: BLIP-2's projection is into the captioning LM, and two LLMs are
         grown from that."""
-        return self.start not in ("carried over", "translated") or llm == "pocket/language"
+        return self.start not in ("carried over", "translated", "fitted") or llm == "pocket/language"
 
     def phases(self, steps: int) -> list[tuple[int, int]]:
         """(steps, batch size) of each phase; all see the samples of `steps` whole batches."""
@@ -91,7 +91,12 @@ WAYS = (
     Way("start carried over, an eighth", length=0.125, start="carried over"),
     Way("start translated", start="translated"),
     Way("start translated, a quarter", length=0.25, start="translated"),
+    Way("start fitted", start="fitted"),
+    Way("start fitted, a quarter", length=0.25, start="fitted"),
+    Way("start fitted, an eighth", length=0.125, start="fitted"),
     Way("start regressed", start="regressed"),
+    Way("start among words", start="among words"),
+    Way("start at random, fitted", start="random, fitted"),
     Way("warm-up 4 %", warmup=0.04),
     Way("cosine to 2 %", floor=0.02),
     Way("batches of 4, 8, then 16", growth=True),
@@ -155,16 +160,21 @@ class Study:
     def put_start(self, start: str, seed: int) -> None:
         """Reset the projection: at random from `seed`, then as `start` says.
 
-        All but the default and "carried over" are as long as word embeddings, on average.
+        Those that are fitted have the mean and the spread of word embeddings; "regressed", "matched", "translated" and
+        "rescaled" are as long as these, on average.
         """
         torch.manual_seed(seed)
         self.projection.reset_parameters()
         features = self.cache[self.samples.pictures[:1024]].float()
         if start in ("regressed", "matched"):
             self._put(self._regressed(features, matched=start == "matched"))
-        elif start in ("carried over", "translated"):
+        elif start in ("carried over", "translated", "fitted"):
             carry_projection(self.model, "pocket-blip2")
-        if start not in ("default", "carried over"):
+        elif start == "among words":
+            start_among_words(self.model)
+        if start in ("fitted", "random, fitted"):
+            fit_to_words(self.model, features)
+        elif start in ("regressed", "matched", "translated", "rescaled"):
             with torch.no_grad():
                 lengths = self.projection(features).norm(dim=-1).mean() / self.words.norm(dim=-1).mean()
                 self.projection.weight /= lengths

@@ -15,7 +15,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
 from minigpt4.errors import UserError
 from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.start import carry_projection, start_among_words
+from minigpt4.model.start import carry_projection, fit_to_words, start_among_words
 from tiny import tiny_tokenizer
 
 FEATURES = torch.randn(3, 4, 24, generator=torch.Generator().manual_seed(0))
@@ -102,6 +102,22 @@ def test_what_cannot_be_carried_over(aligned: MiniGPT4, tiny_vision: Path, tiny_
     other = MiniGPT4.assemble(vision, tiny_llm, template="pocket", device="cpu")
     with pytest.raises(UserError, match="its vision side is another one than"):
         carry_projection(other, tmp_path / "aligned")
+
+
+def test_image_tokens_get_the_mean_and_the_spread_of_words(aligned: MiniGPT4) -> None:
+    """What they say stays: the same directions from their mean."""
+    words = aligned.blip2.language_model.get_input_embeddings().weight
+    with torch.no_grad():
+        words += 3.0
+        aligned.blip2.language_projection.weight *= 40
+    before = aligned.project(FEATURES).flatten(0, 1)
+    fit_to_words(aligned, FEATURES)
+    after = aligned.project(FEATURES).flatten(0, 1)
+    torch.testing.assert_close(after.mean(0), words.mean(0))
+    spread = (after - after.mean(0)).norm(dim=-1).mean()
+    torch.testing.assert_close(spread, (words - words.mean(0)).norm(dim=-1).mean())
+    near = torch.nn.functional.cosine_similarity(after - after.mean(0), before - before.mean(0), dim=-1)
+    assert near.min() > 0.9999
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -86,6 +86,22 @@ def start_among_words(model: MiniGPT4) -> None:
         last.bias.copy_(llm.get_input_embeddings().weight.mean(0, dtype=torch.float32))
 
 
+@torch.no_grad()
+def fit_to_words(model: MiniGPT4, features: Tensor) -> None:
+    """Move and scale a projection of one layer: what it makes of `features` gets the words' mean and spread.
+
+    `features` (n, q, d_qformer) are those of some pictures. The spread is the mean distance from the mean, over all
+    image tokens and over all of the LLM's word embeddings. A carried-over projection comes out many times as wide.
+    """
+    projection: Any = model.blip2.language_projection
+    embeddings = model.blip2.language_model.get_input_embeddings().weight.float()
+    made = projection(features.to(projection.weight)).flatten(0, 1)
+    mean, wanted = made.mean(0), embeddings.mean(0).to(made)
+    spread, wanted_spread = (x.sub(x.mean(0)).norm(dim=-1).mean().to(made) for x in (made, embeddings))
+    projection.weight.mul_(wanted_spread / spread)
+    projection.bias.sub_(mean).mul_(wanted_spread / spread).add_(wanted)
+
+
 def check_projection_from(name: str | Path) -> bool:
     """Whether `name` is an alignment, in a moment. Raises UserError if it is that no more than a BLIP-2 checkpoint."""
     source = sources.resolve(name)

@@ -143,15 +143,25 @@ def training_steps(
 
 def _backward(model: MiniGPT4, mine: Loaded, targets: float, parts: int, scaler: torch.amp.GradScaler) -> Tensor:
     """Add up the gradients of this process's rows, part by part; returns their share of the batch's mean loss."""
-    size = math.ceil(len(mine.batch.pictures) / parts)
     total = torch.zeros((), device=model.device)
-    for start in range(0, len(mine.batch.pictures), size):
-        part = mine if parts == 1 else mine.part(slice(start, start + size))
+    for part in _parts(mine, parts):
         share = float(part.batch.is_target.sum()) / targets
         loss = next_token_loss(model, part.batch, _features(model, part)) * share
         scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def _parts(mine: Loaded, count: int) -> Iterator[Loaded]:
+    size = math.ceil(len(mine.batch.pictures) / count)
+    for start in range(0, len(mine.batch.pictures), size):
+        yield mine if count == 1 else mine.part(slice(start, start + size))
+
+
+@torch.no_grad()
+def features_of(model: MiniGPT4, mine: Loaded, parts: int) -> Tensor:
+    """The features (n, q, d_qformer) of this process's rows, computed part by part where they are not cached."""
+    return torch.cat([_features(model, part) for part in _parts(mine.to(model.device), parts)])
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:

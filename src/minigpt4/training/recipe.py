@@ -69,7 +69,8 @@ class Recipe(BaseModel):
         None,
         description="A BLIP-2 with this vision side and another LLM (a checkpoint, a hub id, an alignment such as "
         "`pocket-blip2`): the projection starts as its own, carried over to this LLM's word embeddings by a regression "
-        "on the words that both know. Left out: it starts at random.",
+        "on the words that both know, and fitted to their mean and spread on the first batch. Left out: it starts at "
+        "random.",
     )
     # What it is trained on
     data: str | tuple[DataSource, ...] = Field(

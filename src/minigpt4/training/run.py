@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minigpt4.data.mixture import Source
     from minigpt4.data.pairs import Pair
     from minigpt4.model.alignment import MiniGPT4
-    from minigpt4.training.loader import CachedLoader, StreamedLoader
+    from minigpt4.training.loader import CachedLoader, Loaded, StreamedLoader
     from minigpt4.training.loop import Step
     from minigpt4.training.processes import Processes
 
@@ -284,9 +284,14 @@ def _run_steps(
     processes.start_trackers("minigpt4", output, recipe.model_dump(mode="json"))
     if processes.device.type == "cpu":
         keep_freed_memory()
-    loaded = read_ahead(loader.start(done, state))
+    ahead = read_ahead(loader.start(done, state))
+    loaded: Iterator[Loaded] = ahead
     losses: list[float] = []
     try:
+        if recipe.projection_from and not done:
+            first = next(ahead)
+            _fit_projection(recipe, model, first, processes)
+            loaded = chain([first], ahead)
         with progress_bar(progress and processes.is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=done, note="")
             steps = training_steps(
@@ -312,7 +317,7 @@ def _run_steps(
                 if step.stop and done < recipe.steps:
                     break
     finally:
-        loaded.close()
+        ahead.close()
         if metrics:
             metrics.close()
         processes.end_trackers()
@@ -325,6 +330,17 @@ def _run_steps(
     if done < recipe.steps:
         raise KeyboardInterrupt(f"stopped at step {done} of {recipe.steps}; the same command goes on from there")
     judge(recipe.data_named, sum(processes.gather(loader.seen)), skipped, recipe.max_skipped)
+
+
+def _fit_projection(recipe: Recipe, model: MiniGPT4, first: Loaded, processes: Processes) -> None:
+    """Let what a projection from elsewhere makes of the first batch have the mean and the spread of words."""
+    import torch
+
+    from minigpt4.model.start import fit_to_words
+    from minigpt4.training.loop import features_of
+
+    of_each = processes.gather(features_of(model, first, recipe.accumulate).cpu())
+    fit_to_words(model, torch.cat(of_each).to(model.device))
 
 
 def _open_files(recipe: Recipe, done: int) -> Any:
