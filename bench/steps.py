@@ -62,7 +62,7 @@ class Way:
     def tells_of(self, llm: str) -> bool:
         """False where the start would be the answer: BLIP-2's projection is into the captioning LM, and two LLMs are
         grown from that."""
-        return self.start not in ("carried over", "translated", "fitted") or llm == "pocket/language"
+        return self.start not in ("carried over", "translated", "fitted") or llm not in LLMS[1:]
 
     def phases(self, steps: int) -> list[tuple[int, int]]:
         """(steps, batch size) of each phase; all see the samples of `steps` whole batches."""
@@ -272,8 +272,8 @@ def study(name: str, arguments: argparse.Namespace) -> None:
         print(f"{name}, {way.name}, peak {peak:g}, seed {seed}: {run['curve'][-1][1]:.4f}", flush=True)
         return run
 
-    peak = min(PEAKS, key=lambda peak: result(PAPER, peak, 0)["curve"][-1][1])
-    for way in WAYS:
+    peak = arguments.peak or min(PEAKS, key=lambda peak: result(PAPER, peak, 0)["curve"][-1][1])
+    for way in WAYS if not arguments.only else [PAPER, *(way for way in WAYS if arguments.only in way.name)]:
         for seed in range(arguments.seeds):
             if way.tells_of(name):
                 result(way, peak, seed)
@@ -292,11 +292,9 @@ def reached(run: dict[str, Any], loss: float, column: int = 1) -> float:
 
 
 def tables(runs: list[dict[str, Any]]) -> Iterator[Table]:
-    """For each LLM every way's last held-out loss, and the steps that it takes to where the paper's schedule ends."""
-    for name in dict.fromkeys(run["llm"] for run in runs):
+    """For each LLM and peak every way's last held-out loss, and its steps to where the paper's schedule ends."""
+    for name, peak in dict.fromkeys((run["llm"], run["peak"]) for run in runs if run["way"] != PAPER.name):
         mine = [run for run in runs if run["llm"] == name]
-        seeds_of = Counter(run["peak"] for run in mine if run["way"] == PAPER.name)
-        peak = min(seeds_of, key=lambda p: (-seeds_of[p], _end(mine, p)))
         base = {run["seed"]: run for run in mine if run["way"] == PAPER.name and run["peak"] == peak}
         table = Table(title=f"{name}: peak {peak:g}, {next(iter(base.values()))['steps']} steps of {BATCH}")
         for column in ("", "steps", "held-out loss", "averaged", "steps to the paper's end", "averaged"):
@@ -314,10 +312,6 @@ def tables(runs: list[dict[str, Any]]) -> Iterator[Table]:
         yield table
 
 
-def _end(runs: list[dict[str, Any]], peak: float) -> float:
-    return min(run["curve"][-1][1] for run in runs if run["way"] == PAPER.name and run["peak"] == peak)
-
-
 def _spread(values: list[float], form: str) -> str:
     """The median, and from where to where the seeds go; "-" for what is never reached."""
     if not any(map(math.isfinite, values)):
@@ -329,7 +323,9 @@ def _spread(values: list[float], form: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llms", nargs="+", default=LLMS, choices=LLMS)
+    parser.add_argument("--llms", nargs="+", default=LLMS, help=f"of {', '.join(LLMS)}, or directories of others")
+    parser.add_argument("--peak", type=float, help="the learning rate; by default the better of two")
+    parser.add_argument("--only", metavar="TEXT", help="the paper's schedule, and ways with this in their names")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=128, help="of the paper's schedule, in batches of 16")
     parser.add_argument("--llm-steps", type=int, default=60, help="batches of text for each small LLM")
