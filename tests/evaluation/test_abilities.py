@@ -4,7 +4,8 @@ import random
 import pytest
 
 from minigpt4.evaluation.abilities import check, places_in, read
-from minigpt4.pocket.conversation import ABILITIES, PICTURE_TYPES, Request, answer, follow_up, request
+from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, Request, follow_up, request
+from minigpt4.pocket.conversation import answer
 from minigpt4.pocket.world import KINDS, Item, Picture, sample
 
 SCENE = Picture(

@@ -26,7 +26,8 @@ from minigpt4.evaluation.suites.pocket_abilities import write_tasks as write_poc
 from minigpt4.evaluation.suites.reliability import Reliability
 from minigpt4.generation import endpoint
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import Request, answer
+from minigpt4.pocket.asking import Request
+from minigpt4.pocket.conversation import answer
 from minigpt4.pocket.language import caption
 
 Serve = Callable[..., Server]

@@ -7,7 +7,8 @@ import pytest
 from minigpt4.evaluation.abilities import check
 from minigpt4.evaluation.reliability import failure
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import ABILITIES, PICTURE_TYPES, answer, conversation, follow_up, request
+from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, follow_up, request
+from minigpt4.pocket.conversation import answer, conversation
 from minigpt4.pocket.language import caption, context, dense_caption
 
 PICTURES = [world.sample(world.SEEDS["development"][0] + k) for k in range(300)]

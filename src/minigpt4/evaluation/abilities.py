@@ -20,7 +20,7 @@ from minigpt4.evaluation.webpage import check_page
 from minigpt4.pocket import world
 
 if TYPE_CHECKING:
-    from minigpt4.pocket.conversation import Request
+    from minigpt4.pocket.asking import Request
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 YES_NO = ("yes", "no")

@@ -21,7 +21,7 @@ from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import Answer
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import Request
+from minigpt4.pocket.asking import Request
 from minigpt4.pocket.language import INSTRUCTIONS
 
 MEASURE_BATCH = 32

@@ -16,7 +16,7 @@ from minigpt4.evaluation.abilities import Verdict, check
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import PICTURE_TYPES, Request, follow_up, request
+from minigpt4.pocket.asking import PICTURE_TYPES, Request, follow_up, request
 
 if TYPE_CHECKING:
     from torch import Tensor

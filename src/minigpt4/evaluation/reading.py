@@ -17,7 +17,7 @@ from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import end_tokens, read_answer
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import ABILITIES, PICTURE_TYPES, request
+from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, request
 from minigpt4.pocket.language import context
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
 

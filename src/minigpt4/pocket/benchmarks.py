@@ -15,7 +15,7 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import Request, request
+from minigpt4.pocket.asking import Request, request
 from minigpt4.pocket.draw import draw
 from minigpt4.pocket.language import NUMBERS, caption
 from minigpt4.pocket.world import Picture

@@ -17,7 +17,7 @@ from minigpt4.evaluation.pocket_coverage import missing_fact
 from minigpt4.evaluation.questions import Question, Record, Survey, draw_survey, measure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.pocket import world
-from minigpt4.pocket.conversation import Request, request
+from minigpt4.pocket.asking import Request, request
 from minigpt4.pocket.language import caption
 
 #: The forms of answer that are compared by length, and how each is asked for.

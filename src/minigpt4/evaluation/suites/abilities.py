@@ -163,7 +163,7 @@ def check_truth(case: Case) -> Verdict:
     """The verdict of `evaluation/abilities.py` on an answer about a pocket picture."""
     from minigpt4.evaluation.abilities import check
     from minigpt4.pocket import world
-    from minigpt4.pocket.conversation import Request
+    from minigpt4.pocket.asking import Request
 
     known = case.item.truth["pocket"]
     request = Request(known["ability"], case.item.prompt, known.get("item"), known.get("expected"))
