@@ -289,7 +289,9 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
         {"load_in": "fp8", "vision_load_in": "int8", "stream": True, "shuffle_buffer": 0},
     ],
 )
-def test_training_through_frozen_parts_in_fewer_bits(stage1: Recipe, values: dict[str, Any]) -> None:
+def test_training_through_frozen_parts_in_fewer_bits(
+    stage1: Recipe, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """The loss falls, a run that stops goes on to the same weights, and these load in full precision too.
 
     (For 4 bits see tests/model/test_precision.py.)
@@ -297,6 +299,7 @@ def test_training_through_frozen_parts_in_fewer_bits(stage1: Recipe, values: dic
     recipe = with_values(stage1, **values, steps=12, learning_rate=0.05)
     alignment = train(recipe, progress=False)
     trained = (alignment / "projection.safetensors").read_bytes()
+    assert any("int8 without compile=true" in each.message for each in caplog.records) is ("int8" in values.values())
     shutil.rmtree(alignment)  # as if it had been killed after step 9
     max((recipe.output / "checkpoints").glob("*.pt")).unlink()
     assert (train(recipe, progress=False) / "projection.safetensors").read_bytes() == trained

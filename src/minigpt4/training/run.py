@@ -155,6 +155,8 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
 
     device = processes.device
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
+    if "int8" in (recipe.load_in, recipe.vision_load_in) and not recipe.compile and processes.is_main:
+        logger.warning("int8 without compile=true is slower than bfloat16: add it, if the run is not a short one")
     if device.type == "cpu":
         free_large_tensors_at_once()
     where: dict[str, Any] = {
