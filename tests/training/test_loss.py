@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,12 @@ def test_the_prompt_is_not_learned(model: MiniGPT4, batch: Batch, features: Tens
     """No gradient flows from a batch's prompt tokens: with no target the loss has nothing to average."""
     nothing = Batch(batch.pictures, batch.input_ids, torch.zeros_like(batch.is_target), batch.num_tokens)
     assert torch.isnan(next_token_loss(model, nothing, features))
+
+
+def test_who_does_not_compile_does_not_import_the_compiler() -> None:
+    """It takes most of a second and 40 MB."""
+    code = "import sys, minigpt4.training.loss; sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")

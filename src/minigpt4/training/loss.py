@@ -5,6 +5,8 @@ Knows nothing about where samples come from or how weights are stepped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,7 +60,7 @@ class _HeadLoss(torch.autograd.Function):
         cap = getattr(model.blip2.language_model.config, "final_logit_softcapping", None)  # Gemma's
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        at_logits = _compiled_at_logits if model.compiled else _at_logits
+        at_logits = _compiled_at_logits() if model.compiled else _at_logits
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
@@ -93,5 +95,7 @@ def _at_logits(logits: Tensor, targets: Tensor, never: int, cap: float | None) -
     return loss, shares.to(logits.dtype)
 
 
-#: As it is when first called, several passes over the logits become two.
-_compiled_at_logits = torch.compile(_at_logits, dynamic=True)
+@cache
+def _compiled_at_logits() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same, its several passes over the logits become two. Made when asked for: the compiler is heavy to import."""
+    return torch.compile(_at_logits, dynamic=True)
