@@ -203,6 +203,20 @@ class Study:
             solved = ridge_of(features, torch.stack([captions[i][nearest[i]] for i in range(count)]))
         return solved
 
+    def scales(self) -> str:
+        """How far words, and image tokens of the carried-over start, lie from their means; how far a step moves one."""
+        features = self.cache[self.samples.pictures[:1024]].float()
+        self.put_start("carried over", 0)
+        with torch.no_grad():
+            made = self.projection(features).flatten(0, 1)
+        words, tokens = (float((x - x.mean(0)).norm(dim=-1).mean()) for x in (self.words, made))
+        reach, each = float(features.abs().sum(-1).mean()), words / self.words.shape[1] ** 0.5
+        return (
+            f"{self.name}: words lie {words:.2f} from their mean ({each:.3f} in a dimension), image tokens carried "
+            f"over {tokens:.2f}, {tokens / words:.1f} times as far; features' magnitudes add up to {reach:.1f}, so a "
+            f"step at a rate of 0.01 moves a token by up to {0.01 * reach / each:.1f} times the words' spread"
+        )
+
     # -- a run
 
     def run(self, way: Way, peak: float, steps: int, seed: int) -> dict[str, Any]:
@@ -330,9 +344,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=128, help="of the paper's schedule, in batches of 16")
     parser.add_argument("--llm-steps", type=int, default=60, help="batches of text for each small LLM")
     parser.add_argument("--out", type=Path, default=Path("runs/steps"))
+    parser.add_argument("--scales", action="store_true", help="only print how long the carried-over start is")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.scales:
+        for name in arguments.llms:
+            print(Study.prepare(name, arguments.out, BATCH * arguments.steps, arguments.llm_steps).scales())
+        return
     if not arguments.table:
         for name in arguments.llms:
             study(name, arguments)
