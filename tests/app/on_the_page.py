@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -47,10 +48,14 @@ def greedy(tab: Any, **sliders: float) -> None:
     for label, value in (sliders or {"Temperature": 0}).items():
         label = label.replace("_", " ")
         number = tab.get_by_label(f"number input for {label}")
-        number.fill(str(value))
-        number.press("Enter")
-        # The page has taken it once the slider beside it has moved: an answer asked for before that ignores it.
-        expect(tab.get_by_label(f"range slider for {label}")).to_have_value(str(value))
+        # The page has taken it once the slider beside it has moved: an answer asked for before that ignores it. What
+        # is typed in the moment in which Gradio builds the tab is lost, so then it is typed again, as people would.
+        for patience in (5_000, 5_000, None):
+            number.fill(str(value))
+            number.press("Enter")
+            with contextlib.nullcontext() if patience is None else contextlib.suppress(AssertionError):
+                expect(tab.get_by_label(f"range slider for {label}")).to_have_value(str(value), timeout=patience)
+                break
 
 
 def strokes(seed: int) -> list[list[Point]]:
