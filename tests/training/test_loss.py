@@ -17,7 +17,7 @@ from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.packed import Packer, Packing
 from minigpt4.training import loss
-from minigpt4.training.fast import make_fast
+from minigpt4.training.fast import WRITTEN_OUT, attention_written_out, make_fast
 from minigpt4.training.loss import head_loss, next_token_loss
 
 
@@ -140,8 +140,17 @@ def test_a_tower_in_8_bits_is_compiled_with_the_llm_and_gives_the_same(
         make_fast(model, compiled)
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         features.append(model.encode_pixels(pixels))
+        assert (model.blip2.vision_model.config._attn_implementation == WRITTEN_OUT) is compiled
         assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > before) is compiled
     assert (features[1] - features[0]).norm() < 0.02 * features[0].norm()
+
+
+@pytest.mark.parametrize("loud", [1, 30])
+def test_attention_written_out_gives_the_same(loud: float) -> None:
+    query, key, value = (torch.randn(2, 3, n, 16, generator=torch.Generator().manual_seed(n)) for n in (7, 9, 9))
+    expected = torch.nn.functional.scaled_dot_product_attention(loud * query, loud * key, value).transpose(1, 2)
+    found, _ = attention_written_out(None, loud * query, loud * key, value, None, scaling=0.25)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_laid_end_to_end_give_the_same(model: MiniGPT4, batch: Batch, features: Tensor) -> None:

@@ -6,9 +6,11 @@ The same for `minigpt4 train` and for `bench/training.py`. Knows nothing about r
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from transformers import AttentionInterface
 
 from minigpt4.errors import UserError
 from minigpt4.model.eight_bits import EightBitLinear
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 #: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,
 #: which reads a row for its scale first. By default a CPU computes it anew, an activation too.
 ROUNDING = {"realize_cpu_opcount_threshold": 5}
+
+
+WRITTEN_OUT = "minigpt4_written_out"
 
 
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
@@ -37,14 +42,36 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
         llm.set_attn_implementation("eager")
         if model.dtype is torch.bfloat16:  # and forwards twice as slow as plain products, at a picture's 200 patches
             model.blip2.vision_model.set_attn_implementation("eager")
+            model.blip2.qformer.set_attn_implementation("eager")
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
         tower = model.blip2.vision_model
         # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
         of_tower = tower.encoder.layers if _in_8_bits(tower) else []
+        if of_tower and on_cpu:
+            tower.set_attn_implementation(WRITTEN_OUT)
         for layer in (*llm.base_model.layers, *of_tower):
             layer.compile(dynamic=True, options=ROUNDING if _in_8_bits(layer) else None)
         model.compiled = True
+
+
+def attention_written_out(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **others: Any
+) -> tuple[Tensor, None]:
+    """Attention of a tower, without a mask: query, key and value (b, h, n, d) -> (b, n, h, d).
+
+    In a form that the compiler makes one pass of, with a division by the sum for each output, not each pair. What
+    transformers has it either recognises, and takes PyTorch's slow fused kernel instead, or, as `scaling` is a variable
+    to it, it guards the softmax against a scale of any sign, in further passes.
+    """
+    scores = query @ key.transpose(-1, -2)
+    largest = scores.amax(-1, keepdim=True)
+    shares = ((scores.float() - largest.float()) * query.shape[-1] ** -0.5).exp()
+    seen = (shares.to(value.dtype) @ value) / shares.sum(-1, keepdim=True)
+    return seen.to(value.dtype).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(WRITTEN_OUT, attention_written_out)
 
 
 def _in_8_bits(part: torch.nn.Module) -> bool:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from minigpt4.data.batches import Batch
     from minigpt4.model.alignment import MiniGPT4
 
-#: Logits in memory at a time, in float32: so few that they stay in a CPU's cache, or that they do not count on a GPU.
-CHUNK = {"cpu": 2**19, "cuda": 2**28}
+#: Logits in memory at a time, in float32: so many that the head's products are long, so few that they do not count.
+CHUNK = {"cpu": 2**22, "cuda": 2**28}
 
 
 def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
