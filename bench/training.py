@@ -1,7 +1,7 @@
 """One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
 
 Four ways (more with `--compile`, `--load-in`), from the same weights, on the same batch of the same pairs, in one run,
-in turns; medians of the repeats:
+in turns, each after a step of its own that does not count; medians of the repeats:
   (1) plain: float32 Blip2ForConditionalGeneration with labels, padded rows, the vision tower in every step
   (2) plain, with autocast to bfloat16
   (3) ours from pictures: frozen weights in bfloat16, no padding, logits at targets only
@@ -306,6 +306,7 @@ def measure_in_turns(
         action()
     for _ in range(repeats):
         for way, made in ways.items():
+            made.step()  # in training a step follows its like, and finds its weights in the caches
             figures[way].times.append(seconds(made.step, device))
             figures[way].ceilings.append(work / seconds(reference, device))
     return figures
