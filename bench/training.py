@@ -228,7 +228,10 @@ def asked_for(of: argparse.Namespace, device: torch.device) -> tuple[str, ...]:
     names = WAYS + eight_bits
     if of.compile:
         names += (*COMPILED, *(f"{way}, compiled" for way in eight_bits))
-    return names + (WITHOUT if of.without else ())
+    names += WITHOUT if of.without else ()
+    if unknown := set(of.ways or ()) - set(names):
+        raise SystemExit(f"--ways: {unknown.pop()!r} is none of those asked for: {'; '.join(names)}")
+    return tuple(way for way in names if way == WAYS[0] or not of.ways or way in of.ways)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -384,6 +387,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
     parser.add_argument("--compile", action="store_true", help="ours also with the LLM's layers compiled")
     parser.add_argument("--load-in", choices=list(FORMATS), help="ours also with frozen layers in 8 bits of this kind")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        metavar="WAY",
+        help="of those that are asked for, plain and these, by their names in the table",
+    )
     parser.add_argument("--processor-time", action="store_true", help="one thread, while it has the processor")
     parser.add_argument("--model", choices=list(PAPER_LLMS), help="ours at full size, for a GPU")
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
