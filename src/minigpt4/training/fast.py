@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: which reads a row for its scale first. By default a CPU computes it anew, an activation too.
 ROUNDING = {"realize_cpu_opcount_threshold": 5}
 
-
+#: transformers' name for `attention_written_out`.
 WRITTEN_OUT = "minigpt4_written_out"
 
 
