@@ -42,7 +42,6 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
         llm.set_attn_implementation("eager")
         if model.dtype is torch.bfloat16:  # and forwards twice as slow as plain products, at a picture's 200 patches
             model.blip2.vision_model.set_attn_implementation("eager")
-            model.blip2.qformer.set_attn_implementation("eager")
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
         tower = model.blip2.vision_model
