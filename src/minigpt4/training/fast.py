@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 #: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,
-#: which reads a row for its scale first. By default a CPU computes it anew, an activation too.
+#: which reads a row for its scale first. By default a CPU computes it anew, an activation too, and converts a product's
+#: integers one by one where all else in a loop is bfloat16 (torch 2.13).
 ROUNDING = {"realize_cpu_opcount_threshold": 5}
 
 #: transformers' name for `attention_written_out`.
