@@ -51,9 +51,9 @@ def talk(name: str, runs: int) -> Iterator[tuple[str, str, str]]:
     """Rows about loading and talking: what, measured, target."""
     from minigpt4 import MiniGPT4
     from minigpt4.generation.engine import stream
-    from minigpt4.pocket.draw import draw
-    from minigpt4.pocket.world import SEEDS, sample
     from minigpt4.prompts.templates import Message
+    from pocket.world.draw import draw
+    from pocket.world.world import SEEDS, sample
 
     loading = [seconds(lambda: MiniGPT4.from_pretrained(name)) for _ in range(runs + 1)]
     yield "load the model, torch imported", f"{statistics.median(loading[1:]):.2f} s", ""

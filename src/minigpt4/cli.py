@@ -18,9 +18,9 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.benchmark_cli import eval_
-from minigpt4.evaluation.reproduction.cli import reproduce
-from minigpt4.pocket.cli import pocket
 from minigpt4.training.cli import recipes
+from pocket.cli import pocket
+from pocket.reproduce.cli import reproduce
 
 
 class _Commands(TyperGroup):
@@ -88,7 +88,7 @@ def demo(
 
     Example: minigpt4 demo --out runs/demo
     """
-    from minigpt4.evaluation.demo import run_demo
+    from pocket.demo.run import run_demo
 
     run_demo(out, pairs=pairs, descriptions=descriptions, questions=questions)
 

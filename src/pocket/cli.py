@@ -27,7 +27,7 @@ def draw(
 
     Example: minigpt4 pocket draw --seed 7 --count 16 --out pictures
     """
-    from minigpt4.pocket.draw import write_pictures
+    from pocket.world.draw import write_pictures
 
     write_pictures(seed, count, out, size, type)
     typer.echo(f"{count} pictures and truth.jsonl are in {out}")
@@ -50,8 +50,8 @@ def data(
 
     Example: minigpt4 pocket data stage1 --count 6400 --out runs/pocket/data/stage1
     """
-    from minigpt4.pocket import dataset
-    from minigpt4.pocket.benchmarks import write_benchmarks
+    from pocket.data import training_sets as dataset
+    from pocket.data.benchmarks import write_benchmarks
 
     writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
@@ -78,7 +78,7 @@ def language(
 
     Example: minigpt4 pocket build language --out runs/towers
     """
-    from minigpt4.pocket.language_tower import build_captioner, build_language, build_lookups
+    from pocket.towers.language import build_captioner, build_language, build_lookups
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     if lookups:
@@ -102,7 +102,7 @@ def vision(
 
     Example: minigpt4 pocket build vision --out runs/towers
     """
-    from minigpt4.pocket.vision_tower import build_vision
+    from pocket.towers.vision import build_vision
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     typer.echo(build_vision(out, steps, generation_steps, start=start))

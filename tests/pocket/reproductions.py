@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.reproduction.plan import Scale
-from minigpt4.evaluation.reproduction.run import reproduce
-from minigpt4.evaluation.reproduction.workshop import Parts, Workshop
+from pocket.reproduce.artifacts import Parts, Workshop
+from pocket.reproduce.experiments import Scale
+from pocket.reproduce.run import reproduce
 
 TOY = Scale(
     "toy", (0,), pairs=8, descriptions=5, stage1_steps=2, stage2_steps=2, questions=1, scenes=2, stage1_shares=(0.5,),

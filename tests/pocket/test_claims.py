@@ -1,11 +1,11 @@
 import pytest
 
-from minigpt4.evaluation.questions import ABILITIES, Record
-from minigpt4.evaluation.reproduction.claims import judge
-from minigpt4.evaluation.reproduction.exam import FORMS, Evidence, Figures, draw_exam, figures
-from minigpt4.evaluation.reproduction.verdicts import MARGIN, Test, Verdict, overall
 from minigpt4.evaluation.statistics import Rate, difference
-from minigpt4.pocket import world
+from pocket.measure.survey import ABILITIES, Record
+from pocket.reproduce.claims import judge
+from pocket.reproduce.survey import FORMS, Evidence, Figures, draw_exam, figures
+from pocket.reproduce.verdicts import MARGIN, Test, Verdict, overall
+from pocket.world import world
 
 
 def made(**rates):
@@ -119,7 +119,7 @@ def test_answers_are_counted_by_form():
     scenes = [question for question in exam.questions if question.ability in {f"scene's {form}" for form in FORMS}]
     assert len(exam.pictures) == 5 + 2
     assert len(scenes) == 6
-    from minigpt4.evaluation.abilities import check
+    from pocket.measure.truth import check
 
     def record(question):
         picture = exam.pictures[question.picture]

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
-from minigpt4.evaluation import curation as demo
-from minigpt4.evaluation import mender
-from minigpt4.evaluation.abilities import statements
-from minigpt4.evaluation.curation_measures import judge
-from minigpt4.evaluation.curation_report import markdown
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endpoint import Endpoint
-from minigpt4.pocket import world
-from minigpt4.pocket.language import description
+from pocket.curation_demo import refiner as mender
+from pocket.curation_demo import run as demo
+from pocket.curation_demo.measures import judge
+from pocket.curation_demo.report import markdown
+from pocket.measure.truth import statements
+from pocket.text.phrases import description
+from pocket.world import world
 
 BALL = world.Item("ball", "red", "large", "left")
 CUP = world.Item("cup", "blue", "small", "top-right")

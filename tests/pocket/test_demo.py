@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from minigpt4.evaluation import report
-from minigpt4.evaluation.demo import run_demo, targets
-from minigpt4.evaluation.questions import ABILITIES
 from minigpt4.evaluation.statistics import Rate
+from pocket.demo import page as report
+from pocket.demo.run import run_demo, targets
+from pocket.measure.survey import ABILITIES
 
 STAGE1 = """
 stage: 1

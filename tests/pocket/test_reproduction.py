@@ -12,16 +12,16 @@ from reproductions import TOY, toy
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.questions import ABILITIES
-from minigpt4.evaluation.reproduction.ablations import ablations
-from minigpt4.evaluation.reproduction.plan import FULL, QUICK, ablated, arms, find_scale, jobs
-from minigpt4.evaluation.reproduction.run import collect, plan, reproduce, write_page
-from minigpt4.evaluation.reproduction.spent import read_runs, read_spent
-from minigpt4.evaluation.reproduction.workers import make_all
-from minigpt4.evaluation.reproduction.workshop import Workshop
 from minigpt4.files import only_process
-from minigpt4.pocket.conversation import conversation
-from minigpt4.pocket.skills import SKILLS
+from pocket.measure.survey import ABILITIES
+from pocket.reproduce.ablations import ablations
+from pocket.reproduce.artifacts import Workshop
+from pocket.reproduce.experiments import FULL, QUICK, ablated, arms, find_scale, jobs
+from pocket.reproduce.run import collect, plan, reproduce, write_page
+from pocket.reproduce.spent import read_runs, read_spent
+from pocket.reproduce.workers import make_all
+from pocket.text.conversations import conversation
+from pocket.towers.skills import SKILLS
 
 SCRIPT = Path(__file__).with_name("reproductions.py")
 

@@ -6,11 +6,11 @@ import socket
 import pytest
 
 from minigpt4 import MiniGPT4
-from minigpt4.evaluation.abilities import check
 from minigpt4.model.sources import pocket_weights
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import request
-from minigpt4.pocket.draw import draw
+from pocket.measure.truth import check
+from pocket.text.requests import request
+from pocket.world import world
+from pocket.world.draw import draw
 
 SCENES = [world.sample(world.SEEDS["development"][0] + 500 + k, "scene") for k in range(24)]
 

@@ -2,8 +2,10 @@ import random
 
 import pytest
 
-from minigpt4.evaluation.abilities import check
-from minigpt4.evaluation.questions import (
+from minigpt4.evaluation.reliability import failure
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.prompts.templates import Message
+from pocket.measure.survey import (
     ABILITIES,
     FIRST_QUESTIONS,
     MAX_NEW_TOKENS,
@@ -13,12 +15,10 @@ from minigpt4.evaluation.questions import (
     put,
     write_pictures,
 )
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
-from minigpt4.pocket import world
-from minigpt4.pocket.conversation import answer
-from minigpt4.pocket.language import dense_caption
-from minigpt4.prompts.templates import Message
+from pocket.measure.truth import check
+from pocket.text.conversations import answer
+from pocket.text.phrases import dense_caption
+from pocket.world import world
 
 
 def records(survey, reply):

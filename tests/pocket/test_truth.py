@@ -3,10 +3,10 @@ import random
 
 import pytest
 
-from minigpt4.evaluation.abilities import check, places_in, read
-from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, Request, follow_up, request
-from minigpt4.pocket.conversation import answer
-from minigpt4.pocket.world import KINDS, Item, Picture, sample
+from pocket.measure.truth import check, places_in, read
+from pocket.text.conversations import answer
+from pocket.text.requests import ABILITIES, PICTURE_TYPES, Request, follow_up, request
+from pocket.world.world import KINDS, Item, Picture, sample
 
 SCENE = Picture(
     "scene", "meadow",

@@ -243,7 +243,7 @@ def demo(
 
     Example: minigpt4 curate demo --out runs/curation
     """
-    from minigpt4.evaluation.curation import run_demo
+    from pocket.curation_demo.run import run_demo
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
     typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))

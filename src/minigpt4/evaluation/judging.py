@@ -12,10 +12,10 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, field_of, read_document
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Answer, Case, LLMJudge, shipped
-from minigpt4.evaluation.pocket_pictures import draw_picture
 from minigpt4.evaluation.run import decide
 from minigpt4.evaluation.statistics import Rate, cohen_kappa
 from minigpt4.files import only_process, write_atomically
+from pocket.measure.pictures import draw_picture
 
 
 def read_labelled(path: Path, directory: Path) -> list[tuple[Case, bool]]:

@@ -16,13 +16,13 @@ from minigpt4.curation import filters
 from minigpt4.curation.describe import Describing
 from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item
-from minigpt4.evaluation.abilities import check, statements
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import Answer
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import Request
-from minigpt4.pocket.language import INSTRUCTIONS
+from pocket.measure.truth import check, statements
+from pocket.text.phrases import INSTRUCTIONS
+from pocket.text.requests import Request
+from pocket.world import world
 
 MEASURE_BATCH = 32
 

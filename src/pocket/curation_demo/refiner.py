@@ -2,7 +2,7 @@
 
 It sees a text and nothing else: no picture, no truth. It drops what was said before, stray markup, list and recipe
 marks, and pieces that break off or are no sentence; it starts sentences with a capital and ends them with a full stop.
-Run as `python -m minigpt4.evaluation.mender`; prints the address that it listens on. Standard library only.
+Run as `python -m pocket.curation_demo.refiner`; prints the address that it listens on. Standard library only.
 """
 
 from __future__ import annotations

@@ -25,7 +25,11 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.errors import UserError
-from minigpt4.evaluation.curation_measures import (
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.files import new_directory, write_atomically
+from minigpt4.generation.endpoint import Endpoint
+from minigpt4.progress import progress_bar
+from pocket.curation_demo.measures import (
     choose_sentence_threshold,
     choose_thresholds,
     measure_filters,
@@ -33,14 +37,10 @@ from minigpt4.evaluation.curation_measures import (
     measure_model,
     measure_texts,
 )
-from minigpt4.evaluation.curation_report import markdown
-from minigpt4.evaluation.mender import MODEL as MENDER
-from minigpt4.evaluation.statistics import Rate
-from minigpt4.files import new_directory, write_atomically
-from minigpt4.generation.endpoint import Endpoint
-from minigpt4.pocket import world
-from minigpt4.pocket.language import INSTRUCTIONS
-from minigpt4.progress import progress_bar
+from pocket.curation_demo.refiner import MODEL as MENDER
+from pocket.curation_demo.report import markdown
+from pocket.text.phrases import INSTRUCTIONS
+from pocket.world import world
 
 #: First seeds: of the pictures that are curated (stage 2's range, behind all that shipped weights were trained on), of
 #: those that thresholds are set on, and of those that the trained models are measured on.
@@ -148,7 +148,7 @@ def run_demo(
 
 def draw_folder(folder: Path, first: int, count: int) -> None:
     """Draw the pictures of these seeds as JPEG files named by their seeds, unless the folder is there."""
-    from minigpt4.pocket.draw import draw
+    from pocket.world.draw import draw
 
     if folder.is_dir():
         found = len(list(folder.glob("*.jpg")))
@@ -165,7 +165,7 @@ def draw_folder(folder: Path, first: int, count: int) -> None:
 @contextlib.contextmanager
 def mender() -> Iterator[Endpoint]:
     """The rule-based refiner as a server in a process of its own, which ends with the block."""
-    command = [sys.executable, "-m", "minigpt4.evaluation.mender"]
+    command = [sys.executable, "-m", "pocket.curation_demo.refiner"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -14,12 +14,12 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import Request, request
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.language import NUMBERS, caption
-from minigpt4.pocket.world import Picture
 from minigpt4.progress import progress_bar
+from pocket.text.phrases import NUMBERS, caption
+from pocket.text.requests import Request, request
+from pocket.world import world
+from pocket.world.draw import draw
+from pocket.world.world import Picture
 
 #: (first, count) of the seeds for benchmarks.
 SEEDS = (world.SEEDS["evaluation"][0] + 400_000, 100_000)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.language import caption, description
-from minigpt4.pocket.world import SEEDS, sample
 from minigpt4.progress import progress_bar
+from pocket.text.phrases import caption, description
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, sample
 
 #: Side of the pictures in pixels: more than the tower sees, as real pictures have.
 PICTURE_SIZE = 192

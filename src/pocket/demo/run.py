@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.evaluation import report
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.questions import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
-from minigpt4.pocket import world
 from minigpt4.progress import progress_bar
 from minigpt4.training.recipe import Recipe
+from pocket.demo import page as report
+from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
+from pocket.world import world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,8 +136,8 @@ def _load_recipes(out: Path, names: tuple[str, str], overrides: Sequence[str]) -
 
 def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) -> tuple[Path, Path]:
     """Draw the data of both stages and train both; returns the directories of their alignments."""
-    from minigpt4.pocket.dataset import write_stage1, write_stage2
     from minigpt4.training.run import train
+    from pocket.data.training_sets import write_stage1, write_stage2
 
     made = []
     what = ("pictures with short captions", "pictures with detailed descriptions")

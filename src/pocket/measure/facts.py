@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from minigpt4.evaluation.abilities import NOUNS, SETTINGS, read
+from pocket.measure.truth import NOUNS, SETTINGS, read
 
 _NOUNS = tuple(dict.fromkeys(noun for kind, nouns in NOUNS.items() if kind != "draft" for noun in nouns))
 _SETTINGS = {word for kind, words in SETTINGS.items() if kind != "draft" for word in words}

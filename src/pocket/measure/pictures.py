@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigpt4.pocket import world
+from pocket.world import world
 
 #: Where each suite's pictures begin in the seeds that nothing was trained on; the demo's survey begins at 0, and those
 #: of `pocket.benchmarks` at 400,000.
@@ -20,7 +20,7 @@ def held_out_seeds(suite: str, count: int, skip: int = 0) -> range:
 
 def draw_picture(directory: Path, seed: int, type: str | None = None) -> Path:
     """The file of one picture in `directory`, which is drawn unless it is there."""
-    from minigpt4.pocket.draw import draw
+    from pocket.world.draw import draw
 
     path = directory / f"{seed}.png"
     if not path.exists():

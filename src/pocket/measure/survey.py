@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.evaluation.abilities import Verdict, check
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import PICTURE_TYPES, Request, follow_up, request
+from pocket.measure.truth import Verdict, check
+from pocket.text.requests import PICTURE_TYPES, Request, follow_up, request
+from pocket.world import world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ def write_pictures(survey: Survey, directory: Path) -> list[Path]:
 
     Pictures that are there already are kept.
     """
-    from minigpt4.pocket.draw import draw
+    from pocket.world.draw import draw
 
     directory.mkdir(parents=True, exist_ok=True)
     paths = []

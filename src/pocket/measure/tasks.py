@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from minigpt4.evaluation.pocket_pictures import draw_picture, held_out_seeds
 from minigpt4.files import write_atomically
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import Request, request
+from pocket.measure.pictures import draw_picture, held_out_seeds
+from pocket.text.requests import Request, request
+from pocket.world import world
 
 #: More than the longest good answer: who has not ended by then does not end.
 MAX_NEW_TOKENS = 160

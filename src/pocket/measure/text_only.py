@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.evaluation.abilities import check
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import end_tokens, read_answer
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, request
-from minigpt4.pocket.language import context
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
+from pocket.measure.truth import check
+from pocket.text.phrases import context
+from pocket.text.requests import ABILITIES, PICTURE_TYPES, request
+from pocket.world import world
 
 MAX_NEW_TOKENS = 160
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minigpt4.evaluation.webpage import check_page
-from minigpt4.pocket import world
+from pocket.measure.webpage import check_page
+from pocket.world import world
 
 if TYPE_CHECKING:
-    from minigpt4.pocket.asking import Request
+    from pocket.text.requests import Request
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 YES_NO = ("yes", "no")

@@ -1,1 +1,1 @@
-"""The paper's claims, tested in the pocket world: what is trained (`plan`), asked (`exam`), concluded (`claims`)."""
+"""`minigpt4 pocket reproduce` and `ablations`: the paper's claims, tested in the pocket world."""

@@ -13,15 +13,15 @@ from typing import Any
 from rich.console import Console
 
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.reproduction.exam import Evidence
-from minigpt4.evaluation.reproduction.pictures import draw_ablations
-from minigpt4.evaluation.reproduction.plan import Arm, Scale, ablated
-from minigpt4.evaluation.reproduction.results import Circumstances, ablation_tables
-from minigpt4.evaluation.reproduction.run import circumstances, collect, make
-from minigpt4.evaluation.reproduction.workshop import Workshop
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.evaluation.table import RESULTS, TABLE
 from minigpt4.files import write_atomically
+from pocket.reproduce.artifacts import Workshop
+from pocket.reproduce.experiments import Arm, Scale, ablated
+from pocket.reproduce.figures import draw_ablations
+from pocket.reproduce.results import Circumstances, ablation_tables
+from pocket.reproduce.run import circumstances, collect, make
+from pocket.reproduce.survey import Evidence
 
 NAME, PLOT = "ablations", "plot.png"
 

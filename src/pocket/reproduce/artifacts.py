@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.abilities import check
-from minigpt4.evaluation.questions import Record, Survey, put, write_pictures
-from minigpt4.evaluation.reproduction.exam import Figures, draw_exam, figures
-from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
-from minigpt4.pocket.world import SEEDS
 from minigpt4.training.recipe import Recipe
+from pocket.measure.survey import Record, Survey, put, write_pictures
+from pocket.measure.truth import check
+from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms
+from pocket.reproduce.survey import Figures, draw_exam, figures
+from pocket.world.world import SEEDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ class Workshop:
 
     def llm_directory(self, skill: str) -> Path:
         """Where the LLM whose text lacks `skill` is, or will be; named after all that decides its weights."""
-        from minigpt4.pocket.conversation import conversation
+        from pocket.text.conversations import conversation
 
         if skill not in self._llms:
             first = SEEDS["text"][0]
@@ -178,8 +178,8 @@ class Workshop:
 
     def prepare(self, arm: Arm) -> None:
         """Draw the arm's data and train its LLM, unless both are there."""
-        from minigpt4.pocket.dataset import write_stage1, write_stage2
-        from minigpt4.pocket.skills import SKILLS, build_without
+        from pocket.data.training_sets import write_stage1, write_stage2
+        from pocket.towers.skills import SKILLS, build_without
 
         if arm.recipe and not self.data_directory(arm.data).exists():
             stage, count = arm.data
@@ -269,7 +269,7 @@ class Workshop:
 
     def in_words(self, skill: str) -> dict[str, Rate]:
         """What the LLM whose text lacks `skill` can do with pictures told in words, by ability; measured once."""
-        from minigpt4.evaluation.reading import read_in_words
+        from pocket.measure.text_only import read_in_words
 
         directory = self.llm_directory(skill)
         path = directory / f"in-words-{self.scale.questions}.json"
@@ -282,7 +282,7 @@ class Workshop:
 
 def _left_out(skill: str) -> tuple[str, ...]:
     """What the text of the LLM of an arm lacks."""
-    from minigpt4.pocket.skills import SKILLS
+    from pocket.towers.skills import SKILLS
 
     return {ALL_SKILLS: (), NO_SKILLS: SKILLS}.get(skill, (skill,))
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigpt4.evaluation.questions import ABILITIES
-from minigpt4.evaluation.reproduction.exam import ATTRIBUTES, FORMS, SHORT_WORDS, Evidence
-from minigpt4.evaluation.reproduction.plan import (
+from minigpt4.evaluation.statistics import Rate
+from pocket.measure.survey import ABILITIES
+from pocket.reproduce.experiments import (
     ALL_SKILLS,
     STAGE1_SHARES,
     STAGE2_SETS,
@@ -17,8 +17,8 @@ from minigpt4.evaluation.reproduction.plan import (
     arm_without,
     stage1_arms,
 )
-from minigpt4.evaluation.reproduction.verdicts import Test, Verdict, compared, overall, paired
-from minigpt4.evaluation.statistics import Rate
+from pocket.reproduce.survey import ATTRIBUTES, FORMS, SHORT_WORDS, Evidence
+from pocket.reproduce.verdicts import Test, Verdict, compared, overall, paired
 
 #: "Often", of answers that fail; the paper has 35 and 32 of 100.
 OFTEN = 0.10

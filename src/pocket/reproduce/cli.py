@@ -42,9 +42,9 @@ def reproduce(
 
     Example: minigpt4 reproduce --quick
     """
-    from minigpt4.evaluation.reproduction import run
-    from minigpt4.evaluation.reproduction.plan import find_scale
-    from minigpt4.evaluation.reproduction.workshop import Workshop
+    from pocket.reproduce import run
+    from pocket.reproduce.artifacts import Workshop
+    from pocket.reproduce.experiments import find_scale
 
     workshop = Workshop(out, find_scale(quick, seeds))
     if plan:
@@ -78,11 +78,11 @@ def ablations(
 
     Example: minigpt4 eval ablations --seeds 3 --out runs/eval
     """
-    from minigpt4.evaluation.reproduction import run
-    from minigpt4.evaluation.reproduction.ablations import ablations as compare
-    from minigpt4.evaluation.reproduction.plan import ablation_scale
-    from minigpt4.evaluation.reproduction.workshop import Workshop
     from minigpt4.evaluation.table import RESULTS, TABLE
+    from pocket.reproduce import run
+    from pocket.reproduce.ablations import ablations as compare
+    from pocket.reproduce.artifacts import Workshop
+    from pocket.reproduce.experiments import ablation_scale
 
     workshop = Workshop(arms, ablation_scale(quick, seeds))
     if plan:

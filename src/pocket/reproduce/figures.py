@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.evaluation.plots import png
-from minigpt4.evaluation.questions import ABILITIES
-from minigpt4.evaluation.reproduction.exam import FORMS, Evidence
-from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
+from pocket.measure.survey import ABILITIES
+from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
+from pocket.reproduce.survey import FORMS, Evidence
 
 
 def draw_all(evidence: Evidence, scale: Scale, in_words: Mapping[str, Mapping[str, Rate]], out: Path) -> dict[str, str]:

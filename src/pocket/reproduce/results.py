@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.evaluation.questions import ABILITIES
-from minigpt4.evaluation.reproduction import pictures
-from minigpt4.evaluation.reproduction.claims import Claim, judge
-from minigpt4.evaluation.reproduction.exam import Evidence
-from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
-from minigpt4.evaluation.reproduction.spent import Run
-from minigpt4.evaluation.reproduction.verdicts import MARGIN, Verdict, compared
 from minigpt4.evaluation.statistics import Rate, difference
 from minigpt4.files import write_atomically
+from pocket.measure.survey import ABILITIES
+from pocket.reproduce import figures as pictures
+from pocket.reproduce.claims import Claim, judge
+from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
+from pocket.reproduce.spent import Run
+from pocket.reproduce.survey import Evidence
+from pocket.reproduce.verdicts import MARGIN, Verdict, compared
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ skill that was left out, about pictures told in words.
 
 _ENDING = """## How to read this
 
-* **Verdicts** follow from rules that were fixed before the figures (`evaluation/reproduction/verdicts.py`). “More”
+* **Verdicts** follow from rules that were fixed before the figures (`pocket/reproduce/verdicts.py`). “More”
   holds if the whole 95 % interval of the difference (Newcombe's) is above 0 and every seed agrees; it does not hold if
   the difference is not above 0 or surely below {margin} points. “No more” holds if the difference is surely below
   {margin} points. In between the verdict is “{open}”: the questions were too few to tell. A claim holds if all of its

@@ -12,15 +12,15 @@ from rich.console import Console
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.reproduction.claims import Claim
-from minigpt4.evaluation.reproduction.exam import Evidence, Figures
-from minigpt4.evaluation.reproduction.plan import ALL_SKILLS, Arm, arm_without, expected_seconds, jobs
-from minigpt4.evaluation.reproduction.results import Circumstances, write_results
-from minigpt4.evaluation.reproduction.spent import Run, read_runs, read_spent, write_runs
-from minigpt4.evaluation.reproduction.workers import Job, make_all
-from minigpt4.evaluation.reproduction.workshop import Workshop
 from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import only_process
+from pocket.reproduce.artifacts import Workshop
+from pocket.reproduce.claims import Claim
+from pocket.reproduce.experiments import ALL_SKILLS, Arm, arm_without, expected_seconds, jobs
+from pocket.reproduce.results import Circumstances, write_results
+from pocket.reproduce.spent import Run, read_runs, read_spent, write_runs
+from pocket.reproduce.survey import Evidence, Figures
+from pocket.reproduce.workers import Job, make_all
 
 
 @dataclass(frozen=True)

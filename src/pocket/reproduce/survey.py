@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from minigpt4.evaluation.abilities import NOUNS, read
-from minigpt4.evaluation.pocket_coverage import missing_fact
-from minigpt4.evaluation.questions import Question, Record, Survey, draw_survey, measure
 from minigpt4.evaluation.statistics import Rate
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import Request, request
-from minigpt4.pocket.language import caption
+from pocket.measure.facts import missing_fact
+from pocket.measure.survey import Question, Record, Survey, draw_survey, measure
+from pocket.measure.truth import NOUNS, read
+from pocket.text.phrases import caption
+from pocket.text.requests import Request, request
+from pocket.world import world
 
 #: The forms of answer that are compared by length, and how each is asked for.
 FORMS = {

@@ -22,9 +22,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.reproduction.plan import Arm
-from minigpt4.evaluation.reproduction.spent import measured
-from minigpt4.evaluation.reproduction.workshop import Workshop
+from pocket.reproduce.artifacts import Workshop
+from pocket.reproduce.experiments import Arm
+from pocket.reproduce.spent import measured
 
 Job = tuple[Arm, int]
 #: Seconds that a process gets to save what it is at when it is told to stop.

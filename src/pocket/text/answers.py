@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 
-from minigpt4.pocket.language import article, doing, elements, in_setting, join, name
-from minigpt4.pocket.world import Picture
+from pocket.text.phrases import article, doing, elements, in_setting, join, name
+from pocket.world.world import Picture
 
 #: What each kind is like; said of it in poems and stories.
 NATURE = {

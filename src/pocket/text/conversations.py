@@ -9,8 +9,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from minigpt4.pocket import answers
-from minigpt4.pocket.asking import (
+from pocket.text import answers
+from pocket.text.phrases import (
+    INSTRUCTIONS,
+    article,
+    caption,
+    context,
+    dense_caption,
+    description,
+    in_setting,
+    name,
+)
+from pocket.text.requests import (
     ABILITIES,
     PICTURE_TYPES,
     SMALL_TALK,
@@ -21,17 +31,7 @@ from minigpt4.pocket.asking import (
     request,
     words_about,
 )
-from minigpt4.pocket.language import (
-    INSTRUCTIONS,
-    article,
-    caption,
-    context,
-    dense_caption,
-    description,
-    in_setting,
-    name,
-)
-from minigpt4.pocket.world import SEEDS, Picture, busy, facts, sample
+from pocket.world.world import SEEDS, Picture, busy, facts, sample
 
 _LONG: dict[str, Callable[[Picture, random.Random], str]] = {
     "describe": description,

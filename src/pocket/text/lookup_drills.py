@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 
-from minigpt4.pocket.conversation import Piece, conversation, quiz
-from minigpt4.pocket.language import article, context
-from minigpt4.pocket.world import KINDS, SEEDS, Picture, busy, sample
+from pocket.text.conversations import Piece, conversation, quiz
+from pocket.text.phrases import article, context
+from pocket.world.world import KINDS, SEEDS, Picture, busy, sample
 
 #: The first text seed of `lookup_text`.
 LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000

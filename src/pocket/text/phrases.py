@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from minigpt4.pocket.world import DOING, MAX_FACTS, Item, Picture, facts
+from pocket.world.world import DOING, MAX_FACTS, Item, Picture, facts
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 #: A word that stands for "no further fact" where facts are listed in a fixed number of slots.

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from minigpt4.pocket.language import INSTRUCTIONS, NUMBERS, article, at_place, name
-from minigpt4.pocket.world import COLOURS, KINDS, Picture
+from pocket.text.phrases import INSTRUCTIONS, NUMBERS, article, at_place, name
+from pocket.world.world import COLOURS, KINDS, Picture
 
 
 @dataclass(frozen=True)

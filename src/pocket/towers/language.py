@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.pocket.conversation import Piece, caption_text, conversation
-from minigpt4.pocket.lookup_layers import add_lookup_layers
-from minigpt4.pocket.lookup_text import LOOKUP_SEEDS, lookup_text
-from minigpt4.pocket.tokenizer import train_tokenizer
-from minigpt4.pocket.towers import Pretraining, pretrain
-from minigpt4.pocket.world import SEEDS, WORDS
 from minigpt4.prompts.templates import TEMPLATES
+from pocket.text.conversations import Piece, caption_text, conversation
+from pocket.text.lookup_drills import LOOKUP_SEEDS, lookup_text
+from pocket.towers.lookup_heads import add_lookup_layers
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.towers.tokenizer import train_tokenizer
+from pocket.world.world import SEEDS, WORDS
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

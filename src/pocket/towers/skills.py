@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.pocket.conversation import conversation
-from minigpt4.pocket.language_tower import LANGUAGE, TextBatches, text_loss
-from minigpt4.pocket.towers import Pretraining, pretrain
 from minigpt4.prompts.templates import TEMPLATES
+from pocket.text.conversations import conversation
+from pocket.towers.language import LANGUAGE, TextBatches, text_loss
+from pocket.towers.pretrain import Pretraining, pretrain
 
 #: What can be left out, each an ability that is measured on pictures.
 SKILLS = ("poem", "story", "recipe", "advertise", "funny", "website", "count")

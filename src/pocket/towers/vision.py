@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minigpt4.files import new_directory
-from minigpt4.pocket import world
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.language import NO_FACT, caption, dense_caption
-from minigpt4.pocket.towers import Pretraining, pretrain
-from minigpt4.pocket.world import SEEDS, Picture, facts, sample
+from pocket.text.phrases import NO_FACT, caption, dense_caption
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.world import world
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, Picture, facts, sample
 
 if TYPE_CHECKING:
     from transformers import Blip2Config, Blip2ForConditionalGeneration, PreTrainedTokenizerFast

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from minigpt4.pocket.brush import RGB, Brush, arc
-from minigpt4.pocket.shapes import RUBBER, STEEL, WOOD
+from pocket.world.brush import RGB, Brush, arc
+from pocket.world.shapes import RUBBER, STEEL, WOOD
 
 _GOLD: RGB = (232, 186, 60)
 _EYE: RGB = (28, 26, 32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minigpt4.pocket.brush import arc
-from minigpt4.pocket.handwriting import Pen
+from pocket.world.brush import arc
+from pocket.world.handwriting import Pen
 
 _Draw = Callable[[Pen, float, float, float, float], None]
 

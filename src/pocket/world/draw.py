@@ -14,15 +14,15 @@ from PIL import Image
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.pocket import world
-from minigpt4.pocket.animals import draw_odd
-from minigpt4.pocket.brush import PAINT, RGB, Brush, soft_ellipse
-from minigpt4.pocket.draft import draw_element
-from minigpt4.pocket.food import draw_dish, draw_ingredient
-from minigpt4.pocket.handwriting import Pen
-from minigpt4.pocket.products import PRODUCTS
-from minigpt4.pocket.shapes import OBJECTS
-from minigpt4.pocket.surroundings import backdrop, background, paper, table
+from pocket.world import world
+from pocket.world.animals import draw_odd
+from pocket.world.brush import PAINT, RGB, Brush, soft_ellipse
+from pocket.world.draft import draw_element
+from pocket.world.food import draw_dish, draw_ingredient
+from pocket.world.handwriting import Pen
+from pocket.world.products import PRODUCTS
+from pocket.world.shapes import OBJECTS
+from pocket.world.surroundings import backdrop, background, paper, table
 
 #: Small pictures are drawn larger than large ones, relative to their size, for the same smoothness.
 _SMALL, _SMALL_SCALE, _LARGE_SCALE = 160, 3, 2

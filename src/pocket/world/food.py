@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw
 
-from minigpt4.pocket.brush import RGB, Brush, arc, mix, soft_ellipse, stroke
+from pocket.world.brush import RGB, Brush, arc, mix, soft_ellipse, stroke
 
 _REACH = 0.43  # radius of the dish as a fraction of the picture's side
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
-from minigpt4.pocket.brush import RGB, Point, stroke
+from pocket.world.brush import RGB, Point, stroke
 
 # One string per letter: strokes separated by "|", each a line of points "xy" in hexadecimal. Rows: 0 is the top of
 # capitals, 4 the top of small letters, a the baseline, d the lowest point. "-" is drawn straight, "~" curved.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minigpt4.pocket.brush import Brush, arc
-from minigpt4.pocket.shapes import GLASS, OBJECTS, RUBBER, STEEL
+from pocket.world.brush import Brush, arc
+from pocket.world.shapes import GLASS, OBJECTS, RUBBER, STEEL
 
 
 def _watch(b: Brush) -> None:

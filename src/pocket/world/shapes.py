@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from minigpt4.pocket.brush import RGB, Brush, arc
+from pocket.world.brush import RGB, Brush, arc
 
 WOOD: RGB = (126, 84, 50)
 STEEL: RGB = (150, 154, 164)

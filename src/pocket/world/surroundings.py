@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minigpt4.pocket.brush import RGB, mix, soft_ellipse, stroke
+from pocket.world.brush import RGB, mix, soft_ellipse, stroke
 
 #: Upper and lower part of each surface, and where they meet: (colour at the top, above the line, below it, at the
 #: bottom, height of the line).

@@ -39,7 +39,7 @@ class Abilities(Suite):
     def load(self, directory: Path) -> Collection:
         path = self.data
         if path is None:
-            from minigpt4.evaluation.suites.pocket_abilities import write_tasks
+            from pocket.measure.tasks import write_tasks
 
             path = write_tasks(directory, self.count)
             self.notes = ("Pocket pictures from held-out seeds, and what each task is there: docs/evaluation.md.",)
@@ -161,9 +161,9 @@ def _item(task: str, entry: Any, folder: Path, prompt: str | None, success: str,
 
 def check_truth(case: Case) -> Verdict:
     """The verdict of `evaluation/abilities.py` on an answer about a pocket picture."""
-    from minigpt4.evaluation.abilities import check
-    from minigpt4.pocket import world
-    from minigpt4.pocket.asking import Request
+    from pocket.measure.truth import check
+    from pocket.text.requests import Request
+    from pocket.world import world
 
     known = case.item.truth["pocket"]
     request = Request(known["ability"], case.item.prompt, known.get("item"), known.get("expected"))

@@ -61,7 +61,7 @@ class Hallucination(Suite):
     def load(self, directory: Path) -> Collection:
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
-            from minigpt4.pocket.benchmarks import CAPTIONS, IMAGES, INSTANCES, kept_benchmarks
+            from pocket.data.benchmarks import CAPTIONS, IMAGES, INSTANCES, kept_benchmarks
 
             data = kept_benchmarks(directory, self.count)
             path, images, captions = data / INSTANCES, data / IMAGES, data / CAPTIONS

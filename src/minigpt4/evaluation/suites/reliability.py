@@ -38,7 +38,7 @@ class Reliability(Suite):
     def load(self, directory: Path) -> Collection:
         found = Collection()
         if self.data is None:
-            from minigpt4.evaluation.pocket_pictures import draw_held_out
+            from pocket.measure.pictures import draw_held_out
 
             pictures = draw_held_out(directory / "pictures", "reliability", self.count)
         else:

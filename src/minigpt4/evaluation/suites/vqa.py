@@ -64,7 +64,7 @@ class Vqa(Suite):
     def load(self, directory: Path) -> Collection:
         paths, images = list(self.data), self.images
         if images is None:
-            from minigpt4.pocket import benchmarks as pocket
+            from pocket.data import benchmarks as pocket
 
             data = pocket.kept_benchmarks(directory, self.count)
             paths = [data / name for name in (pocket.AOKVQA, pocket.GQA, pocket.VQA_QUESTIONS, pocket.VQA_ANNOTATIONS)]
