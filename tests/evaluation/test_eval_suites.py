@@ -103,7 +103,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
 
 
 def test_what_the_shipped_prompts_tell_a_judge(tmp_path: Path) -> None:
-    cases = read_labelled(shipped("success.labelled"), tmp_path)
+    cases = read_labelled(shipped("success.labelled"))
     assert len(cases) == 20
     assert 5 < sum(success for _, success in cases) < 15
     for name in ("success", "success-seen"):

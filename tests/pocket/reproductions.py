@@ -28,6 +28,6 @@ if __name__ == "__main__":
     places = [Path(argument) for argument in sys.argv[1:5]]
     page = places[0] / "docs" / "results.md"
     try:
-        reproduce(toy(*places), page, "minigpt4 reproduce", Console(quiet=True), processes=int(sys.argv[5]))
+        reproduce(toy(*places), page, "minigpt4 pocket reproduce", Console(quiet=True), processes=int(sys.argv[5]))
     except UserError as mistake:
         sys.exit(f"minigpt4: {mistake}")

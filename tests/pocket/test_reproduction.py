@@ -60,7 +60,7 @@ def run(tiny_vision, tiny_llm, tmp_path_factory):
     assert process.wait() == -9
     before = finished(out)
     workshop, page = toy(out, tiny_vision, tiny_llm, baseline), out / "docs" / "results.md"
-    claims = reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True), processes=2)
+    claims = reproduce(workshop, page, "minigpt4 pocket reproduce", Console(quiet=True), processes=2)
     return workshop, page, before, claims
 
 
@@ -70,7 +70,7 @@ def test_killed_run_goes_on_and_does_nothing_again(run):
     assert before.items() <= finished(workshop.out).items()
     assert plan(workshop).left == 0
     after, runs = finished(workshop.out), read_runs(workshop.out)
-    reproduce(workshop, run[1], "minigpt4 reproduce", Console(quiet=True))
+    reproduce(workshop, run[1], "minigpt4 pocket reproduce", Console(quiet=True))
     assert (finished(workshop.out), read_runs(workshop.out)) == (after, runs)
 
 
@@ -168,16 +168,16 @@ def test_page_that_cannot_be_is_refused_before_any_work(run, tmp_path):
     workshop = Workshop(tmp_path / "out", TOY, run[0].parts)
     for page, message in ((tmp_path, "is a directory"), (tmp_path / "file" / "page.md", "cannot be written")):
         with pytest.raises(UserError, match=message):
-            reproduce(workshop, page, "minigpt4 reproduce", Console(quiet=True))
+            reproduce(workshop, page, "minigpt4 pocket reproduce", Console(quiet=True))
     with pytest.raises(UserError, match="nothing of"):
-        write_page(workshop, tmp_path / "page.md", "minigpt4 reproduce")
+        write_page(workshop, tmp_path / "page.md", "minigpt4 pocket reproduce")
     assert not (tmp_path / "out").exists()
 
 
 def test_ablations_are_the_same_models_and_write_what_a_suite_writes(run, tmp_path):
     workshop = Workshop(run[0].out, replace(TOY, skills=()), run[0].parts, run[0].changes)
     before = finished(workshop.out)
-    directory = ablations(workshop, tmp_path, "minigpt4 eval ablations", Console(quiet=True))
+    directory = ablations(workshop, tmp_path, "minigpt4 pocket ablations", Console(quiet=True))
     assert directory == tmp_path / "ablations"
     assert finished(workshop.out) == before
     results, table = json.loads((directory / "results.json").read_text()), (directory / "results.md").read_text()
@@ -190,7 +190,7 @@ def test_ablations_are_the_same_models_and_write_what_a_suite_writes(run, tmp_pa
     assert {name: figure["successes"] for name, figure in row["figures"].items()} == rights
     assert {name: figure["total"] for name, figure in row["figures"].items()} == dict.fromkeys(names, 8)
     assert all(f"| {name} |" in table for name in names)
-    assert "Some of them were made by `minigpt4 reproduce`" in table
+    assert "Some of them were made by `minigpt4 pocket reproduce`" in table
     assert (directory / "plot.png").stat().st_size > 1000
 
 
@@ -258,5 +258,5 @@ def test_first_lessons_have_none_of_the_skills_and_are_shared(run):
 def test_second_command_in_a_directory_is_refused(run, tmp_path):
     workshop = Workshop(tmp_path, TOY, run[0].parts, run[0].changes)
     with only_process(tmp_path, "arms"), pytest.raises(UserError, match="is at work on arms here"):
-        reproduce(workshop, tmp_path / "page.md", "minigpt4 reproduce", Console(quiet=True))
+        reproduce(workshop, tmp_path / "page.md", "minigpt4 pocket reproduce", Console(quiet=True))
     assert not (tmp_path / "arms").exists()

@@ -1,4 +1,4 @@
-"""The report of `minigpt4 curate demo` as Markdown, from the figures of report.json."""
+"""The report of `minigpt4 pocket curate` as Markdown, from the figures of report.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`minigpt4 eval ablations`: the reproduction's ablations alone, with results as the other suites write them.
+"""`minigpt4 pocket ablations`: the reproduction's ablations alone, with results as the other suites write them.
 
 The arms are the reproduction's, in its directory: what one of the two commands has made, the other does not make again.
 """

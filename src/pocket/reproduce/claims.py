@@ -156,7 +156,7 @@ def coverage(evidence: Evidence) -> Claim:
             f"Of the {unnamed.total} captions that MiniGPT-4 does not cover, {unnamed} are for want of a thing or of "
             "the setting, the others for a colour, a size or a place that is not told or not the true one. Both have "
             "the same vision side. The baseline's projection was trained together with it for hours, MiniGPT-4's for "
-            "the few minutes that an experiment of many arms can give to each; `minigpt4 demo` trains it nearly three "
+            "the few minutes that an experiment of many arms can give to each; the demo trains it nearly three "
             "times as long and measures how well it sees then."
         )
     return Claim(

@@ -75,7 +75,7 @@ FULL = Scale(
     ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600, 200,
 )  # fmt: skip
 QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.01, 0.1), skills=())
-#: The shares of stage 1 that `minigpt4 eval ablations` compares with the whole.
+#: The shares of stage 1 that `minigpt4 pocket ablations` compares with the whole.
 ABLATED_SHARES = (0.01, 0.1)
 
 

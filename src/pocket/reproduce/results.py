@@ -203,7 +203,7 @@ def _skills(
     control = arm_without(ALL_SKILLS)
     skills = [skill for skill in scale.skills if arm_without(skill) in evidence]
     if not skills or control not in evidence:
-        return "Not run: `minigpt4 reproduce` without `--quick` runs it.\n"
+        return "Not run: `minigpt4 pocket reproduce` without `--quick` runs it.\n"
     rows, gone = [], 0
     for skill in skills:
         arm = arm_without(skill)
@@ -247,7 +247,7 @@ _ENDING = """## How to read this
 * Intervals take questions as independent. Objects of one picture and questions of one model are not quite, so true
   intervals are somewhat wider; seeds are shown for that reason.
 * Every question, answer and verdict lies in `runs/reproduce/arms/*/answers-*.json`.
-* `minigpt4 reproduce --plan` lists all arms with their cost and what is done; a run that was stopped goes on.
+* `minigpt4 pocket reproduce --plan` lists all arms with their cost and what is done; a run that was stopped goes on.
 """.replace("{open}", Verdict.OPEN.value)
 
 

@@ -1,4 +1,4 @@
-"""`minigpt4 reproduce`: make every arm that is not made yet, judge the claims, write the page."""
+"""`minigpt4 pocket reproduce`: make every arm that is not made yet, judge the claims, write the page."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The questions that every model of the reproduction is asked, and the figures that its answers give.
 
-Beside the questions of `minigpt4 demo` there are scenes about which five things are asked: a caption, a description, a
-story, and the colour and place of one and the same object. Pictures come from the seeds that nothing was trained on,
-each seed of the reproduction has its own, and all judging is by ground truth.
+Beside the demo's questions there are scenes about which five things are asked: a caption, a description, a story, and
+the colour and place of one and the same object. Pictures come from the seeds that nothing was trained on, each seed of
+the reproduction has its own, and all judging is by ground truth.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Figures:
 
 @lru_cache(maxsize=32)
 def draw_exam(questions: int, scenes: int, seed: int) -> Survey:
-    """The questions of `minigpt4 demo`, then those about `scenes` further pictures; no scenes, no such questions."""
+    """The demo's questions, then those about `scenes` further pictures; no scenes, no such questions."""
     survey = draw_survey(questions, seed)
     pictures, asked = list(survey.pictures), list(survey.questions)
     first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] * 3 // 4 + seed * 10_000
