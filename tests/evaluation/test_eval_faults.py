@@ -239,7 +239,7 @@ def test_a_judge_that_is_away_loses_nothing(
 def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_later(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt4.evaluation.answerers import Answering
+    from minigpt4.evaluation.models import Answering
     from minigpt4.generation import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)

@@ -44,7 +44,7 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
     models = [f"good=openai:{good.url}#secret-good", f"bad=openai:{bad.url}#secret-bad"]
 
     def measure() -> Path:
-        from minigpt4.evaluation.answerers import Answering
+        from minigpt4.evaluation.models import Answering
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))

@@ -1,6 +1,6 @@
 import pytest
 
-from minigpt4.evaluation.statistics import Rate, difference
+from minigpt4.statistics import Rate, difference
 from pocket.measure.survey import ABILITIES, Record
 from pocket.reproduce.claims import judge
 from pocket.reproduce.survey import FORMS, Evidence, Figures, draw_exam, figures

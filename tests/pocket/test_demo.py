@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
 from pocket.demo import page as report
 from pocket.demo.run import run_demo, targets
 from pocket.measure.survey import ABILITIES

@@ -81,7 +81,7 @@ def run_suite(
     suite: Suite, models: list[str], out: Path, how: dict[str, Any], *, samples: int = 1, limit: int | None = None
 ) -> None:
     """Carry a suite out and print its table; `how` holds the fields of `Answering`."""
-    from minigpt4.evaluation.answerers import Answering
+    from minigpt4.evaluation.models import Answering
     from minigpt4.evaluation.run import evaluate
     from minigpt4.evaluation.table import RESULTS, TABLE
 
@@ -93,7 +93,7 @@ def run_suite(
 
 def judge_from(name: str, prompt: str, directory: Path, how: dict[str, Any]) -> Judge | None:
     """The judge that --judge names; None is the truth."""
-    from minigpt4.evaluation.answerers import ENDPOINT_PREFIX
+    from minigpt4.evaluation.models import ENDPOINT_PREFIX
 
     if name == "truth":
         return None

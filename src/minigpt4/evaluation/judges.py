@@ -143,7 +143,7 @@ class JudgePrompt:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
         content: Any = text
         if self.picture:
-            from minigpt4.evaluation.remote import picture_url
+            from minigpt4.evaluation.models import picture_url
 
             shown = {"type": "image_url", "image_url": {"url": picture_url(case.item.image)}}
             content = [shown, {"type": "text", "text": text}]
@@ -179,7 +179,7 @@ class LLMJudge(Judge):
         self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0,
         temperature: float = 0.0, attempts: int = 6,
     ) -> None:  # fmt: skip
-        from minigpt4.evaluation.remote import open_endpoint
+        from minigpt4.evaluation.models import open_endpoint
 
         self.endpoint = open_endpoint(endpoint, timeout, attempts)
         self.prompt, self.concurrency, self.temperature = prompt, concurrency, temperature

@@ -13,8 +13,8 @@ from minigpt4.evaluation.items import Item, field_of, read_document
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Answer, Case, LLMJudge, shipped
 from minigpt4.evaluation.run import decide
-from minigpt4.evaluation.statistics import Rate, cohen_kappa
 from minigpt4.files import only_process, write_atomically
+from minigpt4.statistics import Rate, cohen_kappa
 
 
 def read_labelled(path: Path) -> list[tuple[Case, bool]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigpt4.evaluation.journal import digest, read_rows
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.statistics import cohen_kappa
+from minigpt4.statistics import cohen_kappa
 
 RATINGS = "ratings.jsonl"
 

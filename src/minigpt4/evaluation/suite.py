@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.statistics import bootstrap, wilson
 from minigpt4.extensions import extensions
+from minigpt4.statistics import bootstrap, wilson
 
 T = TypeVar("T")
 #: Asks the judge once more.

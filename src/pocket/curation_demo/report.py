@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minigpt4.evaluation.statistics import Rate, difference
+from minigpt4.statistics import Rate, difference
 
 
 def _cell(rate: Rate) -> str:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
 from minigpt4.progress import progress_bar
+from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.demo import page as report
 from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
+from minigpt4.text_failures import failure
 from pocket.measure.truth import Verdict, check
 from pocket.text.requests import PICTURE_TYPES, Request, follow_up, request
 from pocket.world import world

@@ -3,7 +3,7 @@
 Every check compares what the text says with the ground truth (`world.Picture`), by reading it, not by matching it with
 a template: `read` finds the kinds of things that a text names, with the colours, sizes and places that it gives them,
 and a check compares these as sets. What is missing fails, and so does what is invented. Nothing here knows the model,
-the wording that the language model was trained on, or whether an answer is good English (see `reliability.py`).
+the wording that the language model was trained on, or whether an answer is good English (see `minigpt4.text_failures`).
 
 What the reader relies on: a colour stands right before the kind it belongs to ("a large red ball") or is said of it
 ("the ball is red"); a place stands in the same sentence as its object.

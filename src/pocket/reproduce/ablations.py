@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.evaluation.table import RESULTS, TABLE
 from minigpt4.files import write_atomically
+from minigpt4.statistics import Rate
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.experiments import Arm, Scale, ablated
 from pocket.reproduce.figures import draw_ablations

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import write_atomically
+from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.measure.survey import Record, Survey, put, write_pictures
 from pocket.measure.truth import check

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce.experiments import (
     ALL_SKILLS,

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.evaluation.statistics import Rate, difference
 from minigpt4.files import write_atomically
+from minigpt4.statistics import Rate, difference
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce import figures as pictures
 from pocket.reproduce.claims import Claim, judge

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.files import only_process
+from minigpt4.statistics import Rate
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.claims import Claim
 from pocket.reproduce.experiments import ALL_SKILLS, Arm, arm_without, expected_seconds, jobs

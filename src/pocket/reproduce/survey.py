@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
 from pocket.measure.facts import missing_fact
 from pocket.measure.survey import Question, Record, Survey, draw_survey, measure
 from pocket.measure.truth import NOUNS, read

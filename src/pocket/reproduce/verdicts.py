@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from minigpt4.evaluation.statistics import Rate, difference
+from minigpt4.statistics import Rate, difference
 
 #: A difference below this many (as a share) would not matter to the claim.
 MARGIN = 0.05

@@ -20,8 +20,8 @@ from minigpt4.evaluation.coco import read_captions
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
 from minigpt4.evaluation.lexical import THRESHOLD, covers
-from minigpt4.evaluation.statistics import cohen_kappa
 from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite, default_data
+from minigpt4.statistics import cohen_kappa
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for a second time, to see how far it agrees with itself.

@@ -1,6 +1,6 @@
 """How often answers fail as language: detailed descriptions and poems, as the paper counts them (section 4.3).
 
-The rules are those of `evaluation/reliability.py`; nothing here asks whether an answer is true, so any folder of
+The rules are those of `text_failures.py`; nothing here asks whether an answer is true, so any folder of
 pictures will do.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.reliability import KINDS, RULES_VERSION, failure
 from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
 from minigpt4.images import is_picture
+from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
 TASKS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from minigpt4.evaluation.reliability import KINDS, failure
+from minigpt4.text_failures import KINDS, failure
 
 PAGE = "<html>\n<body>\n<ul><li>First</li><li>Second</li></ul>\n<p>Hi.</p>\n</body>\n</html>"
 

@@ -13,17 +13,17 @@ from endpoint import Server
 from evaluating import picture_folder
 from minigpt4 import MiniGPT4
 from minigpt4.errors import UserError
-from minigpt4.evaluation.answerers import (
+from minigpt4.evaluation.items import Item
+from minigpt4.evaluation.models import (
     BLIP2_PROMPT,
     Answering,
     Blip2Answerer,
+    EndpointAnswerer,
     LocalAnswerer,
     Reply,
     open_answerer,
     weights_signature,
 )
-from minigpt4.evaluation.items import Item
-from minigpt4.evaluation.remote import EndpointAnswerer
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message

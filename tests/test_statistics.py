@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minigpt4.evaluation.statistics import Rate, bootstrap, wilson
+from minigpt4.statistics import Rate, bootstrap, wilson
 
 
 @pytest.mark.parametrize(
