@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
-from minigpt4.evaluation.benchmark_cli import eval_
+from minigpt4.evaluation.cli import eval_
 from minigpt4.training.cli import recipes
 
 

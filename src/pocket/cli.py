@@ -210,7 +210,7 @@ def ablations(
 
     Example: minigpt4 pocket ablations --seeds 3 --out runs/eval
     """
-    from minigpt4.evaluation.table import RESULTS, TABLE
+    from minigpt4.evaluation.results import RESULTS, TABLE
     from pocket.reproduce import run
     from pocket.reproduce.ablations import ablations as compare
     from pocket.reproduce.artifacts import Workshop

@@ -5,11 +5,11 @@ import shutil
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.caption_metrics import PLAIN, STANFORD, caption_scores
+from minigpt4.evaluation.benchmarks.caption_metrics import PLAIN, STANFORD, caption_scores
+from minigpt4.evaluation.benchmarks.coverage import Coverage
 from minigpt4.evaluation.judges import Answer, Verdict
+from minigpt4.evaluation.results import cell
 from minigpt4.evaluation.suite import Judged
-from minigpt4.evaluation.suites.coverage import Coverage
-from minigpt4.evaluation.table import cell
 
 ANSWERS = {"1": "A red ball\non a beach.", "2": "a cat riding a bicycle", "3": ""}
 REFERENCES = {"1": ["a red ball on a beach"], "2": ["a dog playing guitar", "a cat in a street"], "3": ["a lamp"]}

@@ -17,10 +17,10 @@ from curating import assert_one_line
 from endpoint import Server
 from evaluating import command, figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
+from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.cli import judge_from
 from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 from minigpt4.evaluation.run import evaluate
-from minigpt4.evaluation.suites.abilities import Abilities
 from minigpt4.files import only_process
 
 Serve = Callable[..., Server]

@@ -21,10 +21,9 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.models import Answerer, Answering, Reply, open_answerer
+from minigpt4.evaluation.results import machine, write_results
 from minigpt4.evaluation.suite import Again, Judged, Suite
-from minigpt4.evaluation.table import write_results
 from minigpt4.files import only_process
 from minigpt4.progress import progress_bar
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.evaluation.machine import machine
+from minigpt4.evaluation.results import machine
 from minigpt4.files import write_atomically
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate

@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.table import RESULTS, TABLE
+from minigpt4.evaluation.results import RESULTS, TABLE, machine
 from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate
 from pocket.reproduce.artifacts import Workshop

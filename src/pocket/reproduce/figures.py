@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.plots import png
+from minigpt4.evaluation.results import png
 from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate
 from pocket.measure.survey import ABILITIES

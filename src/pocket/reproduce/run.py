@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.machine import machine
+from minigpt4.evaluation.results import machine
 from minigpt4.files import only_process
 from minigpt4.statistics import Rate
 from pocket.reproduce.artifacts import Workshop

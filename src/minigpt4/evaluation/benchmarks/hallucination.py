@@ -1,23 +1,37 @@
-"""What models claim to see: CHAIR of short and long answers, with their lengths, and yes-or-no questions (POPE).
+"""What models claim to see: CHAIR of short and long answers with their lengths, and yes-or-no questions (POPE).
 
-Over COCO's instances (and captions, if given), or over held-out pocket pictures in the same files, where the annotated
-objects are the exact truth.
+CHAIR (Rohrbach et al. 2018): CHAIR_i is the share of all object mentions that are hallucinated, CHAIR_s the share of
+answers with at least one. What is in an image are its annotated objects and those that its reference captions name.
+
+POPE (Li et al. 2023): the absent objects are drawn at random, as the most frequent ones of the data set, and as those
+that appear most often beside what is in the image. Yes is right as often as no, so always saying yes gets half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation import hallucination as chair
-from minigpt4.evaluation.coco import Instances, read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coco import (
+    ImageId,
+    Instances,
+    Vocabulary,
+    read_captions,
+    read_instances,
+    vocabulary,
+    with_article,
+)
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.objects import Vocabulary, vocabulary, with_article
-from minigpt4.evaluation.plots import png
-from minigpt4.evaluation.probing import SAMPLINGS, draw_probes, f1, yes_or_no
+from minigpt4.evaluation.results import png
 from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
 
 #: What is asked for answers of different lengths.
@@ -73,7 +87,7 @@ class Hallucination(Suite):
             found.faults += read.faults
         chosen = list(instances.objects)[: self.count]
         for image in chosen:
-            truth = sorted(chair.present_objects(instances.objects[image], told.get(image, ()), self._words))
+            truth = sorted(present_objects(instances.objects[image], told.get(image, ()), self._words))
             file, where = images / instances.file_names[image], f"{path}: image {image}"
             for task, prompt in PROMPTS.items():
                 if task == "short" or file.is_file():  # a missing picture is one fault
@@ -125,19 +139,19 @@ class Hallucination(Suite):
                 return Verdict(None, "says neither yes nor no", {"said": None})
             right = said == item.truth["present"]
             return Verdict(right, "" if right else "says yes" if said else "says no", {"said": said})
-        wrong = chair.hallucinated(answer, self._words, item.truth["objects"])
-        counts = chair.count_objects(answer, self._words, item.truth["objects"])
+        wrong = hallucinated(answer, self._words, item.truth["objects"])
+        counts = count_objects(answer, self._words, item.truth["objects"])
         reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
         return Verdict(not wrong, reason, vars(counts))
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
         figures: dict[str, Figure] = {}
         for task in PROMPTS:
-            counts = [chair.Named(**one.verdicts[0].detail) for one in judged if one.item.task == task]
-            figures[f"{task} chair_i"] = Figure.bootstrapped(counts, chair.chair_i)
+            counts = [Named(**one.verdicts[0].detail) for one in judged if one.item.task == task]
+            figures[f"{task} chair_i"] = Figure.bootstrapped(counts, chair_i)
             figures[f"{task} chair_s"] = Figure.rate([count.hallucinated > 0 for count in counts])
-            figures[f"{task} found"] = Figure.bootstrapped(counts, chair.recall)
-            figures[f"{task} words"] = Figure.bootstrapped(counts, chair.mean_words)
+            figures[f"{task} found"] = Figure.bootstrapped(counts, recall)
+            figures[f"{task} words"] = Figure.bootstrapped(counts, mean_words)
         for way in SAMPLINGS:
             answers = [
                 (bool(one.item.truth["present"]), one.verdicts[0].detail["said"])
@@ -182,3 +196,123 @@ def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Figu
         "yes": Figure.rate([said is True for _, said in answers]),
         "neither": Figure.rate([said is None for _, said in answers]),
     }
+
+
+@dataclass(frozen=True)
+class Named:
+    """What one answer names, counted in mentions, and its length in words.
+
+    `found` of the `present` kinds are named at least once: a model avoids hallucination by saying little, too.
+    """
+
+    mentions: int
+    hallucinated: int
+    found: int
+    present: int
+    words: int
+
+
+def present_objects(annotated: Iterable[str], captions: Iterable[str], vocabulary: Vocabulary) -> frozenset[str]:
+    """What counts as being in a picture: what is annotated, and what its reference captions name."""
+    return frozenset(annotated).union(*(vocabulary.mentions(caption) for caption in captions))
+
+
+def hallucinated(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> list[str]:
+    """Every mention, in order, of a kind that is not `present`."""
+    there = set(present)
+    return [kind for kind in vocabulary.mentions(answer) if kind not in there]
+
+
+def count_objects(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> Named:
+    """The mentions of an answer, measured against the kinds that are `present`."""
+    there = set(present)
+    mentions = vocabulary.mentions(answer)
+    wrong = sum(kind not in there for kind in mentions)
+    return Named(len(mentions), wrong, len(there.intersection(mentions)), len(there), len(answer.split()))
+
+
+def chair_i(answers: Sequence[Named]) -> float:
+    """The share of object mentions that are hallucinated; NaN if nothing is named."""
+    mentions = sum(answer.mentions for answer in answers)
+    return sum(answer.hallucinated for answer in answers) / mentions if mentions else math.nan
+
+
+def recall(answers: Sequence[Named]) -> float:
+    """The share of what is there that is named; NaN if nothing is there."""
+    present = sum(answer.present for answer in answers)
+    return sum(answer.found for answer in answers) / present if present else math.nan
+
+
+def mean_words(answers: Sequence[Named]) -> float:
+    """The mean length of the answers in words."""
+    return sum(answer.words for answer in answers) / len(answers)
+
+
+SAMPLINGS = ("random", "popular", "adversarial")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Is `kind` in the picture? `samplings`: under which of `SAMPLINGS` this question counts."""
+
+    image: ImageId
+    kind: str
+    present: bool
+    samplings: tuple[str, ...]
+
+
+def draw_probes(instances: Instances, images: Sequence[ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
+    """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
+
+    A picture without objects, or with all categories, is passed over. The questions about what is there are the same
+    for all three samplings, and so are absent objects that two samplings draw: each is asked once. Frequencies are
+    counted over all pictures of `instances`. The same for the same `seed`.
+    """
+    frequency = Counter(kind for kinds in instances.objects.values() for kind in kinds)
+    together: Counter[tuple[str, str]] = Counter()
+    for kinds in instances.objects.values():
+        for one, other in combinations(sorted(kinds), 2):
+            together[one, other] += 1
+            together[other, one] += 1
+    probes: list[Probe] = []
+    for image in images:
+        there = sorted(instances.objects[image])
+        absent = [kind for kind in instances.categories if kind not in instances.objects[image]]
+        count = min(per_image, len(there), len(absent))
+        rng = random.Random(f"probes {seed} {image}")
+        probes += [Probe(image, kind, True, SAMPLINGS) for kind in rng.sample(there, count)]
+        beside = {kind: sum(together[kind, other] for other in there) for kind in absent}
+        drawn = {
+            "random": rng.sample(absent, count),
+            "popular": sorted(absent, key=lambda kind: (-frequency[kind], kind))[:count],
+            "adversarial": sorted(absent, key=lambda kind: (-beside[kind], -frequency[kind], kind))[:count],
+        }
+        for kind in dict.fromkeys(kind for kinds in drawn.values() for kind in kinds):
+            probes.append(Probe(image, kind, False, tuple(way for way in SAMPLINGS if kind in drawn[way])))
+    return probes
+
+
+_NO = re.compile(
+    r"^\W*(?:no|nope)\b|\b(?:is|are|do|does|was|were)(?:n't| not)\b|\b(?:is|are|was|were|see) no\b|\bthere's no\b"
+)
+_YES = re.compile(r"^\W*(?:yes|yeah|yep)\b|\bthere(?: is|'s| are)\b(?! no\b| not\b|n't\b)")
+
+
+def yes_or_no(answer: str) -> bool | None:
+    """Whether an answer's first sentence says yes; None if it says neither ("I cannot tell.")."""
+    first = re.split(r"(?<=[.!?])\s|\n", answer.strip().lower().replace("\u2019", "'"), maxsplit=1)[0]
+    no, yes = _NO.search(first), _YES.search(first)
+    if no and yes:
+        return yes.start() < no.start()
+    return True if yes else False if no else None
+
+
+def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
+    """The harmonic mean of precision and recall of "yes", from pairs (is it there, what was answered).
+
+    An answer that says neither (None) where yes is true is missed. NaN where yes is never true and never said.
+    """
+    found = Counter(answers)
+    right = found[True, True]
+    errors = found[False, True] + found[True, False] + found[True, None]
+    return 2 * right / (2 * right + errors) if right + errors else math.nan

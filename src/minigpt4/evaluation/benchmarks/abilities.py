@@ -13,8 +13,7 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item, field_of, read_document
-from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
-from minigpt4.evaluation.people import PeopleJudge
+from minigpt4.evaluation.judges import Answer, Case, Judge, PeopleJudge, Rule, Verdict
 from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite, default_data
 from minigpt4.statistics import cohen_kappa
 
