@@ -23,7 +23,7 @@ def test_wilson_widens_with_confidence_and_refuses_nonsense():
 
 
 def test_rates_add_up_and_print():
-    rate = Rate.of([True, True, False]) + Rate(1, 1)
+    rate = Rate.from_outcomes([True, True, False]) + Rate(1, 1)
     assert rate == Rate(3, 4)
     assert rate.share == 0.75
     assert str(rate) == "75 % (30–95)"

@@ -1,13 +1,13 @@
-"""Rates and their uncertainty. Knows nothing about pictures or models."""
+"""Rates and other measured numbers, their uncertainty, and the one form in which they are printed and saved."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -95,18 +95,23 @@ def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Rate:
-    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up."""
+    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up.
+
+    `undecided` cases are part of `total` and are no successes.
+    """
 
     successes: int
     total: int
+    undecided: int = 0
 
     @classmethod
-    def of(cls, outcomes: list[bool]) -> Rate:
-        """The rate of true outcomes."""
-        return cls(sum(outcomes), len(outcomes))
+    def from_outcomes(cls, outcomes: Iterable[bool | None]) -> Rate:
+        """The rate of True; None is undecided."""
+        found = list(outcomes)
+        return cls(sum(o is True for o in found), len(found), sum(o is None for o in found))
 
     def __add__(self, other: Rate) -> Rate:
-        return Rate(self.successes + other.successes, self.total + other.total)
+        return Rate(self.successes + other.successes, self.total + other.total, self.undecided + other.undecided)
 
     @property
     def share(self) -> float:
@@ -118,9 +123,54 @@ class Rate:
         """The 95 % Wilson interval of `share`."""
         return wilson(self.successes, self.total)
 
+    def to_json(self) -> dict[str, Any]:
+        """As `Estimate.to_json`."""
+        return Estimate(self.share, *self.interval, self.total, self.successes, self.undecided).to_json()
+
     def __str__(self) -> str:
         """ "92 % (85–96)"; "–" when nothing was observed."""
-        if not self.total:
-            return "–"
-        low, high = self.interval
-        return f"{100 * self.share:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+        return text(self.to_json(), sign=" %")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number with its 95 % interval, over `total` cases; NaN for what is not known."""
+
+    value: float
+    low: float
+    high: float
+    total: int
+    successes: int | None = None
+    undecided: int = 0
+
+    @classmethod
+    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Estimate:
+        """A statistic of cases, with the interval that drawing the cases again gives it."""
+        if not cases:
+            return cls(math.nan, math.nan, math.nan, 0)
+        return cls(statistic(cases), *bootstrap(cases, statistic), len(cases))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with None in place of NaN, which JSON has not."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+def text(figure: Mapping[str, Any] | None, unit: str = "%", *, digits: int = 0, sign: str = "") -> str:
+    """A number and its interval, from `to_json`: "92 (85–96)" per cent, "18/25 (52–86 %)", "7.10 (6.80–7.40)".
+
+    Args:
+        unit: "%" for a share, "of" for successes of the total; anything else is printed with two decimals.
+        digits: Decimals of per cent.
+        sign: What follows the number of per cent.
+    """
+    if figure is None or figure["value"] is None or not figure["total"]:
+        return "–"
+    scale, places = (100, digits) if unit in ("%", "of") else (1, 2)
+    value = f"{scale * figure['value']:.{places}f}"
+    if figure["low"] is None:  # a figure of the whole, as BLEU is, has no interval
+        return value
+    low, high = (f"{scale * figure[edge]:.{places}f}" for edge in ("low", "high"))
+    undecided = f", {figure['undecided']} undecided" if figure["undecided"] else ""
+    if unit == "of":
+        return f"{figure['successes']}/{figure['total']} ({low}–{high} %{undecided})"
+    return f"{value}{sign} ({low}–{high}{undecided})"

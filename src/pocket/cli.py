@@ -136,10 +136,10 @@ def curate(
 
     Example: minigpt4 pocket curate --out runs/curation
     """
-    from pocket.curation_demo.run import run_demo
+    from pocket.curation_demo.run import run_curation
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))
+    typer.echo(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
 
 
 Processes = Annotated[

@@ -55,10 +55,10 @@ def measure_judge(judge: LLMJudge, directory: Path, labelled: Path | None = None
     said = [verdict.success for verdict in first]
     decided = [(a, b) for a, b in zip(said, truth, strict=True) if a is not None]
     wrong = [i for i, (a, b) in enumerate(zip(said, truth, strict=True), start=1) if a is not None and a != b]
-    right = Rate.of([a == b for a, b in zip(said, truth, strict=True)])
-    lenient = Rate.of([a is True for a, b in zip(said, truth, strict=True) if not b])
-    strict = Rate.of([a is not True for a, b in zip(said, truth, strict=True) if b])
-    again = Rate.of([a.success == b.success for a, b in zip(first, second, strict=True)])
+    right = Rate.from_outcomes([a == b for a, b in zip(said, truth, strict=True)])
+    lenient = Rate.from_outcomes([a is True for a, b in zip(said, truth, strict=True) if not b])
+    strict = Rate.from_outcomes([a is not True for a, b in zip(said, truth, strict=True) if b])
+    again = Rate.from_outcomes([a.success == b.success for a, b in zip(first, second, strict=True)])
     kappa = cohen_kappa(decided)
     results = {
         "judge": judge.identity, "cases": len(cases), "right": right.share, "interval": right.interval, "kappa": kappa,

@@ -7,38 +7,50 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from minigpt4.files import write_atomically
+from minigpt4.statistics import text
 
 RESULTS, TABLE = "results.json", "results.md"
+#: Panels beside each other, and the width of one bar in inches.
+PANELS, BAR = 3, 0.27
+
+_Row = Mapping[str, Any]
+
+
+def write_files(
+    directory: Path, results: Mapping[str, Any], files: Mapping[str, str | bytes], name: str = RESULTS
+) -> None:
+    """Write `files`, then `results` as JSON to `directory/name`. Rates in it are saved by their `to_json`."""
+    for file, content in files.items():
+        write_atomically(directory / file, content.encode() if isinstance(content, str) else content)
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=_to_json)
+    write_atomically(directory / name, text.encode())
+
+
+def _to_json(value: Any) -> Any:
+    return value.to_json() if hasattr(value, "to_json") else str(value)
 
 
 def write_results(directory: Path, results: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
     """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, bars, and further `plots`."""
     plots = {**bars(results), **plots}
-    for name, image in plots.items():
-        write_atomically(directory / name, image)
-    write_atomically(directory / TABLE, markdown(results, list(plots)).encode())
-    write_atomically(directory / RESULTS, json.dumps(results, indent=1, ensure_ascii=False).encode())
+    write_files(directory, results, {**plots, TABLE: markdown(results, list(plots))})
 
 
-def cell(figure: Mapping[str, Any] | None, unit: str) -> str:
-    """ "72 (64–79)" per cent, "18/25 (52–86 %)", "7.1 (6.8–7.4)": a figure and its 95 % interval; "–" without one."""
-    if figure is None or figure["value"] is None or not figure["total"]:
-        return "–"
-    low, high = figure["low"], figure["high"]
-    if low is None:  # a figure of the whole, as BLEU is, has no interval
-        return f"{figure['value']:.2f}"
-    undecided = f", {figure['undecided']} undecided" if figure["undecided"] else ""
-    if unit == "of":
-        return f"{figure['successes']}/{figure['total']} ({100 * low:.0f}–{100 * high:.0f} %{undecided})"
-    if unit == "%":
-        return f"{100 * figure['value']:.1f} ({100 * low:.1f}–{100 * high:.1f}{undecided})"
-    return f"{figure['value']:.2f} ({low:.2f}–{high:.2f}{undecided})"
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; nothing in a cell can end it."""
+    lines = [[_cell(text) for text in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
@@ -46,18 +58,15 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     labels = [model["label"] for model in results["models"]]
     papers = list(dict.fromkeys(name for row in results["rows"] for name in row["paper"]))
     head = ["", *labels, *(f"paper: {name}" for name in papers)]
-    lines = [f"# {results['title']}", "", "| " + " | ".join(map(_plain, head)) + " |"]
-    lines.append("|---|" + "---|" * (len(head) - 1))
-    group = ""
+    rows, group = [], ""
     for row in results["rows"]:
         if row["group"] != group:
             group = row["group"]
-            lines.append(f"| **{_plain(group)}** |" + " |" * (len(head) - 1))
+            rows.append([f"**{group}**"] + [""] * (len(head) - 1))
         unit = {"%": ", %", "of": ""}.get(row["unit"], f", {row['unit']}" if row["unit"] else "")
-        cells = [cell(row["figures"].get(label), row["unit"]) for label in labels]
-        cells += [str(row["paper"].get(name, "–")) for name in papers]
-        lines.append("| " + " | ".join(map(_plain, [row["label"] + unit, *cells])) + " |")
-    lines += ["", _measured(results), ""]
+        cells = [text(row["figures"].get(label), row["unit"], digits=row["unit"] == "%") for label in labels]
+        rows.append([row["label"] + unit, *cells, *(str(row["paper"].get(name, "–")) for name in papers)])
+    lines = [f"# {results['title']}", "", table(head, rows), _measured(results), ""]
     lines += [f"* {note}" for note in results["notes"]]
     lines += [f"* {line}" for line in [*_agreement(results), *_preferences(results)]]
     if results["left_out"]:
@@ -71,11 +80,9 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
 
 def _measured(results: Mapping[str, Any]) -> str:
     judge, machine, settings = results["judge"], results["machine"], results["settings"]
-    who = (
-        judge["judge"]
-        if judge["judge"] != "llm"
-        else (f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})")
-    )
+    who = judge["judge"]
+    if who == "llm":
+        who = f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})"
     decoding = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']}"
     return (
         f"{results['items']} questions, {decoding}; judged by {who}; 95 % intervals in brackets. "
@@ -104,17 +111,6 @@ def _preferences(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _plain(text: str) -> str:
-    """Text that cannot end a Markdown cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-#: Panels beside each other, and the width of one bar in inches.
-PANELS, BAR = 3, 0.27
-
-_Row = Mapping[str, Any]
-
-
 def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
     """One plot for each unit of the rows: file names and PNGs."""
     rows = [row for row in results["rows"] if any(_drawable(f) for f in row["figures"].values())]
@@ -135,7 +131,7 @@ def _drawable(figure: Mapping[str, Any]) -> bool:
 
 
 def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
     labels = [model["label"] for model in results["models"]]
     papers = list(dict.fromkeys(name for row in rows for name in row["paper"]))
@@ -144,7 +140,7 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
     columns = min(PANELS, len(groups))
     lines = math.ceil(len(groups) / columns)
     width = max(3.2, max(map(len, in_groups)) * (0.4 + BAR * len(labels)))
-    canvas = Canvas(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
+    canvas = Figure(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
     panels = canvas.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for panel, group, chosen in zip(panels, groups, in_groups, strict=False):
         _panel(panel, labels, papers, chosen, unit)

@@ -254,7 +254,7 @@ def write_ready(
         {
             "name": row.name, "label": row.label, "unit": row.unit, "group": row.group, "paper": dict(row.paper),
             "lower_is_better": row.lower_is_better,
-            "figures": {label: f[row.name].plain() for label, f in figures.items() if row.name in f},
+            "figures": {label: f[row.name].to_json() for label, f in figures.items() if row.name in f},
         }
         for row in suite.rows()
     ]  # fmt: skip

@@ -64,8 +64,8 @@ def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
         "texts": len(rows),
         "false statements": false_statements(truths),
         "statements per text": round(sum(t.true + t.false for t in truths) / max(1, len(truths)), 2),
-        "broken": Rate.of([t.broken for t in truths]),
-        "broken or false": Rate.of([t.bad for t in truths]),
+        "broken": Rate.from_outcomes([t.broken for t in truths]),
+        "broken or false": Rate.from_outcomes([t.bad for t in truths]),
     }
 
 
@@ -179,7 +179,7 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
         for question, picture, answer in zip(questions, pictures, found, strict=True)
     ]
     return {
-        "failures": Rate.of([truth.broken for truth in truths]),
+        "failures": Rate.from_outcomes([truth.broken for truth in truths]),
         "false statements": false_statements(truths),
         "objects with kind and colour": Rate(
             sum(verdict.kind_colour_right for verdict in verdicts), sum(verdict.objects for verdict in verdicts)

@@ -25,7 +25,8 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.errors import UserError
-from minigpt4.files import new_directory, write_atomically
+from minigpt4.evaluation.results import write_files
+from minigpt4.files import new_directory
 from minigpt4.generation.endpoint import Endpoint
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
@@ -60,7 +61,7 @@ MODEL = "pocket-stage1"
 STAGE2 = ("batch_size=4", "learning_rate=2.5e-3", "final_learning_rate=2.5e-4")
 
 
-def run_demo(
+def run_curation(
     out: Path,
     *,
     pictures: int = 480,
@@ -141,8 +142,7 @@ def run_demo(
     seconds["in all"] = round(time.perf_counter() - started, 1)
     report["seconds"] = seconds
     text = markdown(report)
-    write_atomically(out / "report.json", json.dumps(report, indent=1, default=_plain).encode())
-    write_atomically(out / "report.md", text.encode())
+    write_files(out, report, {"report.md": text}, name="report.json")
     return text
 
 
@@ -211,14 +211,3 @@ def _train(out: Path, name: str, model: str, seed: int, overrides: Sequence[str]
     places["feature_cache"] = out / "features"
     keys = [f"{key}={json.dumps(str(value))}" for key, value in places.items()]
     return train(Recipe.load("pocket-stage2", [*keys, f"seed={seed}", *STAGE2, *overrides]))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no form for: a rate as its share, interval and counts, all else as text."""
-    if not isinstance(value, Rate):
-        return str(value)
-    low, high = value.interval
-    share = round(value.share, 4) if value.total else None
-    return {
-        "share": share, "low": round(low, 4), "high": round(high, 4), "successes": value.successes, "of": value.total,
-    }  # fmt: skip

@@ -19,6 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from minigpt4.statistics import text
+
 THUMBNAIL = 160
 
 #: The rows of the table: name of the rate, label, what it says. A heading has no rate.
@@ -54,13 +56,6 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         console.print(grid)
 
 
-def cell(rate: Mapping[str, Any] | None) -> str:
-    """ "92 (85–96)": per cent and its interval."""
-    if not rate or not rate["total"]:
-        return "–"
-    return f"{100 * rate['share']:.0f} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
 def _rates_table(results: Mapping[str, Any]) -> Table:
     """The rates of all models side by side."""
     grid = _table("Held-out pictures, per cent (95 % interval)")
@@ -71,7 +66,7 @@ def _rates_table(results: Mapping[str, Any]) -> Table:
         if not name:
             grid.add_row(f"[bold]{label}[/bold]")
             continue
-        cells = [cell(results["rates"][model["key"]].get(name)) for model in results["models"]]
+        cells = [text(results["rates"][model["key"]].get(name)) for model in results["models"]]
         grid.add_row(f"  {label}", *cells, style="bold" if name == "abilities" else None)
     return grid
 
@@ -184,8 +179,8 @@ def _rates(results: Mapping[str, Any]) -> str:
         cells = ""
         for model in results["models"]:
             rate = results["rates"][model["key"]].get(name)
-            share = 100 * rate["share"] if rate and rate["total"] else 0
-            cells += f'<td class="bar" style="--share:{share:.0f}%">{cell(rate)}</td>'
+            share = 100 * rate["value"] if rate and rate["total"] else 0
+            cells += f'<td class="bar" style="--share:{share:.0f}%">{text(rate)}</td>'
         rows += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     caption = "Per cent, with 95 % Wilson interval"
     return f'<table class="rates"><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table>'

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.evaluation.results import machine
-from minigpt4.files import write_atomically
+from minigpt4.evaluation.results import machine, write_files
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
@@ -106,15 +105,14 @@ def run_demo(
         "machine": machine(),
         "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
         "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],
-        "rates": {key: {name: _plain(rate) for name, rate in row.items()} for key, row in rates.items()},
+        "rates": {key: {name: rate.to_json() for name, rate in row.items()} for key, row in rates.items()},
         "targets": targets(rates["stage2"], rates["blip2"], seconds if whole else None, peak_memory()),
         "phases": [*clock.phases, {"name": "in all", "seconds": seconds, "peak_mb": peak_memory()}],
         **_answers(survey, records),
     }
-    write_atomically(out / "results.json", json.dumps(results, indent=1).encode())
     curves = {f"Loss of stage {recipe.stage}": recipe.output / "curves.png" for recipe in stages}
     shown = {caption: path for caption, path in curves.items() if path.is_file()}
-    write_atomically(out / "demo.html", report.page(results, out, shown).encode())
+    write_files(out, results, {"demo.html": report.page(results, out, shown)})
     report.show(results, clock.console)
     clock.console.print(f"\nEvery picture, question and answer: {out / 'demo.html'}", soft_wrap=True)
     return results
@@ -226,12 +224,6 @@ def targets(
         found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
     found.append(target("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
     return found
-
-
-def _plain(rate: Rate) -> dict[str, Any]:
-    low, high = rate.interval
-    share = rate.share if rate.total else None
-    return {"successes": rate.successes, "total": rate.total, "share": share, "low": low, "high": high}
 
 
 def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item, field_of, read_document
 from minigpt4.evaluation.judges import Answer, Case, Judge, PeopleJudge, Rule, Verdict
-from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite, default_data
-from minigpt4.statistics import cohen_kappa
+from minigpt4.evaluation.suite import Again, Judged, Row, Suite, default_data
+from minigpt4.statistics import Estimate, Rate, cohen_kappa
 
 #: The lines that sum up: all tasks, and those of which the paper gives figures.
 OVERALL, PAPERS = "all", "paper"
@@ -60,15 +60,15 @@ class Abilities(Suite):
         }  # fmt: skip
         return [Case(answer, fields)]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         outcomes: dict[str, list[bool | None]] = {}
         for one in judged:
             outcomes.setdefault(one.item.task, []).append(one.verdicts[0].success)
-        figures = {task: Figure.rate(found) for task, found in outcomes.items()}
+        figures = {task: Rate.from_outcomes(found) for task, found in outcomes.items()}
         papers = {row.name for row in self._rows if row.paper}
         sums = {OVERALL: outcomes.keys(), PAPERS: outcomes.keys() & papers}
         return figures | {
-            name: Figure.rate([outcome for task in sorted(tasks) for outcome in outcomes[task]])
+            name: Rate.from_outcomes([outcome for task in sorted(tasks) for outcome in outcomes[task]])
             for name, tasks in sums.items()
         }
 

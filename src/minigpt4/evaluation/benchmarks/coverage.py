@@ -20,8 +20,8 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
-from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite, default_data
-from minigpt4.statistics import cohen_kappa
+from minigpt4.evaluation.suite import Again, Judged, Row, Suite, default_data
+from minigpt4.statistics import Estimate, Rate, cohen_kappa
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for a second time, to see how far it agrees with itself.
@@ -101,19 +101,19 @@ class Coverage(Suite):
             for number, caption in enumerate(captions)
         ]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         described = [one for one in judged if one.item.task == "description"]
         verdicts = [[verdict.success for verdict in one.verdicts] for one in described]
         words = [len(one.answer.text.split()) for one in described]
         figures = {
             "covered": _of_pictures(verdicts),
             "lexical": _of_pictures([_lexical(one) for one in described]),
-            "words": Figure.bootstrapped(words, fmean),
+            "words": Estimate.bootstrapped(words, fmean),
         }
         captions = [one for one in judged if one.item.task == "caption"]
         return figures | (self._caption_figures(captions) if captions else {})
 
-    def _caption_figures(self, judged: Sequence[Judged]) -> dict[str, Figure]:
+    def _caption_figures(self, judged: Sequence[Judged]) -> dict[str, Rate | Estimate]:
         from minigpt4.evaluation.benchmarks.caption_metrics import caption_scores
 
         given = {f"{one.item.id} {one.answer.sample}": one for one in judged}
@@ -123,9 +123,11 @@ class Coverage(Suite):
         )
         left_out = tuple(f"No {name}: it {reason}." for name, reason in found.left_out.items())
         self.notes = (f"Words of short captions as cut by {found.tokenizer}.", *left_out)
-        figures = {name: Figure.bootstrapped(values, fmean) for name, values in found.each.items()}
+        figures: dict[str, Rate | Estimate] = {
+            name: Estimate.bootstrapped(values, fmean) for name, values in found.each.items()
+        }
         # BLEU is of all answers together, so it has no interval from pictures drawn again.
-        whole = {name: Figure(value, nan, nan, len(given)) for name, value in found.corpus.items()}
+        whole = {name: Estimate(value, nan, nan, len(given)) for name, value in found.corpus.items()}
         return figures | whole
 
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
@@ -149,9 +151,9 @@ def _agreement(one: str, other: str, said: Sequence[bool | None], second: Sequen
     return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
 
 
-def _of_pictures(outcomes: Sequence[Sequence[bool | None]]) -> Figure:
+def _of_pictures(outcomes: Sequence[Sequence[bool | None]]) -> Estimate:
     """The share of True; its interval is over pictures, whose captions are not independent of each other."""
-    drawn = Figure.bootstrapped(outcomes, _share)
+    drawn = Estimate.bootstrapped(outcomes, _share)
     flat = [outcome for picture in outcomes for outcome in picture]
     return replace(
         drawn, total=len(flat), successes=sum(o is True for o in flat), undecided=sum(o is None for o in flat)

@@ -32,7 +32,8 @@ from minigpt4.evaluation.benchmarks.coco import (
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.results import png
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
+from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
+from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
 PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
@@ -144,14 +145,14 @@ class Hallucination(Suite):
         reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
         return Verdict(not wrong, reason, vars(counts))
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
-        figures: dict[str, Figure] = {}
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+        figures: dict[str, Rate | Estimate] = {}
         for task in PROMPTS:
             counts = [Named(**one.verdicts[0].detail) for one in judged if one.item.task == task]
-            figures[f"{task} chair_i"] = Figure.bootstrapped(counts, chair_i)
-            figures[f"{task} chair_s"] = Figure.rate([count.hallucinated > 0 for count in counts])
-            figures[f"{task} found"] = Figure.bootstrapped(counts, recall)
-            figures[f"{task} words"] = Figure.bootstrapped(counts, mean_words)
+            figures[f"{task} chair_i"] = Estimate.bootstrapped(counts, chair_i)
+            figures[f"{task} chair_s"] = Rate.from_outcomes([count.hallucinated > 0 for count in counts])
+            figures[f"{task} found"] = Estimate.bootstrapped(counts, recall)
+            figures[f"{task} words"] = Estimate.bootstrapped(counts, mean_words)
         for way in SAMPLINGS:
             answers = [
                 (bool(one.item.truth["present"]), one.verdicts[0].detail["said"])
@@ -164,9 +165,9 @@ class Hallucination(Suite):
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
         """Hallucination against length: a line for each model, from its short answers to its long ones."""
-        from matplotlib.figure import Figure as Canvas
+        from matplotlib.figure import Figure
 
-        canvas = Canvas(figsize=(6.4, 4.0), layout="constrained")
+        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = canvas.subplots()
         rows = {row["name"]: row["figures"] for row in results["rows"]}
         for model in (model["label"] for model in results["models"]):
@@ -186,15 +187,15 @@ class Hallucination(Suite):
         return {"plot-length.png": png(canvas)}
 
 
-def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Figure]:
+def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate | Estimate]:
     """Of pairs (is it there, what was answered). What says neither is never right, and missed where yes is true."""
     return {
-        "accuracy": Figure.rate([None if said is None else said == there for there, said in answers]),
-        "precision": Figure.rate([there for there, said in answers if said]),
-        "recall": Figure.rate([said for there, said in answers if there]),
-        "f1": Figure.bootstrapped(answers, f1),
-        "yes": Figure.rate([said is True for _, said in answers]),
-        "neither": Figure.rate([said is None for _, said in answers]),
+        "accuracy": Rate.from_outcomes([None if said is None else said == there for there, said in answers]),
+        "precision": Rate.from_outcomes([there for there, said in answers if said]),
+        "recall": Rate.from_outcomes([said for there, said in answers if there]),
+        "f1": Estimate.bootstrapped(answers, f1),
+        "yes": Rate.from_outcomes([said is True for _, said in answers]),
+        "neither": Rate.from_outcomes([said is None for _, said in answers]),
     }
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
+from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
 from minigpt4.images import is_picture
+from minigpt4.statistics import Estimate, Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
@@ -58,15 +59,15 @@ class Reliability(Suite):
     def cases(self, answer: Answer) -> Sequence[Case]:
         return [Case(answer, {"answer": answer.text})]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         figures = {}
         for task in TASKS:
             verdicts = [one.verdicts[0] for one in judged if one.item.task == task]
             if not verdicts:
                 continue
-            figures[task] = Figure.rate([not verdict.success for verdict in verdicts])
+            figures[task] = Rate.from_outcomes([not verdict.success for verdict in verdicts])
             for kind in KINDS:
-                figures[f"{task} {kind}"] = Figure.rate([verdict.reason == kind for verdict in verdicts])
+                figures[f"{task} {kind}"] = Rate.from_outcomes([verdict.reason == kind for verdict in verdicts])
         return figures
 
 

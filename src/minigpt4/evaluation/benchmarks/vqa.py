@@ -28,7 +28,8 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of
 from minigpt4.evaluation.items import MALFORMED, Collection, Fault, Item, field_of, read_document
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
+from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
+from minigpt4.statistics import Estimate, Rate
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
 
@@ -255,15 +256,15 @@ class Vqa(Suite):
     def cases(self, answer: Answer) -> Sequence[Case]:
         return [Case(answer, {"answer": answer.text})]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
-        figures: dict[str, Figure] = {}
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+        figures: dict[str, Rate | Estimate] = {}
         for name in BENCHMARKS:
             chosen = [one.verdicts[0] for one in judged if one.item.task == f"{name} {CHOICE}"]
             direct = [one for one in judged if one.item.task == f"{name} {DIRECT}"]
             if chosen:
-                figures[f"{name} choice"] = Figure.rate([verdict.success for verdict in chosen])
+                figures[f"{name} choice"] = Rate.from_outcomes([verdict.success for verdict in chosen])
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
-                figures[f"{name} choice per token"] = Figure.rate(scored)
+                figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
             if direct:
                 figures[f"{name} exact"] = _mean(direct, "accuracy")
                 figures[f"{name} contained"] = _mean(direct, "contained")
@@ -273,8 +274,8 @@ class Vqa(Suite):
         return figures
 
 
-def _mean(judged: Sequence[Judged], key: str) -> Figure:
-    return Figure.bootstrapped([float(one.verdicts[0].detail[key]) for one in judged], fmean)
+def _mean(judged: Sequence[Judged], key: str) -> Estimate:
+    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in judged], fmean)
 
 
 def _judge(case: Case) -> Verdict:
