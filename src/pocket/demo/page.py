@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -119,17 +120,12 @@ def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path
     )
     thumbnails = [_thumbnail(directory / picture["file"]) for picture in results["pictures"]]
     cards = "".join(_card(results, question, thumbnails) for question in results["questions"])
-    return _PAGE.format(
-        style=_STYLE,
-        script=_SCRIPT,
-        summary=_summary(results),
-        targets=_targets(results),
-        rates=_rates(results),
-        figures=shown,
-        phases=_phases(results),
-        filters=_filters(results),
-        cards=cards,
-    )
+    parts = {
+        "summary": _summary(results), "targets": _targets(results), "rates": _rates(results), "figures": shown,
+        "phases": _phases(results), "filters": _filters(results), "cards": cards,
+    }  # fmt: skip
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def _data_url(data: bytes, kind: str) -> str:
@@ -248,86 +244,3 @@ def _card(results: Mapping[str, Any], question: Mapping[str, Any], thumbnails: l
 
 def _mark(good: bool, yes: str, no: str) -> str:
     return f'<span class="{"good" if good else "bad"}">{"✓ " + yes if good else "✗ " + no}</span>'
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1d2330;--soft:#5b6475;--paper:#fbfaf7;--card:#fff;--line:#dcdfe6;--bar:#cfe3f7;
---good:#14703a;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e7e9ee;--soft:#a3abba;--paper:#14171d;--card:#1c2129;--line:#343b47;
---bar:#234a70;--good:#6fd597;--bad:#ff9a90}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1rem 4rem;max-width:76rem;background:var(--paper);color:var(--ink);
-font:1rem/1.5 system-ui,sans-serif}
-h1{font-size:1.7rem;margin:0 0 .3rem}h2{margin:2.2rem 0 .6rem;font-size:1.25rem}h3{margin:0 0 .5rem;font-size:1rem}
-.soft,figcaption,.before,.fault,caption{color:var(--soft)}
-table{border-collapse:collapse;margin:1rem 0;max-width:100%}caption{text-align:left;padding-bottom:.3rem}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--line);font-weight:400}
-th[scope=col],th[scope=colgroup]{font-weight:600}th[scope=colgroup]{padding-top:.9rem}
-.rates td,.rates th[scope=col]{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--share) 100%}
-.scroll{overflow-x:auto}.figures{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:0 1 34rem}
-figure img{width:100%;background:#fff;border-radius:6px}
-form{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;padding:.7rem 0;
-background:var(--paper);border-bottom:1px solid var(--line)}
-select{font:inherit;padding:.15rem .3rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(34rem,100%),1fr));gap:1rem;margin-top:1rem}
-.card{display:flex;gap:1rem;padding:.9rem;background:var(--card);border:1px solid var(--line);border-radius:10px;
-content-visibility:auto;contain-intrinsic-size:auto 12rem}
-.card>div{min-width:0;flex:1}.card>img{border-radius:6px;flex:none;align-self:flex-start;object-fit:cover}
-.answer:not([hidden])~.answer{margin-top:.8rem;border-top:1px dashed var(--line);padding-top:.6rem}
-.answer p{margin:0}.by{font-size:.85rem}.fault{font-size:.85rem}
-pre{margin:.2rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font:inherit}
-.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
-iframe{width:100%;height:16rem;border:1px solid var(--line);border-radius:6px;background:#fff}
-[hidden]{display:none!important}
-@media(max-width:40rem){.card{flex-direction:column}.rates .soft{display:none}}
-"""
-
-_SCRIPT = """
-const form = document.querySelector("form"), cards = [...document.querySelectorAll(".card")];
-function show() {
-  const {ability, model, verdict} = Object.fromEntries(new FormData(form));
-  let shown = 0;
-  for (const card of cards) {
-    let any = false;
-    for (const answer of card.querySelectorAll(".answer")) {
-      answer.hidden = Boolean(model && answer.dataset.model !== model);
-      any ||= !answer.hidden && (!verdict || answer.dataset.verdict === verdict);
-    }
-    card.hidden = !any || Boolean(ability && card.dataset.ability !== ability);
-    shown += !card.hidden;
-  }
-  document.querySelector("output").textContent = `${shown} of ${cards.length} questions`;
-}
-form.addEventListener("input", show);
-show();
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>MiniGPT-4, the pocket model: what one linear layer can do</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>The pocket MiniGPT-4</h1>
-<p class="soft">A frozen vision tower and a frozen LLM, aligned through one linear layer. {summary}</p>
-</header>
-<main>
-<section aria-labelledby="measured"><h2 id="measured">Measured against ground truth</h2>
-<div class="scroll">{targets}</div><div class="scroll">{rates}</div>
-<div class="figures">{figures}</div>
-<div class="scroll">{phases}</div></section>
-<section aria-labelledby="answers"><h2 id="answers">Every picture, question and answer</h2>
-<form aria-label="Filter the answers">{filters}<output aria-live="polite"></output></form>
-<div class="cards">{cards}</div></section>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
