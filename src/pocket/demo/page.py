@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.table import Table
 from minigpt4.statistics import text
 
 THUMBNAIL = 160
+TARGETS = "Targets after stage 2"
 
 #: The rows of the table: name of the rate, label, what it says. A heading has no rate.
 ROWS = (
@@ -52,57 +53,41 @@ ROWS = (
 
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Print rates, targets, time and memory."""
-    for grid in (_rates_table(results), _targets_table(results), _phases_table(results)):
+    rates = [
+        [
+            f"  {label}" if name else f"[bold]{label}[/bold]",
+            *(_rate(results, model, name) for model in results["models"]),
+        ]
+        for name, label, _ in ROWS
+    ]
+    heads = [model["name"] for model in results["models"]]
+    for title, head, rows in (("Held-out pictures, per cent (95 % interval)", heads, rates), *_tables(results)):
+        grid = Table(
+            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+            collapse_padding=True,
+        )  # fmt: skip
+        grid.add_column("", no_wrap=True)
+        for heading in head:
+            grid.add_column(heading, justify="left" if title == TARGETS else "right", no_wrap=title != TARGETS)
+        for row in rows:
+            colours = {"met": "[green]met[/green]", "missed": "[red]missed[/red]"}
+            grid.add_row(*(colours.get(text, text) for text in row), style="bold" if row[0] == "  all eight" else None)
         console.print()
         console.print(grid)
 
 
-def _rates_table(results: Mapping[str, Any]) -> Table:
-    """The rates of all models side by side."""
-    grid = _table("Held-out pictures, per cent (95 % interval)")
-    grid.add_column("", no_wrap=True)
-    for model in results["models"]:
-        grid.add_column(model["name"], justify="right", no_wrap=True)
-    for name, label, _ in ROWS:
-        if not name:
-            grid.add_row(f"[bold]{label}[/bold]")
-            continue
-        cells = [text(results["rates"][model["key"]].get(name)) for model in results["models"]]
-        grid.add_row(f"  {label}", *cells, style="bold" if name == "abilities" else None)
-    return grid
+def _rate(results: Mapping[str, Any], model: Mapping[str, Any], name: str) -> str:
+    return text(results["rates"][model["key"]].get(name)) if name else ""
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def _targets_table(results: Mapping[str, Any]) -> Table:
-    """Each target, what was reached, and whether it is met."""
-    grid = _table("Targets after stage 2")
-    for heading in ("", "target", "reached", ""):
-        grid.add_column(heading)
-    for target in results["targets"]:
-        verdict = "[green]met[/green]" if target["met"] else "[red]missed[/red]"
-        grid.add_row(target["name"], target["target"], target["reached"], verdict)
-    return grid
-
-
-def _phases_table(results: Mapping[str, Any]) -> Table:
-    """Wall time of each phase, and the process's peak memory at its end."""
-    grid = _table("Time and memory")
-    grid.add_column("")
-    grid.add_column("seconds", justify="right")
-    grid.add_column("peak memory so far, MB", justify="right")
-    for phase in results["phases"]:
-        grid.add_row(phase["name"], f"{phase['seconds']:.1f}", f"{phase['peak_mb']:.0f}")
-    return grid
+def _tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, head, rows): each target with what was reached, and the time and memory of each phase."""
+    targets = [[t["name"], t["target"], t["reached"], "met" if t["met"] else "missed"] for t in results["targets"]]
+    phases = [[p["name"], f"{p['seconds']:.1f}", f"{p['peak_mb']:.0f}"] for p in results["phases"]]
+    return [
+        (TARGETS, ["target", "reached", "verdict"], targets),
+        ("Time and memory", ["seconds", "peak memory so far, MB"], phases),
+    ]
 
 
 def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path]) -> str:
@@ -120,9 +105,10 @@ def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path
     )
     thumbnails = [_thumbnail(directory / picture["file"]) for picture in results["pictures"]]
     cards = "".join(_card(results, question, thumbnails) for question in results["questions"])
+    targets, phases = (_table(*parts) for parts in _tables(results))
     parts = {
-        "summary": _summary(results), "targets": _targets(results), "rates": _rates(results), "figures": shown,
-        "phases": _phases(results), "filters": _filters(results), "cards": cards,
+        "summary": _summary(results), "targets": targets, "rates": _rates(results), "figures": shown,
+        "phases": phases, "filters": _filters(results), "cards": cards,
     }  # fmt: skip
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
@@ -150,16 +136,14 @@ def _summary(results: Mapping[str, Any]) -> str:
     )
 
 
-def _targets(results: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(target["name"])}</th><td>{escape(target["target"])}</td>'
-        f"<td>{escape(target['reached'])}</td><td>{_mark(target['met'], 'met', 'missed')}</td></tr>"
-        for target in results["targets"]
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = {"met": _mark(True, "met", ""), "missed": _mark(False, "", "missed")}
+    lines = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{marks.get(x, escape(x))}</td>" for x in rest)}</tr>'
+        for first, *rest in rows
     )
-    return (
-        f'<table><caption>Targets after stage 2</caption><tr><td></td><th scope="col">target</th>'
-        f'<th scope="col">reached</th><th scope="col">verdict</th></tr>{rows}</table>'
-    )
+    heads = "".join(f'<th scope="col">{heading}</th>' for heading in head)
+    return f"<table><caption>{title}</caption><tr><td></td>{heads}</tr>{lines}</table>"
 
 
 def _rates(results: Mapping[str, Any]) -> str:
@@ -180,18 +164,6 @@ def _rates(results: Mapping[str, Any]) -> str:
         rows += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     caption = "Per cent, with 95 % Wilson interval"
     return f'<table class="rates"><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table>'
-
-
-def _phases(results: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(phase["name"])}</th><td>{phase["seconds"]:.1f}</td>'
-        f"<td>{phase['peak_mb']:.0f}</td></tr>"
-        for phase in results["phases"]
-    )
-    return (
-        '<table><caption>Time and memory</caption><tr><td></td><th scope="col">seconds</th>'
-        f'<th scope="col">peak memory so far, MB</th></tr>{rows}</table>'
-    )
 
 
 def _filters(results: Mapping[str, Any]) -> str:

@@ -193,37 +193,25 @@ def targets(
 ) -> list[dict[str, Any]]:
     """Each target with what was reached: name, target, reached, met. Without `seconds`, time is not judged."""
 
-    def target(name: str, aim: str, reached: str, met: bool) -> dict[str, Any]:
-        return {"name": name, "target": aim, "reached": reached, "met": met}
-
+    behind = [ability for ability in ABILITIES if stage2[ability].share <= baseline[ability].share]
+    above = f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else "")
+    seen, able = stage2["kind_colour"], stage2["abilities"]
+    failures = [(what, stage2[f"fails_{name}"]) for name, what in (("describe", "descriptions"), ("poem", "poems"))]
     found = [
-        target(
+        (
             "objects with the right kind and colour",
             f"at least {MIN_KIND_COLOUR:.0%}",
-            str(stage2["kind_colour"]),
-            stage2["kind_colour"].share >= MIN_KIND_COLOUR,
-        )
+            seen,
+            seen.share >= MIN_KIND_COLOUR,
+        ),
+        *((f"{what} that fail", f"at most {MAX_FAILURES:.0%}", r, r.share <= MAX_FAILURES) for what, r in failures),
+        ("abilities, overall", f"at least {MIN_ABILITIES:.0%}", able, able.share >= MIN_ABILITIES),
+        ("every ability above the baseline", f"{len(ABILITIES)} of {len(ABILITIES)}", above, not behind),
     ]
-    for name, what in (("describe", "descriptions"), ("poem", "poems")):
-        rate = stage2[f"fails_{name}"]
-        found.append(target(f"{what} that fail", f"at most {MAX_FAILURES:.0%}", str(rate), rate.share <= MAX_FAILURES))
-    overall = stage2["abilities"]
-    found.append(
-        target("abilities, overall", f"at least {MIN_ABILITIES:.0%}", str(overall), overall.share >= MIN_ABILITIES)
-    )
-    behind = [ability for ability in ABILITIES if stage2[ability].share <= baseline[ability].share]
-    found.append(
-        target(
-            "every ability above the baseline",
-            f"{len(ABILITIES)} of {len(ABILITIES)}",
-            f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else ""),
-            not behind,
-        )
-    )
     if seconds is not None:
-        found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
-    found.append(target("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
-    return found
+        found.append(("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
+    found.append(("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
+    return [{"name": name, "target": aim, "reached": str(got), "met": met} for name, aim, got, met in found]
 
 
 def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

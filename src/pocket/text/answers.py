@@ -28,11 +28,8 @@ def poem(picture: Picture, rng: random.Random) -> str:
     names = subjects(picture)
     lines: list[str]
     if form == "couplets":
-        lines = list(
-            _TABLE["opening_couplets"].get(
-                picture.setting, ("Come and see what I have found,", "look a little bit around.")
-            )
-        )
+        elsewhere = ("Come and see what I have found,", "look a little bit around.")
+        lines = list(_TABLE["opening_couplets"].get(picture.setting, elsewhere))
         for k in range(0, len(names) - 1, 2):
             lines += [line.format(names[k], names[k + 1]) for line in rng.choice(_TABLE["couplets"])]
         if len(names) % 2:

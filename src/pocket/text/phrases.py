@@ -2,7 +2,8 @@
 
 Everything here turns a `Picture` (truth) into English with a caller's random generator; nothing looks at pixels.
 `captions` are what stage 1 trains on, `descriptions` what stage 2 trains on, and `contexts` are what the pocket LLM
-reads in the place where, later, the image's soft tokens stand. Conversations are in `conversations.py`, the phrases in `phrases.yaml`.
+reads in the place where, later, the image's soft tokens stand. Conversations are in
+`conversations.py`, the phrases in `phrases.yaml`.
 
 Conventions that the evaluation's parser relies on: a colour stands right before the kind it belongs to, a size right
 before the colour, places are the single words of `world.PLACES`, numbers up to four are words.
