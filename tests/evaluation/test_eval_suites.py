@@ -19,7 +19,7 @@ from minigpt4.evaluation.benchmarks.reliability import Reliability
 from minigpt4.evaluation.cli import eval_
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.judge_check import measure_judge, read_labelled
-from minigpt4.evaluation.judges import Answer, Case, JudgePrompt, LLMJudge, shipped
+from minigpt4.evaluation.judges import Case, JudgePrompt, LLMJudge, Response, shipped
 from minigpt4.evaluation.models import Answering
 from minigpt4.evaluation.run import evaluate
 from minigpt4.generation import endpoint
@@ -34,7 +34,7 @@ Serve = Callable[..., Server]
 
 
 def case(item: Item, text: str) -> Case:
-    return Case(Answer(item, "m", 0, text, True), {})
+    return Case(Response(item, "m", 0, text, True), {})
 
 
 def test_the_papers_tasks_in_the_pocket_world(tmp_path: Path) -> None:

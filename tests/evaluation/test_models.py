@@ -20,7 +20,7 @@ from minigpt4.evaluation.models import (
     Blip2Answerer,
     EndpointAnswerer,
     LocalAnswerer,
-    Reply,
+    ModelReply,
     open_answerer,
     weights_signature,
 )
@@ -159,7 +159,7 @@ def test_an_encoder_decoder_blip2_is_scored_by_its_decoder(
         with torch.inference_mode():
             loss = network(**inputs, labels=labels).loss
         assert score == pytest.approx(-float(loss) * labels.shape[1], abs=1e-3)
-    assert isinstance(answerer.answer(pictures[:1], ["What is it?"], max_new_tokens=4)[0], Reply)
+    assert isinstance(answerer.answer(pictures[:1], ["What is it?"], max_new_tokens=4)[0], ModelReply)
 
 
 def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
@@ -174,7 +174,7 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
         Item("0", folder / "0.png", "What is it?", max_new_tokens=7),
         *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3)),
     ]
-    found: dict[int, Reply] = {}
+    found: dict[int, ModelReply] = {}
     answerer.answer_each(items, found.__setitem__)
     assert [found[i].text for i in range(4)] == ["A ball.", "blue", "None of them", "I think A"]
     first, second = (request["body"] for request in server.requests[:2])

@@ -20,8 +20,8 @@ from pocket.measure.truth import statements
 from pocket.text.phrases import description
 from pocket.world import world
 
-BALL = world.Item("ball", "red", "large", "left")
-CUP = world.Item("cup", "blue", "small", "top-right")
+BALL = world.Thing("ball", "red", "large", "left")
+CUP = world.Thing("cup", "blue", "small", "top-right")
 SCENE = world.Picture("scene", "beach", (BALL, CUP), 1)
 
 

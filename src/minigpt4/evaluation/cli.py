@@ -128,8 +128,8 @@ def abilities(
     """
     from minigpt4.evaluation.benchmarks.abilities import Abilities
 
-    who = judge_from(judge, judge_prompt, out / Abilities.name, how)
-    run_suite(Abilities(data, judge=who, count=count), models, out, how, samples=samples, limit=limit)
+    chosen = judge_from(judge, judge_prompt, out / Abilities.name, how)
+    run_suite(Abilities(data, judge=chosen, count=count), models, out, how, samples=samples, limit=limit)
 
 
 @eval_.command()
@@ -171,8 +171,8 @@ def rate(
     serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
 
 
-@eval_.command()
-def judge(
+@eval_.command("judge")
+def check_judge(
     endpoint: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge to measure: openai:URL#MODEL.")],
     prompt: JudgePromptName = "success",
     labelled: Annotated[
@@ -189,8 +189,8 @@ def judge(
     from minigpt4.evaluation.judge_check import measure_judge
     from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 
-    who = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
-    for line in measure_judge(who, out / "judge", labelled):
+    chosen = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
+    for line in measure_judge(chosen, out / "judge", labelled):
         typer.echo(line)
 
 
@@ -222,9 +222,9 @@ def coverage(
     """
     from minigpt4.evaluation.benchmarks.coverage import Coverage
 
-    who = judge_from(judge, judge_prompt, out / Coverage.name, how)
+    chosen = judge_from(judge, judge_prompt, out / Coverage.name, how)
     suite = Coverage(
-        data, images, judge=who, count=count, prompt=prompt, max_new_tokens=max_new_tokens,
+        data, images, judge=chosen, count=count, prompt=prompt, max_new_tokens=max_new_tokens,
         caption_metrics=caption_metrics,
     )  # fmt: skip
     run_suite(suite, models, out, how)

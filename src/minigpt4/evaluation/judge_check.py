@@ -11,7 +11,7 @@ from pathlib import Path
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, field_of, read_document
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.judges import Answer, Case, LLMJudge, shipped
+from minigpt4.evaluation.judges import Case, LLMJudge, Response, shipped
 from minigpt4.evaluation.run import decide
 from minigpt4.files import only_process, write_atomically
 from minigpt4.statistics import Rate, cohen_kappa
@@ -36,7 +36,7 @@ def read_labelled(path: Path) -> list[tuple[Case, bool]]:
         except ValueError as error:
             raise UserError(f"{path}: case {number}: {error}") from None
         item = Item(f"case-{number}", image, str(fields.get("question", "")))
-        answer = Answer(item, "labelled", 0, str(fields.get("answer", "")), True)
+        answer = Response(item, "labelled", 0, str(fields.get("answer", "")), True)
         found.append((Case(answer, {str(key): str(value) for key, value in fields.items()}), success))
     return found
 
@@ -64,7 +64,7 @@ def measure_judge(judge: LLMJudge, directory: Path, labelled: Path | None = None
         "judge": judge.identity, "cases": len(cases), "right": right.share, "interval": right.interval, "kappa": kappa,
         "undecided": said.count(None), "accepts what fails": lenient.share, "refuses what succeeds": strict.share,
         "agrees with itself": again.share, "wrong cases": wrong,
-        "verdicts": [{"truth": t, **verdict.plain()} for t, verdict in zip(truth, first, strict=True)],
+        "verdicts": [{"truth": t, **verdict.to_json()} for t, verdict in zip(truth, first, strict=True)],
     }  # fmt: skip
     write_atomically(directory / "judge.json", json.dumps(results, indent=1).encode())
     return [

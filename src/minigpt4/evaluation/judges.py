@@ -29,7 +29,7 @@ ASK_AGAIN = 2
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What one model said to one item: a line of the journal of answers."""
 
     item: Item
@@ -45,7 +45,7 @@ class Answer:
 class Case:
     """One thing to decide about an answer. `fields` fill the judge's prompt; `part` tells several cases apart."""
 
-    answer: Answer
+    answer: Response
     fields: Mapping[str, str]
     part: str = ""
 
@@ -62,11 +62,11 @@ class Verdict:
     reason: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, row: Mapping[str, Any]) -> Verdict:
+    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
         return cls(row["success"], row["reason"], row.get("detail", {}))
 
 
@@ -88,7 +88,7 @@ class Judge(ABC):
         """A verdict on every case, handed to `record` with the case's index as soon as it is there."""
 
 
-class Rule(Judge):
+class RuleJudge(Judge):
     """A judge that computes its verdict: from ground truth, or by rules about language."""
 
     kept = False
@@ -294,7 +294,7 @@ class PeopleJudge(Judge):
             reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
             record(index, Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
 
-    def report(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def report(self, answers: Sequence[Response]) -> dict[str, Any]:
         """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
         keys: dict[tuple[str, int], dict[str, str]] = {}
         for answer in answers:

@@ -60,7 +60,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ModelReply:
     """What a model said. `ended` is False if it was cut off at the limit of tokens.
 
     `fault` is why there is no answer; `scores` are the options' log-likelihoods (natural logarithm, summed over their
@@ -86,16 +86,16 @@ class Answerer(ABC):
     @abstractmethod
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         """One reply for each prompt about its picture, greedy unless `how` says otherwise."""
 
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         """For each prompt the log-likelihood of each of its options as the answer; `text` is the likeliest one's."""
         raise UserError(f"{self.identity['model']}: gives no likelihoods of options")
 
-    def answer_each(self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
         """Put every item, and hand each reply to `record` with its item's index, as soon as it is there.
 
         A picture that cannot be read is a reply with a `fault`, and the others go on.
@@ -110,7 +110,7 @@ class Answerer(ABC):
                     try:
                         opened[index] = open_image(items[index].image)
                     except UserError as error:
-                        record(index, Reply(fault=str(error)))
+                        record(index, ModelReply(fault=str(error)))
                 images, prompts = list(opened.values()), [items[index].prompt for index in opened]
                 if not images:
                     continue
@@ -179,18 +179,18 @@ class LocalAnswerer(Answerer):
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         from minigpt4.generation.engine import answers
 
         settings = _sampling(self.how, sample)
         if settings["do_sample"]:
             settings |= {"seed": self.how.seed + 1_000_003 * sample, "repetition_penalty": 1.0}
         found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **settings)
-        return [Reply(answer.text, answer.ended) for answer in found]
+        return [ModelReply(answer.text, answer.ended) for answer in found]
 
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         import torch
 
         from minigpt4.prompts.encode import encode, encode_chat
@@ -258,7 +258,7 @@ class Blip2Answerer(Answerer):
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         import torch
 
         model, processor = self._load()
@@ -272,13 +272,13 @@ class Blip2Answerer(Answerer):
             rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         new = rows[:, inputs["input_ids"].shape[1] :] if model.config.use_decoder_only_language_model else rows
         return [
-            Reply(text.strip(), len(row) < max_new_tokens or _ends(row, model))
+            ModelReply(text.strip(), len(row) < max_new_tokens or _ends(row, model))
             for row, text in zip(new, processor.batch_decode(new, skip_special_tokens=True), strict=True)
         ]
 
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[Reply]:
+    ) -> list[ModelReply]:
         import torch
 
         model, processor = self._load()
@@ -343,9 +343,9 @@ def _sums(said: Any, targets: Any, rows: Sequence[Sequence[int]]) -> list[float]
     return [float(each[i, : len(row)].sum()) for i, row in enumerate(rows)]
 
 
-def _choice(choices: Sequence[str], scores: Sequence[float], lengths: Sequence[int]) -> Reply:
+def _choice(choices: Sequence[str], scores: Sequence[float], lengths: Sequence[int]) -> ModelReply:
     best = max(range(len(choices)), key=lambda i: scores[i])
-    return Reply(choices[best], True, None, tuple(scores), tuple(lengths))
+    return ModelReply(choices[best], True, None, tuple(scores), tuple(lengths))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -399,37 +399,37 @@ class EndpointAnswerer(Answerer):
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[Reply]:
-        replies: list[Reply] = [Reply()] * len(prompts)
+    ) -> list[ModelReply]:
+        replies: list[ModelReply] = [ModelReply()] * len(prompts)
 
-        def record(index: int, reply: Reply | Unanswered) -> bool:
-            replies[index] = Reply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
+        def record(index: int, reply: ModelReply | Unanswered) -> bool:
+            replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
             return True
 
         self._each(range(len(prompts)), lambda i: self._ask(data_url(images[i]), prompts[i], max_new_tokens), record)
         return replies
 
-    def answer_each(self, items: Sequence[Item], record: Callable[[int, Reply], None], *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
         """As for all models; each reply is recorded as soon as it is there, for it may have been paid.
 
         Raises UserError if the endpoint refuses, or fails several times running.
         """
         failed: list[str] = []
 
-        def work(index: int) -> Reply | Unanswered:
+        def work(index: int) -> ModelReply | Unanswered:
             item = items[index]
             try:
                 picture = picture_url(item.image)
             except UserError as error:
-                return Reply(fault=str(error))
+                return ModelReply(fault=str(error))
             if item.options:
                 return self._choose(picture, item.prompt, item.options)
             return self._ask(picture, item.prompt, item.max_new_tokens)
 
-        def keep(index: int, reply: Reply | Unanswered) -> bool:
+        def keep(index: int, reply: ModelReply | Unanswered) -> bool:
             if isinstance(reply, Unanswered):
                 failed.append(str(reply))
-                record(index, Reply(fault=str(reply)))
+                record(index, ModelReply(fault=str(reply)))
             else:
                 failed.clear()
                 record(index, reply)
@@ -446,7 +446,7 @@ class EndpointAnswerer(Answerer):
         with StopSignals() as stop:
             run_until_stopped(tasks, work, record, self.how.concurrency, stopped, lambda: stop.received)
 
-    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> Reply | Unanswered:
+    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> ModelReply | Unanswered:
         content = [
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": prompt},
@@ -456,10 +456,10 @@ class EndpointAnswerer(Answerer):
                 [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.how.temperature
             )
         except Unanswered as error:
-            return Reply() if error.empty else error
-        return Reply(said.text, said.ended)
+            return ModelReply() if error.empty else error
+        return ModelReply(said.text, said.ended)
 
-    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> Reply | Unanswered:
+    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> ModelReply | Unanswered:
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         reply = self._ask(picture, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
@@ -467,7 +467,7 @@ class EndpointAnswerer(Answerer):
             return reply
         found = re.match(r"\W*([A-Z])\b", reply.text.upper())
         index = LETTERS.index(found[1]) if found else len(options)
-        return Reply(options[index], reply.ended) if index < len(options) else reply
+        return ModelReply(options[index], reply.ended) if index < len(options) else reply
 
 
 def open_answerer(name: str, how: Answering | None = None) -> Answerer:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
+from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
 
@@ -19,7 +19,7 @@ Again = Callable[[Sequence[Case]], list[Verdict]]
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of the table. `paper` holds the paper's figures by the paper's name of the model.
 
     `unit` says how figures are printed: "%" (a share), "of" (successes of the total, with the share's interval), or a
@@ -38,7 +38,7 @@ class Row:
 class Judged:
     """An answer with the verdicts on its cases, in their order."""
 
-    answer: Answer
+    answer: Response
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -91,11 +91,11 @@ class Suite(ABC):
         """The items and what was left out. `directory` is the suite's own, for pictures that it draws."""
 
     @abstractmethod
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         """The lines of the table; known once the items are loaded."""
 
     @abstractmethod
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         """What is to be decided about an answer."""
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Truth:
         return self.broken or self.false > 0
 
 
-def judge(picture: world.Picture, text: str, ended: bool = True) -> Truth:
+def truth_of(picture: world.Picture, text: str, ended: bool = True) -> Truth:
     """A text against the truth of its picture. Broken: it repeats itself, breaks off, is empty, or holds fragments."""
     return Truth(*statements(picture, text), failure(text, ended) is not None or count_fragments(text) > 0)
 
@@ -57,7 +57,7 @@ def _picture(item: Item) -> world.Picture:
 def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
     """False statements, broken texts, and texts with either, of a dataset."""
     truths = [
-        judge(_picture(item), text, item.raw.data["ended"] if text == item.raw.data["text"] else True)
+        truth_of(_picture(item), text, item.raw.data["ended"] if text == item.raw.data["text"] else True)
         for item, text in rows
     ]
     return {
@@ -71,7 +71,7 @@ def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
 
 def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> dict[str, Any]:
     """Precision and recall of each rule, and of all together, at finding texts that are broken or say what is false."""
-    bad = {item.key: judge(_picture(item), item.text, item.ended).bad for item in items}
+    bad = {item.key: truth_of(_picture(item), item.text, item.ended).bad for item in items}
     measured = filters.measure_all(items, {})  # no picture is a duplicate here
     caught = {
         item.key: set(filters.caught_by(values, thresholds)) for item, values in zip(items, measured, strict=True)
@@ -137,7 +137,7 @@ def choose_thresholds(items: Sequence[Item]) -> dict[str, float | None]:
     It is what a person does with `curate stats` and a sample whose truth is looked up. At most half may be left out.
     """
     scores = [(item, item.grounding.data) for item in items if item.grounding is not None]
-    false = [judge(_picture(item), item.text).false > 0 for item, _ in scores]
+    false = [truth_of(_picture(item), item.text).false > 0 for item, _ in scores]
 
     def candidates(name: str) -> list[float]:
         values = sorted(float(data[name]) for _, data in scores)
@@ -173,7 +173,7 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
         with torch.no_grad():
             found += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
     pictures = [world.sample(seed) for seed in seeds]
-    truths = [judge(picture, answer.text, answer.ended) for picture, answer in zip(pictures, found, strict=True)]
+    truths = [truth_of(picture, answer.text, answer.ended) for picture, answer in zip(pictures, found, strict=True)]
     verdicts = [
         check(Request("describe", question), picture, answer.text)
         for question, picture, answer in zip(questions, pictures, found, strict=True)

@@ -16,7 +16,7 @@ def _compare(heading: str, parts: Mapping[str, Mapping[str, Any]], show: Callabl
     return table([heading, *parts], rows)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def report_text(report: Mapping[str, Any]) -> str:
     """The report as Markdown tables; per cent with 95 % Wilson intervals."""
 
     def show(value: Any) -> str:

@@ -39,7 +39,7 @@ from pocket.curation_demo.measures import (
     measure_texts,
 )
 from pocket.curation_demo.refiner import MODEL as MENDER
-from pocket.curation_demo.report import markdown
+from pocket.curation_demo.report import report_text
 from pocket.text.phrases import INSTRUCTIONS
 from pocket.world import world
 
@@ -141,7 +141,7 @@ def run_curation(
         report["trainings"].append(measured)
     seconds["in all"] = round(time.perf_counter() - started, 1)
     report["seconds"] = seconds
-    text = markdown(report)
+    text = report_text(report)
     write_files(out, report, {"report.md": text}, name="report.json")
     return text
 

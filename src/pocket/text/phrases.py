@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 
 from pocket.text.tables import read_table
-from pocket.world.world import DOING, MAX_FACTS, Item, Picture, facts
+from pocket.world.world import DOING, MAX_FACTS, Picture, Thing, facts
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 #: A word that stands for "no further fact" where facts are listed in a fixed number of slots.
@@ -50,7 +50,7 @@ def at_place(place: str) -> str:
     return f"{preposition} the {place}"
 
 
-def name(item: Item, size: bool = False) -> str:
+def name(item: Thing, size: bool = False) -> str:
     """ "red ball", with `size` "large red ball"; what has no colour is named by its kind alone."""
     return " ".join(word for word in (item.size if size else None, item.colour, item.kind) if word)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item, field_of, read_document
-from minigpt4.evaluation.judges import Answer, Case, Judge, PeopleJudge, Rule, Verdict
-from minigpt4.evaluation.suite import Again, Judged, Row, Suite, default_data
+from minigpt4.evaluation.judges import Case, Judge, PeopleJudge, Response, RuleJudge, Verdict
+from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate, cohen_kappa
 
 #: The lines that sum up: all tasks, and those of which the paper gives figures.
@@ -32,8 +32,8 @@ class Abilities(Suite):
 
     def __init__(self, data: Path | None = None, *, judge: Judge | None = None, count: int = 25) -> None:
         self.data, self.count = data, count
-        self.judge = judge or Rule("ground truth", check_truth)
-        self._rows: list[Row] = []
+        self.judge = judge or RuleJudge("ground truth", check_truth)
+        self._rows: list[TableRow] = []
 
     def load(self, directory: Path) -> Collection:
         path = self.data
@@ -43,17 +43,19 @@ class Abilities(Suite):
         found, self._rows = read_tasks(path)
         if isinstance(self.judge, PeopleJudge) and not self.judge.ratings:
             self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
-        if isinstance(self.judge, Rule) and (blind := next((i for i in found.items if not i.truth["pocket"]), None)):
+        if isinstance(self.judge, RuleJudge) and (
+            blind := next((i for i in found.items if not i.truth["pocket"]), None)
+        ):
             raise UserError(
                 f"{path}: nothing says what is true of {blind.id!r} (only pocket pictures say so); judge by people "
                 "(--judge people) or by an LLM (--judge openai:URL#MODEL)"
             )
         return found.require(path)
 
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         return self._rows
 
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         truth = answer.item.truth
         fields = {
             "question": answer.item.prompt, "answer": answer.text, "success": truth["success"], "facts": truth["facts"],
@@ -78,7 +80,7 @@ class Abilities(Suite):
         extra: dict[str, Any] = {"success": {one.item.id: one.item.truth["success"] for one in every}}
         if isinstance(self.judge, PeopleJudge):
             extra |= self.judge.report([one.answer for one in every])
-        if not isinstance(self.judge, Rule):
+        if not isinstance(self.judge, RuleJudge):
             pairs = [
                 (one.verdicts[0].success, check_truth(self.cases(one.answer)[0]).success)
                 for one in every
@@ -93,7 +95,7 @@ class Abilities(Suite):
         return extra
 
 
-def read_tasks(path: Path) -> tuple[Collection, list[Row]]:
+def read_tasks(path: Path) -> tuple[Collection, list[TableRow]]:
     """The items and rows of a YAML of tasks; its records that are wrong are left out and named.
 
     Raises UserError if the file has no `tasks`.
@@ -115,7 +117,7 @@ def read_tasks(path: Path) -> tuple[Collection, list[Row]]:
         except ValueError as error:
             found.reject(where, str(error))
             continue
-        rows.append(Row(str(name), label, "of", {str(k): str(v) for k, v in paper.items()}))
+        rows.append(TableRow(str(name), label, "of", {str(k): str(v) for k, v in paper.items()}))
         for number, entry in enumerate(entries, start=1):
             place = f"{where}, item {number}"
             try:
@@ -124,9 +126,9 @@ def read_tasks(path: Path) -> tuple[Collection, list[Row]]:
                 found.reject(place, str(error))
     compared = [row.paper for row in rows if row.paper]
     if compared and len(compared) < len(rows):
-        rows.append(Row(PAPERS, "the paper's tasks", "of", _added(compared)))
+        rows.append(TableRow(PAPERS, "the paper's tasks", "of", _added(compared)))
         compared = []
-    rows.append(Row(OVERALL, "all tasks", "of", _added(compared)))
+    rows.append(TableRow(OVERALL, "all tasks", "of", _added(compared)))
     return found, rows
 
 

@@ -52,7 +52,7 @@ def caption_scores(answers: Mapping[str, str], references: Mapping[str, Sequence
         raise UserError(f"caption metrics need {missing.name}: pip install 'minigpt4[eval]'") from None
     wanted = {name: list(references[name]) for name in answers}
     java = shutil.which("java") is not None
-    tokenize = _stanford if java else _plain
+    tokenize = _stanford if java else _lower_case
     said, meant = tokenize({name: [text] for name, text in answers.items()}), tokenize(wanted)
     corpus, _ = Bleu(4).compute_score(meant, said, verbose=0)
     each: dict[str, list[float]] = {}
@@ -87,7 +87,7 @@ def _stanford(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         raise UserError(f"Stanford's tokenizer of pycocoevalcap does not run ({error}); is java complete?") from None
 
 
-def _plain(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _lower_case(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: [" ".join(_WORD.findall(text.lower())) for text in each] for name, each in texts.items()}
 
 

@@ -19,8 +19,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
-from minigpt4.evaluation.suite import Again, Judged, Row, Suite, default_data
+from minigpt4.evaluation.judges import Case, Judge, Response, RuleJudge, Verdict
+from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate, cohen_kappa
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
@@ -60,7 +60,7 @@ class Coverage(Suite):
             raise UserError(f"{data}: the truth about these pictures is not known; give --judge openai:URL#MODEL")
         self.data, self.images, self.count = data, images, count
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
-        self.judge = judge or Rule("ground truth: every fact of the caption", _exactly)
+        self.judge = judge or RuleJudge("ground truth: every fact of the caption", _exactly)
         self._metrics = caption_metrics and find_spec("pycocoevalcap") is not None
         if caption_metrics and not self._metrics:
             self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
@@ -81,18 +81,18 @@ class Coverage(Suite):
                 found.add(Item(f"{image} caption", file, CAPTION, "caption", truth, (), CAPTION_TOKENS), where)
         return found.require(path)
 
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         group = "Detailed descriptions"
         rows = [
-            Row("covered", "captions covered", "%", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}, group),
-            Row("lexical", "with their content words", "%", {}, group),
-            Row("words", "mean length", "words", {}, group),
+            TableRow("covered", "captions covered", "%", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}, group),
+            TableRow("lexical", "with their content words", "%", {}, group),
+            TableRow("words", "mean length", "words", {}, group),
         ]
         if self._metrics:
-            rows += [Row(name, name, "", {}, "Short captions") for name in CAPTION_METRICS]
+            rows += [TableRow(name, name, "", {}, "Short captions") for name in CAPTION_METRICS]
         return rows
 
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         if answer.item.task != "description":
             return []
         captions = answer.item.truth["captions"]

@@ -30,9 +30,9 @@ from minigpt4.evaluation.benchmarks.coco import (
     with_article,
 )
 from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
+from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
 from minigpt4.evaluation.results import png
-from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
+from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
@@ -70,7 +70,7 @@ class Hallucination(Suite):
             raise UserError(f"{data}: names pictures, so give their directory too (--images)")
         self.data, self.images, self.captions = data, images, captions
         self.count, self.probes, self.seed, self.max_new_tokens = count, probes, seed, max_new_tokens
-        self.judge = Rule("annotated objects", self._judge)
+        self.judge = RuleJudge("annotated objects", self._judge)
         self._words: Vocabulary | None = None
 
     def load(self, directory: Path) -> Collection:
@@ -106,29 +106,29 @@ class Hallucination(Suite):
             file, prompt = images / instances.file_names[probe.image], PROBE.format(with_article(probe.kind))
             found.add(Item(name, file, prompt, "probe", truth, (), PROBE_TOKENS), name)
 
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         rows = []
         for task in PROMPTS:
             group = f"{task.capitalize()} answers"
             rows += [
-                Row(f"{task} chair_i", "CHAIR_i: of named objects", "%", {}, group, True),
-                Row(f"{task} chair_s", "CHAIR_s: of answers", "%", {}, group, True),
-                Row(f"{task} found", "present objects named", "%", {}, group),
-                Row(f"{task} words", "mean length", "words", {}, group),
+                TableRow(f"{task} chair_i", "CHAIR_i: of named objects", "%", {}, group, True),
+                TableRow(f"{task} chair_s", "CHAIR_s: of answers", "%", {}, group, True),
+                TableRow(f"{task} found", "present objects named", "%", {}, group),
+                TableRow(f"{task} words", "mean length", "words", {}, group),
             ]
         for way in SAMPLINGS if self.probes else ():
             group = f"Is it there? Absent objects {way}"
             rows += [
-                Row(f"{way} accuracy", "accuracy", "%", {}, group),
-                Row(f"{way} precision", "precision", "%", {}, group),
-                Row(f"{way} recall", "recall", "%", {}, group),
-                Row(f"{way} f1", "F1", "%", {}, group),
-                Row(f"{way} yes", "says yes", "%", {}, group),
-                Row(f"{way} neither", "says neither", "%", {}, group, True),
+                TableRow(f"{way} accuracy", "accuracy", "%", {}, group),
+                TableRow(f"{way} precision", "precision", "%", {}, group),
+                TableRow(f"{way} recall", "recall", "%", {}, group),
+                TableRow(f"{way} f1", "F1", "%", {}, group),
+                TableRow(f"{way} yes", "says yes", "%", {}, group),
+                TableRow(f"{way} neither", "says neither", "%", {}, group, True),
             ]
         return rows
 
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         return [Case(answer, {"answer": answer.text})]
 
     def _judge(self, case: Case) -> Verdict:

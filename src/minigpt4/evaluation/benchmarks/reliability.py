@@ -11,8 +11,8 @@ from pathlib import Path
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
+from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.images import is_picture
 from minigpt4.statistics import Estimate, Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
@@ -32,7 +32,7 @@ class Reliability(Suite):
 
     def __init__(self, data: Path | None = None, *, count: int = 100, max_new_tokens: int = 300) -> None:
         self.data, self.count, self.max_new_tokens = data, count, max_new_tokens
-        self.judge = Rule(f"rules, version {RULES_VERSION}", _judge)
+        self.judge = RuleJudge(f"rules, version {RULES_VERSION}", _judge)
 
     def load(self, directory: Path) -> Collection:
         found = Collection()
@@ -49,14 +49,14 @@ class Reliability(Suite):
                 found.add(Item(f"{task}-{name}", path, asked, task, {}, (), self.max_new_tokens), str(path))
         return found.require(self.data or "the pocket world")
 
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         rows = []
         for task, (_, label, paper) in TASKS.items():
-            rows.append(Row(task, "fail", "%", paper, label, True))
-            rows += [Row(f"{task} {kind}", kind, "%", {}, label, True) for kind in KINDS]
+            rows.append(TableRow(task, "fail", "%", paper, label, True))
+            rows += [TableRow(f"{task} {kind}", kind, "%", {}, label, True) for kind in KINDS]
         return rows
 
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         return [Case(answer, {"answer": answer.text})]
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:

@@ -27,8 +27,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of
 from minigpt4.evaluation.items import MALFORMED, Collection, Fault, Item, field_of, read_document
-from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.suite import Judged, Row, Suite, default_data
+from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
@@ -204,7 +204,7 @@ class Vqa(Suite):
             if "{}" not in wording:
                 raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
         self.data, self.images, self.count, self.max_new_tokens = data, images, count, max_new_tokens
-        self.judge = Rule("the benchmarks' official accuracies", _judge)
+        self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
         self._kinds: dict[str, list[str]] = {}
 
     def load(self, directory: Path) -> Collection:
@@ -237,23 +237,25 @@ class Vqa(Suite):
             if question.kind and question.kind not in kinds:
                 kinds.append(question.kind)
 
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         rows = []
         for name in self._kinds:
             if name == AOKVQA:
                 rows += [
-                    Row(f"{name} choice", "multiple choice, by likelihood", "%", _PAPER[name], name),
-                    Row(f"{name} choice per token", "multiple choice, by likelihood per token", "%", {}, name),
+                    TableRow(f"{name} choice", "multiple choice, by likelihood", "%", _PAPER[name], name),
+                    TableRow(f"{name} choice per token", "multiple choice, by likelihood per token", "%", {}, name),
                 ]
             paper = _PAPER.get(name, {}) if name != AOKVQA else {}
             rows += [
-                Row(f"{name} exact", "direct answer", "%", paper, name),
-                Row(f"{name} contained", "direct answer inside the reply", "%", {}, name),
+                TableRow(f"{name} exact", "direct answer", "%", paper, name),
+                TableRow(f"{name} contained", "direct answer inside the reply", "%", {}, name),
             ]
-            rows += [Row(f"{name} {kind}", f"{kind}, inside the reply", "%", {}, name) for kind in self._kinds[name]]
+            rows += [
+                TableRow(f"{name} {kind}", f"{kind}, inside the reply", "%", {}, name) for kind in self._kinds[name]
+            ]
         return rows
 
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         return [Case(answer, {"answer": answer.text})]
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
