@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minigpt4.statistics import Rate, bootstrap, wilson
+from minigpt4.statistics import Estimate, Rate, bootstrap, text, wilson
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_bootstrap_gives_a_normal_interval_for_a_mean_and_repeats():
     assert all(map(math.isnan, bootstrap([1.0], lambda values: math.nan)))
     with pytest.raises(ValueError, match="without cases"):
         bootstrap([], mean)
+
+
+def test_one_form_of_text_for_every_figure():
+    rate = Rate.from_outcomes([True, False, None, True])
+    assert rate.to_json() == {
+        "value": 0.5, "low": pytest.approx(0.15, abs=0.01), "high": pytest.approx(0.85, abs=0.01), "total": 4,
+        "successes": 2, "undecided": 1,
+    }  # fmt: skip
+    assert text(rate.to_json()) == "50 (15–85, 1 undecided)"
+    assert text(rate.to_json(), digits=1) == "50.0 (15.0–85.0, 1 undecided)"
+    assert text(rate.to_json(), "of") == "2/4 (15–85 %, 1 undecided)"
+    assert text(Estimate(7.104, 6.8, 7.4, 9).to_json(), "words") == "7.10 (6.80–7.40)"
+    assert text(Estimate(0.5, math.nan, math.nan, 9).to_json(), "") == "0.50"
+    assert text(None) == text(Rate(0, 0).to_json()) == "–"

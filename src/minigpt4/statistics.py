@@ -165,7 +165,7 @@ def text(figure: Mapping[str, Any] | None, unit: str = "%", *, digits: int = 0, 
     """
     if figure is None or figure["value"] is None or not figure["total"]:
         return "–"
-    scale, places = (100, digits) if unit in ("%", "of") else (1, 2)
+    scale, places = {"%": (100, digits), "of": (100, 0)}.get(unit, (1, 2))
     value = f"{scale * figure['value']:.{places}f}"
     if figure["low"] is None:  # a figure of the whole, as BLEU is, has no interval
         return value

@@ -64,7 +64,7 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
             group = row["group"]
             rows.append([f"**{group}**"] + [""] * (len(head) - 1))
         unit = {"%": ", %", "of": ""}.get(row["unit"], f", {row['unit']}" if row["unit"] else "")
-        cells = [text(row["figures"].get(label), row["unit"], digits=row["unit"] == "%") for label in labels]
+        cells = [text(row["figures"].get(label), row["unit"], digits=1) for label in labels]
         rows.append([row["label"] + unit, *cells, *(str(row["paper"].get(name, "–")) for name in papers)])
     lines = [f"# {results['title']}", "", table(head, rows), _measured(results), ""]
     lines += [f"* {note}" for note in results["notes"]]

@@ -1,7 +1,4 @@
-"""What a curation did, against the truth of pocket pictures: texts, rules, grounding, and the models trained on them.
-
-Knows nothing about how the texts came about, and writes nothing.
-"""
+"""What curation did, against the truth of pocket pictures: texts, rules, grounding, and the models trained on them."""
 
 from __future__ import annotations
 

@@ -152,13 +152,7 @@ def _beyond(
         + [_cell(evidence.rate(arm, name)) for arm in stage1_arms(share) for name in ("kind_colour", "abilities")]
         for share in shares
     ]
-    head = [
-        "pictures",
-        "kind and colour, stage 1",
-        "all eight, stage 1",
-        "kind and colour, stage 2",
-        "all eight, stage 2",
-    ]
+    head = ["pictures", *(f"{what}, stage {k}" for k in (1, 2) for what in ("kind and colour", "all eight"))]
     return f"""<a id="beyond"></a>
 ## Beyond the paper: how little stage-1 data suffices
 
@@ -176,10 +170,8 @@ def _enough(evidence: Evidence, scale: Scale, shares: Sequence[float]) -> str:
     for share in shares:
         rate = evidence.rate(stage1_arms(share)[1], "abilities")
         if rate.total and whole.total and difference(whole, rate)[1] <= 0:
-            return (
-                f"The smallest set whose abilities after both stages cannot be told from those of the whole: "
-                f"{round(share * scale.pairs):,} pictures ({compared(rate, whole)})."
-            )
+            few = f"{round(share * scale.pairs):,} pictures ({compared(rate, whole)})"
+            return f"The smallest set whose abilities after both stages cannot be told from those of the whole: {few}."
     return "None was run."
 
 
@@ -195,23 +187,13 @@ def _skills(
         arm = arm_without(skill)
         own = (evidence.rate(arm, skill), evidence.rate(control, skill))
         gone += difference(*own)[2] < 0
-        losses = {
-            ability: difference(evidence.rate(arm, ability), evidence.rate(control, ability))
-            for ability in ABILITIES
-            if ability != skill
-        }
-        worst = min(losses, key=lambda ability: losses[ability][0])
+        others = [ability for ability in ABILITIES if ability != skill]
+        losses = {name: difference(evidence.rate(arm, name), evidence.rate(control, name)) for name in others}
+        worst = min(others, key=lambda name: losses[name][0])
         words = in_words.get(skill, {}).get(skill, Rate(0, 0))
         lost = [name.replace("_", "-") for name, (_, _, high) in losses.items() if high < 0]
-        rows.append(
-            [
-                skill,
-                str(words),
-                compared(*own),
-                f"{worst.replace('_', '-')} {100 * losses[worst][0]:+.0f} points",
-                ", ".join(lost) or "none",
-            ]
-        )
+        most = f"{worst.replace('_', '-')} {100 * losses[worst][0]:+.0f} points"
+        rows.append([skill, str(words), compared(*own), most, ", ".join(lost) or "none"])
     head = ["left out", "in words", "about pictures, against all skills", "largest other loss", "others surely lost"]
     return f"""The baseline's captioning LM is taught to converse by text alone, {scale.first_lessons} batches of
 about 8,000 tokens without any of these skills, then {scale.skill_steps} more, once with all skills and once for each
