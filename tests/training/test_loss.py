@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -17,8 +18,8 @@ from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.packed import Packer, Packing
 from minigpt4.training import loss
-from minigpt4.training.fast import WRITTEN_OUT, attention_written_out, make_fast
 from minigpt4.training.loss import head_loss, next_token_loss
+from minigpt4.training.speed import WRITTEN_OUT, attention_written_out, make_fast
 
 
 @pytest.fixture
@@ -96,9 +97,15 @@ def test_the_image_token_takes_no_share(model: MiniGPT4, batch: Batch, features:
 
 
 def test_the_prompt_is_not_learned(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
-    """No gradient flows from a batch's prompt tokens: with no target the loss has nothing to average."""
-    nothing = Batch(batch.pictures, batch.input_ids, torch.zeros_like(batch.is_target), batch.num_tokens)
-    assert torch.isnan(next_token_loss(model, nothing, features))
+    """The loss is the mean over the targets alone, and would be another one with the prompt's own tokens among them."""
+    next_ids, is_target = batch.input_ids[:, 1:], batch.is_target[:, 1:]
+    logits = model.logits(model.hidden_states(batch.input_ids[:, :-1], features))
+    losses = F.cross_entropy(logits.flatten(0, 1), next_ids.flatten(), reduction="none").view_as(next_ids)
+    in_prompt = (is_target.cumsum(1) == 0) & (next_ids != model.image_token_id)
+    assert in_prompt.any()
+    loss = next_token_loss(model, batch, features)
+    torch.testing.assert_close(loss, losses[is_target].mean(), rtol=1e-5, atol=1e-5)
+    assert (losses[is_target | in_prompt].mean() - loss).abs() > 1e-3
 
 
 def test_who_does_not_compile_does_not_import_the_compiler() -> None:
