@@ -14,7 +14,7 @@ help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP)  ## align the pocket model in both stages, measure it, write a page of pictures and answers
-	$(BIN)/minigpt4 demo
+	$(BIN)/minigpt4 pocket demo
 
 web: $(STAMP)  ## chat about pictures in the browser
 	$(BIN)/minigpt4 web

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from minigpt4.model.parts import load_llm
-from minigpt4.pocket.language_tower import CAPTIONER, TextBatches, text_loss
-from minigpt4.pocket.towers import Pretraining, pretrain
-from minigpt4.pocket.world import SEEDS
+from pocket.towers.language import CAPTIONER, TextBatches, text_loss
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.world.world import SEEDS
 
 #: Family -> its name in transformers, and its key-value heads.
 FAMILIES = {"qwen3": ("Qwen3", 4), "mistral": ("Mistral", 2)}
@@ -50,7 +50,7 @@ def small_llm(name: str, work: Path, steps: int) -> Path:
     first = CAPTIONER.first_seed + (5 + list(FAMILIES).index(name)) * SEEDS["text"][1] // 16
     batches = TextBatches(replace(CAPTIONER, first_seed=first), llama.tokenizer)
     plan = Pretraining(steps, muon_lr=0.01, adam_lr=1e-3, warmup=10, decay_share=0.5, checkpoint_every=10, log_every=5)
-    logging.getLogger("minigpt4.pocket.towers").setLevel(logging.INFO)
+    logging.getLogger("pocket.towers.pretrain").setLevel(logging.INFO)
     device = torch.device("cpu")
     pretrain([model], batches, lambda batch: text_loss(model, batch, device), plan, work / f"{name}-run")
     model.half().save_pretrained(out)

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from minigpt4 import MiniGPT4
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.world import sample
+from pocket.world.draw import draw
+from pocket.world.world import sample
 
 CLIENTS = (1, 4, 16, 64)
 BATCHES = {"one at a time": 1, "batched": 16}

@@ -43,7 +43,7 @@ def write(directory: Path, count: int) -> dict[str, Source]:
     import pyarrow
     import pyarrow.parquet
 
-    from minigpt4.pocket.dataset import write_stage1
+    from pocket.data.training_sets import write_stage1
 
     tars = write_stage1(directory / "tars", count)
     pairs = list(read_pairs(str(tars), Counter()))

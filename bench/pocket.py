@@ -51,9 +51,9 @@ def talk(name: str, runs: int) -> Iterator[tuple[str, str, str]]:
     """Rows about loading and talking: what, measured, target."""
     from minigpt4 import MiniGPT4
     from minigpt4.generation.engine import stream
-    from minigpt4.pocket.draw import draw
-    from minigpt4.pocket.world import SEEDS, sample
     from minigpt4.prompts.templates import Message
+    from pocket.world.draw import draw
+    from pocket.world.world import SEEDS, sample
 
     loading = [seconds(lambda: MiniGPT4.from_pretrained(name)) for _ in range(runs + 1)]
     yield "load the model, torch imported", f"{statistics.median(loading[1:]):.2f} s", ""
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="an alignment, an export, or a pocket name")
     parser.add_argument("--runs", type=int, default=5, help="how often each figure is measured")
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where `minigpt4 demo` left its results")
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="where the demo left its results")
     arguments = parser.parse_args()
 
     table = Table(title=f"{arguments.model}: median of {arguments.runs}", title_justify="left")
@@ -105,7 +105,7 @@ def main() -> None:
     demo = arguments.demo / "results.json"
     if demo.is_file():
         whole = json.loads(demo.read_text())["phases"][-1]
-        table.add_row("minigpt4 demo, after installation", f"{whole['seconds']:.0f} s", "360 s")
+        table.add_row("minigpt4 pocket demo, after installation", f"{whole['seconds']:.0f} s", "360 s")
         table.add_row("... its peak memory", f"{whole['peak_mb']:.0f} MB", "4096 MB")
     Console().print(table)
 

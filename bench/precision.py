@@ -25,9 +25,9 @@ from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.precision import LOAD_IN
-from minigpt4.pocket.dataset import write_stage1
 from minigpt4.training.features import picture_key
 from minigpt4.training.loss import next_token_loss
+from pocket.data.training_sets import write_stage1
 
 BATCH = 16
 #: Its name in the table; the number format of the frozen parts, and the LLM's `load_in`.

@@ -30,8 +30,8 @@ BATCHES = (8, 32)
 
 def new_pictures(run: int, count: int) -> list[bytes]:
     """PNG files of scenes, others in each run."""
-    from minigpt4.pocket.draw import draw
-    from minigpt4.pocket.world import SEEDS, sample
+    from pocket.world.draw import draw
+    from pocket.world.world import SEEDS, sample
 
     files = []
     for seed in range(count * run, count * (run + 1)):

@@ -36,8 +36,8 @@ EXAMPLES = (
 
 def examples() -> None:
     """Draw the examples' pictures: 256 colours and as many pixels a side, so that they weigh little."""
-    from minigpt4.pocket.draw import draw
-    from minigpt4.pocket.world import sample
+    from pocket.world.draw import draw
+    from pocket.world.world import sample
 
     folder = HERE.parent / "src" / "minigpt4" / "app" / "assets"
     for name, seed, kind in EXAMPLES:

@@ -31,10 +31,10 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "train", "chat", "web", "generate", "serve", "plan", "convert", "assemble", "export"),
-        *("pocket draw", "pocket data", "pocket build vision", "pocket build language"),
+        *("train", "chat", "web", "generate", "serve", "plan", "convert", "assemble", "export"),
+        *("pocket demo", "pocket curate", "pocket reproduce", "pocket ablations", "pocket draw", "pocket data", "pocket build vision", "pocket build language"),
         *(f"curate {step}" for step in ("describe", "refine", "filter", "stats", "select", "review", "export")),
-        *("curate import", "curate demo", "data inspect", "data download", "data features"),
+        *("curate import", "data inspect", "data download", "data features"),
         *("recipe list", "recipe show", "recipe explain"),
         *(f"eval {suite}" for suite in ("abilities", "reliability", "coverage", "hallucination", "vqa")),
         *("eval rate", "eval judge"),
@@ -62,7 +62,7 @@ def test_version() -> None:
 
 def test_without_a_command_it_shows_the_commands() -> None:
     shown = run()
-    assert {"demo", "train", "chat", "pocket"} <= set((shown.stdout + shown.stderr).split())
+    assert {"train", "chat", "pocket"} <= set((shown.stdout + shown.stderr).split())
 
 
 def test_pocket_draw_writes_the_same_pictures_again(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.world import SEEDS, TYPES, sample
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, TYPES, sample
 
 SIDE, GAP = 176, 6
 COLUMNS = ("scene", "scene", *TYPES[1:])

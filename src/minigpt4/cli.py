@@ -18,8 +18,6 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.benchmark_cli import eval_
-from minigpt4.evaluation.reproduction.cli import reproduce
-from minigpt4.pocket.cli import pocket
 from minigpt4.training.cli import recipes
 
 
@@ -55,9 +53,21 @@ app = typer.Typer(
 app.add_typer(curate, name="curate")
 app.add_typer(data, name="data")
 app.add_typer(eval_, name="eval")
-app.add_typer(pocket, name="pocket")
 app.add_typer(recipes, name="recipe")
-app.command()(reproduce)
+
+
+def _add_laboratory() -> None:
+    """The laboratory's commands, which stand above the library; their former names still work."""
+    import pocket.cli as laboratory
+
+    app.add_typer(laboratory.pocket, name="pocket")
+    app.command(hidden=True)(laboratory.demo)
+    app.command(hidden=True)(laboratory.reproduce)
+    curate.command("demo", hidden=True)(laboratory.curate)
+    eval_.command("ablations", hidden=True)(laboratory.ablations)
+
+
+_add_laboratory()
 
 
 def _version(asked: bool) -> None:
@@ -75,22 +85,6 @@ def root(
     ] = False,
 ) -> None:
     """MiniGPT-4: a frozen vision tower and a frozen LLM, aligned by one linear layer."""
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Where data, checkpoints and results go.")] = Path("runs/demo"),
-    pairs: Annotated[int, typer.Option(min=64, help="Pictures with short captions for stage 1.")] = 6400,
-    descriptions: Annotated[int, typer.Option(min=12, help="Pictures with descriptions for stage 2.")] = 400,
-    questions: Annotated[int, typer.Option(min=4, help="Held-out questions for each ability.")] = 50,
-) -> None:
-    """Align the pocket model in both stages, measure it on held-out pictures, write a page of pictures and answers.
-
-    Example: minigpt4 demo --out runs/demo
-    """
-    from minigpt4.evaluation.demo import run_demo
-
-    run_demo(out, pairs=pairs, descriptions=descriptions, questions=questions)
 
 
 @app.command()

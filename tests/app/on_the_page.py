@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from minigpt4.pocket import world
-from minigpt4.pocket.brush import Point
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.handwriting import Pen
+from pocket.world import world
+from pocket.world.brush import Point
+from pocket.world.draw import draw
+from pocket.world.handwriting import Pen
 
 expect.set_options(timeout=60_000)
 SHEET = 480  # pixels a side
@@ -68,7 +68,7 @@ def strokes(seed: int) -> list[list[Point]]:
             super().curve(points, weight)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minigpt4.pocket.draw.Pen", Recording)
+        patch.setattr("pocket.world.draw.Pen", Recording)
         draw(world.sample(seed, "draft"), 64)
     return found
 

@@ -15,8 +15,8 @@ from minigpt4 import UserError
 from minigpt4.app.scheduler import Scheduler
 from minigpt4.app.session import Models, Visit, offered
 from minigpt4.generation.chat import Chat
-from minigpt4.pocket import world
-from minigpt4.pocket.draw import draw
+from pocket.world import world
+from pocket.world.draw import draw
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4

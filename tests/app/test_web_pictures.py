@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from minigpt4.evaluation.webpage import check_page
-from minigpt4.pocket import world
+from pocket.measure.webpage import check_page
+from pocket.world import world
 
 pytest.importorskip("playwright.sync_api")
 from on_the_page import ask, done, draw_on_sheet, expect, greedy, photo, strokes

@@ -21,14 +21,14 @@ from minigpt4.evaluation.judges import Answer, Case, JudgePrompt, LLMJudge, ship
 from minigpt4.evaluation.judging import measure_judge, read_labelled
 from minigpt4.evaluation.run import evaluate
 from minigpt4.evaluation.suites.abilities import check_truth, read_tasks
-from minigpt4.evaluation.suites.pocket_abilities import TASKS
-from minigpt4.evaluation.suites.pocket_abilities import write_tasks as write_pocket
 from minigpt4.evaluation.suites.reliability import Reliability
 from minigpt4.generation import endpoint
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import Request
-from minigpt4.pocket.conversation import answer
-from minigpt4.pocket.language import caption
+from pocket.measure.tasks import TASKS
+from pocket.measure.tasks import write_tasks as write_pocket
+from pocket.text.conversations import answer
+from pocket.text.phrases import caption
+from pocket.text.requests import Request
+from pocket.world import world
 
 Serve = Callable[..., Server]
 
@@ -103,7 +103,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
 
 
 def test_what_the_shipped_prompts_tell_a_judge(tmp_path: Path) -> None:
-    cases = read_labelled(shipped("success.labelled"), tmp_path)
+    cases = read_labelled(shipped("success.labelled"))
     assert len(cases) == 20
     assert 5 < sum(success for _, success in cases) < 15
     for name in ("success", "success-seen"):

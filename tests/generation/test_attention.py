@@ -11,8 +11,8 @@ from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
 from minigpt4.generation.attention import patch_attention, token_influence, words
-from minigpt4.pocket import world
-from minigpt4.pocket.draw import draw
+from pocket.world import world
+from pocket.world.draw import draw
 
 PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 40}
 

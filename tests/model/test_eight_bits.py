@@ -7,8 +7,8 @@ from minigpt4.errors import UserError
 from minigpt4.model.eight_bits import FORMATS, EightBitLinear, hold_in, quantise
 from minigpt4.model.precision import check_float8, check_load_in
 from minigpt4.model.vision import load_vision_side
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.world import SEEDS, sample
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, sample
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from minigpt4.errors import UserError
-from minigpt4.pocket import world
-from minigpt4.pocket.draw import draw, write_pictures
-from minigpt4.pocket.world import Item, Picture
+from pocket.world import world
+from pocket.world.draw import draw, write_pictures
+from pocket.world.world import Item, Picture
 
 SMALL_BOX = (0.4, 0.4, 0.59, 0.59)
 PIECE_BOX = (0.425, 0.425, 0.575, 0.575)

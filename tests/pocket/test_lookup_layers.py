@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from minigpt4.model.parts import load_llm
-from minigpt4.pocket import lookup_layers, world
-from minigpt4.pocket.conversation import conversation
+from pocket.text.conversations import conversation
+from pocket.towers import lookup_heads as lookup_layers
+from pocket.world import world
 
 #: After the start of a text: a context, and a question about one of its words.
 BEFORE, WORD, AFTER = [" large", " black"], " flower", [" left", " small", " red", " kite"]

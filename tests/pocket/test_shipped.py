@@ -6,11 +6,11 @@ import socket
 import pytest
 
 from minigpt4 import MiniGPT4
-from minigpt4.evaluation.abilities import check
-from minigpt4.model.sources import pocket_weights
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import request
-from minigpt4.pocket.draw import draw
+from pocket.measure.truth import check
+from pocket.shipped import weights
+from pocket.text.requests import request
+from pocket.world import world
+from pocket.world.draw import draw
 
 SCENES = [world.sample(world.SEEDS["development"][0] + 500 + k, "scene") for k in range(24)]
 
@@ -24,7 +24,7 @@ def no_network(monkeypatch):
 
 
 def test_they_are_at_most_40_mb():
-    assert sum(path.stat().st_size for path in pocket_weights().rglob("*") if path.is_file()) <= 40e6
+    assert sum(path.stat().st_size for path in weights().rglob("*") if path.is_file()) <= 40e6
 
 
 #: The aims: of the aligned model after stage 2 and of the baseline. Stage 1 alone has none; it must work, though.
@@ -46,7 +46,7 @@ def test_they_see(name, least):
 
 
 def test_they_name_no_machine():
-    for config in pocket_weights().rglob("*config.json"):
+    for config in weights().rglob("*config.json"):
         assert "_name_or_path" not in config.read_text(), config
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from minigpt4.errors import UserError
-from minigpt4.pocket import language_tower, vision_tower, world
-from minigpt4.pocket.language import NUMBERS
-from minigpt4.pocket.tokenizer import train_tokenizer
-from minigpt4.pocket.towers import Pretraining, pretrain
+from pocket.text.phrases import NUMBERS
+from pocket.towers import language as language_tower
+from pocket.towers import vision as vision_tower
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.towers.tokenizer import train_tokenizer
+from pocket.world import world
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from minigpt4.evaluation.abilities import check
 from minigpt4.evaluation.reliability import failure
-from minigpt4.pocket import world
-from minigpt4.pocket.asking import ABILITIES, PICTURE_TYPES, follow_up, request
-from minigpt4.pocket.conversation import answer, conversation
-from minigpt4.pocket.language import caption, context, dense_caption
+from pocket.measure.truth import check
+from pocket.text.conversations import answer, conversation
+from pocket.text.phrases import caption, context, dense_caption
+from pocket.text.requests import ABILITIES, PICTURE_TYPES, follow_up, request
+from pocket.world import world
 
 PICTURES = [world.sample(world.SEEDS["development"][0] + k) for k in range(300)]
 

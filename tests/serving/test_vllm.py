@@ -17,10 +17,10 @@ from server import Client, png, said, serve_with, shown, user
 
 from minigpt4 import MiniGPT4
 from minigpt4.generation.engine import answers
-from minigpt4.pocket.draw import draw
-from minigpt4.pocket.world import SEEDS, sample
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, sample
 
 QUESTIONS = ("Describe this image in detail.", "Write a poem about it.", "How many objects are there?", "What is this?")
 

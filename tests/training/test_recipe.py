@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from minigpt4.errors import UserError
-from minigpt4.pocket.language import INSTRUCTIONS
 from minigpt4.training.recipe import Recipe, explain, find_recipe, packaged_recipes
+from pocket.text.phrases import INSTRUCTIONS
 
 ROOT = Path(__file__).parents[2]
 VALUES = {

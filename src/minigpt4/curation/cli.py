@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -230,20 +229,3 @@ def import_(
     with Ledger(project, create=True) as ledger:
         typer.echo(f"new texts: {add_dataset(ledger, data)}")
     filter_(project, rules=rules, model=model, only=None)
-
-
-@curate.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Where the project, models and report go.")] = Path("runs/curation"),
-    pictures: Annotated[int, typer.Option(min=40, help="Pictures to curate.")] = 480,
-    questions: Annotated[int, typer.Option(min=8, help="Held-out pictures to measure each trained model on.")] = 150,
-    trainings: Annotated[int, typer.Option(min=1, help="Models that stage 2 makes of each dataset, by seed.")] = 3,
-) -> None:
-    """Curate pocket pictures, whose truth is known, and measure what every step is worth.
-
-    Example: minigpt4 curate demo --out runs/curation
-    """
-    from minigpt4.evaluation.curation import run_demo
-
-    logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))

@@ -12,16 +12,15 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, field_of, read_document
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Answer, Case, LLMJudge, shipped
-from minigpt4.evaluation.pocket_pictures import draw_picture
 from minigpt4.evaluation.run import decide
 from minigpt4.evaluation.statistics import Rate, cohen_kappa
 from minigpt4.files import only_process, write_atomically
 
 
-def read_labelled(path: Path, directory: Path) -> list[tuple[Case, bool]]:
+def read_labelled(path: Path) -> list[tuple[Case, bool]]:
     """Cases with their right verdicts from a YAML file: a list of mappings `fields` and `success`.
 
-    A case may name its picture: `image`, a file beside the YAML, or `pocket`, which is drawn into `directory`.
+    A case may name its image: a file beside the YAML.
 
     Raises UserError for a record that is wrong: a measure of the judge must not lose cases.
     """
@@ -33,11 +32,7 @@ def read_labelled(path: Path, directory: Path) -> list[tuple[Case, bool]]:
         try:
             fields = field_of(record, "fields", dict)
             success = field_of(record, "success", bool)
-            pocket = field_of(record, "pocket", dict, None)
             image = path.parent / field_of(record, "image", str, "")
-            if pocket is not None:
-                seed, type = field_of(pocket, "seed", int), field_of(pocket, "type", str)
-                image = draw_picture(directory / "pictures", seed, type)
         except ValueError as error:
             raise UserError(f"{path}: case {number}: {error}") from None
         item = Item(f"case-{number}", image, str(fields.get("question", "")))
@@ -52,7 +47,7 @@ def measure_judge(judge: LLMJudge, directory: Path, labelled: Path | None = None
     What was asked before, with this judge and this version of the prompt, is not asked again.
     """
     path = labelled or shipped(f"{judge.prompt.name.removesuffix('-seen')}.labelled")
-    cases = read_labelled(path, directory)
+    cases = read_labelled(path)
     directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory, "eval"), Journal(directory / "verdicts.jsonl") as journal:
         first, second = (decide(judge, [case for case, _ in cases], journal, round) for round in (0, 1))

@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
 from minigpt4.evaluation.statistics import bootstrap, wilson
+from minigpt4.extensions import extensions
 
 T = TypeVar("T")
 #: Asks the judge once more.
@@ -79,6 +81,38 @@ class Judged:
     @property
     def item(self) -> Item:
         return self.answer.item
+
+
+class DefaultData(Protocol):
+    """What suites ask about where no data is given: pictures whose truth is known, from an extension (`benchmarks`)."""
+
+    #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
+    wording: Mapping[str, str]
+
+    def pictures(self, directory: Path, count: int) -> list[Path]: ...
+
+    def tasks(self, directory: Path, count: int) -> Path:
+        """A YAML of tasks, as the abilities suite reads it."""
+
+    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]:
+        """(captions file, instances file, images)."""
+
+    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]:
+        """(question and annotation files, images)."""
+
+    def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None:
+        """What is wrong with an answer to a task's item, of which the file says what is `known`; None if nothing is."""
+
+    def missing_fact(self, caption: str, description: str) -> str | None:
+        """The first fact of a caption that the description does not state."""
+
+
+def default_data() -> DefaultData:
+    """The default data of this installation. Raises UserError if it has none."""
+    found = extensions("benchmarks")
+    if not found:
+        raise UserError("no default pictures are installed; name your own (--data)")
+    return found[0]
 
 
 class Suite(ABC):

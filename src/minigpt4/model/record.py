@@ -59,8 +59,8 @@ def check_origin(name: str, recorded: Origin, found: Origin) -> None:
 
 
 def portable(name: str | Path) -> str:
-    """A part's name as an alignment records it: pocket names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.POCKET_PARTS or not Path(name).expanduser().is_dir():
+    """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
+    if str(name) in sources.shipped_models() or not Path(name).expanduser().is_dir():
         return str(name)
     return str(Path(name).expanduser().resolve())
 

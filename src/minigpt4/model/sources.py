@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,25 +19,22 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from minigpt4.errors import UserError
-
-POCKET_PARTS = {"pocket/vision": "vision", "pocket/language": "language", "pocket/captioner": "captioner"}
-POCKET_ALIGNMENTS = ("pocket", "pocket-stage1", "pocket-blip2")
+from minigpt4.extensions import extensions
 
 
-def pocket_weights() -> Path:
-    """The folder of the weights that ship with the package, or the one that MINIGPT4_POCKET_WEIGHTS names."""
-    override = os.environ.get("MINIGPT4_POCKET_WEIGHTS")
-    return Path(override) if override else Path(__file__).parent.parent / "pocket" / "weights"
+def shipped_models() -> dict[str, Path]:
+    """The directories of models and parts that installed packages ship, by name."""
+    return {name: path for models in extensions("models") for name, path in models().items()}
 
 
 def resolve(name: str | Path) -> str | Path:
-    """Where the part or alignment called `name` lies: a pocket name gives its folder, a local directory its path.
+    """Where the part or alignment called `name` lies: a shipped name gives its folder, a local directory its path.
 
     What is neither is taken as a hub id if it looks like one (`owner/name`), else it raises UserError.
     """
-    if str(name) in POCKET_PARTS or str(name) in POCKET_ALIGNMENTS:
-        relative = POCKET_PARTS.get(str(name)) or Path("alignments", str(name))
-        path = pocket_weights() / relative
+    shipped = shipped_models()
+    if str(name) in shipped:
+        path = shipped[str(name)]
         if not path.is_dir():
             raise UserError(
                 f"{name!r} is not in this installation (looked in {path}); reinstall the package, or build it with "
@@ -52,8 +48,9 @@ def resolve(name: str | Path) -> str | Path:
         raise UserError(f"{name}: is a file; give the directory of a model")
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
-    names = ", ".join([*POCKET_ALIGNMENTS, *POCKET_PARTS])
-    raise UserError(f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {names}")
+    raise UserError(
+        f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {', '.join(shipped)}"
+    )
 
 
 def find_file(source: str | Path, filename: str) -> Path | None:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minigpt4.errors import UserError
+from minigpt4.extensions import extensions
 
 logger = logging.getLogger(__name__)
 
@@ -259,9 +260,11 @@ class Recipe(BaseModel):
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    directory = Path(str(resources.files("minigpt4") / "recipes"))
-    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    """The recipes that ship, the library's and those of installed extensions, by name."""
+    own = Path(str(resources.files("minigpt4") / "recipes"))
+    directories = [own, *(recipes() for recipes in extensions("recipes"))]
+    paths = [path for directory in directories for path in directory.glob("*.yaml")]
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.name)}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -20,9 +20,8 @@ from minigpt4.evaluation.coco import read_captions
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
 from minigpt4.evaluation.lexical import THRESHOLD, covers
-from minigpt4.evaluation.pocket_coverage import missing_fact
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Again, Figure, Judged, Row, Suite, default_data
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for a second time, to see how far it agrees with itself.
@@ -68,10 +67,7 @@ class Coverage(Suite):
 
     def load(self, directory: Path) -> Collection:
         if self.data is None or self.images is None:
-            from minigpt4.pocket.benchmarks import CAPTIONS, IMAGES, kept_benchmarks
-
-            data = kept_benchmarks(directory, self.count)
-            path, images = data / CAPTIONS, data / IMAGES
+            path, _, images = default_data().coco(directory, self.count)
         else:
             path, images = self.data, self.images
         found = Collection()
@@ -171,5 +167,5 @@ def _lexical(one: Judged) -> list[bool]:
 
 
 def _exactly(case: Case) -> Verdict:
-    wrong = missing_fact(case.fields["caption"], case.fields["description"])
+    wrong = default_data().missing_fact(case.fields["caption"], case.fields["description"])
     return Verdict(wrong is None, wrong or "")

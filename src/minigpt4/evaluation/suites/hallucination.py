@@ -18,7 +18,7 @@ from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.objects import Vocabulary, vocabulary, with_article
 from minigpt4.evaluation.plots import png
 from minigpt4.evaluation.probing import SAMPLINGS, draw_probes, f1, yes_or_no
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
 
 #: What is asked for answers of different lengths.
 PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
@@ -61,10 +61,7 @@ class Hallucination(Suite):
     def load(self, directory: Path) -> Collection:
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
-            from minigpt4.pocket.benchmarks import CAPTIONS, IMAGES, INSTANCES, kept_benchmarks
-
-            data = kept_benchmarks(directory, self.count)
-            path, images, captions = data / INSTANCES, data / IMAGES, data / CAPTIONS
+            captions, path, images = default_data().coco(directory, self.count)
         found = Collection()
         instances = read_instances(path)
         self._words = vocabulary(instances.categories)

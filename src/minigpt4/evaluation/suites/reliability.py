@@ -14,15 +14,13 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.reliability import KINDS, RULES_VERSION, failure
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
 TASKS = {
     "description": ("Describe this image in detail.", "detailed descriptions", {"stage 1": "35", "stage 2": "2"}),
     "poem": ("Can you write a beautiful poem about this image?", "poems", {"stage 1": "32", "stage 2": "1"}),
 }
-#: The pocket model is asked in words that its LLM learned.
-POCKET_PROMPTS = {"description": "Describe this image in detail.", "poem": "Write a poem about this image."}
 
 
 class Reliability(Suite):
@@ -38,15 +36,13 @@ class Reliability(Suite):
     def load(self, directory: Path) -> Collection:
         found = Collection()
         if self.data is None:
-            from minigpt4.evaluation.pocket_pictures import draw_held_out
-
-            pictures = draw_held_out(directory / "pictures", "reliability", self.count)
+            pictures = default_data().pictures(directory, self.count)
         else:
             if not self.data.is_dir():
                 raise UserError(f"{self.data}: no such directory of pictures")
             pictures = sorted(p for p in self.data.rglob("*") if is_picture(p))[: self.count]
         for task, (prompt, _, _) in TASKS.items():
-            asked = POCKET_PROMPTS[task] if self.data is None else prompt
+            asked = default_data().wording[task] if self.data is None else prompt
             for path in pictures:
                 name = path.name if self.data is None else path.relative_to(self.data).as_posix()
                 found.add(Item(f"{task}-{name}", path, asked, task, {}, (), self.max_new_tokens), str(path))

@@ -14,14 +14,12 @@ from statistics import fmean
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
-from minigpt4.evaluation.suite import Figure, Judged, Row, Suite
+from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
 from minigpt4.evaluation.vqa_answers import aokvqa_accuracy, contained, gqa_accuracy, vqa_accuracy
 from minigpt4.evaluation.vqa_files import AOKVQA, GQA, VQA, VisualQuestion, read_questions
 
-#: How questions are put and choices worded where the files are given, and for pocket questions. The pocket LLM has
-#: learned neither to be told how to answer nor to answer in one word, so there a bare word's likelihood says nothing.
-SHORT, POCKET_PROMPT = "{} Answer with one word or a short phrase.", "{}"
-WORD, POCKET_CHOICE = "{}", "The answer is {}."
+#: How questions are put and choices worded where the files are given; the default data says how its own are.
+SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
 BENCHMARKS = (AOKVQA, GQA, VQA)
 _PAPER = {AOKVQA: {"MiniGPT-4": "58.2"}, GQA: {"MiniGPT-4": "32.2"}}
 CHOICE, DIRECT = "multiple choice", "direct answer"
@@ -52,8 +50,8 @@ class Vqa(Suite):
     ) -> None:
         if data and images is None:
             raise UserError(f"{data[0]}: asks about pictures, so give their directory too (--images)")
-        self.prompt = prompt or (SHORT if data else POCKET_PROMPT)
-        self.choice = choice or (WORD if data else POCKET_CHOICE)
+        self.prompt = prompt or (SHORT if data else default_data().wording["question"])
+        self.choice = choice or (WORD if data else default_data().wording["choice"])
         for wording in (self.prompt, self.choice):
             if "{}" not in wording:
                 raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
@@ -64,11 +62,7 @@ class Vqa(Suite):
     def load(self, directory: Path) -> Collection:
         paths, images = list(self.data), self.images
         if images is None:
-            from minigpt4.pocket import benchmarks as pocket
-
-            data = pocket.kept_benchmarks(directory, self.count)
-            paths = [data / name for name in (pocket.AOKVQA, pocket.GQA, pocket.VQA_QUESTIONS, pocket.VQA_ANNOTATIONS)]
-            images = data / pocket.IMAGES
+            paths, images = default_data().questions(directory, self.count)
         found = Collection()
         questions, found.faults = read_questions(paths)
         for question in questions:

@@ -1,0 +1,21 @@
+"""What other packages add to the library, by entry points of the group `minigpt4.<kind>`.
+
+The library finds the pocket models, recipes and pictures this way, so that it imports nothing of the laboratory:
+
+* `models`: a function that gives {name: directory} of models and parts.
+* `recipes`: a function that gives a directory of recipes.
+* `benchmarks`: a module of the form of `evaluation.suite.DefaultData`.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import entry_points
+from typing import Any
+
+
+@functools.cache
+def extensions(kind: str) -> tuple[Any, ...]:
+    """The objects that installed packages have registered as `kind`, by the packages' names."""
+    found = sorted(entry_points(group=f"minigpt4.{kind}"), key=lambda entry: entry.name)
+    return tuple(entry.load() for entry in found)

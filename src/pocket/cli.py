@@ -1,0 +1,227 @@
+"""`minigpt4 pocket ...`, the one door of the laboratory: parsing and printing only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minigpt4.errors import UserError
+
+pocket = typer.Typer(no_args_is_help=True, help="The pocket world: demo, pictures, datasets, towers, experiments.")
+build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
+pocket.add_typer(build, name="build")
+
+
+@pocket.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data, checkpoints and results go.")] = Path("runs/demo"),
+    pairs: Annotated[int, typer.Option(min=64, help="Pictures with short captions for stage 1.")] = 6400,
+    descriptions: Annotated[int, typer.Option(min=12, help="Pictures with descriptions for stage 2.")] = 400,
+    questions: Annotated[int, typer.Option(min=4, help="Held-out questions for each ability.")] = 50,
+) -> None:
+    """Align the pocket model in both stages, measure it on held-out pictures, write a page of pictures and answers.
+
+    Example: minigpt4 pocket demo --out runs/demo
+    """
+    from pocket.demo.run import run_demo
+
+    run_demo(out, pairs=pairs, descriptions=descriptions, questions=questions)
+
+
+@pocket.command()
+def draw(
+    out: Annotated[Path, typer.Option(help="A new directory for the pictures and truth.jsonl.")],
+    seed: Annotated[int, typer.Option(min=0, help="The first picture's seed.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 384,
+    type: Annotated[str | None, typer.Option(help="scene, food, product, odd or draft; all by default.")] = None,
+) -> None:
+    """Draw pictures of the pocket world and write what is true of them.
+
+    Example: minigpt4 pocket draw --seed 7 --count 16 --out pictures
+    """
+    from pocket.world.draw import write_pictures
+
+    write_pictures(seed, count, out, size, type)
+    typer.echo(f"{count} pictures and truth.jsonl are in {out}")
+
+
+@pocket.command()
+def data(
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="stage1 (short captions), stage2 (detailed descriptions), or benchmarks: held-out pictures in the "
+            "formats of COCO, A-OKVQA, GQA and VQA v2.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 6400,
+) -> None:
+    """Write pocket pictures as a dataset in the format that the stage or the benchmark reads.
+
+    Example: minigpt4 pocket data stage1 --count 6400 --out runs/pocket/data/stage1
+    """
+    from pocket.data import training_sets as dataset
+    from pocket.data.benchmarks import write_benchmarks
+
+    writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
+    if stage not in writers:
+        raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
+    typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
+
+
+_Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]
+
+
+@build.command()
+def language(
+    out: _Work = Path("runs/towers"),
+    steps: Annotated[int, typer.Option(min=1, help="Batches of about 8,000 tokens for the pocket LLM.")] = 3200,
+    captioner_steps: Annotated[int, typer.Option(min=1, help="The same for the captioning LM.")] = 700,
+    start: Annotated[
+        Path | None, typer.Option(help="Only train this finished pocket LLM on, with new text; a directory.")
+    ] = None,
+    lookups: Annotated[
+        bool, typer.Option("--lookups", help="Teach the pocket LLM of --start to look words up; 4,000 tokens a batch.")
+    ] = False,
+) -> None:
+    """Train the captioning LM and the pocket LLM on text alone.
+
+    Example: minigpt4 pocket build language --out runs/towers
+    """
+    from pocket.towers.language import build_captioner, build_language, build_lookups
+
+    logging.getLogger("pocket").setLevel(logging.INFO)
+    if lookups:
+        if start is None:
+            raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
+        typer.echo(build_lookups(out, steps, start))
+        return
+    if start is None:
+        typer.echo(build_captioner(out, captioner_steps))
+    typer.echo(build_language(out, steps, start=start))
+
+
+@build.command()
+def vision(
+    out: _Work = Path("runs/towers"),
+    steps: Annotated[int, typer.Option(min=0, help="Batches of 64 pictures against the world's truth.")] = 2000,
+    generation_steps: Annotated[int, typer.Option(min=1, help="Then through the frozen captioning LM.")] = 400,
+    start: Annotated[str | None, typer.Option(help="Go on from a finished baseline, as pocket-blip2.")] = None,
+) -> None:
+    """Train the vision tower and Q-Former; needs the captioning LM in the same directory.
+
+    Example: minigpt4 pocket build vision --out runs/towers
+    """
+    from pocket.towers.vision import build_vision
+
+    logging.getLogger("pocket").setLevel(logging.INFO)
+    typer.echo(build_vision(out, steps, generation_steps, start=start))
+
+
+@pocket.command()
+def curate(
+    out: Annotated[Path, typer.Option(help="Where the project, models and report go.")] = Path("runs/curation"),
+    pictures: Annotated[int, typer.Option(min=40, help="Pictures to curate.")] = 480,
+    questions: Annotated[int, typer.Option(min=8, help="Held-out pictures to measure each trained model on.")] = 150,
+    trainings: Annotated[int, typer.Option(min=1, help="Models that stage 2 makes of each dataset, by seed.")] = 3,
+) -> None:
+    """Curate pocket pictures, whose truth is known, and measure what every step is worth.
+
+    Example: minigpt4 pocket curate --out runs/curation
+    """
+    from pocket.curation_demo.run import run_demo
+
+    logging.getLogger("minigpt4").setLevel(logging.WARNING)
+    typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))
+
+
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="Processes that make models beside each other; as many as cores, up to 8."),
+]
+
+
+def default_processes(asked: int | None) -> int:
+    """As many as cores that this process may use, up to eight: each takes about 1.5 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or min(cores, 8)
+
+
+@pocket.command()
+def reproduce(
+    out: Annotated[Path, typer.Option(help="Where models and answers go; a run there goes on.")] = Path(
+        "runs/reproduce"
+    ),
+    page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = Path(
+        "docs/results.md"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, fewer arms and questions: about 15 minutes.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
+    processes: Processes = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Only write the page, from what is done so far.")] = False,
+) -> None:
+    """Test every claim of the paper in the pocket world, and write the page of results. A run that stopped goes on.
+
+    Example: minigpt4 pocket reproduce --quick
+    """
+    from pocket.reproduce import run
+    from pocket.reproduce.artifacts import Workshop
+    from pocket.reproduce.experiments import find_scale
+
+    workshop = Workshop(out, find_scale(quick, seeds))
+    if plan:
+        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        return
+    command = "minigpt4 pocket reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
+    if write:
+        run.write_page(workshop, page, command)
+        typer.echo(page)
+        return
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    run.reproduce(workshop, page, command, processes=default_processes(processes))
+
+
+@pocket.command()
+def ablations(
+    out: Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")] = Path(
+        "runs/eval"
+    ),
+    arms: Annotated[
+        Path, typer.Option(help="Where models and answers go, shared with `minigpt4 pocket reproduce --out`.")
+    ] = Path("runs/reproduce"),
+    seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, and fewer questions.")] = False,
+    processes: Processes = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
+) -> None:
+    """Train and compare what the paper ablates: layers, Q-Former, stages, the sets of both stages, BLIP-2 with stage 2.
+
+    A run that was stopped goes on, and what `minigpt4 pocket reproduce` has trained is not trained again.
+
+    Example: minigpt4 pocket ablations --seeds 3 --out runs/eval
+    """
+    from minigpt4.evaluation.table import RESULTS, TABLE
+    from pocket.reproduce import run
+    from pocket.reproduce.ablations import ablations as compare
+    from pocket.reproduce.artifacts import Workshop
+    from pocket.reproduce.experiments import ablation_scale
+
+    workshop = Workshop(arms, ablation_scale(quick, seeds))
+    if plan:
+        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        return
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    command = "minigpt4 pocket ablations" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
+    directory = compare(workshop, out, command, processes=default_processes(processes))
+    typer.echo((directory / TABLE).read_text(encoding="utf-8"))
+    typer.echo(f"every prompt, answer and verdict: {directory / RESULTS}")

@@ -1,0 +1,100 @@
+"""The report of `minigpt4 pocket curate` as Markdown, from the figures of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from minigpt4.evaluation.statistics import Rate, difference
+
+
+def _cell(rate: Rate) -> str:
+    if not rate.total:
+        return "–"
+    low, high = rate.interval
+    return f"{100 * rate.share:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _compare(heading: str, parts: Mapping[str, Mapping[str, Any]], show: Callable[[Any], str]) -> str:
+    """A table with a row for each measure and a column for each of `parts`."""
+    measures = list(next(iter(parts.values())))
+    rows = [[measure, *(show(part[measure]) for part in parts.values())] for measure in measures]
+    return _table([heading, *parts], rows)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as Markdown tables; per cent with 95 % Wilson intervals."""
+
+    def show(value: Any) -> str:
+        return _cell(value) if isinstance(value, Rate) else str(value)
+
+    rules = {
+        kind: [
+            [name, str(row["caught"]), _cell(row["precision"]), _cell(row["recall"])]
+            for name, row in found.items()
+            if row["caught"]
+        ]
+        for kind, found in report["filters"].items()
+    }
+    grounding = [[name, show(value)] for name, value in report["grounding"].items()]
+    limits = ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items())
+    trainings = report["trainings"]
+    models = together(trainings)
+    verdicts = "\n".join(f"- {line}" for line in compare_models(models))
+    return (
+        "Texts after each step, against the truth of their pictures, per cent (95 % interval):\n\n"
+        + _compare("", report["steps"], show)
+        + "\nWhat each rule catches of texts that are broken or say something false (rules that catch nothing are left "
+        f"out; {limits}, set on other pictures):\n\n"
+        + "\n".join(_table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items())
+        + "\nGrounding at finding false sentences:\n\n"
+        + _table(["", ""], grounding)
+        + f"\nAfter stage 2 on each, {len(trainings)} trainings from different seeds, each measured on "
+        f"{report['settings']['questions']} pictures of its own that nothing was trained on:\n\n"
+        + _compare("", models, show)
+        + "\nThe same, training by training:\n\n"
+        + _compare("", _side_by_side(trainings), show)
+        + "\nDifferences of all trainings together, in points (95 % interval):\n\n"
+        + f"{verdicts}\n- {report['seconds']['in all']:.0f} s in all\n"
+    )
+
+
+def together(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> dict[str, dict[str, Rate]]:
+    """The rates of models trained from several seeds as one: {dataset: {measure: rate}} of each, summed."""
+    first, *others = trainings
+    return {
+        name: {measure: sum((other[name][measure] for other in others), rate) for measure, rate in rates.items()}
+        for name, rates in first.items()
+    }
+
+
+def _side_by_side(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> dict[str, dict[str, str]]:
+    """The shares alone, in per cent, one behind the other."""
+
+    def shares(name: str, measure: str) -> str:
+        rates = [training[name][measure] for training in trainings]
+        return " / ".join(f"{100 * rate.share:.1f}" if rate.total else "–" for rate in rates)
+
+    first = trainings[0]
+    return {name: {measure: shares(name, measure) for measure in rates} for name, rates in first.items()}
+
+
+def compare_models(models: Mapping[str, Mapping[str, Rate]]) -> list[str]:
+    """Whether curation kept its promises, with the differences in points, whatever they are."""
+
+    def points(one: Rate, other: Rate) -> str:
+        found, low, high = (100 * share for share in difference(one, other))
+        sure = "they differ" if low > 0 or high < 0 else "cannot be told apart"
+        return f"{found:+.1f} ({low:+.1f} to {high:+.1f}), {sure}"
+
+    return [
+        f"{one} against {other}, {measure}: {points(models[one][measure], models[other][measure])}"
+        for one, other in (("filtered", "raw"), ("selected", "raw"), ("selected", "filtered"))
+        for measure in models[one]
+        if models[one][measure].total and models[other][measure].total
+    ]

@@ -1,0 +1,1 @@
+"""Pocket pictures as training sets and as benchmark files."""

@@ -1,0 +1,1 @@
+"""`minigpt4 pocket demo`: both stages, measured, as a page."""

@@ -1,0 +1,260 @@
+"""The demo: draw data, align the pocket model in both stages, measure it on held-out pictures, show what it says.
+
+This is the whole recipe in one place, from nothing to a table of rates: what `pocket demo` runs. It trains through
+`training/run.py` by the packaged recipes, asks through `questions.py`, and writes results.json and demo.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from minigpt4.evaluation.machine import machine
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.files import write_atomically
+from minigpt4.progress import progress_bar
+from minigpt4.training.recipe import Recipe
+from pocket.demo import page as report
+from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
+from pocket.world import world
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt4.model.alignment import MiniGPT4
+
+#: The models of the table: key, name, what it is.
+MODELS = (
+    ("untrained", "untrained", "the same parts with a projection that was never trained"),
+    ("stage1", "stage 1", "aligned on pictures with short captions"),
+    ("stage2", "stage 2", "then polished on a few detailed descriptions"),
+    ("blip2", "BLIP-2", "the same eyes with the weak captioning LLM that they were trained against"),
+)
+#: What the model is to reach after stage 2, and the demo in all.
+MIN_KIND_COLOUR, MAX_FAILURES, MIN_ABILITIES, MAX_SECONDS, MAX_MB = 0.90, 0.02, 0.65, 360, 4096
+
+
+@dataclass
+class Clock:
+    """Wall time and memory of the demo's phases."""
+
+    console: Console
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase and record its seconds, and the peak memory of the process by its end in MB."""
+        self.console.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        yield
+        self.phases.append({"name": name, "seconds": time.perf_counter() - start, "peak_mb": peak_memory()})
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def run_demo(
+    out: Path,
+    *,
+    pairs: int = 6400,
+    descriptions: int = 400,
+    questions: int = 50,
+    recipes: tuple[str, str] = ("pocket-stage1", "pocket-stage2"),
+    overrides: Sequence[str] = (),
+    baseline: str | Path = "pocket-blip2",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run the whole demo in the directory `out` and return its results, as written to results.json.
+
+    What an earlier run has left in `out` is used: drawn data, checkpoints, finished stages.
+
+    Args:
+        pairs: Pictures with short captions for stage 1.
+        descriptions: Pictures with detailed descriptions for stage 2.
+        questions: Held-out pictures of each type, and questions for each ability.
+        recipes: Those of stage 1 and stage 2: packaged names or files.
+        overrides: `key=value` for both recipes.
+        baseline: The model to compare with: an alignment, at its best one that shares the vision side.
+    Raises:
+        UserError: a part is missing, a recipe is not valid, or `out` cannot be written.
+    """
+    clock = Clock(console or Console())
+    started = time.perf_counter()
+    whole = not (out / "data").exists()  # else an earlier run has done part of the work
+    stages = _load_recipes(out, recipes, overrides)
+    alignments = align(stages, (pairs, descriptions), clock)
+    survey = draw_survey(questions)
+    records = ask_all(survey, out, stages[0], alignments, baseline, clock)
+    rates = {key: measure(survey, records[key]) for key, _, _ in MODELS}
+    seconds = time.perf_counter() - started
+    results = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
+        "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],
+        "rates": {key: {name: _plain(rate) for name, rate in row.items()} for key, row in rates.items()},
+        "targets": targets(rates["stage2"], rates["blip2"], seconds if whole else None, peak_memory()),
+        "phases": [*clock.phases, {"name": "in all", "seconds": seconds, "peak_mb": peak_memory()}],
+        **_answers(survey, records),
+    }
+    write_atomically(out / "results.json", json.dumps(results, indent=1).encode())
+    curves = {f"Loss of stage {recipe.stage}": recipe.output / "curves.png" for recipe in stages}
+    shown = {caption: path for caption, path in curves.items() if path.is_file()}
+    write_atomically(out / "demo.html", report.page(results, out, shown).encode())
+    report.show(results, clock.console)
+    clock.console.print(f"\nEvery picture, question and answer: {out / 'demo.html'}", soft_wrap=True)
+    return results
+
+
+def _load_recipes(out: Path, names: tuple[str, str], overrides: Sequence[str]) -> tuple[Recipe, Recipe]:
+    """Both recipes, with all that they read and write under `out`."""
+
+    def load(stage: int, **more: Path) -> Recipe:
+        places = {"data": out / "data" / f"stage{stage}", "output": out / f"stage{stage}", **more}
+        places["feature_cache"] = out / "features"
+        # A JSON string is YAML for any path, whatever signs are in it.
+        return Recipe.load(
+            names[stage - 1], [f"{key}={json.dumps(str(path))}" for key, path in places.items()] + [*overrides]
+        )
+
+    return load(1), load(2, init=out / "stage1" / "alignment")
+
+
+def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) -> tuple[Path, Path]:
+    """Draw the data of both stages and train both; returns the directories of their alignments."""
+    from minigpt4.training.train import train
+    from pocket.data.training_sets import write_stage1, write_stage2
+
+    made = []
+    what = ("pictures with short captions", "pictures with detailed descriptions")
+    for recipe, write, count in zip(stages, (write_stage1, write_stage2), counts, strict=True):
+        data = Path(recipe.sources[0].path)
+        if not data.exists():
+            with clock.phase(f"draw {count:,} {what[recipe.stage - 1]}"):
+                write(data, count)
+        with clock.phase(f"stage {recipe.stage}: train the projection for {recipe.steps} steps"):
+            made.append(train(recipe))
+    return made[0], made[1]
+
+
+def ask_all(
+    survey: Survey, out: Path, recipe: Recipe, alignments: tuple[Path, Path], baseline: str | Path, clock: Clock
+) -> dict[str, list[Record]]:
+    """The records of every model of `MODELS`; `recipe` is stage 1's, which names the untrained model's parts.
+
+    Pictures go through a vision side once, however many models share it.
+    """
+    from minigpt4.model.alignment import MiniGPT4
+
+    def load(key: str) -> MiniGPT4:
+        if key == "untrained":
+            vision_qformer, llm, template = recipe.parts
+            return MiniGPT4.assemble(vision_qformer, llm, template=template, seed=recipe.seed)
+        return MiniGPT4.from_pretrained({"stage1": alignments[0], "stage2": alignments[1]}.get(key, baseline))
+
+    with clock.phase(f"draw {len(survey.pictures)} held-out pictures"):
+        paths = write_pictures(survey, out / "pictures")
+    features: dict[str, Tensor] = {}
+    records: dict[str, list[Record]] = {}
+    for key, name, _ in MODELS:
+        with clock.phase(f"put {len(survey.questions)} questions to {name}"):
+            model = load(key)
+            if model.vision_fingerprint not in features:
+                features[model.vision_fingerprint] = _encode(model, paths)
+            with progress_bar() as bar:
+                task = bar.add_task("answers", total=len(survey.questions), note="")
+                records[key] = put(
+                    survey, model, features[model.vision_fingerprint], progress=functools.partial(bar.advance, task)
+                )
+    return records
+
+
+def _encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+    import torch
+
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    return torch.cat([model.encode_images(batch) for batch in batches])
+
+
+def targets(
+    stage2: Mapping[str, Rate], baseline: Mapping[str, Rate], seconds: float | None, peak_mb: float
+) -> list[dict[str, Any]]:
+    """Each target with what was reached: name, target, reached, met. Without `seconds`, time is not judged."""
+
+    def target(name: str, aim: str, reached: str, met: bool) -> dict[str, Any]:
+        return {"name": name, "target": aim, "reached": reached, "met": met}
+
+    found = [
+        target(
+            "objects with the right kind and colour",
+            f"at least {MIN_KIND_COLOUR:.0%}",
+            str(stage2["kind_colour"]),
+            stage2["kind_colour"].share >= MIN_KIND_COLOUR,
+        )
+    ]
+    for name, what in (("describe", "descriptions"), ("poem", "poems")):
+        rate = stage2[f"fails_{name}"]
+        found.append(target(f"{what} that fail", f"at most {MAX_FAILURES:.0%}", str(rate), rate.share <= MAX_FAILURES))
+    overall = stage2["abilities"]
+    found.append(
+        target("abilities, overall", f"at least {MIN_ABILITIES:.0%}", str(overall), overall.share >= MIN_ABILITIES)
+    )
+    behind = [ability for ability in ABILITIES if stage2[ability].share <= baseline[ability].share]
+    found.append(
+        target(
+            "every ability above the baseline",
+            f"{len(ABILITIES)} of {len(ABILITIES)}",
+            f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else ""),
+            not behind,
+        )
+    )
+    if seconds is not None:
+        found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
+    found.append(target("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
+    return found
+
+
+def _plain(rate: Rate) -> dict[str, Any]:
+    low, high = rate.interval
+    share = rate.share if rate.total else None
+    return {"successes": rate.successes, "total": rate.total, "share": share, "low": low, "high": high}
+
+
+def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Pictures and questions with everybody's answers, ready for JSON."""
+    questions = []
+    for i, question in enumerate(survey.questions):
+        answers = {}
+        for key, given in records.items():
+            verdict = given[i].verdict
+            answers[key] = {
+                "text": given[i].text,
+                "failure": given[i].failure,
+                "success": verdict.success,
+                "reason": verdict.reason,
+            }
+        asked = {"ability": question.ability, "picture": question.picture, "after": question.after}
+        questions.append({**asked, **asdict(question.request), "ability": question.ability, "answers": answers})
+    pictures = [
+        {
+            "file": f"pictures/{picture.seed}.{('png', 'jpg')[i % 2]}",
+            "seed": picture.seed,
+            "facts": world.facts(picture),
+        }
+        for i, picture in enumerate(survey.pictures)
+    ]
+    return {"pictures": pictures, "questions": questions}

@@ -1,0 +1,1 @@
+"""What an answer is worth, judged against the exact truth of its picture."""

@@ -1,0 +1,191 @@
+"""The held-out questions of the demo, put to a model, and what its answers are worth.
+
+A survey is drawn once and put to every model, so that their rates differ by the model alone. Pictures come from the
+seeds that nothing was trained on, and reach the model as people's pictures do: as PNG and JPEG files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4.evaluation.reliability import failure
+from minigpt4.evaluation.statistics import Rate
+from pocket.measure.truth import Verdict, check
+from pocket.text.requests import PICTURE_TYPES, Request, follow_up, request
+from pocket.world import world
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt4.model.alignment import MiniGPT4
+
+#: What the projection is never trained on; their mean is the figure that the paper gives as 65 %.
+ABILITIES = ("poem", "story", "recipe", "advertise", "funny", "website", "count", "follow_up")
+#: The first questions of the conversations that a follow-up question ends; measured too, beside the mean.
+FIRST_QUESTIONS = ("colour", "where", "exists")
+#: More than the longest good answer (a recipe of 90 tokens): who has not ended by then does not end.
+MAX_NEW_TOKENS = 160
+#: Drawn larger than the vision tower's input, so that the image processor has its usual work to do.
+PICTURE_SIZES = (256, 224)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request about `survey.pictures[picture]`, counted under `ability`; `after` is the question asked before it."""
+
+    ability: str
+    picture: int
+    request: Request
+    after: int | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Pictures and questions about them. A question comes after the one that it follows up."""
+
+    pictures: tuple[world.Picture, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A model's answer to one question: what it says, how it fails as language if it does, whether it is right."""
+
+    text: str
+    failure: str | None
+    verdict: Verdict
+
+
+def draw_survey(count: int, seed: int = 0) -> Survey:
+    """`count` held-out pictures of each type, and `count` questions for each ability (more for descriptions).
+
+    Poems and stories are asked for about every type of picture that they fit, in turn.
+    """
+    rng = random.Random(seed)
+    start = world.SEEDS["evaluation"][0] + seed * len(world.TYPES) * count
+    pictures: list[world.Picture] = []
+    of_type: dict[str, list[int]] = {}
+    for number, name in enumerate(world.TYPES):
+        of_type[name] = list(range(len(pictures), len(pictures) + count))
+        pictures += [world.sample(start + number * count + k, name) for k in range(count)]
+    questions: list[Question] = []
+
+    def ask(ability: str, picture: int) -> None:
+        questions.append(Question(ability, picture, request(ability, pictures[picture], rng)))
+
+    for name in world.TYPES:
+        for index in of_type[name][: count if name == "scene" else -(-count // 4)]:
+            ask("describe", index)
+    for ability in ABILITIES[:-1]:
+        types = PICTURE_TYPES[ability]
+        for k in range(count):
+            ask(ability, of_type[types[k % len(types)]][k])
+    for k, index in enumerate(of_type["scene"]):
+        ask(FIRST_QUESTIONS[k % len(FIRST_QUESTIONS)], index)
+        asked = follow_up(questions[-1].request, pictures[index], rng)
+        questions.append(Question("follow_up", index, asked, after=len(questions) - 1))
+    return Survey(tuple(pictures), tuple(questions))
+
+
+def write_pictures(survey: Survey, directory: Path) -> list[Path]:
+    """Draw the survey's pictures into `directory`, as PNG and JPEG files in turn; returns their paths in order.
+
+    Pictures that are there already are kept.
+    """
+    from pocket.world.draw import draw
+
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, picture in enumerate(survey.pictures):
+        ending = ("png", "jpg")[number % 2]
+        path = directory / f"{picture.seed}.{ending}"
+        if not path.exists():
+            temporary = directory / f".{picture.seed}.{ending}"
+            draw(picture, PICTURE_SIZES[number % 2]).save(temporary, quality=90)
+            temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def put(
+    survey: Survey,
+    model: MiniGPT4,
+    features: Tensor,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda answered: None,
+) -> list[Record]:
+    """Put every question to `model`, greedily and in batches; one record per question, in order.
+
+    Args:
+        features: What `model.encode_images` gave for the survey's pictures: (pictures, q, d_qformer).
+        progress: Called after each batch with the number of answers it gave.
+    """
+    from minigpt4.generation.engine import answers
+    from minigpt4.prompts.templates import Message
+
+    texts: dict[int, str] = {}
+    records: dict[int, Record] = {}
+    first = [i for i, question in enumerate(survey.questions) if question.after is None]
+    then = [i for i, question in enumerate(survey.questions) if question.after is not None]
+    for batch in [*_batches(first, batch_size), *_batches(then, batch_size)]:
+        prompts: list[str | list[Message]] = []
+        for i in batch:
+            question = survey.questions[i]
+            if question.after is None:
+                prompts.append(question.request.text)
+            else:
+                before = survey.questions[question.after].request.text
+                prompts.append(
+                    [
+                        Message("user", before, images=1),
+                        Message("assistant", texts[question.after]),
+                        Message("user", question.request.text),
+                    ]
+                )
+        rows = features[[survey.questions[i].picture for i in batch]]
+        found = answers(model, prompts=prompts, features=rows, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        for i, answer in zip(batch, found, strict=True):
+            question = survey.questions[i]
+            texts[i] = answer.text
+            records[i] = Record(
+                answer.text,
+                failure(answer.text, answer.ended),
+                check(question.request, survey.pictures[question.picture], answer.text),
+            )
+        progress(len(batch))
+    return [records[i] for i in range(len(survey.questions))]
+
+
+def _batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Neighbours ask for the same ability, so the answers of a batch are of like length."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def measure(survey: Survey, records: Sequence[Record]) -> dict[str, Rate]:
+    """Every rate of the demo's table, by name.
+
+    `kind_colour` and `place`: of the objects in scenes that were to be described, those with the right kind and colour,
+    and those in the right place. `fails_describe`, `fails_poem`: answers that fail as language. `describe` and each
+    ability: answers that are right in full. `abilities`: all of `ABILITIES` together, each with the same weight.
+    """
+    rates: dict[str, Rate] = {}
+
+    def add(name: str, successes: int, total: int = 1) -> None:
+        rates[name] = rates.get(name, Rate(0, 0)) + Rate(successes, total)
+
+    for question, record in zip(survey.questions, records, strict=True):
+        verdict = record.verdict
+        if question.ability == "describe" and survey.pictures[question.picture].type == "scene":
+            add("kind_colour", verdict.kind_colour_right, verdict.objects)
+            add("place", verdict.place_right, verdict.placed)
+        if question.ability in ("describe", "poem"):
+            add(f"fails_{question.ability}", record.failure is not None)
+        add(question.ability, verdict.success)
+        if question.ability in ABILITIES:
+            add("abilities", verdict.success)
+    return rates

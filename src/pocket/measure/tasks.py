@@ -1,0 +1,107 @@
+"""The paper's eight tasks in the pocket world, as the YAML that the abilities suite reads: pictures, prompts, truth.
+
+Which pocket task stands for which of the paper's is said here, and in docs/evaluation.md with what it leaves out.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minigpt4.files import write_atomically
+from pocket.measure.pictures import draw_picture, held_out_seeds
+from pocket.text.requests import Request, request
+from pocket.world import world
+
+#: More than the longest good answer: who has not ended by then does not end.
+MAX_NEW_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: the pocket's requests (`abilities`, in turn) about pictures of `types` (in turn)."""
+
+    name: str
+    label: str
+    abilities: tuple[str, ...]
+    types: tuple[str, ...]
+    success: str
+    paper: dict[str, str] = field(default_factory=dict)
+    words: str | None = None  # must be in the request: the same ability serves two tasks
+    without: str | None = None
+
+
+TASKS = (
+    Task("meme", "explain what is funny", ("funny",), ("odd",),
+         "Names the animal and the thing it is with, invents nothing, and says why they do not belong together.",
+         {"MiniGPT-4": "8/25", "BLIP-2": "0/25"}, without="unusual"),
+    Task("recipe", "recipe from a plate", ("recipe",), ("food",),
+         "A title with the dish, exactly the ingredients on the plate, and numbered steps that use them all.",
+         {"MiniGPT-4": "18/25", "BLIP-2": "4/25"}),
+    Task("advertisement", "advertisement", ("advertise",), ("product",),
+         "Names the product with its colour, calls to action, and invents nothing.",
+         {"MiniGPT-4": "19/25", "BLIP-2": "1/25"}),
+    Task("poem", "poem", ("poem",), ("scene", "food", "product", "odd"),
+         "At least four lines of verse that name every object with its colour, and nothing that is not there.",
+         {"MiniGPT-4": "20/25", "BLIP-2": "0/25"}),
+    Task("website", "website from a draft", ("website",), ("draft",),
+         "A well-formed HTML page with the title that is drawn and exactly the elements that are, in their order."),
+    Task("story", "story", ("story",), ("scene", "odd"),
+         "At least three sentences that tell of events and name every object with its colour, and nothing else."),
+    Task("fact-finding", "find facts", ("count", "colour", "where"), ("scene",),
+         "The right number, colour or place, and no other beside it."),
+    Task("problem-diagnosis", "say what is wrong", ("funny",), ("odd",),
+         "Says which two things do not belong together and why; names nothing that is not there.", words="unusual"),
+)  # fmt: skip
+
+
+def write_tasks(directory: Path, count: int) -> Path:
+    """Write `directory/pocket.yaml`, with `count` questions for each task, and its pictures; returns its path."""
+    tasks: dict[str, Any] = {}
+    for number, task in enumerate(TASKS):
+        rng = random.Random(f"abilities-{task.name}")
+        entries = []
+        for k, seed in enumerate(held_out_seeds("abilities", count, 5_000 * number)):
+            picture = world.sample(seed, task.types[k % len(task.types)])
+            asked = _request(task, task.abilities[k % len(task.abilities)], picture, rng)
+            path = draw_picture(directory / "pictures", seed, picture.type)
+            known = {"seed": seed, "type": picture.type, "ability": asked.ability}
+            known |= {} if asked.item is None else {"item": asked.item}
+            known |= {} if asked.expected is None else {"expected": asked.expected}
+            entries.append({
+                "image": path.relative_to(directory).as_posix(), "prompt": asked.text,
+                "facts": facts_in_words(picture), "pocket": known,
+            })  # fmt: skip
+        tasks[task.name] = {
+            "label": task.label, "success": task.success, "max_new_tokens": MAX_NEW_TOKENS,
+            **({"paper": task.paper} if task.paper else {}), "items": entries,
+        }  # fmt: skip
+    path = directory / "pocket.yaml"
+    text = yaml.safe_dump({"tasks": tasks}, sort_keys=False, allow_unicode=True, width=120)
+    write_atomically(path, text.encode())
+    return path
+
+
+def _request(task: Task, ability: str, picture: world.Picture, rng: random.Random) -> Request:
+    """A request that belongs to the task and not to another with the same ability."""
+    while True:
+        asked = request(ability, picture, rng)
+        if (task.words or "") in asked.text and (task.without is None or task.without not in asked.text):
+            return asked
+
+
+def facts_in_words(picture: world.Picture) -> str:
+    """What is in the picture, for a judge who cannot see it."""
+    things = []
+    for item in picture.items:
+        words = " ".join(word for word in (item.size, item.colour, item.kind) if word)
+        things.append(f"{words} at {item.place}" if item.place else words)
+    kind = {
+        "scene": "A scene, background", "food": "A plate of food, dish", "product": "A product photo, backdrop",
+        "odd": "An odd scene, background", "draft": "A drawn draft of a website, title",
+    }[picture.type]  # fmt: skip
+    return f"{kind}: {picture.setting}. Things: {', '.join(things)}."

@@ -1,0 +1,71 @@
+"""What the LLM can do before it sees anything: the same requests, about pictures that are described to it in words.
+
+This is the ceiling of the aligned model: what fails here is lost in the LLM, what fails only with images is lost in
+the vision side or the projection. The descriptions come from seeds that the LLM's training text never used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from minigpt4.evaluation.reliability import failure
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.generation.endings import end_tokens, read_answer
+from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
+from pocket.measure.truth import check
+from pocket.text.phrases import context
+from pocket.text.requests import ABILITIES, PICTURE_TYPES, request
+from pocket.world import world
+
+MAX_NEW_TOKENS = 160
+
+
+def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> dict[str, Rate]:
+    """Rates of right answers by ability (and `failures`), greedy, over `count` described pictures for each ability.
+
+    `llm` is the directory of a pocket LLM.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    ends = end_tokens(model, tokenizer)
+    template = get_template("pocket")
+    first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] // 2
+    rates: dict[str, Rate] = {}
+    for number, ability in enumerate(ABILITIES):
+        rng = random.Random(f"reading-{ability}")
+        types = PICTURE_TYPES[ability]
+        seeds = range(first + number * count, first + (number + 1) * count)
+        pictures = [world.sample(seed, types[k % len(types)]) for k, seed in enumerate(seeds)]
+        asked = [request(ability, picture, rng) for picture in pictures]
+        prompts = []
+        for picture, question in zip(pictures, asked, strict=True):
+            before, after = template.prompt([Message("user", question.text, 1)]).split(IMAGE_MARK)
+            prompts.append([tokenizer.bos_token_id, *_ids(tokenizer, (before, context(picture, rng), after))])
+        for start in range(0, count, batch_size):
+            rows = _generate(model, tokenizer, prompts[start : start + batch_size])
+            for k, row in enumerate(rows, start):
+                answer = read_answer(tokenizer, row, template.stop, ends)
+                verdict = check(asked[k], pictures[k], answer.text)
+                rates[ability] = rates.get(ability, Rate(0, 0)) + Rate(verdict.success, 1)
+                failed = failure(answer.text, answer.ended) is not None
+                rates["failures"] = rates.get("failures", Rate(0, 0)) + Rate(failed, 1)
+    return rates
+
+
+def _ids(tokenizer: object, pieces: Sequence[str]) -> list[int]:
+    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False).input_ids]  # type: ignore[operator]
+
+
+def _generate(model: object, tokenizer: object, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    padded = tokenizer.pad({"input_ids": [list(prompt) for prompt in prompts]}, return_tensors="pt")  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        out = model.generate(  # type: ignore[attr-defined]
+            **padded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stop_strings=["###"], tokenizer=tokenizer
+        )
+    return out[:, padded["input_ids"].shape[1] :].tolist()

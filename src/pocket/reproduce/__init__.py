@@ -1,0 +1,1 @@
+"""`minigpt4 pocket reproduce` and `ablations`: the paper's claims, tested in the pocket world."""

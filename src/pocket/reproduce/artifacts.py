@@ -1,0 +1,291 @@
+"""Where arms are made: data drawn, models trained, questions put, each once and for all.
+
+An arm's directory is named after all that decides its result: the recipe, the content of the data, the weights of the
+frozen parts and of what it begins with. So nothing that is done is done again, whatever ended the run before, and
+nothing that was made of other weights is taken for the same. What models answered is kept as text; it is judged anew
+each time, so a better judge needs no new answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.errors import UserError
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.files import write_atomically
+from minigpt4.training.recipe import Recipe
+from pocket.measure.survey import Record, Survey, put, write_pictures
+from pocket.measure.truth import check
+from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms
+from pocket.reproduce.survey import Figures, draw_exam, figures
+from pocket.world.world import SEEDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt4.model.alignment import MiniGPT4
+
+ENCODE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The frozen parts that every arm shares, the baseline, and the LLM that lessons begin with."""
+
+    vision_qformer: str = "pocket/vision"
+    llm: str = "pocket/language"
+    baseline: str = "pocket-blip2"
+    beginner: str = "pocket/captioner"
+
+
+@dataclass
+class Workshop:
+    """Makes the arms of a scale below `out`. `changes` go into every recipe."""
+
+    out: Path
+    scale: Scale
+    parts: Parts = Parts()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._fingerprints: dict[str, str] = {}
+        self._data: dict[tuple[int, int], str] = {}
+        self._llms: dict[str, Path] = {}
+        self._features: dict[tuple[str, int], Tensor] = {}
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """The arms of the scale by name."""
+        return {arm.name: arm for arm in arms(self.scale)}
+
+    # -- what decides an arm's result
+
+    def key(self, arm: Arm, seed: int) -> str:
+        """Twelve hexadecimal digits that change when anything does that decides the arm's weights.
+
+        Raises LookupError if its data or its LLM are not made yet.
+        """
+        if arm.recipe is None:
+            return _digest(self._fingerprint(self._llm(arm))) if arm.llm else self._shipped(arm)
+        # Keys that stand at their defaults are left out, so that one which a later release adds changes nothing.
+        recipe = self.recipe(arm, seed).model_dump(mode="json", exclude_defaults=True)
+        elsewhere = ("base", "data", "init", "vision_qformer", "llm", "output", "feature_cache", "save_every")
+        content = {
+            "recipe": {key: value for key, value in recipe.items() if key not in elsewhere},
+            "data": self._data_key(arm.data),
+        }
+        if arm.start:
+            return _digest({**content, "start": self.key(self.arms[arm.start], seed)})
+        parts = [self._fingerprint(self.parts.vision_qformer), self._fingerprint(self._llm(arm))]
+        return _digest({**content, "parts": parts})
+
+    def _shipped(self, arm: Arm) -> str:
+        from minigpt4.model.sources import find_file, resolve
+
+        source = resolve(self.parts.baseline)
+        files = [find_file(source, name) for name in ("alignment.json", "projection.safetensors")]
+        return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path])
+
+    def weights(self) -> str:
+        """The frozen parts by name, each with the first digits of its fingerprint."""
+        parts = (self.parts.vision_qformer, self.parts.llm, self.parts.beginner)
+        return ", ".join(f"{Path(part).name} {self._fingerprint(part)[:8]}" for part in parts)
+
+    def _fingerprint(self, part: str) -> str:
+        from minigpt4.model.sources import Checkpoint, fingerprint, resolve
+
+        if part not in self._fingerprints:
+            self._fingerprints[part] = fingerprint(Checkpoint(resolve(part)))
+        return self._fingerprints[part]
+
+    def _data_key(self, data: tuple[int, int]) -> str:
+        if data not in self._data:
+            directory = self.data_directory(data)
+            if not directory.is_dir():
+                raise LookupError(f"{directory} is not drawn yet")
+            files = sorted(path for path in directory.rglob("*") if path.is_file())
+            self._data[data] = _digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
+        return self._data[data]
+
+    def data_directory(self, data: tuple[int, int]) -> Path:
+        """Where the pictures of (stage, count) lie."""
+        return self.out / "data" / f"stage{data[0]}-{data[1]}"
+
+    def llm_directory(self, skill: str) -> Path:
+        """Where the LLM whose text lacks `skill` is, or will be; named after all that decides its weights."""
+        from pocket.text.conversations import conversation
+
+        if skill not in self._llms:
+            first = SEEDS["text"][0]
+            texts = [conversation(seed, "", frozenset(_left_out(skill))) for seed in range(first, first + 200)]
+            batches = [self.scale.first_lessons, *([] if skill == NO_SKILLS else [self.scale.skill_steps])]
+            key = _digest([self._fingerprint(self.parts.beginner), batches, texts])
+            self._llms[skill] = self.out / "llms" / f"{skill.replace(' ', '-')}-{key}"
+        return self._llms[skill]
+
+    def _llm(self, arm: Arm) -> str:
+        if arm.llm is None:
+            return self.parts.llm
+        finished = self.llm_directory(arm.llm) / "llm"
+        if not finished.is_dir():
+            raise LookupError(f"{finished} is not trained yet")
+        return str(finished)
+
+    def recipe(self, arm: Arm, seed: int) -> Recipe:
+        """The recipe of a trained arm; its output is not named yet."""
+        changes = dict(arm.changes)
+        begins = arm.start is not None
+        if not begins:
+            changes |= {
+                "vision_qformer": self.parts.vision_qformer, "llm": self._llm(arm), "template": "pocket",
+            }  # fmt: skip
+        changes |= {"seed": seed, "data": str(self.data_directory(arm.data)), **self.changes}
+        changes |= {"output": "runs", "feature_cache": str(self.out / "features")}
+        if begins:
+            changes["init"] = "an arm"
+        return Recipe.load(arm.recipe or "", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+    # -- making
+
+    def directory(self, arm: Arm, seed: int) -> Path:
+        """Where an arm's run and answers are, or will be. Raises LookupError as `key`."""
+        name = "".join(letter if letter.isalnum() else "-" for letter in arm.name)
+        return self.out / "arms" / f"{name}-seed{seed}-{self.key(arm, seed)}"
+
+    def is_done(self, arm: Arm, seed: int) -> bool:
+        """Whether an arm is trained and has answered all that it is to be asked."""
+        try:
+            directory = self.directory(arm, seed)
+        except LookupError:
+            return False
+        trained = arm.recipe is None or (directory / "run" / "alignment" / "alignment.json").is_file()
+        return trained and (arm.asked == "none" or self._answers(arm, seed).is_file())
+
+    def make(self, arm: Arm, seed: int) -> None:
+        """Draw the arm's data, train its LLM if it has its own, train it, and put the questions to it."""
+        self.prepare(arm)
+        if arm.llm:
+            self.in_words(arm.llm)
+        aligned = self.train(arm, seed)
+        if arm.asked != "none" and not self._answers(arm, seed).is_file():
+            self._ask(arm, seed, aligned)
+
+    def prepare(self, arm: Arm) -> None:
+        """Draw the arm's data and train its LLM, unless both are there."""
+        from pocket.data.training_sets import write_stage1, write_stage2
+        from pocket.towers.skills import SKILLS, build_without
+
+        if arm.recipe and not self.data_directory(arm.data).exists():
+            stage, count = arm.data
+            (write_stage1 if stage == 1 else write_stage2)(self.data_directory(arm.data), count)
+        if arm.llm:
+            first = build_without(SKILLS, self.llm_directory(NO_SKILLS), self.scale.first_lessons, self.parts.beginner)
+            if arm.llm != NO_SKILLS:
+                build_without(_left_out(arm.llm), self.llm_directory(arm.llm), self.scale.skill_steps, first)
+
+    def train(self, arm: Arm, seed: int) -> str:
+        """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
+        from minigpt4.training.train import train
+
+        if arm.recipe is None:
+            return self.parts.baseline
+        changes: dict[str, Any] = {"output": self.directory(arm, seed) / "run"}
+        if arm.start:
+            changes["init"] = self.train(self.arms[arm.start], seed)
+        return str(train(self.recipe(arm, seed).model_copy(update=changes)))
+
+    # -- asking
+
+    def exam(self, arm: Arm, seed: int) -> Survey:
+        """The questions that are put to an arm: of one seed the same for all, or the first part of the same."""
+        return draw_exam(self.scale.questions, self.scale.scenes if arm.asked == "all" else 0, seed)
+
+    def _answers(self, arm: Arm, seed: int) -> Path:
+        asked = [self.scale.questions, self.scale.scenes if arm.asked == "all" else 0]
+        return self.directory(arm, seed) / f"answers-{'-'.join(map(str, asked))}.json"
+
+    def _ask(self, arm: Arm, seed: int, aligned: str) -> None:
+        from minigpt4.model.alignment import MiniGPT4
+
+        survey = self.exam(arm, seed)
+        model = MiniGPT4.from_pretrained(aligned)
+        rows = []
+        for question, record in zip(survey.questions, put(survey, model, self._encode(model, seed)), strict=True):
+            rows.append(
+                {
+                    "ability": question.ability,
+                    "picture": survey.pictures[question.picture].seed,
+                    "question": question.request.text,
+                    "answer": record.text,
+                    "failure": record.failure,
+                    "right": record.verdict.success,
+                    "wrong": record.verdict.reason,
+                }
+            )
+        path = self._answers(arm, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(rows, indent=1).encode())
+
+    def _encode(self, model: MiniGPT4, seed: int) -> Tensor:
+        """What the model's vision side gives for all pictures of a seed's exam; once for models that share it."""
+        import torch
+
+        key = (model.vision_fingerprint, seed)
+        if key not in self._features:
+            survey = draw_exam(self.scale.questions, self.scale.scenes, seed)
+            paths = write_pictures(survey, self.out / "pictures")
+            batches = [paths[start : start + ENCODE_BATCH] for start in range(0, len(paths), ENCODE_BATCH)]
+            self._features[key] = torch.cat([model.encode_images(batch) for batch in batches])
+        return self._features[key]
+
+    # -- reading
+
+    def records(self, arm: Arm, seed: int) -> list[Record]:
+        """An arm's answers, judged. Raises UserError if the file does not hold this exam's answers."""
+        path, survey = self._answers(arm, seed), self.exam(arm, seed)
+        try:
+            rows: Sequence[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            asked = [(row["ability"], row["question"]) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error!r}); delete it, and the questions are put again") from None
+        if asked != [(question.ability, question.request.text) for question in survey.questions]:
+            raise UserError(f"{path}: answers other questions; delete it, and the questions are put again")
+        return [
+            Record(
+                row["answer"], row["failure"], check(question.request, survey.pictures[question.picture], row["answer"])
+            )
+            for row, question in zip(rows, survey.questions, strict=True)
+        ]
+
+    def figures(self, arm: Arm, seed: int) -> Figures:
+        """An arm's figures, from its answers on disk."""
+        return figures(self.exam(arm, seed), self.records(arm, seed))
+
+    def in_words(self, skill: str) -> dict[str, Rate]:
+        """What the LLM whose text lacks `skill` can do with pictures told in words, by ability; measured once."""
+        from pocket.measure.text_only import read_in_words
+
+        directory = self.llm_directory(skill)
+        path = directory / f"in-words-{self.scale.questions}.json"
+        if not path.is_file():
+            rates = read_in_words(directory / "llm", self.scale.questions)
+            counts = {name: [rate.successes, rate.total] for name, rate in rates.items()}
+            write_atomically(path, json.dumps(counts).encode())
+        return {name: Rate(*counts) for name, counts in json.loads(path.read_text()).items()}
+
+
+def _left_out(skill: str) -> tuple[str, ...]:
+    """What the text of the LLM of an arm lacks."""
+    from pocket.towers.skills import SKILLS
+
+    return {ALL_SKILLS: (), NO_SKILLS: SKILLS}.get(skill, (skill,))
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,181 @@
+"""What the reproduction trains: every model that a claim compares, as a small graph of arms, and what it will cost.
+
+An arm is one model: a recipe with some keys changed, on so many pictures, begun from another arm or from nothing.
+Knows nothing about how arms are trained or where they lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from minigpt4.errors import UserError
+
+#: The sets of the ablations: of stage 2 in pictures, of stage 1 as shares of the whole.
+STAGE2_SETS = (50, 200, 800, 3500)
+STAGE1_SHARES = (0.01, 0.03, 0.1, 0.3)
+#: The paper's variants (section 4.4): arm, recipe of its stage 1, and the keys that differ from the recipe.
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("no Q-Former", "pocket-no-qformer", {}),
+    ("three layers", "pocket-three-layers", {}),
+    ("Q-Former finetuned", "pocket-train-qformer", {"learning_rate": 1e-3}),
+)
+ALL_SKILLS, NO_SKILLS = "all skills", "no skills"
+#: The lessons without any of the skills, which those with all but one go on from.
+FIRST_LESSONS = "the beginner's first lessons"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: one row of the budget."""
+
+    name: str
+    seeds: tuple[int, ...]
+    pairs: int  # stage 1's whole set
+    descriptions: int  # stage 2's usual set
+    stage1_steps: int
+    stage2_steps: int
+    questions: int  # for each ability and seed
+    scenes: int  # for each seed, beside those of the questions
+    stage1_shares: tuple[float, ...]
+    stage2_sets: tuple[int, ...]
+    skills: tuple[str, ...]  # left out of an LLM's text, one at a time
+    first_lessons: int  # batches without any of the skills, once
+    skill_steps: int  # batches without one of them, for each
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model, by name.
+
+    Attributes:
+        recipe: Packaged recipe that trains it; None for a model that ships, named by `start`, and for an LLM alone.
+        data: (stage, pictures) that it is trained on.
+        start: The arm that it begins with, or a model that ships; None begins with a fresh projection.
+        changes: Keys of the recipe that differ.
+        llm: The skill that its LLM's text lacks, or `ALL_SKILLS`, or `NO_SKILLS`; None is the pocket LLM.
+        after: Another arm that must be made before.
+        asked: Which questions are put to it: "all" for those about scenes too, none if it is only a start for others.
+        seeds: None for all of the scale's.
+    """
+
+    name: str
+    recipe: str | None = None
+    data: tuple[int, int] = (0, 0)
+    start: str | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
+    llm: str | None = None
+    after: str | None = None
+    asked: Literal["none", "abilities", "all"] = "abilities"
+    seeds: tuple[int, ...] | None = None
+
+
+FULL = Scale(
+    "full", (0, 1, 2), 6400, 400, 250, 150, 25, 40, STAGE1_SHARES, STAGE2_SETS,
+    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600, 200,
+)  # fmt: skip
+QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.01, 0.1), skills=())
+#: The shares of stage 1 that `minigpt4 pocket ablations` compares with the whole.
+ABLATED_SHARES = (0.01, 0.1)
+
+
+def stage1_arms(share: float) -> tuple[str, str]:
+    """The arms, after stage 1 and after stage 2, that had this share of stage 1's pictures."""
+    if share == 1:
+        return "stage 1", "stage 2"
+    return f"stage 1 on {share:.0%}", f"stage 1 on {share:.0%}, then stage 2"
+
+
+def arm_without(skill: str) -> str:
+    """The arm whose LLM's text lacks a skill, after stage 2."""
+    return "the beginner with all skills" if skill == ALL_SKILLS else f"the beginner without {skill}"
+
+
+def ablated(scale: Scale) -> list[str]:
+    """The arms of the ablations: architecture, stages, the set of stage 2, the set of stage 1, the baseline."""
+    return [
+        *("stage 2", *(name for name, _, _ in VARIANTS), "stage 1", "stage 2 only"),
+        *(f"stage 2 on {count}" for count in scale.stage2_sets),
+        *(name for share in scale.stage1_shares for name in stage1_arms(share)),
+        *("BLIP-2", "BLIP-2 with stage 2"),
+    ]
+
+
+def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Every arm of a scale, each behind the arm that it begins with."""
+
+    def stage1(name: str, count: int, recipe: str = "pocket-stage1", **more: Any) -> Arm:
+        changes = {"steps": scale.stage1_steps, **more.pop("changes", {})}
+        return Arm(name, recipe, (1, count), changes=tuple(changes.items()), **more)
+
+    def stage2(name: str, start: str | None, count: int = scale.descriptions, **more: Any) -> Arm:
+        changes = {"steps": scale.stage2_steps, **more.pop("changes", {})}
+        return Arm(name, "pocket-stage2", (2, count), start, changes=tuple(changes.items()), **more)
+
+    made = [
+        Arm("BLIP-2", start="pocket-blip2", asked="all", seeds=scale.seeds),
+        stage2("BLIP-2 with stage 2", "BLIP-2", asked="all"),
+        stage1("stage 1", scale.pairs, asked="all"),
+        stage2("stage 2", "stage 1", asked="all"),
+        stage2("stage 2 only", None, changes={"init": None}),
+    ]
+    for name, recipe, changes in VARIANTS:
+        streams = {"stream": True, "shuffle_buffer": 0} if name == "Q-Former finetuned" else {}
+        made.append(stage1(f"{name}, stage 1", scale.pairs, recipe, changes=changes, asked="none"))
+        made.append(stage2(name, f"{name}, stage 1", changes=streams))
+    made += [stage2(f"stage 2 on {count}", "stage 1", count) for count in scale.stage2_sets]
+    for share in scale.stage1_shares:
+        alone, both = stage1_arms(share)
+        made += [stage1(alone, round(share * scale.pairs)), stage2(both, alone)]
+    if scale.skills:
+        made.append(Arm(FIRST_LESSONS, llm=NO_SKILLS, asked="none", seeds=scale.seeds[:1]))
+    for skill in (ALL_SKILLS, *scale.skills) if scale.skills else ():
+        name = arm_without(skill)
+        only: dict[str, Any] = {"llm": skill, "seeds": scale.seeds[:1]}
+        made.append(stage1(f"{name}, stage 1", scale.pairs, asked="none", after=FIRST_LESSONS, **only))
+        made.append(stage2(name, f"{name}, stage 1", **only))
+    return tuple(made)
+
+
+def jobs(scale: Scale) -> list[tuple[Arm, int]]:
+    """(arm, seed) in the order in which they are made: the paper's claims seed by seed, then the skills.
+
+    The first lessons come early: much waits for them, and beside them there should be other work.
+    """
+    planned = arms(scale)
+    found = [(arm, seed) for seed in scale.seeds for arm in planned if seed in (arm.seeds or scale.seeds)]
+    return sorted(found, key=lambda job: job[0].llm not in (None, NO_SKILLS))
+
+
+def ablation_scale(quick: bool, seeds: int | None) -> Scale:
+    """The part of a reproduction's scale that its ablations are: the same arms and questions, and no others."""
+    return replace(find_scale(quick, seeds), stage1_shares=ABLATED_SHARES, skills=())
+
+
+#: Seconds of processor time, one thread of an AMD EPYC beside other work: of one step of each recipe, of a hundred
+#: answers, of a batch of lessons. Only for what is not done yet, and scaled by what the done arms took.
+STEP_SECONDS = {
+    "pocket-stage1": 0.21, "pocket-stage2": 0.16, "pocket-no-qformer": 0.22, "pocket-three-layers": 0.21,
+    "pocket-train-qformer": 0.7,
+}  # fmt: skip
+ANSWERS_SECONDS, LESSON_SECONDS = 3.8, 0.9
+
+
+def expected_seconds(arm: Arm, scale: Scale) -> float:
+    """About how much processor time an arm takes in all."""
+    training = STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
+    batches = scale.first_lessons if arm.llm == NO_SKILLS else scale.skill_steps if arm.after else 0
+    lessons = LESSON_SECONDS * batches
+    about_abilities = 11 * scale.questions
+    answers = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
+    return training + lessons + ANSWERS_SECONDS * answers / 100
+
+
+def find_scale(quick: bool, seeds: int | None) -> Scale:
+    """The scale that a command asks for. Raises UserError for a number of seeds that there are no questions for."""
+    scale = QUICK if quick else FULL
+    if seeds is None:
+        return scale
+    if not 1 <= seeds <= 10:
+        raise UserError(f"seeds is {seeds}, expected 1 to 10")
+    return replace(scale, seeds=tuple(range(seeds)))

@@ -1,0 +1,167 @@
+"""The pictures of the results page, drawn from figures as PNG files of a few dozen KB each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt4.evaluation.plots import png
+from minigpt4.evaluation.statistics import Rate
+from minigpt4.files import write_atomically
+from pocket.measure.survey import ABILITIES
+from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
+from pocket.reproduce.survey import FORMS, Evidence
+
+
+def draw_all(evidence: Evidence, scale: Scale, in_words: Mapping[str, Mapping[str, Rate]], out: Path) -> dict[str, str]:
+    """Draw every picture that the evidence is there for into `out`; returns file names by what they show."""
+    out.mkdir(parents=True, exist_ok=True)
+    drawers: dict[str, Callable[[Any], bool]] = {
+        "abilities": lambda axes: _abilities(axes, evidence),
+        "ablations": lambda axes: _ablations(axes, evidence, scale),
+        "pairs": lambda axes: _pairs(axes, evidence, scale),
+        "length": lambda axes: _length(axes, evidence),
+        "skills": lambda axes: _skills(axes, evidence, scale),
+        "words": lambda axes: _words(axes, evidence, in_words),
+    }
+    drawn = {}
+    for name, drawer in drawers.items():
+        path = out / f"results-{name}.png"
+        if _draw(path, drawer):
+            drawn[name] = path.name
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run: it would stand beside figures that it does not show
+    return drawn
+
+
+def draw_ablations(evidence: Evidence, scale: Scale, path: Path) -> None:
+    """The picture of the ablations alone: all eight abilities of each arm."""
+    _draw(path, lambda axes: _ablations(axes, evidence, scale))
+
+
+def _draw(path: Path, drawer: Callable[[Any], bool]) -> bool:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if not drawer(figure.add_subplot()):
+        return False
+    write_atomically(path, png(figure))
+    return True
+
+
+def _percent(axes: Any, label: str) -> None:
+    axes.set_ylim(0, 103)
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _points(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
+    """Per cent, and how far down and up the intervals reach."""
+    shares = [100 * rate.share for rate in rates]
+    below = [max(0.0, share - 100 * rate.interval[0]) for share, rate in zip(shares, rates, strict=True)]
+    above = [max(0.0, 100 * rate.interval[1] - share) for share, rate in zip(shares, rates, strict=True)]
+    return shares, [below, above]
+
+
+def _abilities(axes: Any, evidence: Evidence) -> bool:
+    shown = [arm for arm in ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2") if arm in evidence]
+    for k, arm in enumerate(shown):
+        shares, errors = _points([evidence.rate(arm, ability) for ability in ABILITIES])
+        places = [i + (k - (len(shown) - 1) / 2) * 0.2 for i in range(len(ABILITIES))]
+        axes.bar(places, shares, 0.19, yerr=errors, label=arm, error_kw={"linewidth": 0.8, "alpha": 0.7})
+    axes.set_xticks(range(len(ABILITIES)), [ability.replace("_", "-") for ability in ABILITIES], fontsize=8)
+    _percent(axes, "right, per cent")
+    axes.legend(ncols=4, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    return bool(shown)
+
+
+def _ablations(axes: Any, evidence: Evidence, scale: Scale) -> bool:
+    arms = [arm for arm in ablated(scale) if evidence.rate(arm, "abilities").total]
+    for row, arm in enumerate(reversed(arms)):
+        rate = evidence.rate(arm, "abilities")
+        shares, errors = _points([rate])
+        axes.errorbar(shares, [row], xerr=errors, fmt="o", color="tab:blue", capsize=2, markersize=5)
+        each = [100 * seed.share for seed in evidence.by_seed(arm, "abilities").values() if seed.total]
+        axes.plot(each, [row] * len(each), "|", color="tab:gray", markersize=8)
+    axes.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=7)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel(
+        "all eight abilities, per cent right (dot: all seeds, with interval; strokes: each seed)", fontsize=8
+    )
+    axes.grid(axis="x", alpha=0.3)
+    return bool(arms)
+
+
+def _pairs(axes: Any, evidence: Evidence, scale: Scale) -> bool:
+    shares = [share for share in (*scale.stage1_shares, 1.0) if stage1_arms(share)[1] in evidence]
+    for stage, label in enumerate(("after stage 1", "after stage 2")):
+        for name, style, what in (("abilities", "-", "all eight abilities"), ("kind_colour", ":", "kind and colour")):
+            rates = [evidence.rate(stage1_arms(share)[stage], name) for share in shares]
+            found, errors = _points(rates)
+            counts = [round(share * scale.pairs) for share in shares]
+            colour = f"C{stage}"
+            axes.errorbar(
+                counts, found, yerr=errors, fmt=f"o{style}", color=colour, capsize=2, label=f"{what}, {label}"
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("pictures with captions in stage 1")
+    _percent(axes, "right, per cent")
+    axes.legend(fontsize=7, frameon=False)
+    return len(shares) > 1
+
+
+def _length(axes: Any, evidence: Evidence) -> bool:
+    shown = [arm for arm in ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2") if evidence.pooled(arm).words]
+    for k, arm in enumerate(shown):
+        whole = evidence.pooled(arm)
+        rates = [evidence.rate(arm, f"false {form}") for form in FORMS]
+        found, errors = _points(rates)
+        lengths = [whole.mean_words(form) for form in FORMS]
+        axes.errorbar(lengths, found, yerr=errors, fmt="o", color=f"C{k}", capsize=2, label=arm)
+        for form, x, y in zip(FORMS, lengths, found, strict=True):
+            axes.annotate(form, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set_xlabel("words of an answer")
+    axes.set_ylabel("objects named that are not there, per cent")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False)
+    return bool(shown)
+
+
+def _skills(axes: Any, evidence: Evidence, scale: Scale) -> bool:
+    skills = [skill for skill in scale.skills if arm_without(skill) in evidence]
+    if not skills:
+        return False
+    rows = [arm_without(skill) for skill in (ALL_SKILLS, *skills)]
+    shares = [[100 * evidence.rate(row, ability).share for ability in ABILITIES] for row in rows]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            axes.text(
+                x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 55 else "black"
+            )
+    axes.set_xticks(range(len(ABILITIES)), [ability.replace("_", "-") for ability in ABILITIES], fontsize=8)
+    axes.set_yticks(range(len(rows)), ["text with all skills", *rows[1:]], fontsize=8)
+    axes.set_title("right about pictures, per cent", fontsize=9)
+    return True
+
+
+def _words(axes: Any, evidence: Evidence, in_words: Mapping[str, Mapping[str, Rate]]) -> bool:
+    for k, ability in enumerate(ability for ability in ABILITIES if ability != "follow_up"):
+        pairs = [
+            (100 * rates[ability].share, 100 * seen.share)
+            for skill, rates in in_words.items()
+            if ability in rates and (seen := evidence.rate(arm_without(skill), ability)).total
+        ]
+        if pairs:
+            axes.plot(*zip(*pairs, strict=True), "o", color=f"C{k}", label=ability, alpha=0.8)
+    if not in_words:
+        return False
+    axes.plot([0, 100], [0, 100], color="tab:gray", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("right about pictures told in words, per cent")
+    _percent(axes, "right about pictures, per cent")
+    axes.legend(fontsize=7, frameon=False)
+    return True

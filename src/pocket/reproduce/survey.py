@@ -1,0 +1,154 @@
+"""The questions that every model of the reproduction is asked, and the figures that its answers give.
+
+Beside the demo's questions there are scenes about which five things are asked: a caption, a description, a story, and
+the colour and place of one and the same object. Pictures come from the seeds that nothing was trained on, each seed of
+the reproduction has its own, and all judging is by ground truth.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from minigpt4.evaluation.statistics import Rate
+from pocket.measure.facts import missing_fact
+from pocket.measure.survey import Question, Record, Survey, draw_survey, measure
+from pocket.measure.truth import NOUNS, read
+from pocket.text.phrases import caption
+from pocket.text.requests import Request, request
+from pocket.world import world
+
+#: The forms of answer that are compared by length, and how each is asked for.
+FORMS = {
+    "caption": "Give a short caption.",
+    "description": "Describe this image in detail.",
+    "story": "Tell me a story about this image.",
+}
+#: What the questions about the further scenes are counted under, before the form or ability.
+SCENES = "scene's "
+#: Ground-truth captions of each scene: as many as COCO has.
+CAPTIONS = 5
+#: The words of a caption of the paper's BLIP-2: what its coverage would be if the baseline were as short-spoken.
+SHORT_WORDS = 7
+ATTRIBUTES = ("kind", "colour", "size", "place")
+
+
+@dataclass
+class Figures:
+    """What was counted in a model's answers. `rates` and `words` ((words, answers) by form) of two seeds add up."""
+
+    rates: dict[str, Rate] = field(default_factory=dict)
+    words: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def count(self, name: str, successes: int, total: int = 1) -> None:
+        """Add to the rate called `name`."""
+        self.rates[name] = self.rates.get(name, Rate(0, 0)) + Rate(successes, total)
+
+    def __add__(self, other: Figures) -> Figures:
+        total = Figures(dict(self.rates), dict(self.words))
+        for name, rate in other.rates.items():
+            total.count(name, rate.successes, rate.total)
+        for name, (words, answers) in other.words.items():
+            before = total.words.get(name, (0, 0))
+            total.words[name] = (before[0] + words, before[1] + answers)
+        return total
+
+    def mean_words(self, form: str) -> float:
+        """Words of an answer of this form, on average; 0 if none was asked for."""
+        words, answers = self.words.get(form, (0, 0))
+        return words / answers if answers else 0.0
+
+
+@lru_cache(maxsize=32)
+def draw_exam(questions: int, scenes: int, seed: int) -> Survey:
+    """The demo's questions, then those about `scenes` further pictures; no scenes, no such questions."""
+    survey = draw_survey(questions, seed)
+    pictures, asked = list(survey.pictures), list(survey.questions)
+    first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] * 3 // 4 + seed * 10_000
+    for picture in (world.sample(first + k, "scene") for k in range(scenes)):
+        pictures.append(picture)
+        # The checks of descriptions read captions and stories too; what is counted of each is `_count_form`'s business.
+        for form, text in FORMS.items():
+            asked.append(Question(SCENES + form, len(pictures) - 1, Request("describe", text)))
+        for ability in ("colour", "where"):
+            about_one = request(ability, picture, random.Random(f"one object of {picture.seed}"))
+            asked.append(Question(SCENES + ability, len(pictures) - 1, about_one))
+    # Neighbours of a batch should be of like length, and what follows a question up stays behind it.
+    order = sorted(range(len(survey.questions), len(asked)), key=lambda i: asked[i].ability)
+    return Survey(tuple(pictures), (*survey.questions, *(asked[i] for i in order)))
+
+
+def figures(survey: Survey, records: Sequence[Record]) -> Figures:
+    """Every figure of an exam; `records` may stop where the questions about scenes begin.
+
+    Rates, beside those of `questions.measure`: `false FORM` (kinds that are not there, of those named), `falsely FORM`
+    (answers that name such a kind), `covered FORM` (ground-truth captions whose facts the answer holds), `unnamed
+    FORM` (of the others, those for want of a thing and not of what it is like), `covered short` (the first words of the
+    caption alone), `right kind|colour|size|place` (of the objects in descriptions),
+    `scene's colour`, `scene's where` (right answers about one object).
+    """
+    asked = survey.questions[: len(records)]
+    found = Figures(measure(Survey(survey.pictures, asked), records))
+    for form in FORMS:
+        found.rates.pop(SCENES + form, None)
+    for question, record in zip(asked, records, strict=True):
+        form = question.ability.removeprefix(SCENES)
+        if question.ability.startswith(SCENES) and form in FORMS:
+            _count_form(found, form, survey.pictures[question.picture], record.text)
+    return found
+
+
+def _count_form(found: Figures, form: str, picture: world.Picture, text: str) -> None:
+    claims = read(text, NOUNS["scene"])
+    there = {item.kind: item for item in picture.items}
+    false = len(claims.keys() - there.keys())
+    found.count(f"false {form}", false, len(claims))
+    found.count(f"falsely {form}", false > 0)
+    words, answers = found.words.get(form, (0, 0))
+    found.words[form] = (words + len(text.split()), answers + 1)
+    if form == "story":
+        return
+    truths = captions(picture)
+    missing = [fact for truth in truths if (fact := missing_fact(truth, text))]
+    found.count(f"covered {form}", len(truths) - len(missing), len(truths))
+    found.count(f"unnamed {form}", sum(fact.startswith("does not name") for fact in missing), len(missing))
+    if form == "caption":
+        short = " ".join(text.split()[:SHORT_WORDS])
+        found.count("covered short", sum(missing_fact(truth, short) is None for truth in truths), len(truths))
+        return
+    for item in picture.items:
+        claim = claims.get(item.kind)
+        found.count("right kind", claim is not None)
+        if claim is not None:
+            found.count("right colour", claim.colours == {item.colour})
+            found.count("right size", claim.sizes == {item.size})
+            found.count("right place", claim.places == {item.place})
+
+
+def captions(picture: world.Picture) -> list[str]:
+    """The ground-truth captions of a picture, as different people would write them."""
+    return [caption(picture, random.Random(f"truth-{picture.seed}-{k}")) for k in range(CAPTIONS)]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The figures of every arm by name and seed: all that a claim is judged on."""
+
+    of: Mapping[str, Mapping[int, Figures]]
+
+    def __contains__(self, arm: str) -> bool:
+        return bool(self.of.get(arm))
+
+    def pooled(self, arm: str) -> Figures:
+        """The figures of an arm over all its seeds; empty for an arm that was not run."""
+        return sum(self.of.get(arm, {}).values(), Figures())
+
+    def rate(self, arm: str, name: str) -> Rate:
+        """A rate over all seeds; nothing of nothing for what was not counted."""
+        return self.pooled(arm).rates.get(name, Rate(0, 0))
+
+    def by_seed(self, arm: str, name: str) -> dict[int, Rate]:
+        """The same, seed by seed."""
+        return {seed: found.rates.get(name, Rate(0, 0)) for seed, found in self.of.get(arm, {}).items()}

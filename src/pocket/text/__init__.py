@@ -1,0 +1,1 @@
+"""What is said about pictures: captions, descriptions, requests, answers, conversations."""

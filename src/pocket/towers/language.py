@@ -1,0 +1,266 @@
+"""The pocket language models: Llamas that learn from text alone and never see an image.
+
+`build_language` trains the pocket LLM, which follows instructions about scenes that are described in words;
+`build_captioner` trains the small captioning LM that the vision side is pretrained against (and that stays behind as
+the BLIP-2 baseline's language model). Both are plain `LlamaForCausalLM`, trained on answers only.
+
+While training, the words that describe the picture get Gaussian noise on their embeddings and are made longer by a
+random factor: what will stand in their place later are projected image tokens, which never hit a word's embedding
+exactly and tend to be several times as long.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt4.errors import UserError
+from minigpt4.prompts.templates import TEMPLATES
+from pocket.text.conversations import Piece, caption_text, conversation
+from pocket.text.lookup_drills import LOOKUP_SEEDS, lookup_text
+from pocket.towers.lookup_heads import add_lookup_layers
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.towers.tokenizer import train_tokenizer
+from pocket.world.world import SEEDS, WORDS
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+#: Tokens, padding included, of one training batch.
+BATCH_TOKENS = 8192
+#: How many samples are drawn, sorted by length and cut into batches at a time.
+POOL = 1024
+#: Standard deviation of the noise on the context's embeddings, as a share of an embedding's own (drawn up to this).
+CONTEXT_NOISE = 1.2
+#: How many times as long the context's embeddings are made (drawn up to this).
+CONTEXT_SCALE = 3.0
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What distinguishes the two language models."""
+
+    name: str
+    pieces: Callable[[int], list[Piece]]
+    context_piece: int
+    layers: int
+    first_seed: int
+    hidden: int = 256
+    batch_tokens: int = BATCH_TOKENS
+
+
+LANGUAGE = TextModel("language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0])
+LOOKUPS = TextModel(
+    "language",
+    lambda seed: lookup_text(seed, TEMPLATES["vicuna_v0"].system),
+    1,
+    8,
+    LOOKUP_SEEDS,
+    batch_tokens=4096,
+)
+CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
+
+
+@dataclass
+class Batch:
+    """Right-padded ids (n, t), how much each is learnt (n, t; 0: not at all), and where the context stands."""
+
+    ids: Tensor
+    weights: Tensor
+    context: Tensor
+    seed: int
+
+
+#: Ids, weights, and whether the token belongs to the context.
+_Sample = tuple[list[int], list[float], list[int]]
+
+
+def _sample(kind: TextModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> _Sample:
+    ids, weights, context = [tokenizer.bos_token_id], [0.0], [0]
+    for number, (text, weight) in enumerate(kind.pieces(seed)):
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        ids += tokens
+        weights += [float(weight)] * len(tokens)
+        context += [int(number == kind.context_piece)] * len(tokens)
+    return ids, weights, context
+
+
+class TextBatches:
+    """Batch number `n` of a text model: samples of similar length, about `BATCH_TOKENS` tokens with padding."""
+
+    def __init__(self, kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.kind, self.tokenizer = kind, tokenizer
+        self.pool_number = -1
+        self.pool: list[Batch] = []
+        self.starts: list[int] = [0]
+
+    def __call__(self, number: int) -> Batch:
+        # How many batches a pool gives is known only once it is made; a resumed run makes the pools' sizes anew.
+        while number >= self.starts[-1] or self.pool_number < 0:
+            self._load(len(self.starts) - 1)
+            self.starts.append(self.starts[-1] + len(self.pool))
+        index = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= number)
+        if index != self.pool_number:
+            self._load(index)
+        return self.pool[number - self.starts[index]]
+
+    def _load(self, number: int) -> None:
+        first = self.kind.first_seed + number * POOL
+        samples = sorted(
+            (_sample(self.kind, self.tokenizer, seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0])
+        )
+        batches: list[Batch] = []
+        rows: list[_Sample] = []
+        for sample in samples:
+            if rows and (len(rows) + 1) * len(sample[0]) > self.kind.batch_tokens:
+                batches.append(self._pad(rows, first + len(batches)))
+                rows = []
+            rows.append(sample)
+        batches.append(self._pad(rows, first + len(batches)))
+        random.Random(first).shuffle(batches)
+        self.pool, self.pool_number = batches, number
+
+    def _pad(self, rows: list[_Sample], seed: int) -> Batch:
+        length = max(len(row[0]) for row in rows)
+        fills = (self.tokenizer.pad_token_id, 0.0, 0)
+        ids, weights, context = (
+            torch.tensor([[*row[k], *[fills[k]] * (length - len(row[k]))] for row in rows]) for k in range(3)
+        )
+        return Batch(ids, weights, context.bool(), seed)
+
+
+def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """Weighted cross-entropy (nats per token) of the learnt tokens, the context's embeddings noisy and stretched."""
+    ids, weights, context = (part.to(device) for part in (batch.ids, batch.weights, batch.context))
+    generator = torch.Generator(device="cpu").manual_seed(batch.seed)
+    embeddings = model.get_input_embeddings()(ids)
+    scale = (embeddings - embeddings.mean((0, 1))).detach().std()  # what all have in common does not tell them apart
+    strength = torch.rand(ids.shape[0], 1, 1, generator=generator) * CONTEXT_NOISE
+    noise = torch.randn(embeddings.shape, generator=generator) * strength
+    stretch = CONTEXT_SCALE ** torch.rand(ids.shape[0], 1, 1, generator=generator)
+    soft = (embeddings + noise.to(device) * scale) * stretch.to(device)
+    embeddings = torch.where(context[..., None], soft, embeddings)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        learnt = weights[:, 1:] > 0
+        logits = model.lm_head(hidden[:, :-1][learnt])
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][learnt], reduction="none")
+    shares = weights[:, 1:][learnt]
+    return (losses * shares).sum() / shares.sum(), {"tokens": float(ids.numel())}
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer both language models share: made once, from text seeds of its own."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (path / "tokenizer.json").exists():
+        last = sum(SEEDS["text"])
+        seeds = range(last - 30_000, last)
+        texts = [text for seed in seeds for text, _ in LANGUAGE.pieces(seed)]
+        texts += [text for seed in seeds for text, _ in CAPTIONER.pieces(seed)]
+        train_tokenizer(texts).save_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=kind.hidden,
+        intermediate_size=704 * kind.hidden // 256,
+        num_hidden_layers=kind.layers,
+        num_attention_heads=kind.hidden // 64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Eager attention: at this size on a CPU it takes half the time of the fused kernel.
+    config._attn_implementation = "eager"
+    return LlamaForCausalLM(config)
+
+
+def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
+    """Trains one of the language models for `steps` batches; returns the directory of the finished model.
+
+    `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
+    is the directory of a finished model to train on, on text that no run from nothing reads and at a gentler rate;
+    `LOOKUPS` always starts from one, to which it adds the layers that look words up.
+
+    Raises:
+        UserError: there is no LLM in `start`, or, for `LOOKUPS`, one that has these layers already.
+    """
+    from minigpt4.model.parts import load_llm
+
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = Pretraining(steps)
+    if start is None:
+        tokenizer = _tokenizer(work / "tokenizer")
+        model = _model(kind, tokenizer).to(device)
+    else:
+        begun = load_llm(start, torch.float32)
+        tokenizer, model = begun.tokenizer, begun.model
+        model.set_attn_implementation("eager")
+        if kind is LOOKUPS:
+            plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20, decay_share=0.6)
+            if model.config.num_hidden_layers >= kind.layers:
+                raise UserError(
+                    f"{start} has the layers that look words up already; --start wants a pocket LLM without"
+                )
+            words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
+            read = [token for seed in range(12) for token in _sample(kind, tokenizer, kind.first_seed + seed)[0]]
+            model = add_lookup_layers(model, [ids[0] for ids in words], read)
+            # They work as they are built; training would wear them down before the other layers rely on them.
+            for part in (model.get_input_embeddings(), *model.model.layers[:2]):
+                part.requires_grad_(False)
+        else:
+            kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
+            plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
+        model.to(device)
+    batches = TextBatches(kind, tokenizer)
+    held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
+
+    def evaluate() -> dict[str, float]:
+        model.eval()
+        with torch.inference_mode():
+            losses = [text_loss(model, held_out(n), device)[0].item() for n in range(4)]
+        model.train()
+        return {"held_out_loss": sum(losses) / len(losses)}
+
+    pretrain(
+        [model],
+        batches,
+        lambda batch: text_loss(model, batch, device),
+        plan,
+        work / f"{kind.name}-run",
+        evaluate=evaluate,
+    )
+    out = work / kind.name
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def build_language(work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
+    """The pocket LLM. About 8,000 tokens a step."""
+    return build_text_model(LANGUAGE, work, steps, seed, start)
+
+
+def build_lookups(work: Path, steps: int, start: Path, seed: int = 0) -> Path:
+    """The pocket LLM that `start` holds, taught to look words up. About 4,000 tokens a step."""
+    return build_text_model(LOOKUPS, work, steps, seed, start)
+
+
+def build_captioner(work: Path, steps: int, seed: int = 0) -> Path:
+    """The small captioning LM of the BLIP-2 baseline."""
+    return build_text_model(CAPTIONER, work, steps, seed)

@@ -1,0 +1,149 @@
+import pytest
+
+from minigpt4.evaluation.statistics import Rate, difference
+from pocket.measure.survey import ABILITIES, Record
+from pocket.reproduce.claims import judge
+from pocket.reproduce.survey import FORMS, Evidence, Figures, draw_exam, figures
+from pocket.reproduce.verdicts import MARGIN, Test, Verdict, overall
+from pocket.world import world
+
+
+def made(**rates):
+    """Figures with these rates of 100 for every seed, `_` standing for a blank."""
+    found = Figures({name.replace("_s_", "'s ").replace("__", " "): Rate(n, 100) for name, n in rates.items()})
+    found.words = {"caption": (700, 100), "description": (3000, 100), "story": (4000, 100)}
+    return found
+
+
+GOOD = {
+    "abilities": 90, **dict.fromkeys(ABILITIES, 90), "fails_describe": 2, "fails_poem": 1, "kind_colour": 98,
+    "covered__description": 95,
+    "covered__caption": 40, "covered__short": 30, "false__caption": 0, "false__description": 20, "false__story": 40,
+    "right__kind": 99, "right__colour": 98, "right__size": 97, "right__place": 60, "scene_s_colour": 95,
+    "scene_s_where": 50,
+}  # fmt: skip
+WEAK = {**GOOD, "abilities": 2, **dict.fromkeys(ABILITIES, 2), "covered__description": 30}
+
+
+def evidence(**changed):
+    """What the paper found, as made figures of three seeds, but for the arms in `changed`."""
+    arms = {
+        "stage 2": GOOD, "stage 1": GOOD | {"fails_describe": 35, "fails_poem": 32}, "BLIP-2": WEAK,
+        "BLIP-2 with stage 2": WEAK, "no Q-Former": GOOD | {"abilities": 85}, "three layers": GOOD | {"abilities": 70},
+        "Q-Former finetuned": GOOD | {"abilities": 60},
+    }  # fmt: skip
+    for name, rates in changed.items():
+        arms[name.replace("_", " ")] = arms[name.replace("_", " ")] | rates
+    return Evidence({name: {seed: made(**rates) for seed in range(3)} for name, rates in arms.items()})
+
+
+def verdicts(found):
+    return {claim.key: claim.verdict for claim in judge(found)}
+
+
+def test_all_claims_hold_on_figures_like_the_papers():
+    assert set(verdicts(evidence()).values()) == {Verdict.HOLDS}
+    assert len(judge(evidence())) == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "arm", "rates"),
+    [
+        ("strong-llm", "BLIP-2", {"poem": 95}),
+        ("second-stage", "stage 1", {"fails_describe": 3}),
+        ("second-stage", "stage 2", {"fails_poem": 40}),
+        ("coverage", "BLIP-2", {"covered__description": 97}),
+        ("blip2-stage2", "BLIP-2_with_stage_2", {"abilities": 20}),
+        ("one-layer", "three_layers", {"abilities": 99}),
+        ("hallucination", "stage_2", {"false__story": 0, "false__description": 0}),
+        ("positions", "stage_2", {"right__place": 99}),
+    ],
+)
+def test_claim_that_does_not_hold_is_said_not_to_and_why(key, arm, rates):
+    found = evidence(**{arm: rates})
+    assert verdicts(found)[key] is Verdict.FAILS
+    claim = next(claim for claim in judge(found) if claim.key == key)
+    assert claim.analysis
+    others = {name: verdict for name, verdict in verdicts(found).items() if name != key}
+    assert Verdict.FAILS not in others.values() or arm in ("BLIP-2", "stage_2", "stage 2")
+
+
+@pytest.mark.parametrize(("abilities", "words"), [(80, "without a larger one"), (3, "to tell learning from size")])
+def test_what_a_taught_baseline_shows_is_said_as_its_figures_are(abilities, words):
+    found = dict(evidence().of)
+    found["the beginner with all skills"] = {0: made(**GOOD | {"abilities": abilities})}
+    assert words in " ".join(judge(Evidence(found))[0].analysis)
+
+
+def test_claims_without_figures_are_not_judged():
+    assert set(verdicts(Evidence({})).values()) == {Verdict.OPEN}
+
+
+def test_more_needs_the_whole_interval_and_every_seed():
+    high, low = Rate(90, 100), Rate(50, 100)
+    assert Test.more("?", high, low).verdict is Verdict.HOLDS
+    assert Test.more("?", low, high).verdict is Verdict.FAILS
+    assert Test.more("?", low, low).verdict is Verdict.FAILS  # not above
+    assert Test.more("?", Rate(12, 20), Rate(10, 20)).verdict is Verdict.OPEN  # too few to tell
+    assert Test.more("?", Rate(5050, 10_000), Rate(5000, 10_000)).verdict is Verdict.FAILS  # surely below the margin
+    assert (
+        Test.more("?", high, low, [(Rate(60, 60), Rate(10, 60)), (Rate(30, 40), Rate(40, 40))]).verdict is Verdict.OPEN
+    )
+    assert Test.more("?", high, Rate(0, 0)).verdict is Verdict.OPEN
+
+
+def test_no_more_needs_to_be_surely_within_the_margin():
+    assert Test.not_more("?", Rate(500, 1000), Rate(500, 1000)).verdict is Verdict.HOLDS
+    assert Test.not_more("?", Rate(90, 100), Rate(50, 100)).verdict is Verdict.FAILS
+    assert Test.not_more("?", Rate(10, 20), Rate(10, 20)).verdict is Verdict.OPEN
+    assert MARGIN == 0.05
+
+
+def test_one_test_that_fails_fails_the_claim():
+    holds, fails, still_open = (Test("?", "", verdict) for verdict in Verdict)
+    assert overall([holds, holds]) is Verdict.HOLDS
+    assert overall([holds, still_open]) is Verdict.OPEN
+    assert overall([holds, still_open, fails]) is Verdict.FAILS
+
+
+def test_interval_of_a_difference_is_newcombes():
+    # Newcombe 1998, table II, (a): 56/70 against 48/80, method 10: 0.0524 to 0.3339
+    found, low, high = difference(Rate(56, 70), Rate(48, 80))
+    assert (round(found, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
+    with pytest.raises(ValueError, match="observations"):
+        difference(Rate(0, 0), Rate(1, 2))
+
+
+def test_answers_are_counted_by_form():
+    exam = draw_exam(1, 2, 0)
+    scenes = [question for question in exam.questions if question.ability in {f"scene's {form}" for form in FORMS}]
+    assert len(exam.pictures) == 5 + 2
+    assert len(scenes) == 6
+    from pocket.measure.truth import check
+
+    def record(question):
+        picture = exam.pictures[question.picture]
+        item = picture.items[0]
+        absent = next(kind for kind in world.KINDS if kind not in {other.kind for other in picture.items})
+        text = f"There is a {item.size} {item.colour} {item.kind} at the {item.place}."
+        if question.ability == "scene's story":
+            text += f" Once a {absent} came."
+        return Record(text, None, check(question.request, picture, text))
+
+    found = figures(exam, [record(question) for question in exam.questions])
+    assert found.rates["false description"] == Rate(0, 2)
+    assert found.rates["false story"] == Rate(2, 4)
+    assert found.rates["falsely story"] == Rate(2, 2)
+    objects = sum(len(picture.items) for picture in exam.pictures[5:])
+    assert found.rates["right kind"] == Rate(2, objects)
+    assert found.rates["right place"] == found.rates["right colour"] == Rate(2, 2)
+    assert found.words["description"][1] == 2
+    assert (found + found).rates["false story"] == Rate(4, 8)
+    assert (found + found).mean_words("story") == found.mean_words("story")
+
+
+def test_exams_of_two_seeds_share_no_picture():
+    seeds = [{picture.seed for picture in draw_exam(50, 100, seed).pictures} for seed in (0, 1, 9)]
+    assert len(set.union(*seeds)) == sum(map(len, seeds))
+    first, count = world.SEEDS["evaluation"]
+    assert all(first <= seed < first + count for found in seeds for seed in found)
