@@ -122,7 +122,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     train(stage1, progress=False)
     messages = [record.message for record in caplog.records]
     assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
-    assert "going on from step 6 of 8" in messages
+    assert "continuing from step 6 of 8" in messages
     assert (alignment / "projection.safetensors").read_bytes() == trained
     shutil.rmtree(alignment)
     for path in (stage1.output / "checkpoints").glob("*.pt"):
