@@ -25,13 +25,13 @@ from transformers import (
     LlamaConfig,
 )
 
-from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.packed import NOT_PACKED, Packer, Packing
 from minigpt4.model.precision import LOAD_IN
 from minigpt4.model.record import read_record
+from minigpt4.training.features import ENCODE_BATCH
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)

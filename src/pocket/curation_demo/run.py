@@ -205,7 +205,7 @@ def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
 
 def _train(out: Path, name: str, model: str, seed: int, overrides: Sequence[str]) -> Path:
     from minigpt4.training.recipe import Recipe
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
 
     places = {"init": model, "data": out / "data" / name, "output": out / "stage2" / f"{name}-{seed}"}
     places["feature_cache"] = out / "features"

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 from tiny import picture_file
 
 
@@ -122,7 +122,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     train(stage1, progress=False)
     messages = [record.message for record in caplog.records]
     assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
-    assert "going on from step 6 of 8" in messages
+    assert "continuing from step 6 of 8" in messages
     assert (alignment / "projection.safetensors").read_bytes() == trained
     shutil.rmtree(alignment)
     for path in (stage1.output / "checkpoints").glob("*.pt"):
@@ -136,7 +136,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:
     """Steps 1 to 4 learn, later ones unlearn: the best is old, and stays."""
     recipe = with_values(
         stage1, steps=10, save_every=1, learning_rate=3.0, warmup_steps=9, warmup_learning_rate=1e-3,
-        keep_checkpoints=2, dtype="float32",
+        save_total_limit=2, dtype="float32",
     )  # fmt: skip
     train(recipe, progress=False)
     kept = sorted((recipe.output / "checkpoints").glob("*.pt"))
@@ -148,7 +148,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:
 def test_sample_answers_and_the_summary(stage1: Recipe, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     picture = str(tmp_path / "red.png")
-    train(with_values(stage1, sample_every=4, sample_pictures=[picture], sample_prompt="What?"), progress=False)
+    train(with_values(stage1, sample_every=4, sample_images=[picture], sample_prompt="What?"), progress=False)
     samples = [json.loads(line) for line in (stage1.output / "samples.jsonl").read_text().splitlines()]
     assert [(sample["step"], sample["picture"]) for sample in samples] == [(4, picture), (8, picture)]
     summary = (stage1.output / "summary.md").read_text()
@@ -221,7 +221,7 @@ def test_a_projection_from_another_model(stage1: Recipe, tmp_path: Path, stream:
     there = train(stage1, progress=False)
     recipe = with_values(
         stage1, output=tmp_path / "next", projection_from=str(there), learning_rate=1e-12, warmup_learning_rate=0,
-        steps=2, dtype="float32", stream=stream, save_every=1, keep_checkpoints=2,
+        steps=2, dtype="float32", stream=stream, save_every=1, save_total_limit=2,
     )  # fmt: skip
     here = train(recipe, progress=False)
     weights = [load_file(path / "projection.safetensors")["weight"] for path in (there, here)]
