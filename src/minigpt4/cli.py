@@ -201,8 +201,8 @@ def generate(
 
     Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
     """
-    from minigpt4.generation.jobs import read_tasks
-    from minigpt4.generation.jobs import run as run_job
+    from minigpt4.generation.batch_job import read_tasks
+    from minigpt4.generation.batch_job import run as run_job
     from minigpt4.model.alignment import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minigpt4.errors import UserError
-from minigpt4.generation.continuous import Chosen, ContinuousBatch, Row
-from minigpt4.generation.endings import Answer, AnswerReader, end_tokens
+from minigpt4.generation.batching import Chosen, ContinuousBatch, Row
+from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 from minigpt4.generation.engine import Decoding, no_features, room_for_answer
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.generation.endings import Answer
+from minigpt4.generation.stopping import Answer
 from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
 from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks

@@ -18,7 +18,7 @@ from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
-from minigpt4.generation.endings import Answer
+from minigpt4.generation.stopping import Answer
 from pocket.measure.truth import check, statements
 from pocket.text.phrases import INSTRUCTIONS
 from pocket.text.requests import Request

@@ -14,7 +14,7 @@ import torch
 
 from minigpt4.evaluation.reliability import failure
 from minigpt4.evaluation.statistics import Rate
-from minigpt4.generation.endings import end_tokens, read_answer
+from minigpt4.generation.stopping import end_tokens, read_answer
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
 from pocket.measure.truth import check
 from pocket.text.phrases import context
