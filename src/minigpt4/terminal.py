@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
-from minigpt4.generation.engine import Decoding
+from minigpt4.generation.decoding import Decoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
