@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.data.images import open_image
 from minigpt4.data.pairs import Pair, read_pairs
+from minigpt4.images import open_image
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.precision import LOAD_IN
