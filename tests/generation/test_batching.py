@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from minigpt4.generation.batching import ContinuousBatch, Row
-from minigpt4.generation.stopping import AnswerReader, decode_text, read_answer
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import answers, encode_pictures
+from minigpt4.generation.stopping import AnswerReader, decode_text, read_answer
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 

@@ -23,9 +23,9 @@ from transformers import DynamicCache
 
 from minigpt4.errors import UserError
 from minigpt4.generation.batching import Chosen, ContinuousBatch, Row
-from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.generation.engine import no_features
+from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4

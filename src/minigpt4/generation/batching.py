@@ -43,7 +43,7 @@ def decode(
 ) -> list[Answer]:
     """Continue every row of token ids; `features` holds each row's images, (images, q, d_qformer).
 
-    A `cache` (for a single row, without beams) holds keys and values of the first of its ids, and grows by the new ones.
+    A `cache` (one row, no beams) holds keys and values of the first of its ids, and grows by the new ones.
     Setting `cancelled` ends decoding after the current token. Raises UserError if a row is too long for the LLM.
     """
     cancelled = cancelled or threading.Event()

@@ -21,10 +21,10 @@ from transformers import DynamicCache
 
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.generation.stopping import Answer
 from minigpt4.generation.batching import decode, decode_stream
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_pictures
+from minigpt4.generation.stopping import Answer
 from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 

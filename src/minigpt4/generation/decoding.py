@@ -20,7 +20,7 @@ class Decoding:
 
     `do_sample` defaults to True with one beam and to False with more; `repetition_penalty` (on the answer's own tokens)
     defaults to 1.05 when sampling and to 1 otherwise, so that `do_sample=False` is the model's plain first choice.
-    `seed` makes sampling repeatable: each prompt draws with a generator of its own, so its answer does not depend on the
+    `seed` makes sampling repeatable: each prompt has a generator of its own, so its answer does not depend on the
     others in its batch. torch's global generator stays as it was.
     """
 

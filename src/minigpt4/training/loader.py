@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
-from minigpt4.data.mixture import PairStream, TRIED, judge, tell
+from minigpt4.data.mixture import TRIED, PairStream, judge, tell
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import open_source
 from minigpt4.data.workers import in_processes, in_turn
 from minigpt4.errors import UserError
+from minigpt4.images import open_image, to_pixels
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checks import mixture
 from minigpt4.training.distributed import Processes
 from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint, picture_key
 from minigpt4.training.recipe import Recipe
-from minigpt4.images import open_image, to_pixels
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
