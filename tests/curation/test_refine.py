@@ -16,8 +16,8 @@ from curating import TEXTS, assert_one_line, command, run
 from endpoint import Server
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.refine import judge
+from minigpt4.endpoint import Reply
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Reply
 
 KEY = "sk-never-written-down-777"
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from minigpt4.curation.ledger import Ledger
+from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import Rate
-from minigpt4.generation.endpoint import Endpoint
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo
 from pocket.curation_demo.measures import judge

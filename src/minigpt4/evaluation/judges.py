@@ -14,10 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minigpt4.endpoint import Unanswered, run_until_stopped
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, read_document
 from minigpt4.evaluation.journal import digest
-from minigpt4.generation.endpoint import Unanswered, run_until_stopped
 from minigpt4.stopping import StopSignals
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
