@@ -158,7 +158,7 @@ def test_an_endpoint_that_fails_throughout_ends_the_work(
 ) -> None:
     from minigpt4.curation.refine import Refining
     from minigpt4.curation.refine import refine as run_here
-    from minigpt4.generation import endpoint as module
+    from minigpt4 import endpoint as module
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     server = serve(*["ok"] * 4, "empty")

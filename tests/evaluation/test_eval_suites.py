@@ -22,7 +22,7 @@ from minigpt4.evaluation.judging import measure_judge, read_labelled
 from minigpt4.evaluation.run import evaluate
 from minigpt4.evaluation.suites.abilities import check_truth, read_tasks
 from minigpt4.evaluation.suites.reliability import Reliability
-from minigpt4.generation import endpoint
+from minigpt4 import endpoint
 from pocket.measure.tasks import TASKS
 from pocket.measure.tasks import write_tasks as write_pocket
 from pocket.text.conversations import answer
