@@ -201,8 +201,8 @@ def generate(
 
     Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
     """
-    from minigpt4.generation.jobs import read_tasks
-    from minigpt4.generation.jobs import run as run_job
+    from minigpt4.generation.batch_job import read_tasks
+    from minigpt4.generation.batch_job import run as run_job
     from minigpt4.model.alignment import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -258,7 +258,7 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
         typer.echo(f"minigpt4: anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
     if engine == "vllm":
-        from minigpt4.app.vllm_server import serve as serve_with_vllm
+        from minigpt4.vllm.server import serve as serve_with_vllm
 
         serve_with_vllm(model, name, host, port, api_key, max_images, max_pixels, allow_images_from or [], dtype)
         return

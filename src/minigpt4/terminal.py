@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
-from minigpt4.generation.engine import Decoding
+from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 
 if TYPE_CHECKING:

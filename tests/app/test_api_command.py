@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai import AuthenticationError, OpenAI
 
-from minigpt4.app.vllm_server import command
+from minigpt4.vllm.server import command
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4

@@ -16,8 +16,8 @@ from curating import TEXTS, assert_one_line, command, run
 from endpoint import Server
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.refine import judge
+from minigpt4.endpoint import Reply
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Reply
 
 KEY = "sk-never-written-down-777"
 
@@ -156,9 +156,9 @@ def test_a_dry_run_tells_the_cost_and_sends_nothing(project: Path) -> None:
 def test_an_endpoint_that_fails_throughout_ends_the_work(
     project: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from minigpt4 import endpoint as module
     from minigpt4.curation.refine import Refining
     from minigpt4.curation.refine import refine as run_here
-    from minigpt4.generation import endpoint as module
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     server = serve(*["ok"] * 4, "empty")

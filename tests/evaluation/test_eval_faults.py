@@ -219,7 +219,7 @@ def test_a_judge_out_of_form_is_asked_again_and_then_undecided(folder: Path, tmp
 def test_a_judge_that_is_away_loses_nothing(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt4.generation import endpoint
+    from minigpt4 import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
     answers = serve(*(f"say:poem {i}" for i in range(4)))
@@ -239,8 +239,8 @@ def test_a_judge_that_is_away_loses_nothing(
 def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_later(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from minigpt4 import endpoint
     from minigpt4.evaluation.models import Answering
-    from minigpt4.generation import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
     answers = serve("say:a", *["nonsense"] * 6, "say:c")

@@ -53,7 +53,7 @@ def describe(
     from minigpt4.curation.describe import Describing, add_folder
     from minigpt4.curation.describe import describe as run
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.generation.endpoint import Endpoint
+    from minigpt4.endpoint import Endpoint
 
     how = Describing(min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if instruction is not None:
@@ -87,7 +87,7 @@ def refine(
     """
     from minigpt4.curation import refine as refining
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.generation.endpoint import Endpoint
+    from minigpt4.endpoint import Endpoint
 
     how = refining.Refining(min_similarity=min_similarity)
     with Ledger(project) as ledger:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.generation.endings import end_tokens, read_answer
+from minigpt4.generation.stopping import end_tokens, read_answer
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
 from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure

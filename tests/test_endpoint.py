@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from endpoint import Server
+from minigpt4 import endpoint as module
+from minigpt4.endpoint import Endpoint, Unanswered, work_concurrently
 from minigpt4.errors import UserError
-from minigpt4.generation import endpoint as module
-from minigpt4.generation.endpoint import Endpoint, Unanswered, work_concurrently
 
 TALK = [{"role": "user", "content": "A red ball."}]
 KEY = "sk-very-secret-5551"

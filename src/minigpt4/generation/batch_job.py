@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
-from minigpt4.generation.engine import Decoding, answers
+from minigpt4.generation.decoding import Decoding
+from minigpt4.generation.engine import answers
 from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.progress import progress_bar
 
@@ -175,7 +176,7 @@ def run(
     """Answer all `tasks` and write one line for each to `out`, in order; what `out` holds already is not done again.
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
-    say), and is compared when the job goes on. `settings` are the fields of `engine.Decoding`. A line has `image`,
+    say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
     `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for a picture that
     cannot be read.
 
