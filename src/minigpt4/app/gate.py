@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.listening import known_host, same_site
 
-#: Seconds that the head of a request may take.
+#: Seconds that the head of a request may take, and that a client may leave an answer unread.
 HEAD_SECONDS = 20.0
 #: Seconds that a body may pause, and the bytes per second that it must come with on average after as many seconds.
 PAUSE, RATE = 5.0, 10_000
@@ -286,8 +286,8 @@ async def _without_files(scope: Any, headers: Any, body: bytes, limits: Limits) 
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP, but patient only so long with a client that dawdles over the head of a request.
 
-    The same clock runs while what is left of a refused request's body comes in. If there are as many connections as
-    there may be, a new one takes the place of the one whose clock has run longest.
+    The same clock runs while a client does not read, and while what is left of a refused body comes in. If there are
+    as many connections as there may be, a new one takes the place of the one whose clock has run longest.
     """
 
     _alarm: asyncio.TimerHandle | None = None
@@ -309,16 +309,24 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._alarm is not None:
             self._alarm.cancel()
 
     def _watch(self) -> None:
-        between_requests = self.cycle is None or self.cycle.response_complete
-        if between_requests and self._alarm is None:
+        idle = self.cycle is None or self.cycle.response_complete or self.flow.write_paused
+        if idle and self._alarm is None:
             self._alarm = self.loop.call_later(HEAD_SECONDS, self.transport.abort)  # close() would wait for readers
-        elif not between_requests and self._alarm is not None:
+        elif not idle and self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import SerializerFunctionWrapHandler as Wrapped
 
 #: Characters in a message: more than any LLM here reads, and tokenised in a moment.
 TEXT = 200_000
@@ -16,6 +17,10 @@ Text = Annotated[str, Field(max_length=TEXT)]
 T = TypeVar("T")
 #: The first wrong item ends its validation: each error takes a kilobyte.
 Items = Annotated[list[T], Field(fail_fast=True)]
+_BY_TYPE = Discriminator(lambda value: "list" if isinstance(value, list) else "text")  # else both would be tried
+Content = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[T], Tag("list")], _BY_TYPE]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stops = Annotated[Annotated[Stop, Tag("text")] | Annotated[Items[Stop], Field(max_length=4), Tag("list")], _BY_TYPE]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -43,19 +48,19 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class SystemMessage(_Request):
     role: Literal["system", "developer"]
-    content: Text | Items[TextPart]
+    content: Content[TextPart]
     name: str | None = None
 
 
 class UserMessage(_Request):
     role: Literal["user"]
-    content: Text | Items[Part]
+    content: Content[Part]
     name: str | None = None
 
 
 class AssistantMessage(_Request):
     role: Literal["assistant"]
-    content: Text | Items[TextPart]
+    content: Content[TextPart]
     name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
@@ -87,11 +92,7 @@ class ChatRequest(_Request):
     )
     n: int | None = Field(None, ge=1, le=16)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[Items[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
-        | None
-    ) = Field(None, description="Each ends the answer before it.")
+    stop: Stops | None = Field(None, description="A string or up to 4, each of which ends the answer before it.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     # What many clients send though it changes nothing here.
@@ -160,7 +161,7 @@ class Delta(BaseModel):
     content: str | None = None
 
     @model_serializer(mode="wrap")
-    def _only_news(self, write: SerializerFunctionWrapHandler) -> dict[str, str]:
+    def _only_news(self, write: Wrapped) -> dict[str, str]:
         return {key: value for key, value in write(self).items() if value is not None}
 
 
