@@ -296,7 +296,8 @@ def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Non
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal told
-        if not str(context.get("message")).startswith("socket.accept()"):
+        message = str(context.get("message"))
+        if "socket.accept()" not in message and "_start_serving" not in message:  # the second if it has closed since
             loop.default_exception_handler(context)
         elif not told:
             told = True
