@@ -180,11 +180,14 @@ def test_large_bodies_share_a_room_and_small_ones_get_in(varied: MiniGPT4) -> No
         wait_until(lambda: server.post(GOOD + b" " * 900_000)[0] == 200)
 
 
-@pytest.mark.parametrize("pace", [0.1, 100])
-def test_slow_bodies_are_cut_by_their_rate(varied: MiniGPT4, monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
-    """One that pauses, and one that never does but brings too little."""
+@pytest.mark.parametrize(("pace", "begun"), [(0.1, 1), (100, 1), (100, 90_000)])
+def test_slow_bodies_are_cut_by_their_rate(
+    varied: MiniGPT4, monkeypatch: pytest.MonkeyPatch, pace: float, begun: int
+) -> None:
+    """One that never pauses but brings too little, and some that pause."""
     monkeypatch.setattr(gate, "PAUSE", 0.5)
-    with serving(varied) as server, connected(server, 1, POST + b"Content-Length: 100000\r\n\r\n{") as [connection]:
+    head = POST + b"Content-Length: 100000\r\n\r\n"
+    with serving(varied) as server, connected(server, 1, head + b" " * begun) as [connection]:
         started = time.monotonic()
         connection.settimeout(pace)
         received = b""
