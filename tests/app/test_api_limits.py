@@ -220,6 +220,7 @@ def test_a_client_that_does_not_read_is_left(varied: MiniGPT4, monkeypatch: pyte
     monkeypatch.setattr(gate, "HEAD_SECONDS", 0.5)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with serving(varied) as server, socket.socket() as connection:
+        connection.settimeout(20)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
         with contextlib.suppress(ConnectionError):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
 from pydantic import SerializerFunctionWrapHandler as Wrapped
 
-#: Characters in a message: more than any LLM here reads, and tokenised in a moment.
+#: Characters in a conversation: more than any LLM here reads, and tokenised in a moment.
 TEXT = 200_000
 
 Text = Annotated[str, Field(max_length=TEXT)]
