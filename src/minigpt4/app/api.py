@@ -7,10 +7,12 @@ request means in `service.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,7 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from minigpt4.app import description, schema
-from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy
+from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
 from minigpt4.app.service import Service
 from minigpt4.listening import listen, names, url
@@ -218,11 +220,14 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(_once_if_full())
         yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     # FastAPI's own pages about the API load their scripts from another host.
-    app = FastAPI(title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(
         Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
         retry_after=lambda: service.scheduler.retry_after,
@@ -285,6 +290,22 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     return app
 
 
+def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """asyncio goes on a second after it had no file descriptor for a connection, but reports each such connection."""
+    told = False
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        message = str(context.get("message"))
+        if "socket.accept()" not in message and "_start_serving" not in message:  # the second if it has closed since
+            loop.default_exception_handler(context)
+        elif not told:
+            told = True
+            logging.getLogger("uvicorn.error").warning("no file descriptors are left for more connections")
+
+    return handle
+
+
 def _add_error_shapes(app: FastAPI) -> None:
     """Errors of every sort in OpenAI's shape."""
 
@@ -313,6 +334,7 @@ def make_server(service: Service, key: str | None = None, hosts: Sequence[str] |
     seconds = service.limits.seconds + service.limits.body_seconds
     config = uvicorn.Config(
         create_app(service, key, hosts), http=PatientProtocol, ws="none", log_level="warning", server_header=False,
+        limit_concurrency=service.limits.connections, backlog=100,  # as many may be accepted before one is looked at
         timeout_graceful_shutdown=int(seconds) + 1,
     )  # fmt: skip
     return uvicorn.Server(config)
@@ -331,6 +353,7 @@ def serve(
 
     Raises UserError if the port is taken.
     """
+    limits = replace(limits, connections=room_for_connections(limits.connections))
     with listen(host, port) as listening:
         server = make_server(Service(load_model(), name, limits), key, names(host))
         ready(f"{url(host, listening)}v1")

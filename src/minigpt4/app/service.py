@@ -113,7 +113,7 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
 
     A picture stands where it was put: before the words, or among them. Nothing that somebody writes marks a place.
     """
-    messages, urls = [], []
+    messages, urls, length = [], [], 0
     for message in asked:
         parts = (
             message.content
@@ -128,8 +128,9 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
                 images += 1
             else:
                 pieces[-1] += part.text
-        if sum(map(len, pieces)) > schema.TEXT:
-            raise ApiError(400, f"a message has more than {schema.TEXT:,} characters", param="messages")
+        length += sum(map(len, pieces))
+        if length > schema.TEXT:
+            raise ApiError(400, f"the messages have more than {schema.TEXT:,} characters", param="messages")
         pieces = [without_marks(piece) for piece in pieces]
         first_words = next((i for i, piece in enumerate(pieces) if piece), images)
         text = pieces[-1] if first_words == images else IMAGE_MARK.join(pieces)
