@@ -27,9 +27,9 @@ from minigpt4.images import SENT_FORMATS, fit, open_image
 
 #: Seconds of processor time that an image may take among the quick, and among the slow.
 QUICK_SECONDS, SECONDS = 0.5, 5.0
-#: Seconds by the clock after which a decoder is killed that got no processor time.
-CLOCK_SECONDS = 30.0
-#: Bytes that a decoder may allocate: an image of 64 million pixels on white takes three quarters of it.
+#: Seconds by the clock, if the processors are busy with other things.
+CLOCK_SECONDS = 10.0
+#: Bytes that a decoder may allocate: enough for 64 million pixels, but not in every format.
 MEMORY = 1 << 30
 #: What a decoder runs. It imports what this process would, and nothing from the directory that it is started in.
 _CODE = "import sys; sys.path[:] = {path!r}; from minigpt4.app.decoder import work; work()"
