@@ -168,7 +168,7 @@ def test_they_are_small_and_take_no_code_from_the_directory_of_the_start(tmp_pat
 
 def test_they_end_when_the_server_is_killed() -> None:
     script = (
-        "import sys, psutil, time\nfrom minigpt4.app import decoder\ndecoder.SECONDS = 1.5\nmade = decoder.Decoder()\n"
+        "import sys, psutil, time\nfrom minigpt4.app import decoder\nmade = decoder.Decoder()\n"
         "data = sys.stdin.buffer.read()\nwaiting = [made.submit(data, 16_000_000) for _ in range(3)]\n"
         "time.sleep(1)\nprint(*[p.pid for p in psutil.Process().children()], flush=True)\ntime.sleep(60)"
     )
@@ -182,7 +182,7 @@ def test_they_end_when_the_server_is_killed() -> None:
     server.kill()
     server.wait()
     server.stdout.close()
-    wait_until(lambda: not any(map(psutil.pid_exists, left)), 20)
+    wait_until(lambda: not any(map(psutil.pid_exists, left)), 2 if sys.platform == "linux" else 60)
 
 
 def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path: Path) -> None:

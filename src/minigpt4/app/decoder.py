@@ -7,6 +7,7 @@ begins anew among the slow, so that it holds up only others of its kind.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -65,11 +66,10 @@ class Decoder:
         self._quick: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._slow: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
-        self._processes = [_Process(QUICK_SECONDS) for _ in range(quick)] + [_Process(SECONDS)]
-        lanes = [self._quick] * quick + [self._slow]
+        self._lanes = [self._quick] * quick + [self._slow]
+        self._processes: list[_Process] = []
         self._threads = [
-            threading.Thread(target=self._run, args=pair, name="minigpt4-decode", daemon=True)
-            for pair in zip(lanes, self._processes, strict=True)
+            threading.Thread(target=self._run, args=[lane], name="minigpt4-decode", daemon=True) for lane in self._lanes
         ]
         for thread in self._threads:
             thread.start()
@@ -92,14 +92,16 @@ class Decoder:
     def close(self) -> None:
         """End the processes; an image that waits or is being opened fails."""
         self._closed = True
-        for lane in [self._quick] * (len(self._threads) - 1) + [self._slow]:
+        for lane in self._lanes:
             lane.put(None)
-        for process in self._processes:
+        for process in list(self._processes):
             process.kill()
         for thread in self._threads:
             thread.join()
 
-    def _run(self, lane: queue.SimpleQueue[_Job | None], process: _Process) -> None:
+    def _run(self, lane: queue.SimpleQueue[_Job | None]) -> None:
+        process = _Process(QUICK_SECONDS if lane is self._quick else SECONDS)  # ends with the thread that starts it
+        self._processes.append(process)
         while (job := lane.get()) is not None:
             if job.image.cancelled():
                 continue
@@ -174,6 +176,8 @@ class _Process:
 
 def work() -> None:
     """Decode what comes in, until nothing more can come: the whole life of a decoding process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: if the server dies while an image is decoded
     with contextlib.suppress(ImportError):  # Windows
         import resource
 
