@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -195,7 +197,10 @@ def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path:
         opened(str(tmp_path / "none.png"))
 
 
-def test_the_api_answers_others_meanwhile_and_ends_in_time(varied: MiniGPT4, photo: Image.Image) -> None:
+def test_the_api_answers_others_meanwhile_and_ends_in_time(
+    varied: MiniGPT4, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 2)
     body = {"model": "toy", "messages": [user("What?", shown(slow_jpeg()))]}
     good = shown(png(photo))
     before = workers()
@@ -215,12 +220,38 @@ def test_the_api_answers_others_meanwhile_and_ends_in_time(varied: MiniGPT4, pho
         assert answers[0][0] == 400
         assert answers[0][1]["error"]["message"].startswith("picture 1: decoding it takes more than 1.5 s")
         began = time.monotonic()
-    assert time.monotonic() - began < 10, "it ends, though bombs still wait"
+    assert time.monotonic() - began < 6, "it ends, though bombs still wait"
     for bomb in bombs:
         bomb.join(10)
     assert {status for status, _, _ in answers} <= {400, 503}
     assert "the server ends" in {found["error"]["message"] for _, found, _ in answers}
     assert workers() == before
+
+
+def test_an_answer_without_an_end_is_broken_off(
+    endless: MiniGPT4, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 1)
+    body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000}
+    waiting: list[Any] = []
+    with serving(endless, batch=1) as server:
+        begun = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        head = {"Content-Type": "application/json"}
+        begun.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), head)
+        stream = begun.getresponse()
+        assert stream.readline().startswith(b"data: {")
+        behind = threading.Thread(target=lambda: waiting.append(server.post(body)))
+        behind.start()
+        wait_until(lambda: server.service.scheduler.waiting == 1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    behind.join(10)
+    assert waiting[0][0] == 503
+    assert waiting[0][1]["error"]["message"] == "the server ends"
+    with pytest.raises(http.client.IncompleteRead):
+        stream.read()
+    begun.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_request_waits_for_its_image_no_longer_than_it_may(varied: MiniGPT4) -> None:
