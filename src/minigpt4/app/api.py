@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500)
 }
+#: Of the 10 s that service managers grant between SIGTERM and SIGKILL, those for answers that are being written.
+ENDING_SECONDS = 7
 _MULTIPART = {
     "schema": {
         "type": "object",
@@ -242,7 +244,9 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     )
     async def chat_completions(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a conversation about pictures: at once, or with `stream` as server-sent events."""
-        tasks = await service.tasks(body, request.scope.get("uploads", {}))
+        tasks = await _unless_gone(request, service.tasks(body, request.scope.get("uploads", {})))
+        if tasks is None:
+            return Response(status_code=499)
         exchange = Exchange(service, body, tasks)
         streaming = False
         try:
@@ -330,12 +334,11 @@ def _add_error_shapes(app: FastAPI) -> None:
 
 
 def make_server(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> uvicorn.Server:
-    """A server for `create_app`'s API that ends as it should: what is running is finished, within the time it has."""
-    seconds = service.limits.seconds + service.limits.body_seconds
+    """A server for `create_app`'s API. When it has to end, it finishes what it can in ENDING_SECONDS."""
     config = uvicorn.Config(
         create_app(service, key, hosts), http=PatientProtocol, ws="none", log_level="warning", server_header=False,
         limit_concurrency=service.limits.connections, backlog=100,  # as many may be accepted before one is looked at
-        timeout_graceful_shutdown=int(seconds) + 1,
+        timeout_graceful_shutdown=ENDING_SECONDS,
     )  # fmt: skip
     return uvicorn.Server(config)
 

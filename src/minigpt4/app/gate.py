@@ -132,6 +132,10 @@ class Gate:
         except ApiError as error:
             if not status:
                 await error.response()(scope, receive, counted)
+        except asyncio.CancelledError:  # the server ends, and this would take too long
+            if not status:
+                ends = ApiError(503, "the server ends", "server_ends", type="server_error")
+                await ends.response()(scope, receive, counted)
         finally:
             path = next((route for route in ROUTES if scope["path"].startswith(route)), "other")
             self.metrics.requests.labels(path, status).inc()

@@ -217,7 +217,10 @@ class Scheduler:
             task.cancelled = True
 
     def close(self, finish: bool = True) -> None:
-        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread."""
+        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread.
+
+        What is broken off is not waited for longer than two seconds: a step of a large model may take more.
+        """
         with self._changed:
             self._closing = True
             if not finish:
@@ -225,7 +228,7 @@ class Scheduler:
                     _report(task, UserError("The server ends"))  # nobody may wait for ever
                     task.cancelled = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(None if finish else 2.0)
 
     def _run(self) -> None:
         while True:
