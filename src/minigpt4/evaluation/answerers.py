@@ -262,9 +262,11 @@ class Blip2Answerer(Answerer):
             source = sources.resolve(self.name)
             placement = Placement.of(self.how.dtype, self.how.device, None, None)
             try:
-                processor = AutoProcessor.from_pretrained(source)
-                model = Blip2ForConditionalGeneration.from_pretrained(source, dtype=placement.dtype)
-            except (OSError, ValueError) as error:
+                processor = sources.load(AutoProcessor, source)
+                model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
+            except UserError:
+                raise
+            except Exception as error:  # each part has its own exceptions for broken files
                 raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
             processor.tokenizer.padding_side = "left"
             processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say

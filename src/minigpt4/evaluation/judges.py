@@ -14,8 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, read_document
+from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest
 from minigpt4.generation.endpoint import Unanswered, run_until_stopped
 from minigpt4.stopping import StopSignals

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigpt4.errors import UserError
+from minigpt4.errors import UserError, without_password
 from minigpt4.evaluation.answerers import Answerer, Answering, Reply, open_answerer
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
@@ -104,7 +104,7 @@ def _open_all(models: Sequence[str], how: Answering) -> dict[str, Answerer]:
     for name in models:
         label, equals, model = name.partition("=")
         if not equals or not label or "/" in label or ":" in label:  # a path or URL may hold "=" too
-            label = model = name
+            label, model = without_password(name), name
         if label in found:
             raise UserError(f"{label}: is named twice; give each model once, or LABEL=MODEL with labels of their own")
         found[label] = open_answerer(model, how)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.coco import rows_of
-from minigpt4.evaluation.items import MALFORMED, Fault, field_of, read_document
+from minigpt4.evaluation.items import MALFORMED, Fault, field_of
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
 

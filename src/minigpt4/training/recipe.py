@@ -15,23 +15,28 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
+
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_MOST = 10**9  # of what is counted
 
 
 class DataSource(BaseModel):
     """One of several sources of pairs, as an entry of `data`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     path: str = Field(min_length=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
 
 class Recipe(BaseModel):
     """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     base: str | None = Field(
         None, description="A recipe (a file or a shipped name) that all keys come from which are not given here."
@@ -56,7 +61,7 @@ class Recipe(BaseModel):
         False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
     )
     lora_rank: int = Field(
-        0, ge=0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
+        0, ge=0, le=1024, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
@@ -84,11 +89,12 @@ class Recipe(BaseModel):
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
     shuffle_buffer: int = Field(
-        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
+        10_000, ge=0, le=_MOST, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
     workers: int = Field(
         0,
         ge=0,
+        le=1024,
         description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
         "batches.",
     )
@@ -99,7 +105,7 @@ class Recipe(BaseModel):
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
     )
     max_text_tokens: int = Field(
-        32, ge=1, description="Tokens of a caption or description that are kept, its end symbol included."
+        32, ge=1, le=_MOST, description="Tokens of a caption or description that are kept, its end symbol included."
     )
     feature_cache: Path = Field(
         Path("runs/features"),
@@ -107,17 +113,17 @@ class Recipe(BaseModel):
         "and by the vision side's weights.",
     )
     # How
-    steps: int = Field(ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(ge=1, description="Samples per step, over all processes together.")
+    steps: int = Field(ge=1, le=_MOST, description="Optimiser steps in all.")
+    batch_size: int = Field(ge=1, le=_MOST, description="Samples per step, over all processes together.")
     accumulate: int = Field(
-        1, ge=1, description="Parts in which each process goes through its share of a batch: less memory, same result."
+        1, ge=1, le=_MOST, description="Parts in which each process goes through its share of a batch: less memory, same result."
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate, reached after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    warmup_learning_rate: float = Field(1e-6, ge=0, description="Learning rate of the first step of the warm-up.")
-    final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at which the cosine decay ends.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay; biases and norms get none.")
-    seed: int = Field(0, ge=0, description="Seeds the projection's start, the order of samples and the instructions.")
+    learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, le=_MOST, description="Steps of linear warm-up.")
+    warmup_learning_rate: float = Field(1e-6, ge=0, le=1e3, description="Learning rate of the first step of the warm-up.")
+    final_learning_rate: float = Field(0.0, ge=0, le=1e3, description="Learning rate at which the cosine decay ends.")
+    weight_decay: float = Field(0.05, ge=0, le=1e3, description="AdamW's weight decay; biases and norms get none.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
@@ -145,15 +151,15 @@ class Recipe(BaseModel):
     )
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    save_every: int = Field(100, ge=1, le=_MOST, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(
-        2, ge=1, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
+        2, ge=1, le=_MOST, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
     )
     sample_every: int = Field(
-        0, ge=0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
+        0, ge=0, le=_MOST, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
     )
     sample_pictures: tuple[str, ...] = Field((), description="Pictures that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
@@ -309,10 +315,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a file, those of its `base` beneath them."""
     if path in seen:
         raise UserError(f"recipe {path}: is its own base ({' -> '.join(str(p) for p in (*seen, path))})")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
     base = values.get("base")
@@ -329,9 +332,9 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"{override!r} is not an override; write key=value, for example steps=100")
         try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value in {override!r} is not valid YAML; quote it if it holds : # [ or {{") from error
+            values[key.strip()] = parse_yaml(value, override)
+        except UserError as error:
+            raise UserError(f"{error}; quote the value if it holds : # [ or {{") from None
     return values
 
 
@@ -348,7 +351,7 @@ def _explain(error: ValidationError) -> str:
         return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    return f"{key} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
 def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Collection, Item, field_of, read_document
+from minigpt4.evaluation.items import Collection, Item, field_of
 from minigpt4.evaluation.judges import Answer, Case, Judge, Rule, Verdict
 from minigpt4.evaluation.people import PeopleJudge
 from minigpt4.evaluation.statistics import cohen_kappa
