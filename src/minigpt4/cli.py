@@ -33,6 +33,11 @@ class _Commands(TyperGroup):
             if not isinstance(mistake, ToldError):
                 typer.echo(f"minigpt4{_process()}: {mistake}", err=True)
             raise SystemExit(2) from None
+        except OSError as trouble:
+            if trouble.filename is None:  # else a file or directory that cannot be read or written, wherever it is met
+                raise
+            typer.echo(f"minigpt4{_process()}: {trouble.filename}: {trouble.strerror}", err=True)
+            raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             if _is_main_process():
                 typer.echo(f"minigpt4: {str(stop) or 'stopped'}", err=True)

@@ -66,7 +66,7 @@ def parse_json(text: str, name: str) -> Any:
 def parse_yaml(text: str, name: str) -> Any:
     """What a YAML text holds. Raises UserError that names it as `name`, and the line."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -89,6 +89,8 @@ def explain(error: ValidationError) -> str:
     key = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "missing":
         return f"{key!r} is missing"
+    if mistake["type"] == "value_error":
+        return f"{key}: {mistake['ctx']['error']}"
     return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 

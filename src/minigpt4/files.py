@@ -105,27 +105,26 @@ def _lock(directory: Path) -> int | None:
 
 
 @contextmanager
-def full_disk_is_a_user_error(path: str | Path) -> Iterator[None]:
-    """Turns "no space left" (on the disk, in the quota, or for one file) while writing `path` into a UserError."""
+def failed_write_is_a_user_error(path: str | Path) -> Iterator[None]:
+    """Turns what the system says while `path` is written (no space left, read-only, taken away) into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise UserError(
-            f"{path}: cannot be written ({os.strerror(error.errno).lower()}); what was saved before is intact, "
-            "so free some space and run the same command again"
+            f"{path}: cannot be written ({(error.strerror or str(error)).lower()}); what was saved before is intact, "
+            f"so {'free some space' if full else 'make it writable'} and run the same command again"
         ) from error
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    Raises UserError if there is no space left; what was at `path` before is then still there.
+    Raises UserError if it cannot be written; what was at `path` before is then still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with full_disk_is_a_user_error(path):
+    with failed_write_is_a_user_error(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -6,13 +6,13 @@ Knows nothing about models or instructions.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt4.data.images import PICTURE_ENDINGS
 from minigpt4.data.pairs import Pair, counted, make_pair
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 
 
@@ -37,13 +37,13 @@ def read_annotations(directory: str) -> list[tuple[str, str]]:
     path = Path(directory) / "filter_cap.json"
     if not Path(directory).is_dir():
         raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
+    if not path.is_file():
+        raise UserError(f"data {directory}: holds no filter_cap.json, which cc_sbu_align's layout has")
     try:
-        annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        annotations = read_document(path)["annotations"]
         rows = [(str(annotation["image_id"]), annotation["caption"]) for annotation in annotations]
         return [(image_id, caption if isinstance(caption, str) else "") for image_id, caption in rows]
-    except FileNotFoundError:
-        raise UserError(f"data {directory}: holds no filter_cap.json, which cc_sbu_align's layout has") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f'data {path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}} ({error!r})'
         ) from error

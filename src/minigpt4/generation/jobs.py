@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.data.images import PICTURE_ENDINGS, is_picture, open_image
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.generation.engine import Decoding, answers
 from minigpt4.progress import progress_bar
 
@@ -201,7 +202,7 @@ def run(
             if decoding.seed is not None:
                 settings["seed"] = decoding.seed + start
             lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
-            with full_disk_is_a_user_error(out):
+            with failed_write_is_a_user_error(out):
                 file.write(b"".join(line.text for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
@@ -253,8 +254,8 @@ def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
     record = out.with_name(f".{out.name}.job.json")
     try:
         if out.exists() and out.stat().st_size:
-            former = json.loads(record.read_text()) if record.is_file() else None
-            if former is None:
+            former = read_document(record) if record.is_file() else None
+            if not isinstance(former, dict):
                 raise UserError(f"{out}: exists, and holds something else than a job's answers; give another file")
             differing = [key for key in job if former.get(key) != job[key]]
             if differing:
@@ -267,6 +268,6 @@ def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
             return data.count(b"\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(job).encode())
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{out}: cannot be written ({error})") from None
     return 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, with_config
 from torch import Tensor
 
 #: LoRA stands beside these layers of the LLM's attention; the names of most families.
@@ -19,6 +19,7 @@ LORA_LAYERS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")
 LORA_SCALE = 2.0  # alpha / rank
 
 
+@with_config(extra="forbid")  # what another release trains must not be left out in silence
 @dataclass(frozen=True)
 class Trained:
     """What the stages train: the projection, of so many linear layers; the Q-Former too; LoRA of that rank too."""

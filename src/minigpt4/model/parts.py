@@ -94,7 +94,9 @@ def readable(name: str | Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be read as a {what} ({first_line(error)}); copy or download it again") from None
+        raise UserError(
+            f"{name}: cannot be read as a {what} ({first_line(error)}); copy or download it again"
+        ) from None
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,7 +47,9 @@ class Record(BaseModel):
     """`alignment.json`, as far as it is read."""
 
     origin: Origin
-    template: _Name | Template
+    template: Annotated[
+        Template, BeforeValidator(lambda found: get_template(found) if isinstance(found, str) else found)
+    ]
     stage: Literal[1, 2] | None
     qformer: bool = True  # alignments of releases that knew only the form with a Q-Former do not say so
     trained: Trained = Trained()
@@ -109,4 +111,4 @@ def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool,
         for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
         if place == "." or place.startswith("./")
     }
-    return replace(origin, **inside), get_template(found.template), found.stage, found.qformer, found.trained
+    return replace(origin, **inside), found.template, found.stage, found.qformer, found.trained

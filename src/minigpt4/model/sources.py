@@ -158,7 +158,7 @@ class Checkpoint(Mapping[str, Tensor]):
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
     def _shard(self, filename: str) -> Path:
-        path = find_file(self.source, filename) if filename == os.path.basename(filename) else None
+        path = find_file(self.source, filename) if filename == Path(filename).name else None
         if path is None:
             raise UserError(f"{self.source}: the shard {filename} that its index names is missing; copy it again")
         return path

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -55,7 +55,7 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint aside and rename it, then delete those that are not kept.
 
-        Raises UserError if there is no space; the former ones are then intact.
+        Raises UserError if it cannot be written; the former ones are then intact.
         """
         trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
         state = {
@@ -65,17 +65,18 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
-        self.directory.mkdir(exist_ok=True)
         path = self.directory / f"{position.step:08d}-{position.loss:.4f}.pt"
-        write_atomically(path, hashlib.sha256(payload).digest() + payload)
-        self._damaged = [damaged for damaged in self._damaged if damaged != path]
-        for damaged in self._damaged:
-            damaged.unlink(missing_ok=True)
-        files = self.files()
-        best = min(files, key=_loss)
-        for old in files[self._keep :]:
-            if old != best:
-                old.unlink()
+        with failed_write_is_a_user_error(path):
+            self.directory.mkdir(exist_ok=True)
+            write_atomically(path, hashlib.sha256(payload).digest() + payload)
+            self._damaged = [damaged for damaged in self._damaged if damaged != path]
+            for damaged in self._damaged:
+                damaged.unlink(missing_ok=True)
+            files = self.files()
+            best = min(files, key=_loss)
+            for old in files[self._keep :]:
+                if old != best:
+                    old.unlink()
 
     def files(self) -> list[Path]:
         """All checkpoints, the last first."""

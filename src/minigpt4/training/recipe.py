@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 
-
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-_MOST = 10**9  # of what is counted
+_Whole = Annotated[int, Field(ge=0, le=10**9)]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
 class DataSource(BaseModel):
@@ -88,8 +89,8 @@ class Recipe(BaseModel):
         description="`true`: pictures are read as they come, and go through the vision side in every step; for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
-    shuffle_buffer: int = Field(
-        10_000, ge=0, le=_MOST, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
+    shuffle_buffer: _Whole = Field(
+        10_000, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
     workers: int = Field(
         0,
@@ -104,8 +105,8 @@ class Recipe(BaseModel):
     instructions: tuple[str, ...] = Field(
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
     )
-    max_text_tokens: int = Field(
-        32, ge=1, le=_MOST, description="Tokens of a caption or description that are kept, its end symbol included."
+    max_text_tokens: _Count = Field(
+        32, description="Tokens of a caption or description that are kept, its end symbol included."
     )
     feature_cache: Path = Field(
         Path("runs/features"),
@@ -113,17 +114,19 @@ class Recipe(BaseModel):
         "and by the vision side's weights.",
     )
     # How
-    steps: int = Field(ge=1, le=_MOST, description="Optimiser steps in all.")
-    batch_size: int = Field(ge=1, le=_MOST, description="Samples per step, over all processes together.")
-    accumulate: int = Field(
-        1, ge=1, le=_MOST, description="Parts in which each process goes through its share of a batch: less memory, same result."
+    steps: _Count = Field(description="Optimiser steps in all.")
+    batch_size: _Count = Field(description="Samples per step, over all processes together.")
+    accumulate: _Count = Field(
+        1, description="Parts in which each process goes through its share of a batch: less memory, same result."
     )
     learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, le=_MOST, description="Steps of linear warm-up.")
-    warmup_learning_rate: float = Field(1e-6, ge=0, le=1e3, description="Learning rate of the first step of the warm-up.")
-    final_learning_rate: float = Field(0.0, ge=0, le=1e3, description="Learning rate at which the cosine decay ends.")
-    weight_decay: float = Field(0.05, ge=0, le=1e3, description="AdamW's weight decay; biases and norms get none.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions.")
+    warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
+    warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
+    final_learning_rate: _Rate = Field(0.0, description="Learning rate at which the cosine decay ends.")
+    weight_decay: _Rate = Field(0.05, description="AdamW's weight decay; biases and norms get none.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
@@ -151,16 +154,14 @@ class Recipe(BaseModel):
     )
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
-    save_every: int = Field(100, ge=1, le=_MOST, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(
-        2, ge=1, le=_MOST, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
+    save_every: _Count = Field(100, description="Steps between checkpoints.")
+    keep_checkpoints: _Count = Field(
+        2, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
     )
-    sample_every: int = Field(
-        0, ge=0, le=_MOST, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
-    )
+    sample_every: _Whole = Field(0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none.")
     sample_pictures: tuple[str, ...] = Field((), description="Pictures that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.recipe import Recipe
@@ -374,7 +374,7 @@ def _sample(recipe: Recipe, model: MiniGPT4, step: int, processes: Processes) ->
     model.train()
     if processes.is_main:
         path = recipe.output / "samples.jsonl"
-        with full_disk_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
+        with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
             for picture, answer in zip(pictures, answers, strict=True):
                 file.write(json.dumps({"step": step, "picture": picture, "answer": answer}) + "\n")
                 logger.info("step %d, %s: %s", step, picture, answer)
