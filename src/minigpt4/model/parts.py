@@ -37,6 +37,7 @@ from minigpt4.model.sources import (
     fingerprint,
     first_line,
     load,
+    load_model,
     read_json,
     resolve,
 )
@@ -176,7 +177,7 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
                 model = load_whole(source, placement).language_model
             else:
                 loading = placement.loading(lambda: llm_skeleton(source))
-                model = load(AutoModelForCausalLM, source, **loading)
+                model = load_model(AutoModelForCausalLM, source, **loading)
                 model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
     except UserError:
         raise
@@ -201,7 +202,7 @@ def load_whole(source: str | Path, placement: Placement) -> Any:
         # It is a parameter of the whole model, which accelerate takes for a module that is not there.
         warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
         loading = placement.loading(skeleton, prefix=LLM_PREFIX.rstrip("."))
-        return load(Blip2ForConditionalGeneration, source, config=_plain_config(source), **loading)
+        return load_model(Blip2ForConditionalGeneration, source, config=_plain_config(source), **loading)
 
 
 def _plain_config(source: str | Path) -> Blip2Config:
@@ -233,11 +234,13 @@ def read_llm_config(name: str | Path) -> Any:
         if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
             return _plain_config(source)
         raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
-    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     architectures = found.get("architectures") or [decoder]
-    decodes = any(name == decoder or str(name).endswith("ForCausalLM") for name in architectures)
+    decodes = isinstance(architectures, list) and any(
+        name == decoder or str(name).endswith("ForCausalLM") for name in architectures
+    )
     if decoder is None or config.is_encoder_decoder or not decodes:
-        raise _no_llm(name, f"model_type {kind!r}, {', '.join(map(str, architectures))}")
+        raise _no_llm(name, f"model_type {kind!r:.40}, {architectures!r:.80}")
     return config
 
 

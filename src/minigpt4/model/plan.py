@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoTokenizer,
     Blip2Config,
     DynamicCache,
     LlamaConfig,
@@ -163,7 +162,7 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
     text = parts.read_llm_config(llm)
     if text.model_type == "blip-2":  # an export, whose LLM it is
         text = text.text_config
-    tokenizer = sources.load(AutoTokenizer, llm)
+    tokenizer = parts.load_tokenizer(llm)
     if parts.IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
     config = Blip2Config(

@@ -6,6 +6,7 @@ A source is a local directory or a hub id. Knows nothing about what the tensors 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,20 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     return kind.from_pretrained(source, trust_remote_code=False, **settings)
 
 
+def load_model(kind: Any, source: str | Path, **settings: Any) -> Any:
+    """`load` for weights. Raises UserError if one is missing: transformers would draw it at random, and log that."""
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel(logging.ERROR)  # said here, in one line
+    try:
+        model, found = load(kind, source, output_loading_info=True, **settings)
+    finally:
+        report.setLevel(level)
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
+    return model
+
+
 #: The largest sizes that a config.json may ask for: many times those of the largest models. The network is built
 #: before its weights are read, so what it says must not fill the memory.
 _LARGEST = {
@@ -110,7 +125,11 @@ def _check_sizes(path: Path, config: Any) -> None:
     for key, value in config.items() if isinstance(config, Mapping) else ():
         _check_sizes(path, value)
         largest = _LARGEST.get(key)
-        if largest and value is not None and not (type(value) is int and 0 <= value <= largest):
+        if (
+            largest
+            and value is not None
+            and not (type(value) is int and (key == "num_hidden_layers" or value > 0) and 0 <= value <= largest)
+        ):
             raise UserError(f"{path}: {key} = {value!r:.40}: a number up to {largest} was expected")
 
 
