@@ -12,17 +12,22 @@ import sys
 # Control characters (terminals obey them, also C1), line and paragraph separators, marks that turn the direction of
 # writing (what is read is then not what is there), and lone surrogates, which cannot be written.
 _UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
+LONGEST_LINE = 4000
 _ONE_LINE = re.compile(f"[{_UNSAFE}]")
 _LINES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 
 
 def shown(text: object, *, lines: bool = False) -> str:
     r"""`text` as str, safe to print: "\x1b[2J" becomes `\x1b[2J` in plain letters, and so do line breaks.
+    More than 4,000 characters are cut.
 
     With `lines`, line breaks and tabs stay: for text that is laid out here. Names in it must be shown one by one.
     """
+    text = str(text)
+    if not lines and len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}... ({len(text):,} characters)"
     unsafe = _LINES if lines else _ONE_LINE
-    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: object, *, err: bool = False, end: str = "\n") -> None:
