@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
+from minigpt4.files import read_file
 
 T = TypeVar("T")
 
@@ -34,21 +34,10 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _read_text(path: str | Path, largest: int) -> str:
-    path = Path(path).expanduser()
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size or largest  # a device says 0
-            data = file.read(min(size, largest) + 1)
-        text = data[:largest].decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # not UTF-8, or a path with a NUL byte
+        return read_file(path, largest, "a YAML or JSON file").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
-    if len(data) > largest:
-        raise UserError(f"{path}: is larger than the {largest:,} bytes that are read of such a file")
-    return text
 
 
 def parse_json(text: str, name: str) -> Any:

@@ -9,12 +9,45 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minigpt4.errors import UserError
+
+
+class TooLargeError(UserError):
+    """A file has more bytes than are read of its kind."""
+
+
+def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
+    """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
+
+    Raises TooLargeError if there are more than `largest`, and UserError if `path` is missing, no regular file, or
+    cannot be read; `what` it should be is for the message.
+    """
+    try:
+        path = Path(path).expanduser()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a directory; give the path of {what}")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is a device or a pipe; give the path of {what}")
+        with path.open("rb") as file:
+            data = file.read(min(status.st_size, largest) + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of {what}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
+    except (ValueError, RuntimeError):  # a NUL byte, a user who is not there
+        raise UserError(f"{path}: no file has such a name; give the path of {what}") from None
+    if len(data) > largest:
+        raise TooLargeError(f"{path}: has more than the {largest:,} bytes that are read of {what}")
+    return data
 
 
 @contextmanager

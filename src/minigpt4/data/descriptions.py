@@ -6,14 +6,15 @@ Knows nothing about models or instructions.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigpt4.data.images import PICTURE_ENDINGS
-from minigpt4.data.pairs import Pair, counted, make_pair
+from minigpt4.data.pairs import Pair, counted, load_picture, make_pair
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
+from minigpt4.images import PICTURE_ENDINGS
 
 
 def read_descriptions(directory: str, skipped: Counter[str]) -> Iterator[Pair]:
@@ -29,7 +30,7 @@ def read_items(directory: str, part: int = 0, parts: int = 1, *, stage: int = 2)
     """Every `parts`-th pair from number `part` on, or the cause why there is none; errors as `read_descriptions`."""
     for image_id, caption in read_annotations(directory)[part::parts]:
         path = find_picture(Path(directory) / "image", image_id)
-        yield make_pair(str(path), path.read_bytes() if path else None, {"caption": caption}, stage)
+        yield make_pair(str(path), load_picture(path), {"caption": caption}, stage)
 
 
 def read_annotations(directory: str) -> list[tuple[str, str]]:
@@ -50,6 +51,10 @@ def read_annotations(directory: str) -> list[tuple[str, str]]:
 
 
 def find_picture(directory: Path, image_id: str) -> Path | None:
-    """The picture of an annotation in the `image` directory, or None."""
+    """The picture of an annotation in the `image` directory, or None.
+
+    One outside of it, which `../` or a link leads to, is none: another's dataset takes no file of this machine along.
+    """
     candidates = (directory / f"{image_id}.{ending}" for ending in PICTURE_ENDINGS)
-    return next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - names too long are False
+    return path if path and path.resolve().is_relative_to(directory.resolve()) else None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.evaluation.answerers import ENDPOINT_PREFIX, Answerer, Answering, Reply
 from minigpt4.generation.endpoint import Endpoint, Unanswered, run_until_stopped
+from minigpt4.images import open_image, read_image
 from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def picture_url(path: Path) -> str:
     Raises UserError if it cannot be read.
     """
     image = open_image(path)
-    data = path.expanduser().read_bytes()
+    data = read_image(path)
     with Image.open(io.BytesIO(data)) as file:
         upright = file.getexif().get(_ORIENTATION, 1) == 1
         kind = (file.format or "").lower()

@@ -26,6 +26,7 @@ from minigpt4.evaluation.machine import machine
 from minigpt4.evaluation.suite import Again, Judged, Suite
 from minigpt4.evaluation.table import write_results
 from minigpt4.files import only_process
+from minigpt4.images import open_image, read_image
 from minigpt4.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -182,8 +183,8 @@ class _Pictures:
     def __getitem__(self, path: Path) -> str:
         if path not in self._known:
             try:
-                self._known[path] = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-            except OSError:
+                self._known[path] = hashlib.sha256(read_image(path)).hexdigest()[:32]
+            except UserError:
                 self._known[path] = "unreadable"
         return self._known[path]
 
@@ -194,8 +195,6 @@ def _key(answerer: Answerer, item: Item, sample: int, pictures: _Pictures) -> st
 
 
 def _readable(item: Item) -> bool:
-    from minigpt4.data.images import open_image
-
     try:
         open_image(item.image)
     except UserError:

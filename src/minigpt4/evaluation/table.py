@@ -12,6 +12,7 @@ from typing import Any
 
 from minigpt4.evaluation.plots import bars
 from minigpt4.files import write_atomically
+from minigpt4.telling import shown
 
 RESULTS, TABLE = "results.json", "results.md"
 
@@ -105,4 +106,4 @@ def _preferences(results: Mapping[str, Any]) -> list[str]:
 
 def _plain(text: str) -> str:
     """Text that cannot end a Markdown cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return shown(text.replace("\n", " ")).replace("|", "\\|")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from minigpt4.errors import UserError
+from minigpt4.telling import say
 
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: its pictures, datasets and towers.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
@@ -30,7 +31,7 @@ def draw(
     from minigpt4.pocket.draw import write_pictures
 
     write_pictures(seed, count, out, size, type)
-    typer.echo(f"{count} pictures and truth.jsonl are in {out}")
+    say(f"{count} pictures and truth.jsonl are in {out}")
 
 
 @pocket.command()
@@ -56,7 +57,7 @@ def data(
     writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
         raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
-    typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
+    say(f"{count} pictures with texts are in {writers[stage](out, count)}")
 
 
 _Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]
@@ -84,11 +85,11 @@ def language(
     if lookups:
         if start is None:
             raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
-        typer.echo(build_lookups(out, steps, start))
+        say(build_lookups(out, steps, start))
         return
     if start is None:
-        typer.echo(build_captioner(out, captioner_steps))
-    typer.echo(build_language(out, steps, start=start))
+        say(build_captioner(out, captioner_steps))
+    say(build_language(out, steps, start=start))
 
 
 @build.command()
@@ -105,4 +106,4 @@ def vision(
     from minigpt4.pocket.vision_tower import build_vision
 
     logging.getLogger("minigpt4").setLevel(logging.INFO)
-    typer.echo(build_vision(out, steps, generation_steps, start=start))
+    say(build_vision(out, steps, generation_steps, start=start))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from minigpt4.evaluation.cli import eval_
+from minigpt4.telling import say
 
 Processes = Annotated[
     int | None,
@@ -48,12 +49,12 @@ def reproduce(
 
     workshop = Workshop(out, find_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        say(run.plan(workshop, default_processes(processes)).table())
         return
     command = "minigpt4 reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     if write:
         run.write_page(workshop, page, command)
-        typer.echo(page)
+        say(page)
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     run.reproduce(workshop, page, command, processes=default_processes(processes))
@@ -86,10 +87,10 @@ def ablations(
 
     workshop = Workshop(arms, ablation_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        say(run.plan(workshop, default_processes(processes)).table())
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     command = "minigpt4 eval ablations" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     directory = compare(workshop, out, command, processes=default_processes(processes))
-    typer.echo((directory / TABLE).read_text(encoding="utf-8"))
-    typer.echo(f"every prompt, answer and verdict: {directory / RESULTS}")
+    say((directory / TABLE).read_text(encoding="utf-8"))
+    say(f"every prompt, answer and verdict: {directory / RESULTS}")

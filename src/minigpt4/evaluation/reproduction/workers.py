@@ -25,6 +25,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.reproduction.plan import Arm
 from minigpt4.evaluation.reproduction.spent import measured
 from minigpt4.evaluation.reproduction.workshop import Workshop
+from minigpt4.telling import LogFormatter
 
 Job = tuple[Arm, int]
 #: Seconds that a process gets to save what it is at when it is told to stop.
@@ -137,7 +138,8 @@ def _work(workshop: Workshop, pipe: Connection, log: Path) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
-    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.basicConfig()
+    logging.getLogger().handlers[0].setFormatter(LogFormatter("%(asctime)s %(message)s"))
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     import torch
