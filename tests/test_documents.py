@@ -46,7 +46,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(
 )
 def test_yaml_that_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     """In well under the seconds that a few more levels of aliases, digits or brackets would take."""
-    path, started = tmp_path / "odd.yaml", time.perf_counter()
+    path, started = tmp_path / "odd.yaml", time.process_time()
     path.write_text(text)
     with pytest.raises(UserError) as refusal:
         read_document(path)
@@ -55,7 +55,7 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in message
     assert "\n" not in message
     assert len(message) < len(str(path)) + 250
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 3
 
 
 def test_yaml_that_is_plain() -> None:

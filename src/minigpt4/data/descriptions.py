@@ -44,7 +44,7 @@ def read_annotations(directory: str) -> list[tuple[str, str]]:
         annotations = read_document(path)["annotations"]
         rows = [(str(annotation["image_id"]), annotation["caption"]) for annotation in annotations]
         return [(image_id, caption if isinstance(caption, str) else "") for image_id, caption in rows]
-    except (KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(
             f'data {path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}} ({error!r})'
         ) from error

@@ -333,9 +333,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"{override!r} is not an override; write key=value, for example steps=100")
         try:
-            values[key.strip()] = parse_yaml(value, override)
+            values[key.strip()] = parse_yaml(value, "line")
         except UserError as error:
-            raise UserError(f"{error}; quote the value if it holds : # [ or {{") from None
+            hint = "quote it if it holds : # [ or {"
+            raise UserError(f"the value in {override!r:.80} is not valid YAML ({error}); {hint}") from None
     return values
 
 
