@@ -16,10 +16,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minigpt4.errors import UserError
+from minigpt4.files import read_file
 
 MAX_PIXELS = 64_000_000
 #: Panoramas have up to some 20,000; an image of 30,000,000 x 1 takes a gigabyte of weights to be resized.
 MAX_SIDE = 32_768
+#: Bytes of an image's file: what MAX_PIXELS take uncompressed.
+LARGEST_IMAGE = 200_000_000
 #: What people have. Pillow's further formats (PostScript runs a program to open) stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 #: What cameras and browsers send. Pillow decodes some kinds of BMP and PPM in Python, for minutes.
@@ -48,7 +51,7 @@ def open_image(
         name, data = "uploaded image", source
     else:
         name = str(source)
-        data = _read(Path(source).expanduser())
+        data = read_image(source)
     if not data:
         raise UserError(f"{name}: the file is empty; a picture ({', '.join(formats[:4])}, ...) was expected")
     try:
@@ -72,15 +75,9 @@ def open_image(
         raise UserError(f"{name}: broken or truncated picture ({error}); save or download it again") from None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the path of a picture") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; give the path of one picture") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+def read_image(path: str | Path) -> bytes:
+    """The bytes of an image's file, not decoded. Raises UserError as `read_file` does."""
+    return read_file(path, LARGEST_IMAGE, "an image")
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -89,6 +89,18 @@ def test_the_key_is_written_nowhere(project: Path, serve: Callable[..., Server])
     assert all(KEY not in result.stdout + result.stderr for result in results)
 
 
+def test_a_password_in_the_address_is_written_nowhere(project: Path, serve: Callable[..., Server]) -> None:
+    for behaviour, code in (("status:404", 2), ("ok", 0)):
+        server = serve(behaviour)
+        signed = server.url.replace("://", f"://me:{KEY}@")
+        done = run("refine", project, "--endpoint", signed, "--model", "editor")
+        assert done.returncode == code, done.stderr
+        assert server.requests[0]["key"].startswith("Basic ")
+        for text in (done.stdout + done.stderr, *(p.read_bytes().decode("latin-1") for p in project.glob("*.*"))):
+            assert KEY not in text
+            assert server.requests[0]["key"].split()[1] not in text
+
+
 def test_killed_and_started_again_it_pays_for_nothing_twice(project: Path, serve: Callable[..., Server]) -> None:
     server = serve("slow:0.25")
     arguments = command("refine", project, "--endpoint", server.url, "--model", "editor", "--concurrency", 2)

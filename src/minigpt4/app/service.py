@@ -21,8 +21,7 @@ from minigpt4.app.pictures import read_picture
 from minigpt4.app.scheduler import Picture, Scheduler, Task
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer
-from minigpt4.images import open_image, size_of, to_pixels
-from minigpt4.generation.engine import Decoding, room_for_answer
+from minigpt4.images import size_of, to_pixels
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
 

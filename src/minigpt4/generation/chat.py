@@ -136,10 +136,7 @@ class Chat:
                 [f"**{speaker[m.role]}:**", *(f"![]({name})" for name in names), m.text] for m, names in self._turns
             )
             content = "\n\n".join(map(" ".join, lines))
-        try:
-            write_atomically(path, f"{content}\n".encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+        write_atomically(path, f"{content}\n".encode())
         return path
 
     def _turn(self, text: str, image: Any) -> _Turn:
