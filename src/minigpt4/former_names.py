@@ -1,4 +1,4 @@
-"""Modules by the names that they had in release 0.1: code that imports those works for one more release, with a warning."""
+"""Former names of modules: code that imports a module by its name of release 0.1 works for one more release."""
 
 from __future__ import annotations
 
