@@ -3,8 +3,8 @@
 Gradio stays, behind this list, and no front end of our own was written: what is new in a release of Gradio is closed
 until it is listed here, its front end works as it is, and none of its code that takes a path or an address from a
 client is reached. Uploads and files are answered here. The body of an event is checked against the kinds of its inputs
-and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere else. On the way
-back paths become tokens.
+and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere else. If it is
+not so, the visitor is told as by an event that failed. On the way back paths become tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -28,13 +28,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from minigpt4.app.layout import ASSETS, EXAMPLES
-from minigpt4.app.uploads import Uploads
+from minigpt4.app.web import Page
 from minigpt4.errors import UserError
 from minigpt4.listening import known_host, same_site
 
 COOKIE = "minigpt4_visitor"
 MAX_FILE, MAX_POST, MAX_EVENT = 20_000_000, 60_000_000, 256_000  # bytes of a picture, an upload and an event
-MAX_COMING = 150_000_000  # bytes of uploads on their way, of all visitors
+MAX_HELD = 150_000_000  # bytes of bodies in memory, of all visitors
 MAX_FILES = 16  # in one upload
 BODY_SECONDS = 60.0
 #: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
@@ -64,8 +64,8 @@ ROUTES = (
     Route("GET", r"/", "anyone", "_page"),
     Route("GET", r"/config", "our page", "_page"),
     Route("GET", r"/(theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)", "our page", "_as_it_is"),
-    Route("GET", rf"/gradio_api/heartbeat/(?P<session>{_NAME})", "its visitor", "_session"),
-    Route("GET", r"/gradio_api/queue/data", "its visitor", "_session"),
+    Route("GET", rf"/gradio_api/heartbeat/(?P<session>{_NAME})", "its visitor", "_heartbeat"),
+    Route("GET", r"/gradio_api/queue/data", "its visitor", "_answers"),
     Route("POST", r"/gradio_api/queue/join", "its visitor", "_event"),
     Route("POST", r"/gradio_api/upload", "our page", "_upload"),
     Route("GET", rf"/gradio_api/file=(?P<token>{_NAME}\.png)", "its visitor", "_file"),
@@ -73,23 +73,21 @@ ROUTES = (
 
 
 class PageGate:
-    """ASGI middleware. `hosts` are the names of the page (None: any), `events` the inputs of each event by number.
+    """ASGI middleware around `app`, in which Gradio serves `page`. `hosts` are the page's names (None: any).
 
     A visitor is known by a cookie. Without one there is the session that Gradio's front end makes up, which is kept
     apart from those of all visitors.
     """
 
-    def __init__(
-        self, app: Any, hosts: Collection[str] | None, events: Mapping[int, list[Any]], uploads: Uploads
-    ) -> None:
-        self.app, self.hosts, self.events, self.uploads = app, hosts, events, uploads
+    def __init__(self, app: Any, page: Page, hosts: Collection[str] | None) -> None:
+        self.app, self.page, self.hosts, self.uploads = app, page, hosts, page.uploads
+        self.events = page.events()
         # Gradio writes paths as they are, in addresses, and in scripts.
-        places = {
-            form for at in (uploads.folder, ASSETS) for form in (str(at), quote(str(at)), json.dumps(str(at))[1:-1])
-        }
+        folders = [str(self.uploads.folder), str(ASSETS)]
+        places = {form for folder in folders for form in (folder, quote(folder), json.dumps(folder)[1:-1])}
         self._paths = re.compile(f"(?:{'|'.join(map(re.escape, places))})/(?:\\w+/)?({_NAME}\\.png)".encode())
-        self._coming = 0
-        self._decoding = asyncio.Semaphore(2)
+        self._held = 0
+        self._checking = asyncio.Semaphore(2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -105,6 +103,7 @@ class PageGate:
         ours = same_site(request.headers, self.hosts)
         visitor = request.cookies.get(COOKIE, "")
         visitor = visitor if re.fullmatch("[0-9a-f]{32}", visitor) else ""
+        scope["held"] = 0
         scope["new_visitor"] = None if visitor or not ours else secrets.token_hex(16)
 
         async def with_headers(message: Any) -> None:
@@ -121,21 +120,19 @@ class PageGate:
         try:
             if not known_host(request.headers, self.hosts):
                 raise HTTPException(400, "this page does not go by that name")
-            method = "GET" if request.method == "HEAD" else request.method
             found = [(match, route) for route in ROUTES if (match := re.fullmatch(route.path, scope["path"]))]
             if not found or ".." in scope["path"]:
                 raise HTTPException(404, "not found")
             match, route = found[0]
-            if method != route.method:
+            if request.method != route.method and (request.method, route.answer) != ("HEAD", "_page"):
                 raise HTTPException(405, "not allowed")
             if route.who != "anyone" and not ours:
                 raise HTTPException(403, "asked from another page")
-            self.uploads.forget_old()
             answer = await getattr(self, route.answer)(request, visitor, match, with_headers)
         except HTTPException as error:
             answer = JSONResponse({"detail": error.detail}, error.status_code)
-        except UserError as error:
-            answer = JSONResponse({"detail": str(error)}, 400)
+        finally:
+            self._held -= scope["held"]
         if answer is not None:
             await answer(scope, receive, with_headers)
 
@@ -147,30 +144,36 @@ class PageGate:
     async def _page(self, request: Request, visitor: str, match: Any, send: Any) -> None:
         await self._pass(request, visitor, send, query_string=b"")
 
-    async def _session(self, request: Request, visitor: str, match: Any, send: Any) -> None:
-        path = request.scope["path"]
-        if session := match.groupdict().get("session"):
-            path, query = path.removesuffix(session) + visitor + session, ""
-        else:
-            query = f"session_hash={visitor}{_session(request.query_params.get('session_hash'))}"
-        await self._pass(request, visitor, send, path=path, raw_path=path.encode(), query_string=query.encode())
+    async def _heartbeat(self, request: Request, visitor: str, match: Any, send: Any) -> None:
+        path = f"/gradio_api/heartbeat/{visitor}{match['session']}"
+        await self._pass(request, visitor, send, path=path, raw_path=path.encode(), query_string=b"")
+
+    async def _answers(self, request: Request, visitor: str, match: Any, send: Any) -> None:
+        session = visitor + _session(request.query_params.get("session_hash"))
+        if not self.page.awaits(session):  # Gradio would log a traceback
+            raise HTTPException(404, "this session has asked nothing")
+        await self._pass(request, visitor, send, query_string=f"session_hash={session}".encode())
 
     async def _event(self, request: Request, visitor: str, match: Any, send: Any) -> None:
-        body = b"".join([chunk async for chunk in self._body(request, MAX_EVENT)])
+        body = await self._read(request, MAX_EVENT)
         try:
             asked = json.loads(body, parse_constant=lambda name: 1 / 0)
-            if type(asked["fn_index"]) is not int:
-                raise HTTPException(400, "fn_index is no number")
-            inputs = self.events[asked["fn_index"]]
-            about = asked.get("event_data")
-            event = {
-                "fn_index": asked["fn_index"],
-                "session_hash": visitor + _session(asked["session_hash"]),
-                "data": [self._taken(*each, visitor) for each in zip(inputs, asked["data"], strict=True)],
-                "event_data": _place(about) if isinstance(about, dict) and "index" in about else None,
-            }
+            number, about, session = (
+                asked["fn_index"],
+                asked.get("event_data"),
+                visitor + _session(asked["session_hash"]),
+            )
+            inputs = self.events[number]
         except (ValueError, KeyError, TypeError, ArithmeticError, AttributeError, RecursionError):
             raise HTTPException(400, "not an event of this page; load it again") from None
+        try:
+            data = [self._taken(*each, visitor) for each in zip(inputs, asked["data"], strict=True)]
+            about = _place(about) if isinstance(about, dict) and "index" in about else None
+        except UserError as error:
+            number, data, about = self.page.refusal, [str(error)], None
+        except (ValueError, KeyError, TypeError, ArithmeticError, AttributeError):
+            number, data, about = self.page.refusal, ["This is nothing that the page sends; load it again"], None
+        event = {"fn_index": number, "session_hash": session, "data": data, "event_data": about}
         await self._pass(request, visitor, send, json.dumps(event).encode(), query_string=b"")
 
     def _taken(self, component: Any, value: Any, visitor: str) -> Any:
@@ -186,7 +189,7 @@ class PageGate:
         if isinstance(component, gr.Slider):
             value = value + 0
             if not component.minimum <= value <= component.maximum:
-                raise HTTPException(400, f"{component.label}: {value} is not allowed")
+                raise UserError(f"{component.label}: {value} is not allowed")
             return value
         if isinstance(component, gr.Number):
             return None if value is None else int(value)
@@ -196,11 +199,12 @@ class PageGate:
         token, url = file["path"], file.get("url")
         path = self.uploads.sent_by(visitor, token)
         if path is None or not path.exists() or not (url is None or url.endswith(f"/gradio_api/file={token}")):
-            raise HTTPException(400, "A picture of the question is no longer here; take it out and add it again")
+            raise UserError("A picture of the question is no longer here; take it out and add it again")
         return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
     async def _pass(self, request: Request, visitor: str, send: Any, body: bytes | None = None, **scope: Any) -> None:
         """Ask Gradio, and put tokens for the paths in its answer: event by event in a stream, else at once."""
+        self.uploads.forget_old()
         # Without compression.
         kept = [each for each in request.scope["headers"] if each[0] not in (b"accept-encoding", b"content-length")]
         start: Any = None
@@ -243,39 +247,43 @@ class PageGate:
 
     # -- ours
 
-    async def _body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise HTTPException(413, f"more than the {limit:,} bytes allowed at once")
-            yield chunk
+    async def _read(self, request: Request, limit: int) -> bytes:
+        """The body. Raises HTTPException if it is too large, too slow, or one too many."""
+        body = bytearray()
+
+        async def read() -> None:
+            async for chunk in request.stream():
+                body.extend(chunk)
+                self._held += len(chunk)
+                request.scope["held"] += len(chunk)
+                if len(body) > limit:
+                    raise HTTPException(413, f"more than the {limit:,} bytes allowed at once")
+                if self._held > MAX_HELD:
+                    raise HTTPException(413, "many pictures are being sent to this page now; try again soon")
+
+        try:
+            await asyncio.wait_for(read(), BODY_SECONDS)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise HTTPException(408, f"it did not come within {BODY_SECONDS:g} s") from None
+        return bytes(body)
 
     async def _files(self, request: Request) -> list[tuple[str, bytes]]:
         """The files (name, bytes) of a form. Raises HTTPException for one that is too large or broken."""
-        size = 0
+        body = await self._read(request, MAX_POST)
 
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal size
-            async for chunk in self._body(request, MAX_POST):
-                size += len(chunk)
-                self._coming += len(chunk)
-                if self._coming > MAX_COMING:
-                    raise HTTPException(413, "many pictures are being sent to this page now; try again soon")
-                yield chunk
+        async def whole() -> AsyncIterator[bytes]:
+            yield body
 
         try:
-            parser = MultiPartParser(request.headers, counted(), max_files=MAX_FILES, max_fields=8)
+            parser = MultiPartParser(request.headers, whole(), max_files=MAX_FILES, max_fields=8)
             parser.spool_max_size = MAX_POST  # never to the disk
-            form = await asyncio.wait_for(parser.parse(), BODY_SECONDS)
-            parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-            return [(_shown_name(part.filename), await part.read()) for part in parts]
+            form = await parser.parse()
         except (MultiPartException, KeyError, ValueError) as error:
             raise HTTPException(400, f"a broken form ({getattr(error, 'message', error)})") from None
-        except (TimeoutError, asyncio.TimeoutError):
-            raise HTTPException(408, f"did not come within {BODY_SECONDS:g} s") from None
-        finally:
-            self._coming -= size
+        parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not parts:
+            raise HTTPException(400, "no file came")
+        return [(_shown_name(part.filename), await part.read()) for part in parts]
 
     async def _upload(self, request: Request, visitor: str, match: Any, send: Any) -> Response:
         """Tokens for pictures; if one is refused, all are, and there is a message for each of those instead."""
@@ -284,18 +292,16 @@ class PageGate:
             files = await self._files(request)
         except HTTPException as error:
             return JSONResponse([error.detail], error.status_code)
-        if not files:
-            return JSONResponse(["no file came"], 400)
         large = [f"{name}: more than the {MAX_FILE:,} bytes allowed" for name, data in files if len(data) > MAX_FILE]
         if large:
             return JSONResponse(large, 413)
         tokens, refused = [], []
         for name, data in files:
             try:
-                async with self._decoding:
+                async with self._checking:
                     tokens.append(await run_in_threadpool(self.uploads.add, visitor, data))
             except UserError as error:
-                refused.append(str(error).replace("uploaded image", name, 1))
+                refused.append(f"{name}: {str(error).removeprefix('uploaded image: ')}")
         return JSONResponse(refused or tokens, 400 if refused else 200)
 
     async def _file(self, request: Request, visitor: str, match: Any, send: Any) -> Response:
@@ -313,9 +319,10 @@ def _session(name: Any) -> str:
     return name
 
 
-def _text(value: Any) -> str | None:
-    if not (value is None or isinstance(value, str)):
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
         raise TypeError
+    value.encode()  # Raises ValueError for half a character
     return value
 
 

@@ -53,8 +53,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         from minigpt4.app.web import Page
 
         gr.set_static_paths([folder, ASSETS])  # else Gradio copies each file that it shows
-        uploads = Uploads(folder)
-        page = Page(models, uploads)
+        page = Page(models, Uploads(folder))
         style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         # Not as Gradio's `css`, which it rewrites to hold for a part of the page only.
         head = f"<style>{style}</style><script>{script}</script>"
@@ -64,7 +63,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         )  # fmt: skip
         models.warm_up()
         ready(url(host, listening))
-        gate = PageGate(app, names(host), page.events(), uploads)
+        gate = PageGate(app, page, names(host))
         try:
             uvicorn.Server(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=2)).run([listening])
         finally:

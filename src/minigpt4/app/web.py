@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
@@ -51,6 +52,7 @@ class Page(Layout):
         with self.blocks:
             self._wire()
             self.blocks.unload(self._leave)
+            gr.api(_refuse, api_visibility="private", concurrency_limit=None)
         self.blocks.queue(api_open=False, max_size=256)
 
     # -- what happens when
@@ -98,12 +100,21 @@ class Page(Layout):
             )
 
     def events(self) -> dict[int, list[Any]]:
-        """The inputs of each event that the page may send, by its number; the rest is JavaScript, or Gradio's own."""
+        """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
         return {
             number: list(event.inputs)
             for number, event in self.blocks.fns.items()
-            if event.fn is not None and not any(target[1] == "unload" for target in event.targets)
+            if event.fn is not None and event.fn not in (self._leave, _refuse)
         }
+
+    @property
+    def refusal(self) -> int:
+        """The number of the event that fails with the message that is its input."""
+        return next(number for number, event in self.blocks.fns.items() if event.fn is _refuse)
+
+    def awaits(self, session: str) -> bool:
+        """Whether there are answers for this session, or will be."""
+        return session in self.blocks._queue.pending_messages_per_session
 
     def _visit(self, request: gr.Request) -> Visit:
         return self.visits.of(str(request.session_hash))
@@ -263,6 +274,8 @@ class Page(Layout):
 
     def _look_at_word(self, request: gr.Request, place: str) -> Update:
         """`place`: the number of the turn, and that of the word in its answer; a newer answer may be coming."""
+        if not re.fullmatch(r"\d{1,9}\.\d{1,9}", place):
+            return gr.skip()
         turn, word = map(int, place.split("."))
         return self._look(self._visit(request), turn, word, None) | {self.query: None}
 
@@ -345,6 +358,10 @@ class Page(Layout):
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.duel_status: _told(problem),
         }
+
+
+def _refuse(message: str) -> None:
+    raise gr.Error(message, print_exception=False)
 
 
 def _explained(error: Exception) -> str:
