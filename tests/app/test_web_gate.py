@@ -30,7 +30,6 @@ from minigpt4.app.uploads import PER_VISITOR, Uploads
 from minigpt4.app.web import Page
 from minigpt4.errors import UserError
 
-
 START = "from minigpt4.cli import main; main()"
 SLIDERS = [0, 0.9, 1.05, 1, 8]
 META = {"_type": "gradio.FileData"}
