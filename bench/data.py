@@ -27,9 +27,9 @@ from rich.progress import track
 from rich.table import Table
 
 from minigpt4.data.batches import tokenise
-from minigpt4.data.images import open_image, to_pixels
 from minigpt4.data.mixture import PairStream, Source
 from minigpt4.data.pairs import Pair, read_pairs
+from minigpt4.images import open_image, to_pixels
 from minigpt4.model.parts import image_token, load_tokenizer
 from minigpt4.training.loader import POOL, StreamedLoader
 from minigpt4.training.recipe import Recipe

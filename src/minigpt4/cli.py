@@ -143,7 +143,7 @@ def chat(
 
     Example: minigpt4 chat pocket picture.png
     """
-    from minigpt4.data.images import open_image
+    from minigpt4.images import open_image
 
     if picture is not None:
         open_image(picture)  # a wrong path is known before the model is loaded

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.generation.engine import Decoding
+from minigpt4.images import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from formats import FORMATS, picture, tars, text
-from minigpt4.data.images import open_image
 from minigpt4.data.mixture import PairStream, Source, check_sources, count_pairs
 from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
+from minigpt4.images import open_image
 
 
 def number(pair: Pair) -> int:

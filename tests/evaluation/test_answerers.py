@@ -12,7 +12,6 @@ from PIL import Image
 from endpoint import Server
 from evaluating import picture_folder
 from minigpt4 import MiniGPT4
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.evaluation.answerers import (
     BLIP2_PROMPT,
@@ -25,6 +24,7 @@ from minigpt4.evaluation.answerers import (
 )
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.remote import EndpointAnswerer
+from minigpt4.images import open_image
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 

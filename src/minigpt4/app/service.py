@@ -17,9 +17,9 @@ from minigpt4.app import schema
 from minigpt4.app.gate import ApiError, Limits, Metrics
 from minigpt4.app.pictures import read_picture
 from minigpt4.app.scheduler import Picture, Scheduler, Task
-from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
 from minigpt4.generation.engine import Decoding, room_for_answer
+from minigpt4.images import open_image, to_pixels
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
 

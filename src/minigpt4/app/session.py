@@ -233,7 +233,7 @@ class Visits:
 
 def opened(picture: Any) -> Image.Image:
     """The picture that was shown; what is wrong with an upload is told without the folder that it lies in."""
-    from minigpt4.data.images import open_image
+    from minigpt4.images import open_image
 
     try:
         return open_image(picture)

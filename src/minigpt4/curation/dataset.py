@@ -16,9 +16,9 @@ from typing import Any, Literal
 import yaml
 
 from minigpt4.curation.ledger import Item, Ledger
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
+from minigpt4.images import open_image
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.descriptions import find_picture, read_annotations
-from minigpt4.data.images import PICTURE_ENDINGS, is_picture
 from minigpt4.errors import UserError
 from minigpt4.generation.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
+from minigpt4.images import PICTURE_ENDINGS, is_picture
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 

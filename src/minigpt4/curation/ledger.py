@@ -18,9 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
+from minigpt4.images import open_image
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigpt4.data.images import PICTURE_ENDINGS
 from minigpt4.data.pairs import Pair, counted, make_pair
 from minigpt4.errors import UserError
+from minigpt4.images import PICTURE_ENDINGS
 
 
 def read_descriptions(directory: str, skipped: Counter[str]) -> Iterator[Pair]:

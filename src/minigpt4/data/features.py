@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from minigpt4.data.images import open_image
 from minigpt4.data.mixture import PairStream, Source, count_pairs, tell
 from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
+from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from minigpt4.data.images import open_image
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import Reader, Source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
+from minigpt4.images import open_image
 
 COLUMNS, THUMBNAIL, TEXT_HEIGHT = 6, 160, 60
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.data.images import PICTURE_ENDINGS
 from minigpt4.errors import UserError
+from minigpt4.images import PICTURE_ENDINGS
 from minigpt4.prompts.templates import Message
 
 #: Where a record's text is looked for, unless the source names its key.

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.data.descriptions import read_annotations, read_items
-from minigpt4.data.images import is_picture
 from minigpt4.data.pairs import CAPTION_KEYS, Pair, find_shards, make_pair, read_tar
 from minigpt4.data.tables import Csv, Hub, JsonLines, Parquet
 from minigpt4.errors import UserError
+from minigpt4.images import is_picture
 
 _USUAL_KEYS = "under the usual keys (" + ", ".join(CAPTION_KEYS) + ")"
 FOLDER_SHARD = 1000  # pictures of a folder

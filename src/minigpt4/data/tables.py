@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from minigpt4.data.images import PICTURE_ENDINGS
 from minigpt4.data.pairs import BROKEN_SHARD, CAPTION_KEYS, Pair, make_pair
 from minigpt4.errors import UserError
+from minigpt4.images import PICTURE_ENDINGS
 
 #: Where a row's picture is looked for: a path (from the file's own directory), bytes, or datasets' {"bytes", "path"}.
 PICTURE_KEYS = ("image", "file_name", "image_path", "path", *PICTURE_ENDINGS)

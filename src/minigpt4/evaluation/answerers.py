@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
+from minigpt4.images import open_image
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.evaluation.answerers import ENDPOINT_PREFIX, Answerer, Answering, Reply
 from minigpt4.generation.endpoint import Endpoint, Unanswered, run_until_stopped
+from minigpt4.images import open_image
 from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:

@@ -194,7 +194,7 @@ def _key(answerer: Answerer, item: Item, sample: int, pictures: _Pictures) -> st
 
 
 def _readable(item: Item) -> bool:
-    from minigpt4.data.images import open_image
+    from minigpt4.images import open_image
 
     try:
         open_image(item.image)

@@ -28,9 +28,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from minigpt4.data.images import open_image
 from minigpt4.errors import UserError
 from minigpt4.generation.endings import Answer, StopString, decode_text, end_tokens, read_answer, showable
+from minigpt4.images import open_image
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message, Template, get_template
 

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.data.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.errors import UserError
 from minigpt4.files import full_disk_is_a_user_error, write_atomically
 from minigpt4.generation.engine import Decoding, answers
+from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:

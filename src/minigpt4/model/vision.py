@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlamaConfig
 
-from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
+from minigpt4.images import open_image, to_pixels
 from minigpt4.model import parts, sources
 from minigpt4.model.adapters import Trained
 from minigpt4.model.graph import make_graph, put_tensors

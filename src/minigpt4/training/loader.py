@@ -22,11 +22,11 @@ from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.data.features import FeatureCache
-from minigpt4.data.images import open_image, to_pixels
 from minigpt4.data.mixture import TRIED, PairStream, judge
 from minigpt4.data.pairs import Pair
 from minigpt4.data.workers import in_processes, in_turn
 from minigpt4.errors import UserError
+from minigpt4.images import open_image, to_pixels
 
 if TYPE_CHECKING:
     from minigpt4.training.recipe import Recipe

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigpt4.data.images import is_picture
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Answer, Case, Rule, Verdict
 from minigpt4.evaluation.reliability import KINDS, RULES_VERSION, failure
 from minigpt4.evaluation.suite import Figure, Judged, Row, Suite, default_data
+from minigpt4.images import is_picture
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
 TASKS = {

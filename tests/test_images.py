@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from minigpt4.data.images import open_image, to_pixels
 from minigpt4.errors import UserError
+from minigpt4.images import open_image, to_pixels
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
