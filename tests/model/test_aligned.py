@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
 from minigpt4.prompts.templates import TEMPLATES
 from tiny import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
 

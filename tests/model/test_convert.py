@@ -23,8 +23,8 @@ from typer.testing import CliRunner, Result
 
 from minigpt4.cli import app
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import parts, released, sources, streaming
-from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from minigpt4.training.recipe import Recipe

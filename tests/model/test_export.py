@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import export
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.export import CUT, jinja_template
-from minigpt4.prompts.encode import control_tokens, encode_chat
+from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.prompts.encode import CUT, control_tokens, encode_chat
+from minigpt4.prompts.jinja import jinja_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from speaking import make_it_say
 from tiny import D_LLM, tiny_tokenizer

@@ -24,7 +24,7 @@ from typing import Any
 
 import minigpt4.data.features
 import minigpt4.generation
-import minigpt4.model.alignment
+import minigpt4.minigpt4
 import minigpt4.training.loop
 import minigpt4.training.metrics  # noqa: F401
 from minigpt4.errors import UserError

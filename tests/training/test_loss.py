@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.data.batches import Batch, Batches, Samples
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.eight_bits import FORMATS, hold_in
-from minigpt4.model.packed import Packer, Packing
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.model.packing import Packer, Packing
+from minigpt4.model.quantization import FORMATS, quantize_linears
 from minigpt4.training import loss
 from minigpt4.training.fast import WRITTEN_OUT, attention_written_out, make_fast
 from minigpt4.training.loss import head_loss, next_token_loss
@@ -143,7 +143,7 @@ def test_a_tower_in_8_bits_is_compiled_with_the_llm_and_gives_the_same(
     for compiled in (False, True):
         torch._dynamo.reset()
         model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
-        hold_in(form, model.blip2.vision_model)
+        quantize_linears(form, model.blip2.vision_model)
         make_fast(model, compiled)
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         features.append(model.encode_pixels(pixels))
@@ -204,13 +204,13 @@ def small_llm(kind: str, **settings: Any) -> Any:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gpt_neox"])
 def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> None:
     llm = small_llm(kind)
-    packer = Packer.of(llm)
+    packer = Packer.try_packing(llm)
     assert packer
     is_real = torch.arange(9) < torch.tensor([4, 9, 1])[:, None]
     embeddings = torch.randn(3, 9, 32, requires_grad=True)
     asked, wanted = torch.tensor([3, 6, 12, 13]), torch.randn(4, 32)
     padded = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[is_real][asked]
-    packed = packer.hidden_states(embeddings[is_real], Packing.of(is_real), asked)
+    packed = packer.hidden_states(embeddings[is_real], Packing.from_mask(is_real), asked)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     expected, found = (torch.autograd.grad((hidden * wanted).sum(), embeddings)[0] for hidden in (padded, packed))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -223,7 +223,7 @@ def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> 
 def test_an_llm_with_another_attention_is_trained_on_padded_rows(kind: str, settings: dict[str, Any]) -> None:
     llm = small_llm(kind, **settings)
     before = llm.config._attn_implementation
-    assert Packer.of(llm) is None
+    assert Packer.try_packing(llm) is None
     assert llm.config._attn_implementation == before
 
 

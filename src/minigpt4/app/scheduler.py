@@ -27,7 +27,7 @@ from minigpt4.generation.endings import Answer, AnswerReader, end_tokens
 from minigpt4.generation.engine import Decoding, no_features, room_for_answer
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWar
 from minigpt4.generation.engine import Decoding, left_padded
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Row:
 class ContinuousBatch:
     """The rows that `model` is answering. In float32 each gets the tokens that it would get alone."""
 
-    def __init__(self, model: MiniGPT4) -> None:
+    def __init__(self, model: AlignedModel) -> None:
         self.model = model
         self.rows: list[Row] = []
         self._cache = DynamicCache()  # of all rows, each standing at the right end

@@ -35,7 +35,7 @@ from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message, Template, get_template
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 ImageSource = str | Path | bytes | Image.Image
 #: A question, or a conversation whose last word is a question.
@@ -114,7 +114,7 @@ class Decoding:
 
 
 def generate(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompts: Prompt | Sequence[Prompt] = (),
     *,
@@ -129,7 +129,7 @@ def generate(
 
 @torch.no_grad()
 def answers(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompts: Prompt | Sequence[Prompt] = (),
     *,
@@ -167,7 +167,7 @@ def answers(
 
 
 def stream(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompt: Prompt = "",
     *,
@@ -191,7 +191,7 @@ def stream(
 
 @torch.no_grad()
 def decode(
-    model: MiniGPT4,
+    model: AlignedModel,
     ids: Sequence[Sequence[int]],
     features: Tensor,
     decoding: Decoding,
@@ -228,7 +228,7 @@ def decode(
     return [read_answer(tokenizer, row, stop, ends) for row in new_ids.tolist()]
 
 
-def room_for_answer(model: MiniGPT4, prompt: int, decoding: Decoding) -> int:
+def room_for_answer(model: AlignedModel, prompt: int, decoding: Decoding) -> int:
     """How many tokens may follow a prompt of so many. Raises UserError if the LLM cannot read even the prompt."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     if limit and prompt >= limit:
@@ -255,7 +255,7 @@ def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def decode_stream(
-    model: MiniGPT4,
+    model: AlignedModel,
     ids: Sequence[int],
     features: Tensor,
     decoding: Decoding,
@@ -382,7 +382,7 @@ def _pictures(images: Any, count: int) -> list[list[ImageSource]]:
 
 
 def encode_pictures(
-    model: MiniGPT4, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
+    model: AlignedModel, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
 ) -> list[Tensor]:
     """For each prompt the features `(pictures, q, d_qformer)` of its pictures.
 
@@ -413,7 +413,7 @@ def content_key(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def no_features(model: MiniGPT4) -> Tensor:
+def no_features(model: AlignedModel) -> Tensor:
     """The features (0, q, d_qformer) of no picture."""
     width = model.blip2.config.qformer_config.hidden_size
     return torch.zeros((0, model.num_query_tokens, width), dtype=model.dtype, device=model.device)

@@ -29,8 +29,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from minigpt4.errors import UserError
 from minigpt4.model.precision import Placement
 from minigpt4.model.sources import Checkpoint, bars_if_long, find_file, fingerprint, first_line, read_json, resolve
+from minigpt4.prompts.templates import IMAGE_TOKEN
 
-IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
 LLM_PREFIX = "language_model."
 TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own

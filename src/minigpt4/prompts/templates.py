@@ -14,6 +14,7 @@ from typing import Literal
 from minigpt4.errors import UserError
 
 IMAGE_MARK = "<ImageHere>"
+IMAGE_TOKEN = "<image>"  # its token in a tokenizer
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from minigpt4.errors import UserError
-from minigpt4.model.eight_bits import EightBitLinear
+from minigpt4.model.quantization import EightBitLinear
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 
 #: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,

@@ -22,7 +22,7 @@ from minigpt4.training.schedule import learning_rate
 from minigpt4.training.throughput import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
     from minigpt4.training.processes import Processes
     from minigpt4.training.recipe import Recipe
 
@@ -173,7 +173,7 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
         return model.encode_pixels(part.pixels)
     with torch.no_grad():
         patches = model.blip2.vision_model(part.pixels.to(model.device)).last_hidden_state
-    return model.ask_queries(patches)
+    return model.run_qformer(patches)
 
 
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from minigpt4.data.features import FeatureCache
     from minigpt4.data.mixture import Source
     from minigpt4.data.pairs import Pair
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
     from minigpt4.training.loader import CachedLoader, Loaded, StreamedLoader
     from minigpt4.training.loop import Step
     from minigpt4.training.processes import Processes
@@ -126,7 +126,7 @@ def check_data(recipe: Recipe) -> None:
 
     check_sources(mixture(recipe), recipe.stage)
     if recipe.projection_from:
-        from minigpt4.model.start import check_projection_from
+        from minigpt4.model.projection import check_projection_from
 
         check_projection_from(recipe.projection_from)
 
@@ -146,12 +146,12 @@ def compute_dtype(recipe: Recipe, device: Any) -> Any:
 
 
 def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
-    from minigpt4.model.adapters import Trained
-    from minigpt4.model.alignment import MiniGPT4, set_trainable
-    from minigpt4.model.eight_bits import hold_in
-    from minigpt4.model.precision import check_load_in, free_large_tensors_at_once
-    from minigpt4.model.start import carry_projection, start_among_words
+    from minigpt4.minigpt4 import MiniGPT4
+    from minigpt4.model.lora import Trained, set_trainable
+    from minigpt4.model.projection import carry_projection, start_among_words
+    from minigpt4.model.quantization import check_load_in, quantize_linears
     from minigpt4.training.fast import make_fast
+    from minigpt4.training.malloc import free_large_tensors_at_once
 
     device = processes.device
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
@@ -177,7 +177,7 @@ def _load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     if recipe.vision_load_in:
-        hold_in(recipe.vision_load_in, model.blip2.vision_model)
+        quantize_linears(recipe.vision_load_in, model.blip2.vision_model)
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
         processes.shard(model.blip2.language_model)
@@ -265,10 +265,10 @@ def _run_steps(
 ) -> None:
     """The loop with its metrics, checkpoints and bar."""
     from minigpt4.data.mixture import judge
-    from minigpt4.model.precision import keep_freed_memory
     from minigpt4.training.checkpoint import Checkpoints, Position
     from minigpt4.training.loader import joined, read_ahead
     from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
+    from minigpt4.training.malloc import keep_freed_memory
     from minigpt4.training.metrics import draw_curves
     from minigpt4.training.summary import write_summary
 
@@ -338,7 +338,7 @@ def _fit_projection(recipe: Recipe, model: MiniGPT4, first: Loaded, processes: P
     """Let what a projection from elsewhere makes of the first batch have the mean and the spread of words."""
     import torch
 
-    from minigpt4.model.start import fit_to_words
+    from minigpt4.model.projection import fit_to_words
     from minigpt4.training.loop import features_of
 
     of_each = processes.gather(features_of(model, first, recipe.accumulate).cpu())

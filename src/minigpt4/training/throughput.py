@@ -8,7 +8,7 @@ import psutil
 import torch
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 #: Dense bfloat16 (and float16) tensor-core operations per second, from NVIDIA's data sheets; a name's part -> peak.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "L4": 121e12}
@@ -32,7 +32,7 @@ def operations(model: MiniGPT4, tokens: float, targets: float, pictures: float) 
     blip2 = model.blip2
     head = blip2.language_model.get_output_embeddings().weight.numel()
     body = _weights(blip2.language_model.base_model) - blip2.language_model.get_input_embeddings().weight.numel()
-    at_targets = sum(map(_weights, model.packer.at_asked)) if model.packer else 0
+    at_targets = sum(map(_weights, model.packer.last_layer_modules)) if model.packer else 0
     work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
     if pictures:
         vision = blip2.config.vision_config
