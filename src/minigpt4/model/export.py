@@ -59,7 +59,7 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) 
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
         once = {id(tensor): name for name, tensor in reversed(blip2.state_dict(keep_vars=True).items())}  # if tied
         state = {name: blip2.state_dict()[name] for name in reversed(once.values())}
-        for part in (blip2, blip2.vision_model, blip2.language_model):
+        for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
             part.config.dtype = part.dtype
         write_export(model, new, revert_weight_conversion(blip2, state), origin)
 
@@ -81,7 +81,7 @@ def write_export(
     several projection layers, so they are written as an alignment with its parts beside it, in `vision` and `llm`.
     `origin` is recorded; if it has no fingerprint of the LLM, that of the written LLM.
     """
-    whole = model.has_qformer and model.trained.projection_layers == 1
+    whole = _is_whole(model)
     inside = {} if whole else {parts.LLM_PREFIX: "llm", "" if model.has_qformer else "vision_model.": "vision"}
     shards = {prefix: _Shards(directory / name, shard_size, dtype, release) for prefix, name in inside.items()}
     if whole:
@@ -108,6 +108,10 @@ def write_export(
         _write_parts_settings(model, directory)
         origin = parts_inside(directory, model.has_qformer)
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
+
+
+def _is_whole(model: AlignedModel) -> bool:
+    return model.has_qformer and model.trained.projection_layers == 1
 
 
 class _Shards:
