@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.aligned import IGNORED
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.packing import Packer, Packing
 from minigpt4.model.quantization import FORMATS, quantize_linears
@@ -68,6 +69,33 @@ def test_loss_and_gradient_are_those_of_the_plain_way(model: MiniGPT4, batch: Ba
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, projection_gradient(model, plain), rtol=1e-5, atol=1e-6)
     assert gradient.abs().max() > 1e-3
+
+
+def labels_of(batch: Batch) -> Tensor:
+    return batch.input_ids.masked_fill(~batch.is_target, IGNORED)
+
+
+def test_the_models_own_forward_gives_this_loss_and_gradient(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    shapes: list[torch.Size] = []
+    head = model.blip2.language_model.lm_head
+    handle = head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    loss = model(batch.input_ids, features, labels_of(batch))
+    handle.remove()
+    assert [shape[:-1].numel() for shape in shapes] == [3 + 9 + 1 + 6], "logits at target positions only"
+    assert loss.dtype is torch.float32
+    ours = next_token_loss(model, batch, features)
+    torch.testing.assert_close(loss, ours, rtol=1e-6, atol=1e-6)
+    gradients = (projection_gradient(model, value) for value in (loss, ours))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_the_models_own_forward_gives_the_loss_of_transformers_blip2(model: MiniGPT4, batch: Batch) -> None:
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = labels_of(batch)
+    plain = model.blip2(pixel_values=pixels, input_ids=batch.input_ids, labels=labels).loss
+    torch.testing.assert_close(model(batch.input_ids, model.encode_pixels(pixels), labels), plain, rtol=1e-6, atol=1e-6)
+    logits = model(batch.input_ids, model.encode_pixels(pixels))
+    assert logits.shape == (*batch.input_ids.shape, len(model.blip2.language_model.lm_head.weight))
 
 
 def test_padding_changes_nothing(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
