@@ -25,6 +25,7 @@ from minigpt4.model.vision import VisionSide
 
 if TYPE_CHECKING:
     from transformers import Blip2ForConditionalGeneration
+    from typing_extensions import Self
 
     from minigpt4.model.precision import Placement
     from minigpt4.model.record import Origin
@@ -149,7 +150,7 @@ class AlignedModel(VisionSide):
         """Changes when the LLM's weights do."""
         return self.origin.llm_fingerprint
 
-    def train(self, mode: bool = True) -> AlignedModel:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for trained modules only: frozen parts never use dropout."""
         super().train(False)
         self.training = mode

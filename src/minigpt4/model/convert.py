@@ -36,13 +36,9 @@ _KINDS = {
 }
 
 _BLOCK = {
-    "norm1": "layer_norm1",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
+    "norm1": "layer_norm1", "attn.qkv": "self_attn.qkv", "attn.proj": "self_attn.projection",
+    "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
 
 
 def convert(
@@ -69,19 +65,20 @@ def convert(
     """
     chosen = get_template(template)
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    side = read_vision_side(vision, qformer, without_qformer, vision_heads, qformer_heads, image_size)
-    weights = read_projection(projection)
+    side = _vision_side(vision, qformer, without_qformer, (vision_heads, qformer_heads), image_size)
+    found = _read(projection, "llama_proj.weight")
+    weight = found.take("llama_proj.weight")
+    weights = {"weight": weight, "bias": found.take("llama_proj.bias", (len(weight),), "its weight")}
     files = LLMFiles(llm, llm_delta)
     write_model(out, side, str(vision), weights, files, template=chosen, dtype=kept, stage=2)
 
 
-def read_vision_side(
+def _vision_side(
     vision: str | Path,
     qformer: str | Path | None,
-    without_qformer: bool = False,
-    vision_heads: int | None = None,
-    qformer_heads: int | None = None,
-    image_size: int | None = None,
+    without_qformer: bool,
+    heads: tuple[int | None, int | None],
+    image_size: int | None,
 ) -> parts.VisionQFormer:
     """The released vision side with transformers' names and configurations, its tensors memory-mapped.
 
@@ -90,7 +87,7 @@ def read_vision_side(
     """
     tower = _read(vision, "patch_embed.proj.weight")
     others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
-    config, tensors = _tower(tower, vision_heads, image_size)
+    config, tensors = _tower(tower, heads[0], image_size)
     if qformer is None and without_qformer:
         others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
         others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
@@ -100,24 +97,10 @@ def read_vision_side(
     if without_qformer:
         queries, qformer_config = parts.tokens_without_qformer(config), parts.no_qformer(config)
     else:
-        qformer_config, queries, more = _qformer(others, config.hidden_size, qformer_heads)
+        qformer_config, queries, more = _qformer(others, config.hidden_size, heads[1])
         tensors |= more
-    return parts.VisionQFormer(
-        vision_config=config,
-        qformer_config=qformer_config,
-        num_query_tokens=queries,
-        tensors=tensors,
-        image_processor=parts.image_processor(config),
-        fingerprint=sources.fingerprint(tensors),
-    )
-
-
-def read_projection(path: str | Path) -> dict[str, Tensor]:
-    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of the released file's projection."""
-    found = _read(path, "llama_proj.weight")
-    weight = found.take("llama_proj.weight")
-    bias = found.take("llama_proj.bias", (len(weight),), "its weight")
-    return {"weight": weight, "bias": bias}
+    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
+    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
 
 
 def write_projection(model: str | Path, out: str | Path) -> Path:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import write_record, write_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside
-from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import jinja_template
 from minigpt4.prompts.templates import IMAGE_TOKEN, Template
@@ -44,7 +44,8 @@ SURELY = 10_000.0
 SPELLINGS = 32
 #: Bytes of a shard.
 SHARD_SIZE = 2 * 10**9
-_PROJECTION = "language_projection."
+#: Tensors by name, each read when it is written.
+Unread = Mapping[str, Callable[[], Tensor]]
 
 
 def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
@@ -58,53 +59,42 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) 
         origin = replace(origin, vision_fingerprint=model.trained_vision())
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
         once = {id(tensor): name for name, tensor in reversed(blip2.state_dict(keep_vars=True).items())}  # if tied
-        state = {name: blip2.state_dict()[name] for name in reversed(once.values())}
+        state = revert_weight_conversion(blip2, {name: blip2.state_dict()[name] for name in reversed(once.values())})
         for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
             part.config.dtype = part.dtype
-        write_export(model, new, revert_weight_conversion(blip2, state), origin)
+        write_export(model, new, {name: partial(state.__getitem__, name) for name in state}, origin)
 
 
 def write_export(
     model: AlignedModel,
     directory: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Unread,
     origin: Origin,
     *,
     shard_size: int = SHARD_SIZE,
     dtype: torch.dtype | None = None,
-    release: Callable[[], None] | None = None,
+    release: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `tensors`, by their names in `model.blip2`, and the settings of `model` to an empty `directory`.
 
     The weights in `model` are not used, so they may be on the meta device. Tensors keep their dtype unless `dtype` is
     given; `release` is called after each shard. transformers has no model for the variants without a Q-Former or with
     several projection layers, so they are written as an alignment with its parts beside it, in `vision` and `llm`.
-    `origin` is recorded; if it has no fingerprint of the LLM, that of the written LLM.
+    `origin` is recorded; if it lacks the fingerprint of the LLM, that of the written LLM is added.
     """
-    whole = _is_whole(model)
-    inside = {} if whole else {parts.LLM_PREFIX: "llm", "" if model.has_qformer else "vision_model.": "vision"}
-    shards = {prefix: _Shards(directory / name, shard_size, dtype, release) for prefix, name in inside.items()}
-    if whole:
-        shards = {"": _Shards(directory, shard_size, dtype, release)}
-    projection: dict[str, Tensor] = {}
-    with progress_bar(model.blip2.get_memory_footprint() > 1e9) as bar:
-        task = bar.add_task("writing tensors", total=len(tensors), note="")
-        for name in tensors:
-            if name.startswith(_PROJECTION) and not whole:
-                projection[name.removeprefix(_PROJECTION)] = tensors[name]
-            else:
-                prefix = next(prefix for prefix in shards if name.startswith(prefix))
-                shards[prefix].add(name.removeprefix(prefix), tensors[name])
-            bar.advance(task)
-    for written in shards.values():
-        written.finish()
-    if whole:
+    write = partial(_write_shards, capacity=shard_size, dtype=dtype, release=release)
+    if _is_whole(model):
+        write(directory, tensors)
         _write_settings(model, directory)
         if not origin.llm_fingerprint:
             llm = sources.fingerprint(sources.Checkpoint(directory, parts.LLM_PREFIX))
             origin = replace(origin, llm_fingerprint=llm)
     else:
-        write_tensors(projection, directory / PROJECTION_FILE)
+        alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
+        write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
+        write(directory / "llm", _named(tensors, parts.LLM_PREFIX, parts.LLM_PREFIX))
+        projection = _named(tensors, "language_projection.", "language_projection.")
+        write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
         _write_parts_settings(model, directory)
         origin = parts_inside(directory, model.has_qformer)
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
@@ -114,50 +104,38 @@ def _is_whole(model: AlignedModel) -> bool:
     return model.has_qformer and model.trained.projection_layers == 1
 
 
-class _Shards:
-    """Writes tensors to the shards of a checkpoint in Hugging Face's layout, each shard as soon as it is full."""
+def _named(tensors: Unread, prefixes: str | tuple[str, ...], removed: str) -> Unread:
+    return {name.removeprefix(removed): read for name, read in tensors.items() if name.startswith(prefixes)}
 
-    def __init__(
-        self, directory: Path, capacity: int, dtype: torch.dtype | None, release: Callable[[], None] | None
-    ) -> None:
-        directory.mkdir(exist_ok=True)
-        self._directory, self._capacity, self._dtype, self._release = directory, capacity, dtype, release
-        self._pending: dict[str, Tensor] = {}
-        self._written: list[list[str]] = []
-        self._total = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        if self._dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(self._dtype)
-        self._pending[name] = tensor.contiguous()
-        if sum(held.nbytes for held in self._pending.values()) >= self._capacity:
-            self._write()
-
-    def finish(self) -> None:
-        """Write what is left, and give the files their names."""
-        if self._pending:
-            self._write()
-        count = len(self._written)
-        weight_map: dict[str, str] = {}
-        for i, names in enumerate(self._written):
-            filename = "model.safetensors" if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-            self._path(i).rename(self._directory / filename)
-            weight_map |= dict.fromkeys(names, filename)
-        if count > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            path = self._directory / "model.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    def _write(self) -> None:
-        save_file(self._pending, self._path(len(self._written)), metadata={"format": "pt"})
-        self._written.append(list(self._pending))
-        self._total += sum(tensor.nbytes for tensor in self._pending.values())
-        self._pending = {}
-        if self._release:
-            self._release()
-
-    def _path(self, number: int) -> Path:
-        return self._directory / f"shard-{number}.safetensors"
+def _write_shards(
+    directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None, release: Callable[[], None]
+) -> None:
+    """Write a checkpoint in Hugging Face's layout, each shard as soon as it holds `capacity` bytes."""
+    directory.mkdir(exist_ok=True)
+    pending: dict[str, Tensor] = {}
+    shards: list[list[str]] = []
+    total = 0
+    for i, (name, read) in enumerate(tensors.items()):
+        tensor = read()
+        pending[name] = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        size = sum(held.nbytes for held in pending.values())
+        if size >= capacity or i == len(tensors) - 1:
+            save_file(pending, directory / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+            shards.append(list(pending))
+            total += size
+            pending = {}
+            release()
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        numbered = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        filename = numbered if len(shards) > 1 else "model.safetensors"
+        (directory / f"shard-{i}.safetensors").rename(directory / filename)
+        weight_map |= dict.fromkeys(names, filename)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:
@@ -168,30 +146,21 @@ def _write_settings(model: AlignedModel, directory: Path) -> None:
     blip2.config.save_pretrained(directory)
     _edit_json(directory / "config.json", ends, biases)
     GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[model.image_token_id],
-        sequence_bias=biases,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[model.image_token_id], sequence_bias=biases,
         renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
         # The released demo's, without its repetition penalty, which vLLM would apply to greedy answers too.
-        max_new_tokens=300,
-        do_sample=True,
-        temperature=1.0,
-        top_p=0.9,
+        max_new_tokens=300, do_sample=True, temperature=1.0, top_p=0.9,
         **{STOP_STRING: model.template.stop},
-    ).save_pretrained(directory)
+    ).save_pretrained(directory)  # fmt: skip
     # BLIP-2's own processor has no chat template and puts every image before the text. LLaVA's puts them where
     # `<image>` stands: a token for each patch and additional ones. Here one patch, and the other image tokens.
     processor = LlavaProcessor(
-        model.image_processor,
-        tokenizer,
-        patch_size=blip2.config.vision_config.image_size,
-        num_additional_image_tokens=model.num_query_tokens - 1,
-        vision_feature_select_strategy="full",
+        model.image_processor, tokenizer, patch_size=blip2.config.vision_config.image_size,
+        num_additional_image_tokens=model.num_query_tokens - 1, vision_feature_select_strategy="full",
         chat_template=jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut),
         image_token=IMAGE_TOKEN,
-    )
+    )  # fmt: skip
     processor.save_pretrained(directory)
     if cut:
         _keep_cutting(directory)

@@ -14,33 +14,24 @@ from minigpt4.model import parts
 from minigpt4.model.projection import PatchGroups
 
 
-def _take_out_qformer(blip2: Any) -> None:
-    """Make a BLIP-2 graph the variant's: `PatchGroups` in place of the Q-Former, and unused query tokens."""
-    blip2.qformer = PatchGroups()
-    del blip2.query_tokens
-    empty = torch.zeros(1, blip2.config.num_query_tokens, blip2.config.qformer_config.hidden_size)
-    blip2.register_buffer("query_tokens", empty, persistent=False)  # tells device and dtype, as real ones do
-
-
 def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:
     """The network of these parts without weights: its tensors are on torch's meta device."""
-    return empty_graph(
-        Blip2Config(
-            vision_config=vision.vision_config,
-            qformer_config=vision.qformer_config,
-            text_config=text_config,
-            num_query_tokens=vision.num_query_tokens,
-            image_token_index=image_token_id,
-        )
-    )
+    config = Blip2Config(
+        vision_config=vision.vision_config, qformer_config=vision.qformer_config, text_config=text_config,
+        num_query_tokens=vision.num_query_tokens, image_token_index=image_token_id,
+    )  # fmt: skip
+    return empty_graph(config)
 
 
 def empty_graph(config: Blip2Config) -> Any:
     """The network of this configuration without weights; with `PatchGroups` if the Q-Former has no layers."""
     with torch.device("meta"):
-        blip2 = Blip2ForConditionalGeneration(config)
+        blip2: Any = Blip2ForConditionalGeneration(config)
     if config.qformer_config.num_hidden_layers == 0:
-        _take_out_qformer(blip2)
+        blip2.qformer = PatchGroups()
+        del blip2.query_tokens
+        unused = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
+        blip2.register_buffer("query_tokens", unused, persistent=False)  # tells device and dtype, as real ones do
     return blip2
 
 

@@ -15,23 +15,13 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.model import parts, sources
+from minigpt4.model import parts, record, sources
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.graph import make_graph, put_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
 from minigpt4.model.projection import fresh_projection
-from minigpt4.model.record import (
-    ADAPTERS_FILE,
-    ALIGNMENT_FILE,
-    FORMAT_VERSION,
-    PROJECTION_FILE,
-    Origin,
-    check_origin,
-    load_tensors,
-    portable,
-    read_record,
-)
+from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_record
 from minigpt4.prompts.from_tokenizer import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
@@ -77,12 +67,12 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     model = assemble(
         kind, origin.vision_qformer, origin.llm, placement, template=template, qformer=qformer, trained=trained
     )
-    projection = load_tensors(sources.find_file(source, PROJECTION_FILE), str(name), PROJECTION_FILE)
+    projection = load_tensors(sources.find_file(source, record.PROJECTION_FILE), str(name), record.PROJECTION_FILE)
     _put_projection(model, projection, str(name))
     check_origin(str(name), origin, model.origin)
     if model.adapter_names():
-        adapters = sources.find_file(source, ADAPTERS_FILE)
-        model.put_adapters(load_tensors(adapters, str(name), ADAPTERS_FILE), str(name))
+        adapters = sources.find_file(source, record.ADAPTERS_FILE)
+        model.put_adapters(load_tensors(adapters, str(name), record.ADAPTERS_FILE), str(name))
     model.stage = stage
     return model
 
@@ -114,10 +104,10 @@ def _put_projection(model: AlignedModel, tensors: Mapping[str, Tensor], name: st
 def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
     """Write the alignment: see `MiniGPT4.save_pretrained`."""
     adapters = {name: model.get_parameter(name) for name in model.adapter_names()}
-    with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-        write_tensors(model.blip2.language_projection.state_dict(), new / PROJECTION_FILE)
+    with new_directory(directory, overwrite=overwrite, marker=record.ALIGNMENT_FILE) as new:
+        write_tensors(model.blip2.language_projection.state_dict(), new / record.PROJECTION_FILE)
         if adapters:
-            write_tensors(adapters, new / ADAPTERS_FILE)
+            write_tensors(adapters, new / record.ADAPTERS_FILE)
         write_record(model, new, model.origin, model.trained)
 
 
@@ -129,8 +119,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: Trained) -> None:
     """Write `alignment.json`, which `record.read_record` reads."""
     known = TEMPLATES.get(model.template.name) == model.template
-    record = {
-        "format_version": FORMAT_VERSION,
+    content = {
+        "format_version": record.FORMAT_VERSION,
         "origin": asdict(origin),
         "template": model.template.name if known else asdict(model.template),
         "image_size": model.blip2.config.vision_config.image_size,
@@ -139,4 +129,4 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "stage": model.stage,
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }
-    (directory / ALIGNMENT_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (directory / record.ALIGNMENT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

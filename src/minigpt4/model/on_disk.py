@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +146,17 @@ class LLMFiles:
     def shape(self, name: str) -> torch.Size:
         return (self._delta or self._base)[name].shape
 
-    def read(self, name: str) -> Tensor:
-        """One tensor; mapped, not read, if there is no delta to add."""
-        if self._delta is None:
-            return self._base[name]
+    def read(self, name: str, more_rows: int = 0) -> Tensor:
+        """One tensor, with rows of zeros added to it; mapped, not read, if there is nothing to add."""
+        tensor = self._base[name] if self._delta is None else self._sum(name, self._delta[name])
+        return torch.cat([tensor, tensor.new_zeros(more_rows, *tensor.shape[1:])]) if more_rows else tensor
+
+    def _sum(self, name: str, delta: Tensor) -> Tensor:
         if name not in self._base:
             raise UserError(
                 f"{self.name}: has no tensor {name}, but the delta {self._added} has; give the delta's base"
             )
-        base, delta = self._base[name], self._delta[name]
+        base = self._base[name]
         if base.shape[1:] != delta.shape[1:] or base.shape[0] > delta.shape[0]:
             raise UserError(
                 f"{self.name}: its tensor {name} is {tuple(base.shape)}, but that of the delta {self._added} is "
@@ -201,7 +204,12 @@ def write_model(
     blip2.config.dtype = llm.config.dtype
     blip2.language_model.generation_config = llm.generation_config
     end_at_stop(blip2.language_model, llm.tokenizer, chosen)
-    tensors = _Tensors(blip2, vision, vision_name, projection, llm, stored_rows)
+    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
+    check_tensors(vision_name, vision.tensors, expected, "the model")
+    _check_projection(blip2, projection, vision, llm)
+    tensors = {key: partial(vision.tensors.__getitem__, key) for key in expected}
+    tensors |= {f"language_projection.{key}": partial(projection.__getitem__, key) for key in projection}
+    tensors |= _match_llm(llm, blip2.language_model, stored_rows)
     if origin is None:
         where, mark = (".", "") if llm.has_delta else (portable(llm.name), llm.fingerprint())
         origin = Origin(".", vision.fingerprint, where, mark)
@@ -210,45 +218,6 @@ def write_model(
     with new_directory(directory, marker=ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=dtype, release=llm.release)
     return chosen
-
-
-class _Tensors(Mapping[str, Tensor]):
-    """All tensors of a model by their names in `blip2`, the LLM's read from disk when they are asked for.
-
-    Raises UserError if one is missing or has another shape than in `blip2`. The LLM's embeddings may grow by rows.
-    """
-
-    def __init__(
-        self,
-        blip2: Any,
-        vision: parts.VisionQFormer,
-        vision_name: str,
-        projection: Mapping[str, Tensor],
-        llm: LLMFiles,
-        stored_rows: int,
-    ) -> None:
-        expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
-        check_tensors(vision_name, vision.tensors, expected, "the model")
-        _check_projection(blip2, projection, vision, llm)
-        self._in_memory = {key: vision.tensors[key] for key in expected}
-        self._in_memory |= {f"language_projection.{key}": tensor for key, tensor in projection.items()}
-        self._llm = llm
-        #: The name on disk of each tensor of the LLM, and how many rows it grows by.
-        self._on_disk = _match_llm(llm, blip2.language_model, stored_rows)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self._in_memory:
-            return self._in_memory[name]
-        stored, rows = self._on_disk[name]
-        tensor = self._llm.read(stored)
-        return torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])]) if rows else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._in_memory
-        yield from self._on_disk
-
-    def __len__(self) -> int:
-        return len(self._in_memory) + len(self._on_disk)
 
 
 def _check_projection(blip2: Any, projection: Mapping[str, Tensor], vision: parts.VisionQFormer, llm: LLMFiles) -> None:
@@ -262,8 +231,8 @@ def _check_projection(blip2: Any, projection: Mapping[str, Tensor], vision: part
         )
 
 
-def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, tuple[str, int]]:
-    """For each tensor of the LLM in the model: its name on disk, and how many rows it grows by.
+def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, partial[Tensor]]:
+    """The LLM's tensors by their names in the whole model, unread; word embeddings grow to the vocabulary of `model`.
 
     Raises UserError if one is missing on disk or has another shape there.
     """
@@ -271,11 +240,8 @@ def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, tuple[s
     for tied in getattr(model, "all_tied_weights_keys", None) or {}:
         expected.pop(tied, None)  # written once, under its first name
     added = model.config.vocab_size - stored_rows
-    of_words = {
-        id(parameter)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        for parameter in module.parameters()
-    }
+    words = (*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters())
+    of_words = {id(parameter) for parameter in words}
     grown = {key for key, parameter in model.named_parameters() if id(parameter) in of_words} if added else set()
     matched = {}
     for name in llm.names():
@@ -291,4 +257,4 @@ def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, tuple[s
                 f"{llm.name}: the tensor {key} has shape {tuple(llm.shape(name))}, its config.json asks for "
                 f"{(shape[0] - rows, *shape[1:])}"
             )
-    return {parts.LLM_PREFIX + key: stored for key, stored in matched.items()}
+    return {parts.LLM_PREFIX + key: partial(llm.read, name, rows) for key, (name, rows) in matched.items()}

@@ -1,11 +1,10 @@
 """Frozen weights in 8 or 4 bits: bitsandbytes' formats, and 8-bit layers that also multiply in 8 bits.
 
 bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) on CUDA, CPUs and MPS, and computes in the
-model's dtype. `EightBitLinear` holds weights as floats ("fp8", e4m3: 4 bits of exponent, 3 of mantissa; for GPUs) or
-integers ("int8"; for CPUs), with a scale for each output. Its inputs are rounded to 8 bits too, with a scale for each
-row, so that the hardware multiplies 8-bit numbers, forwards and backwards: half the bytes of bfloat16 and up to twice
-the speed. The gradient goes to the input only. No library does this: 8-bit weights of torchao and transformers are for
-inference, float8 training of torchao and accelerate holds the weights in bfloat16.
+model's dtype. `EightBitLinear` holds weights as floats ("fp8", e4m3; for GPUs) or integers ("int8"; for CPUs) with a
+scale for each output, and rounds its inputs to 8 bits with a scale for each row. The hardware then multiplies 8-bit
+numbers, forwards and backwards (to the input only): half the bytes of bfloat16 and up to twice the speed. No library
+does this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -84,12 +83,9 @@ def quantization_config(load_in: str, dtype: torch.dtype, llm: str, others: tupl
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skipped,
-    )
+    )  # fmt: skip
 
 
 def pack_4bit_layers(model: Any, allowed: bool) -> None:
