@@ -7,11 +7,13 @@ parameters they are within 15 % of a process's peak (`tests/test_memory.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, Blip2Config, LlamaConfig
 
 from minigpt4.errors import UserError
@@ -40,50 +42,46 @@ PAPER_LLMS = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40
 
 @dataclass(frozen=True)
 class Part:
-    """One part: parameters, and bytes of its files (None if it is not on this machine)."""
+    """A part of a model, and its number of parameters."""
 
     name: str
     parameters: int
-    trained: bool
-    on_disk: int | None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `name` needs. `memory` gives bytes by job ("weights", "chat", "batch of 8", "training on 8") and precision.
+    """What the model called `name` needs.
 
-    The jobs' bytes are those of the whole process at its peak, on a CPU: `process` of them are Python's and the
-    libraries', `weights` the model's. On a GPU the process does not count.
+    `memory` gives bytes by job ("weights", "chat", "batch of 8", "training on 8") and precision. A job's bytes are the
+    peak of the whole process on a CPU: `PROCESS` of them are Python's and the libraries', which on a GPU do not count.
     """
 
     name: str
     parts: tuple[Part, ...]
-    process: int
     memory: dict[str, dict[str, int | None]]
 
     def table(self) -> str:
-        """Both tables as text, memory in GB (10^9 bytes)."""
+        """Parameters and memory as text, memory in GB (10^9 bytes)."""
         lines = [f"{self.name}", "", f"{'parameters':<24}{'frozen':>16}{'trained':>14}"]
         for part in self.parts:
             frozen, trained = ("", f"{part.parameters:,}") if part.trained else (f"{part.parameters:,}", "")
             lines.append(f"{part.name:<24}{frozen:>16}{trained:>14}")
-        frozen, trained = (
-            f"{sum(p.parameters for p in self.parts if p.trained is wanted):,}" for wanted in (False, True)
-        )
+        frozen, trained = (f"{sum(p.parameters for p in self.parts if p.trained is t):,}" for t in (False, True))
         lines += [f"{'all':<24}{frozen:>16}{trained:>14}", ""]
         lines.append(f"{'memory in GB':<24}" + "".join(f"{precision:>10}" for precision in PRECISIONS))
         for job, row in self.memory.items():
-            cells = (row[precision] for precision in PRECISIONS)
-            lines.append(f"{job:<24}" + "".join("         -" if c is None else f"{c / 1e9:>10.2f}" for c in cells))
-        lines += [
-            "",
-            f"Peaks of the whole process on a CPU; {self.process / 1e9:.2f} GB of them are Python and its libraries, "
-            "which on a GPU do not count.",
-            f"Chat and batch: one image, {PROMPT_TOKENS} tokens of text and an answer of up to {NEW_TOKENS} for each "
-            f"prompt. Training: {TRAINED_TOKENS} tokens of text for each sample.",
-            "8bit, 4bit, fp8, int8: the LLM's linear layers, all else in bfloat16.",
-        ]
-        return "\n".join(lines)
+            cells = ("-" if (held := row[p]) is None else f"{held / 1e9:.2f}" for p in PRECISIONS)
+            lines.append(f"{job:<24}" + "".join(f"{cell:>10}" for cell in cells))
+        return "\n".join([*lines, "", _NOTES])
+
+
+_NOTES = (
+    f"Peaks of the whole process on a CPU; {PROCESS / 1e9:.2f} GB of them are Python and its libraries, which on a GPU "
+    f"do not count.\nChat and batch: one image, {PROMPT_TOKENS} tokens of text and an answer of up to {NEW_TOKENS} for "
+    f"each prompt. Training: {TRAINED_TOKENS} tokens of text for each sample.\n"
+    "8bit, 4bit, fp8, int8: the LLM's linear layers, all else in bfloat16."
+)
 
 
 def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool] | None = None) -> Plan:
@@ -94,20 +92,20 @@ def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str
     """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
-    found = _parts(skeleton, files)
-    memory: dict[str, dict[str, int | None]] = {}
+    memory: dict[str, dict[str, int | None]] = {"weights": {}}
     for precision in PRECISIONS:
-        weights, size = _weights(skeleton, precision), 4 if precision == "float32" else 2
+        size = 4 if precision == "float32" else 2
         jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
         if train:
             jobs[f"training on {batch}"] = _training(config, batch, size)
-        memory.setdefault("weights", {})[precision] = sum(weights.values())
+        vision, llm, unpacked = _weights(skeleton, precision)
+        memory["weights"][precision] = vision + llm
         for job, working in jobs.items():
-            running = sum(weights.values()) + working + _unpacked(skeleton, precision)
-            memory.setdefault(job, {})[precision] = PROCESS + max(running, _loading(found, weights, precision))
+            peak = PROCESS + max(vision + llm + working + unpacked, _loading(files, vision, llm))
+            memory.setdefault(job, {})[precision] = peak
     if train:
         memory[f"training on {batch}"]["float16"] = None  # needs gradient scaling, which recipes do not offer
-    return Plan(str(name), found, PROCESS, memory)
+    return Plan(str(name), _parts(skeleton), memory)
 
 
 def paper_config(name: str = "vicuna-7b", layers: int | None = None) -> Blip2Config:
@@ -141,7 +139,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
 
 
 def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[Blip2Config, dict[str, int | None]]:
-    """The same of a model that these parts make."""
+    """The same for a model of these parts."""
     vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
     text = parts.read_llm_config(llm)
@@ -151,12 +149,9 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
     config = Blip2Config(
-        vision_config=vision_config,
-        qformer_config=qformer_config,
-        text_config=text,
+        vision_config=vision_config, qformer_config=qformer_config, text_config=text, image_token_index=0,
         num_query_tokens=num_query_tokens,
-        image_token_index=0,
-    )
+    )  # fmt: skip
     return config, {"vision": _bytes(vision), "llm": _bytes(llm)}
 
 
@@ -164,64 +159,52 @@ def _bytes(source: str | Path) -> int | None:
     return sources.Checkpoint(source).size() if isinstance(source, Path) else None
 
 
-def _parts(skeleton: Any, files: dict[str, int | None]) -> tuple[Part, ...]:
-    def count(module: Any) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
-
+def _parts(skeleton: Any) -> tuple[Part, ...]:
+    # Without a Q-Former, `query_tokens` is a buffer.
+    queries = [skeleton.query_tokens] if isinstance(skeleton.query_tokens, torch.nn.Parameter) else []
     return (
-        Part("vision tower", count(skeleton.vision_model), False, files.get("vision", files.get("all"))),
-        Part("Q-Former and queries", _qformer_parameters(skeleton), False, None),
-        Part("projection", count(skeleton.language_projection), True, None),
-        Part("LLM", count(skeleton.language_model), False, files.get("llm")),
+        Part("vision tower", _count(skeleton.vision_model.parameters())),
+        Part("Q-Former and queries", _count([*queries, *skeleton.qformer.parameters()])),
+        Part("projection", _count(skeleton.language_projection.parameters()), trained=True),
+        Part("LLM", _count(skeleton.language_model.parameters())),
     )
 
 
-def _qformer_parameters(skeleton: Any) -> int:
-    """Of the Q-Former and its queries; none in the variant without, whose query tokens are a buffer that is unread."""
-    queries = [skeleton.query_tokens] if isinstance(skeleton.query_tokens, torch.nn.Parameter) else []
-    return sum(p.numel() for p in (*queries, *skeleton.qformer.parameters()))
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
-def _weights(skeleton: Any, precision: str) -> dict[str, int]:
-    """Bytes of the vision side (with the projection) and of the LLM."""
-    dtype = 4 if precision == "float32" else 2
-    qformer = 4 if precision == "float16" else dtype  # transformers keeps the Q-Former out of float16
-    vision = dtype * sum(p.numel() for p in skeleton.vision_model.parameters())
-    vision += qformer * _qformer_parameters(skeleton)
-    vision += 4 * sum(p.numel() for p in skeleton.language_projection.parameters())
-    llm = dtype * sum(p.numel() for p in skeleton.language_model.parameters())
-    if precision in LOAD_IN:
-        for layer in _quantised_layers(skeleton):
-            size, rows = layer.weight.numel(), layer.out_features
-            # 8 bits: a scale for each row. 4 bits: an 8-bit scale for each 64 weights, and theirs for each 256.
-            held = size / 2 + size / 64 + size / 64 / 256 * 4 if precision == "4bit" else size + 4 * rows
-            llm += int(held) - dtype * size
-    return {"vision": vision, "llm": llm}
+def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
+    """Bytes of the vision side with the projection, of the LLM, and of one layer if layers are unpacked to compute."""
+    vision, qformer, projection, llm = (part.parameters for part in _parts(skeleton))
+    size = 4 if precision == "float32" else 2
+    side = size * vision + (4 if precision == "float16" else size) * qformer + 4 * projection  # as transformers does
+    if precision not in LOAD_IN:
+        return side, size * llm, 0
+    model = skeleton.language_model
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
+    weights = _count(layer.weight for layer in linears)
+    # 4 bits: an 8-bit scale for each 64 weights, and a scale of these for each 256. 8 bits: a scale for each row.
+    held = (
+        weights * (1 / 2 + 1 / 64 + 4 / 64 / 256)
+        if precision == "4bit"
+        else weights + 4 * sum(layer.out_features for layer in linears)
+    )
+    unpacked = {"4bit": 7, "fp8": 1}.get(precision, 0) * max(layer.weight.numel() for layer in linears)
+    return side, int(held) + size * (llm - weights), unpacked
 
 
-def _quantised_layers(skeleton: Any) -> list[Any]:
-    llm = skeleton.language_model
-    head = llm.get_output_embeddings()
-    return [module for module in llm.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-
-
-def _unpacked(skeleton: Any, precision: str) -> int:
-    """Bytes of one layer that is unpacked (4-bit ones, for the CPU's form or to compute) or turned round (fp8)."""
-    return {"4bit": 7, "fp8": 1}.get(precision, 0) * max(x.weight.numel() for x in _quantised_layers(skeleton))
-
-
-def _loading(found: tuple[Part, ...], weights: dict[str, int], precision: str) -> int:
-    """Bytes at the peak of loading on a CPU: what is converted is there twice, as it was (mapped) and as it becomes.
+def _loading(files: dict[str, int | None], vision: int, llm: int) -> int:
+    """Bytes at the peak of loading on a CPU. A file that is converted is in memory twice, before (mapped) and after.
 
     A file that needs no conversion stays mapped and is the weight itself.
     """
-    vision, llm = found[0].on_disk or 0, found[3].on_disk
-    if llm is None:  # one file, or none that is here
-        same = abs(vision - sum(weights.values())) < 0.02 * vision
-        return sum(weights.values()) + (0 if same else vision)
-    if abs(llm - weights["llm"]) < 0.02 * llm:
-        return vision + weights["vision"]  # of the mapped LLM nothing was read yet
-    return weights["llm"] + max(llm, vision + weights["vision"])
+    of_vision, of_llm = files.get("vision", files.get("all")) or 0, files.get("llm")
+    if of_llm is None:  # one file, or none on this machine
+        return vision + llm + (0 if abs(of_vision - vision - llm) < 0.02 * of_vision else of_vision)
+    if abs(of_llm - llm) < 0.02 * of_llm:
+        return of_vision + vision  # nothing of the mapped LLM was read yet
+    return llm + max(of_llm, of_vision + vision)
 
 
 def _encoding(config: Blip2Config, images: int, size: int) -> int:
