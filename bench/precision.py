@@ -20,12 +20,12 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.data.features import picture_key
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.images import open_image
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.quantization import FORMATS, LOAD_IN, quantize_linears
+from minigpt4.training.features import picture_key
 from minigpt4.training.loss import next_token_loss
 from pocket.data.training_sets import write_stage1
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigpt4.evaluation.vqa_answers import contained
+from minigpt4.evaluation.benchmarks.vqa import contained
 
 IMAGES = Path("runs/benchmarks/images")
 

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
-from minigpt4.evaluation.benchmark_cli import eval_
+from minigpt4.evaluation.cli import eval_
 from minigpt4.training.cli import recipes
 
 
@@ -104,15 +104,16 @@ def train(
     """
     from minigpt4.training.recipe import Recipe
 
+    loaded = Recipe.load(recipe, overrides or [])  # a mistake in it is found before torch is imported
     if check:
         from minigpt4.training.dry_run import dry_run
 
-        typer.echo(dry_run(Recipe.load(recipe, overrides or []), processes))
+        typer.echo(dry_run(loaded, processes))
         return
-    from minigpt4.training.run import train as run
+    from minigpt4.training.train import train as run
 
     logging.getLogger("minigpt4").setLevel(logging.INFO if _is_main_process() else logging.WARNING)
-    alignment = run(Recipe.load(recipe, overrides or []))
+    alignment = run(loaded)
     if _is_main_process():
         typer.echo(alignment)
 

@@ -136,10 +136,10 @@ def curate(
 
     Example: minigpt4 pocket curate --out runs/curation
     """
-    from pocket.curation_demo.run import run_demo
+    from pocket.curation_demo.run import run_curation
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    typer.echo(run_demo(out, pictures=pictures, questions=questions, trainings=trainings))
+    typer.echo(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
 
 
 Processes = Annotated[
@@ -167,7 +167,7 @@ def reproduce(
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
     processes: Processes = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Only write the page, from what is done so far.")] = False,
 ) -> None:
     """Test every claim of the paper in the pocket world, and write the page of results. A run that stopped goes on.
@@ -180,11 +180,11 @@ def reproduce(
 
     workshop = Workshop(out, find_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        typer.echo(run.plan(workshop))
         return
     command = "minigpt4 pocket reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     if write:
-        run.write_page(workshop, page, command)
+        run.write(workshop, page, command)
         typer.echo(page)
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
@@ -202,7 +202,7 @@ def ablations(
     seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed, and fewer questions.")] = False,
     processes: Processes = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what it costs.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")] = False,
 ) -> None:
     """Train and compare what the paper ablates: layers, Q-Former, stages, the sets of both stages, BLIP-2 with stage 2.
 
@@ -210,18 +210,17 @@ def ablations(
 
     Example: minigpt4 pocket ablations --seeds 3 --out runs/eval
     """
-    from minigpt4.evaluation.table import RESULTS, TABLE
+    from minigpt4.evaluation.results import RESULTS, TABLE
     from pocket.reproduce import run
-    from pocket.reproduce.ablations import ablations as compare
     from pocket.reproduce.artifacts import Workshop
     from pocket.reproduce.experiments import ablation_scale
 
     workshop = Workshop(arms, ablation_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop, default_processes(processes)).table())
+        typer.echo(run.plan(workshop))
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     command = "minigpt4 pocket ablations" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
-    directory = compare(workshop, out, command, processes=default_processes(processes))
+    directory = run.ablations(workshop, out, command, processes=default_processes(processes))
     typer.echo((directory / TABLE).read_text(encoding="utf-8"))
     typer.echo(f"every prompt, answer and verdict: {directory / RESULTS}")

@@ -16,13 +16,12 @@ import pytest
 from endpoint import Server
 from evaluating import figures, picture_folder, results, run
 from minigpt4.errors import UserError
-from minigpt4.evaluation.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coverage import Coverage
+from minigpt4.evaluation.benchmarks.hallucination import Hallucination
+from minigpt4.evaluation.benchmarks.vqa import Vqa, read_questions
 from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 from minigpt4.evaluation.run import evaluate
-from minigpt4.evaluation.suites.coverage import Coverage
-from minigpt4.evaluation.suites.hallucination import Hallucination
-from minigpt4.evaluation.suites.vqa import Vqa
-from minigpt4.evaluation.vqa_files import read_questions
 from pocket.data import benchmarks as pocket
 from pocket.measure.facts import missing_fact
 from pocket.text.phrases import description

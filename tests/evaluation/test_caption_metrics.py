@@ -5,11 +5,10 @@ import shutil
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.caption_metrics import PLAIN, STANFORD, caption_scores
-from minigpt4.evaluation.judges import Answer, Verdict
+from minigpt4.evaluation.benchmarks.caption_metrics import PLAIN, STANFORD, caption_scores
+from minigpt4.evaluation.benchmarks.coverage import Coverage
+from minigpt4.evaluation.judges import Response, Verdict
 from minigpt4.evaluation.suite import Judged
-from minigpt4.evaluation.suites.coverage import Coverage
-from minigpt4.evaluation.table import cell
 
 ANSWERS = {"1": "A red ball\non a beach.", "2": "a cat riding a bicycle", "3": ""}
 REFERENCES = {"1": ["a red ball on a beach"], "2": ["a dog playing guitar", "a cat in a street"], "3": ["a lamp"]}
@@ -56,12 +55,12 @@ def test_the_coverage_suite_scores_short_captions_apart_and_says_what_is_left_ou
     judged = []
     for item in suite.load(tmp_path / "suite").items:
         text = item.truth["captions"][0] if item.task == "caption" else "Nothing to see."
-        answer = Answer(item, "m", 0, text, True)
+        answer = Response(item, "m", 0, text, True)
         judged.append(Judged(answer, tuple(Verdict(False) for _ in suite.cases(answer))))
     figures = suite.summarise(judged)
     assert figures["covered"].value == 0
     assert figures["BLEU-4"].value == pytest.approx(1)  # each says what one of the captions says
-    assert cell(figures["BLEU-4"].plain(), "") == "1.00"  # of all answers together: no interval
-    assert cell(figures["ROUGE-L"].plain(), "") == "1.00 (1.00–1.00)"
+    assert text(figures["BLEU-4"].to_json(), "") == "1.00"  # of all answers together: no interval
+    assert text(figures["ROUGE-L"].to_json(), "") == "1.00 (1.00–1.00)"
     assert "METEOR" not in figures
     assert any("METEOR" in note and "java" in note for note in suite.notes)

@@ -17,10 +17,10 @@ from curating import assert_one_line
 from endpoint import Server
 from evaluating import command, figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
+from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.cli import judge_from
 from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 from minigpt4.evaluation.run import evaluate
-from minigpt4.evaluation.suites.abilities import Abilities
 from minigpt4.files import only_process
 
 Serve = Callable[..., Server]
@@ -239,7 +239,7 @@ def test_a_judge_that_is_away_loses_nothing(
 def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_later(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt4.evaluation.answerers import Answering
+    from minigpt4.evaluation.models import Answering
     from minigpt4.generation import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from endpoint import Server
 from evaluating import figures, picture_folder, results, task, write_tasks
 from minigpt4.errors import UserError
-from minigpt4.evaluation.answerers import Answering
+from minigpt4.evaluation.benchmarks.abilities import check_truth, read_tasks
+from minigpt4.evaluation.benchmarks.reliability import Reliability
 from minigpt4.evaluation.cli import eval_
 from minigpt4.evaluation.items import Item
-from minigpt4.evaluation.judges import Answer, Case, JudgePrompt, LLMJudge, shipped
-from minigpt4.evaluation.judging import measure_judge, read_labelled
+from minigpt4.evaluation.judge_check import measure_judge, read_labelled
+from minigpt4.evaluation.judges import Case, JudgePrompt, LLMJudge, Response, shipped
+from minigpt4.evaluation.models import Answering
 from minigpt4.evaluation.run import evaluate
-from minigpt4.evaluation.suites.abilities import check_truth, read_tasks
-from minigpt4.evaluation.suites.reliability import Reliability
 from minigpt4.generation import endpoint
 from pocket.measure.tasks import TASKS
 from pocket.measure.tasks import write_tasks as write_pocket
@@ -34,7 +34,7 @@ Serve = Callable[..., Server]
 
 
 def case(item: Item, text: str) -> Case:
-    return Case(Answer(item, "m", 0, text, True), {})
+    return Case(Response(item, "m", 0, text, True), {})
 
 
 def test_the_papers_tasks_in_the_pocket_world(tmp_path: Path) -> None:

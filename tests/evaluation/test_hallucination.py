@@ -4,11 +4,20 @@ import math
 
 import pytest
 
-from minigpt4.evaluation.coco import Instances
-from minigpt4.evaluation.hallucination import chair_i, count_objects, hallucinated, mean_words, present_objects, recall
-from minigpt4.evaluation.objects import vocabulary
-from minigpt4.evaluation.probing import SAMPLINGS, draw_probes, f1, yes_or_no
-from minigpt4.evaluation.suites.hallucination import probe_figures
+from minigpt4.evaluation.benchmarks.coco import Instances, vocabulary
+from minigpt4.evaluation.benchmarks.hallucination import (
+    SAMPLINGS,
+    chair_i,
+    count_objects,
+    draw_probes,
+    f1,
+    hallucinated,
+    mean_words,
+    present_objects,
+    probe_figures,
+    recall,
+    yes_or_no,
+)
 
 WORDS = vocabulary(["dog", "cat", "person", "frisbee", "car"])
 

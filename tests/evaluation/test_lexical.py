@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.lexical import content_words, covers, overlap, stem
+from minigpt4.evaluation.benchmarks.coverage import content_words, covers, overlap, stem
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.objects import Vocabulary, coco_names, plural, vocabulary, with_article
+from minigpt4.evaluation.benchmarks.coco import Vocabulary, coco_names, plural, vocabulary, with_article
 
 CATEGORIES = sorted({category for category in coco_names().values() if category is not None})
 

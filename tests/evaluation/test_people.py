@@ -18,11 +18,11 @@ from curating import assert_one_line
 from endpoint import Server
 from evaluating import figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
+from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.people import RATINGS, PeopleJudge
+from minigpt4.evaluation.judges import RATINGS, PeopleJudge
 from minigpt4.evaluation.rating import Desk, read_questions
 from minigpt4.evaluation.run import evaluate
-from minigpt4.evaluation.suites.abilities import Abilities
 from pages import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,7 +44,7 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
     models = [f"good=openai:{good.url}#secret-good", f"bad=openai:{bad.url}#secret-bad"]
 
     def measure() -> Path:
-        from minigpt4.evaluation.answerers import Answering
+        from minigpt4.evaluation.models import Answering
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))

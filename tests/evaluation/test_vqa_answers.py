@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.vqa_answers import aokvqa_accuracy, contained, gqa_accuracy, normalize_answer, vqa_accuracy
+from minigpt4.evaluation.benchmarks.vqa import aokvqa_accuracy, contained, gqa_accuracy, normalize_answer, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.vqa import AOKVQA, GQA, VQA, read_questions
 from minigpt4.evaluation.items import DUPLICATE, MALFORMED
-from minigpt4.evaluation.vqa_files import AOKVQA, GQA, VQA, read_questions
 
 
 def write(path: Path, content: object) -> Path:

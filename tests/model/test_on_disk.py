@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from minigpt4.training.run import train
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -25,7 +26,6 @@ from minigpt4.model import on_disk, parts, sources
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
 from tiny import D_LLM, tiny_tokenizer
 
 

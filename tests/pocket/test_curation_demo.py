@@ -10,8 +10,8 @@ from rich.console import Console
 
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endpoint import Endpoint
+from minigpt4.statistics import Rate
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo
 from pocket.curation_demo.measures import judge
@@ -20,8 +20,8 @@ from pocket.measure.truth import statements
 from pocket.text.phrases import description
 from pocket.world import world
 
-BALL = world.Item("ball", "red", "large", "left")
-CUP = world.Item("cup", "blue", "small", "top-right")
+BALL = world.Thing("ball", "red", "large", "left")
+CUP = world.Thing("cup", "blue", "small", "top-right")
 SCENE = world.Picture("scene", "beach", (BALL, CUP), 1)
 
 
@@ -112,7 +112,7 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     """The shipped model on a few pictures; run again, it finds everything done and reports the same."""
     small = {"pictures": 12, "questions": 3, "trainings": 2, "overrides": ["steps=2", "batch_size=2", "warmup_steps=1"]}
     console = Console(quiet=True)
-    report = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    report = demo.run_curation(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
     assert (tmp_path / "demo" / "report.md").read_text() == report
     measured = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert list(measured["steps"]) == ["raw", "refined", "filtered", "selected"]
@@ -120,13 +120,13 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
         ["stage 1", "raw", "refined", "filtered", "selected"]
     ] * 2
     each = [training["raw"]["failures"] for training in measured["trainings"]]
-    assert [rate["of"] for rate in each] == [3, 3]
+    assert [rate["total"] for rate in each] == [3, 3]
     assert measured["steps"]["raw"]["texts"] == 12
-    assert measured["steps"]["refined"]["broken"]["share"] <= measured["steps"]["raw"]["broken"]["share"]
+    assert measured["steps"]["refined"]["broken"]["value"] <= measured["steps"]["raw"]["broken"]["value"]
     with Ledger(tmp_path / "demo" / "set") as ledger:
         before = ledger.events()
         assert [event.step for event in before].count("describe") == 12
-    again = demo.run_demo(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
+    again = demo.run_curation(tmp_path / "demo", **small, console=console)  # type: ignore[arg-type]
     assert again.rpartition("\n- ")[0] == report.rpartition("\n- ")[0]
     with pytest.raises(UserError, match="12 pictures of another run"):
         demo.draw_folder(tmp_path / "demo" / "pictures", demo.CURATED, 13)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
 from pocket.demo import page as report
 from pocket.demo.run import run_demo, targets
 from pocket.measure.survey import ABILITIES
@@ -52,7 +52,7 @@ def test_demo_measures_four_models_and_saves_everything(demo):
     assert [model["key"] for model in results["models"]] == ["untrained", "stage1", "stage2", "blip2"]
     for row in results["rates"].values():
         assert row["abilities"]["total"] == 2 * len(ABILITIES)
-        assert all(rate["low"] <= rate["share"] <= rate["high"] for rate in row.values())
+        assert all(rate["low"] <= rate["value"] <= rate["high"] for rate in row.values())
     for question in results["questions"]:
         assert set(question["answers"]) == {"untrained", "stage1", "stage2", "blip2"}
     assert all((out / picture["file"]).is_file() for picture in results["pictures"])

@@ -14,7 +14,7 @@ from PIL import Image
 from minigpt4.errors import UserError
 from pocket.world import world
 from pocket.world.draw import draw, write_pictures
-from pocket.world.world import Item, Picture
+from pocket.world.world import Picture, Thing
 
 SMALL_BOX = (0.4, 0.4, 0.59, 0.59)
 PIECE_BOX = (0.425, 0.425, 0.575, 0.575)
@@ -28,7 +28,7 @@ def crop(picture: Picture, box: world.Box, size: int = 96) -> np.ndarray:
 
 
 def scene(kind: str, colour: str, background: str = "meadow", box: world.Box = SMALL_BOX, seed: int = 5) -> Picture:
-    return Picture("scene", background, (Item(kind, colour, "small", "centre", (box,)),), seed)
+    return Picture("scene", background, (Thing(kind, colour, "small", "centre", (box,)),), seed)
 
 
 def assert_all_differ(crops: dict[str, np.ndarray], threshold: float) -> None:
@@ -107,7 +107,8 @@ def test_dishes_differ() -> None:
 @pytest.mark.parametrize("dish", world.DISHES)
 def test_ingredients_differ_and_show(dish: str) -> None:
     crops = {
-        name: crop(Picture("food", dish, (Item(name, boxes=(PIECE_BOX,)),), 3), PIECE_BOX) for name in world.INGREDIENTS
+        name: crop(Picture("food", dish, (Thing(name, boxes=(PIECE_BOX,)),), 3), PIECE_BOX)
+        for name in world.INGREDIENTS
     }
     crops["nothing"] = crop(Picture("food", dish, (), 3), PIECE_BOX)
     assert_all_differ(crops, 14)
@@ -116,14 +117,14 @@ def test_ingredients_differ_and_show(dish: str) -> None:
 def test_products_differ() -> None:
     for backdrop in world.BACKDROPS:
         crops = {
-            name: crop(Picture("product", backdrop, (Item(name, "blue", boxes=(WIDE_BOX,)),), 3), WIDE_BOX)
+            name: crop(Picture("product", backdrop, (Thing(name, "blue", boxes=(WIDE_BOX,)),), 3), WIDE_BOX)
             for name in world.PRODUCTS
         }
         assert_all_differ(crops, 14)
 
 
 def test_backdrops_differ() -> None:
-    item = Item("bag", "red", boxes=(WIDE_BOX,))
+    item = Thing("bag", "red", boxes=(WIDE_BOX,))
     crops = {name: crop(Picture("product", name, (item,), 3), (0.0, 0.0, 1.0, 1.0)) for name in world.BACKDROPS}
     assert_all_differ(crops, 10)
 
@@ -131,7 +132,7 @@ def test_backdrops_differ() -> None:
 def test_animals_with_props_differ() -> None:
     crops = {}
     for animal, prop in itertools.product(world.ANIMALS, world.PROPS):
-        items = (Item(animal, "green", boxes=(WIDE_BOX,)), Item(prop, boxes=(WIDE_BOX,)))
+        items = (Thing(animal, "green", boxes=(WIDE_BOX,)), Thing(prop, boxes=(WIDE_BOX,)))
         crops[f"{animal} with {prop}"] = crop(Picture("odd", "street", items, 3), WIDE_BOX)
     assert_all_differ(crops, 6)
 
@@ -147,7 +148,7 @@ def test_titles_differ_and_fill_their_place() -> None:
 
 def test_elements_differ_and_show() -> None:
     box = (0.1, 0.4, 0.6, 0.55)
-    crops = {name: crop(Picture("draft", "Harbor", (Item(name, boxes=(box,)),), 3), box) for name in world.ELEMENTS}
+    crops = {name: crop(Picture("draft", "Harbor", (Thing(name, boxes=(box,)),), 3), box) for name in world.ELEMENTS}
     crops["nothing"] = crop(Picture("draft", "Harbor", (), 3), box)
     assert_all_differ(crops, 8)
 

@@ -14,12 +14,10 @@ from rich.console import Console
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from pocket.measure.survey import ABILITIES
-from pocket.reproduce.ablations import ablations
 from pocket.reproduce.artifacts import Workshop
+from pocket.reproduce.claims import CLAIMS
 from pocket.reproduce.experiments import FULL, QUICK, ablated, arms, find_scale, jobs
-from pocket.reproduce.run import collect, plan, reproduce, write_page
-from pocket.reproduce.spent import read_runs, read_spent
-from pocket.reproduce.workers import make_all
+from pocket.reproduce.run import ablations, collect, make_all, plan, reproduce, write
 from pocket.text.conversations import conversation
 from pocket.towers.skills import SKILLS
 
@@ -44,7 +42,7 @@ def start(*places, processes):
 
 @pytest.fixture(scope="module")
 def run(tiny_vision, tiny_llm, tmp_path_factory):
-    """(workshop, page, what was finished when a first command was killed, the claims of a second run).
+    """(workshop, page, what was finished when a first command was killed, the outcomes of a second run).
 
     The first command had one process for arms, the second has two.
     """
@@ -60,40 +58,49 @@ def run(tiny_vision, tiny_llm, tmp_path_factory):
     assert process.wait() == -9
     before = finished(out)
     workshop, page = toy(out, tiny_vision, tiny_llm, baseline), out / "docs" / "results.md"
-    claims = reproduce(workshop, page, "minigpt4 pocket reproduce", Console(quiet=True), processes=2)
-    return workshop, page, before, claims
+    outcomes = reproduce(workshop, page, "minigpt4 pocket reproduce", Console(quiet=True), processes=2)
+    return workshop, page, before, outcomes
 
 
 def test_killed_run_goes_on_and_does_nothing_again(run):
     workshop, _, before, _ = run
     assert 3 <= len(before) < len(finished(workshop.out))
     assert before.items() <= finished(workshop.out).items()
-    assert plan(workshop).left == 0
-    after, runs = finished(workshop.out), read_runs(workshop.out)
+    assert all(workshop.is_done(*job) for job in jobs(TOY))
+    after = finished(workshop.out)
     reproduce(workshop, run[1], "minigpt4 pocket reproduce", Console(quiet=True))
-    assert (finished(workshop.out), read_runs(workshop.out)) == (after, runs)
+    assert finished(workshop.out) == after
 
 
 def test_page_tells_how_it_was_made_from_what_was_noted_meanwhile(run):
     workshop, page, _, _ = run
-    runs = read_runs(workshop.out)
-    assert [one.processes for one in runs] in ([1, 2], [2])  # a kill right after the first arm may come before its note
-    spent = [read_spent(workshop.directory(*job)) for job in jobs(TOY)]
-    assert all(one.processor > 0 and one.clock > 0 for one in spent)
-    assert plan(workshop).seconds == pytest.approx(sum(one.processor for one in spent))
-    assert plan(workshop, 2).seconds == pytest.approx(plan(workshop).seconds / 2)
-    minutes = sum(one.processor for one in spent) / 60
-    assert f"took {minutes:.0f} minutes of processor time. They were made in" in page.read_text()
-    assert "2 processes of one thread each" in page.read_text()
+    notes = workshop.notes()
+    # A kill right after an arm's answers may come before its note.
+    assert len(jobs(TOY)) - 1 <= len(notes) <= len(jobs(TOY))
+    assert all(note["seconds"] > 0 for note in notes)
+    minutes = sum(note["seconds"] for note in notes) / 60
+    assert (
+        f"took {minutes:.0f} minutes of processor time, one thread each, on {notes[0]['machine']}" in page.read_text()
+    )
+
+
+def test_what_is_written_by_hand_stays_in_the_page(run, tmp_path):
+    workshop, page = run[0], tmp_path / "page.md"
+    write(workshop, page, "minigpt4 pocket reproduce")
+    mark = "<!-- by hand: coverage -->\n"
+    page.write_text(page.read_text().replace(mark, f"{mark}Ours | theirs.\n"))
+    before = page.read_text()
+    assert before.count("Ours | theirs.") == 1
+    write(workshop, page, "minigpt4 pocket reproduce")
+    assert page.read_text() == before
 
 
 def test_page_tells_every_claim_ablation_and_picture(run):
-    _, page, _, claims = run
+    _, page, _, outcomes = run
     text = page.read_text()
-    assert len(claims) == 7
-    for claim in claims:
-        assert f'<a id="{claim.key}"></a>' in text
-        assert f"**{claim.verdict.value}**" in text
+    assert len(outcomes) == 7
+    for claim in CLAIMS:
+        assert f'<a id="{claim.key}"></a>\n## {claim.title}: {outcomes[claim.key].value}\n' in text
     for name in ("no Q-Former", "three layers", "Q-Former finetuned", "stage 2 only", "stage 2 on 6", "stage 1 on 50%"):
         assert f"| {name} |" in text
     assert "one seed" in text
@@ -148,8 +155,8 @@ def test_answers_that_were_changed_are_refused_by_name(run):
         path.write_text(whole)
 
 
-def test_every_arm_begins_with_one_before_it_and_fits_the_budget():
-    for scale, hours in ((FULL, 4), (QUICK, 0.25)):
+def test_every_arm_begins_with_one_before_it():
+    for scale in (FULL, QUICK):
         known = {"BLIP-2"}
         for arm in arms(scale):
             assert arm.start is None or arm.start in known or arm.recipe is None
@@ -157,7 +164,7 @@ def test_every_arm_begins_with_one_before_it_and_fits_the_budget():
         names = [arm.name for arm in arms(scale)]
         assert len(set(names)) == len(names)
         assert len(jobs(scale)) == sum(len(arm.seeds or scale.seeds) for arm in arms(scale))
-        assert plan(Workshop(Path("nowhere"), scale)).seconds < 3600 * hours
+        assert len(plan(Workshop(Path("nowhere"), scale)).splitlines()) == 1 + len(names)
     assert len(FULL.seeds) == 3
     with pytest.raises(UserError, match="expected 1 to 10"):
         find_scale(quick=False, seeds=0)
@@ -170,7 +177,7 @@ def test_page_that_cannot_be_is_refused_before_any_work(run, tmp_path):
         with pytest.raises(UserError, match=message):
             reproduce(workshop, page, "minigpt4 pocket reproduce", Console(quiet=True))
     with pytest.raises(UserError, match="nothing of"):
-        write_page(workshop, tmp_path / "page.md", "minigpt4 pocket reproduce")
+        write(workshop, tmp_path / "page.md", "minigpt4 pocket reproduce")
     assert not (tmp_path / "out").exists()
 
 
@@ -201,10 +208,8 @@ def test_plan_is_told_at_the_command_line(command, tmp_path):
         [sys.executable, "-m", "minigpt4", *command, "--plan", place, str(tmp_path), "--processes", "2"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    count = {line[:42].strip(): line[42:48].strip() for line in told.splitlines()}
-    assert count["stage 1 on 10%, then stage 2"] == "3"
-    assert ("stage 1 on 30%" in count, "the beginner without poem" in count) == (len(command) == 1,) * 2
-    assert "with 2 processes" in told
+    assert re.search(r"(?m)^stage 1 on 10%, then stage 2 +3 +150 +400 +0$", told)
+    assert ("stage 1 on 30%" in told, "the beginner without poem" in told) == (len(command) == 1,) * 2
 
 
 @pytest.fixture
@@ -220,7 +225,7 @@ def test_one_process_and_two_make_the_same(run, few):
     """The module's run made these arms in two processes, this makes them in one."""
     wanted = [(arm, 0) for arm in few.arms.values()]
     few.out.mkdir()
-    make_all(few, wanted, 1, lambda job: None, lambda job: None)
+    make_all(few, wanted, 1, "a test", Console(quiet=True))
     for arm, seed in wanted:
         one, two = few.directory(arm, seed), run[0].directory(arm, seed)
         assert one.name == two.name
@@ -233,17 +238,16 @@ def test_one_process_and_two_make_the_same(run, few):
 def test_process_that_is_killed_ends_the_command_in_one_line_and_the_rest_is_kept(few):
     few.out.mkdir()
     wanted = [(arm, 0) for arm in few.arms.values()]
-    done = []
 
-    def kill(job):
-        if job[0].name == "stage 2":
-            for child in multiprocessing.active_children():
-                child.kill()
+    class Killing(Console):
+        def print(self, *texts, **_):
+            if "stage 1" in texts[0]:
+                for child in multiprocessing.active_children():
+                    child.kill()
 
-    with pytest.raises(UserError, match=r"stage 2, seed 0: its process was killed by signal 9 .*the same command goes"):
-        make_all(few, wanted, 1, kill, done.append)
-    assert [arm.name for arm, _ in done] == ["BLIP-2", "stage 1"]
-    assert all(few.is_done(*job) for job in done)
+    with pytest.raises(UserError, match=r"stage 2, seed 0: a process was killed .*the same command goes on"):
+        make_all(few, wanted, 1, "a test", Killing())
+    assert [few.is_done(*job) for job in wanted] == [True, True, False]
     assert not multiprocessing.active_children()
 
 

@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.prompts.templates import Message
+from minigpt4.statistics import Rate
+from minigpt4.text_failures import failure
 from pocket.measure.survey import (
     ABILITIES,
     FIRST_QUESTIONS,

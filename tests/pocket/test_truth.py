@@ -6,16 +6,16 @@ import pytest
 from pocket.measure.truth import check, places_in, read
 from pocket.text.conversations import answer
 from pocket.text.requests import ABILITIES, PICTURE_TYPES, Request, follow_up, request
-from pocket.world.world import KINDS, Item, Picture, sample
+from pocket.world.world import KINDS, Picture, Thing, sample
 
 SCENE = Picture(
     "scene", "meadow",
-    (Item("ball", "red", "large", "top-left"), Item("cup", "blue", "small", "right")), seed=0,
+    (Thing("ball", "red", "large", "top-left"), Thing("cup", "blue", "small", "right")), seed=0,
 )  # fmt: skip
-FOOD = Picture("food", "pizza", (Item("tomato"), Item("olive")), seed=0)
-PRODUCT = Picture("product", "marble", (Item("watch", "red"),), seed=0)
-ODD = Picture("odd", "beach", (Item("cat", "black"), Item("guitar")), seed=0)
-DRAFT = Picture("draft", "Harbor", (Item("navigation"), Item("list"), Item("button")), seed=0)
+FOOD = Picture("food", "pizza", (Thing("tomato"), Thing("olive")), seed=0)
+PRODUCT = Picture("product", "marble", (Thing("watch", "red"),), seed=0)
+ODD = Picture("odd", "beach", (Thing("cat", "black"), Thing("guitar")), seed=0)
+DRAFT = Picture("draft", "Harbor", (Thing("navigation"), Thing("list"), Thing("button")), seed=0)
 
 
 def ask(ability: str, expected: str | None = None, text: str = "") -> Request:

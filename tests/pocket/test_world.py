@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minigpt4.evaluation.reliability import failure
+from minigpt4.text_failures import failure
 from pocket.measure.truth import check
 from pocket.text.conversations import answer, conversation
 from pocket.text.phrases import caption, context, dense_caption

@@ -19,8 +19,8 @@ from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.packing import Packer, Packing
 from minigpt4.model.quantization import FORMATS, quantize_linears
 from minigpt4.training import loss
-from minigpt4.training.fast import WRITTEN_OUT, attention_written_out, make_fast
 from minigpt4.training.loss import head_loss, next_token_loss
+from minigpt4.training.speed import WRITTEN_OUT, attention_written_out, make_fast
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from PIL import Image
 from minigpt4.curation import language
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-from minigpt4.evaluation.reliability import foreign_share
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
+from minigpt4.text_failures import foreign_share
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from minigpt4.evaluation.reliability import failure
+from minigpt4.text_failures import failure
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
 #: What someone says who speaks of a mistake, or declines, and not of a picture.

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-from minigpt4.evaluation.statistics import cohen_kappa
 from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+from minigpt4.statistics import cohen_kappa
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -88,9 +88,9 @@ def features(
 
     source_ = Source(source, caption_key=caption_key)
     check_sources([source_], stage)  # a wrong path is known before the model is loaded
-    from minigpt4.data.features import encode_source
     from minigpt4.model.precision import resolve_device, training_dtype
     from minigpt4.model.vision import load_vision_side
+    from minigpt4.training.features import encode_source
 
     resolved = resolve_device(device)
     loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)

@@ -81,9 +81,9 @@ def run_suite(
     suite: Suite, models: list[str], out: Path, how: dict[str, Any], *, samples: int = 1, limit: int | None = None
 ) -> None:
     """Carry a suite out and print its table; `how` holds the fields of `Answering`."""
-    from minigpt4.evaluation.answerers import Answering
+    from minigpt4.evaluation.models import Answering
+    from minigpt4.evaluation.results import RESULTS, TABLE
     from minigpt4.evaluation.run import evaluate
-    from minigpt4.evaluation.table import RESULTS, TABLE
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
     outcome = evaluate(suite, models, out, how=Answering(**how), samples=samples, limit=limit)
@@ -93,12 +93,12 @@ def run_suite(
 
 def judge_from(name: str, prompt: str, directory: Path, how: dict[str, Any]) -> Judge | None:
     """The judge that --judge names; None is the truth."""
-    from minigpt4.evaluation.answerers import ENDPOINT_PREFIX
+    from minigpt4.evaluation.models import ENDPOINT_PREFIX
 
     if name == "truth":
         return None
     if name == "people":
-        from minigpt4.evaluation.people import PeopleJudge
+        from minigpt4.evaluation.judges import PeopleJudge
 
         return PeopleJudge(directory)
     if name.startswith(ENDPOINT_PREFIX):
@@ -126,10 +126,10 @@ def abilities(
 
     Example: minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval
     """
-    from minigpt4.evaluation.suites.abilities import Abilities
+    from minigpt4.evaluation.benchmarks.abilities import Abilities
 
-    who = judge_from(judge, judge_prompt, out / Abilities.name, how)
-    run_suite(Abilities(data, judge=who, count=count), models, out, how, samples=samples, limit=limit)
+    chosen = judge_from(judge, judge_prompt, out / Abilities.name, how)
+    run_suite(Abilities(data, judge=chosen, count=count), models, out, how, samples=samples, limit=limit)
 
 
 @eval_.command()
@@ -148,7 +148,7 @@ def reliability(
 
     Example: minigpt4 eval reliability pocket-stage1 pocket --out runs/eval
     """
-    from minigpt4.evaluation.suites.reliability import Reliability
+    from minigpt4.evaluation.benchmarks.reliability import Reliability
 
     suite = Reliability(data, count=count, max_new_tokens=max_new_tokens)
     run_suite(suite, models, out, how, samples=samples)
@@ -171,8 +171,8 @@ def rate(
     serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
 
 
-@eval_.command()
-def judge(
+@eval_.command("judge")
+def check_judge(
     endpoint: Annotated[str, typer.Argument(metavar="JUDGE", help="The judge to measure: openai:URL#MODEL.")],
     prompt: JudgePromptName = "success",
     labelled: Annotated[
@@ -186,9 +186,100 @@ def judge(
 
     Example: minigpt4 eval judge openai:http://127.0.0.1:8000/v1#my-llm --judge-prompt success
     """
+    from minigpt4.evaluation.judge_check import measure_judge
     from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
-    from minigpt4.evaluation.judging import measure_judge
 
-    who = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
-    for line in measure_judge(who, out / "judge", labelled):
+    chosen = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
+    for line in measure_judge(chosen, out / "judge", labelled):
         typer.echo(line)
+
+
+Images = Annotated[Path | None, typer.Option(help="The directory of the pictures that the files name.")]
+Count = Annotated[int, typer.Option(min=1, max=100_000, help="Pictures to ask about: the first so many.")]
+
+
+@eval_.command()
+@answering
+def coverage(
+    models: Models,
+    data: Annotated[Path | None, typer.Option(help="captions_val2017.json; pocket pictures by default.")] = None,
+    images: Images = None,
+    out: Out = Path("runs/eval"),
+    judge: JudgeName = "truth",
+    judge_prompt: JudgePromptName = "coverage",
+    count: Count = 200,
+    prompt: Annotated[str, typer.Option(help="What the model is asked.")] = "Describe this image in detail.",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description, in tokens.")] = 300,
+    caption_metrics: Annotated[
+        bool, typer.Option(help="Ask for short captions too, and score them by CIDEr, BLEU, METEOR, ROUGE.")
+    ] = True,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """How many of the captions that people wrote a description covers; CIDEr and its kin of short captions.
+
+    Example: minigpt4 eval coverage pocket pocket-blip2 --out runs/eval
+    """
+    from minigpt4.evaluation.benchmarks.coverage import Coverage
+
+    chosen = judge_from(judge, judge_prompt, out / Coverage.name, how)
+    suite = Coverage(
+        data, images, judge=chosen, count=count, prompt=prompt, max_new_tokens=max_new_tokens,
+        caption_metrics=caption_metrics,
+    )  # fmt: skip
+    run_suite(suite, models, out, how)
+
+
+@eval_.command()
+@answering
+def hallucination(
+    models: Models,
+    data: Annotated[Path | None, typer.Option(help="instances_val2017.json; pocket pictures by default.")] = None,
+    images: Images = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="captions_val2017.json: what people name there is there too.")
+    ] = None,
+    out: Out = Path("runs/eval"),
+    count: Count = 200,
+    probes: Annotated[int, typer.Option(min=0, help="Objects that are there to ask about, of each picture.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Objects that answers name and that are not there (CHAIR), against length; yes-or-no questions (POPE).
+
+    Example: minigpt4 eval hallucination pocket pocket-blip2 --out runs/eval
+    """
+    from minigpt4.evaluation.benchmarks.hallucination import Hallucination
+
+    suite = Hallucination(
+        data, images, captions, count=count, probes=probes, seed=how["seed"], max_new_tokens=max_new_tokens
+    )
+    run_suite(suite, models, out, how)
+
+
+@eval_.command()
+@answering
+def vqa(
+    models: Models,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A question file of A-OKVQA, GQA or VQA v2; may be given several times.")
+    ] = None,
+    images: Images = None,
+    out: Out = Path("runs/eval"),
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Pocket pictures, without --data.")] = 200,
+    limit: Limit = None,
+    prompt: Annotated[str | None, typer.Option(help="How a question is put, with {} in its place.")] = None,
+    choice: Annotated[str | None, typer.Option(help="How a choice is put as an answer, with {} in its place.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 40,
+    *,
+    how: dict[str, Any],
+) -> None:
+    """Short answers: A-OKVQA (multiple choice by likelihood, and direct), GQA, VQA v2's accuracy.
+
+    Example: minigpt4 eval vqa pocket pocket-blip2 --out runs/eval
+    """
+    from minigpt4.evaluation.benchmarks.vqa import Vqa
+
+    suite = Vqa(data or [], images, count=count, prompt=prompt, choice=choice, max_new_tokens=max_new_tokens)
+    run_suite(suite, models, out, how, limit=limit)

@@ -1,6 +1,6 @@
 """What a suite asks: questions about pictures, read from files that may be wrong in places.
 
-A record that is wrong is left out and named (`Fault`), and the others go on. Knows nothing about models or scores.
+A record that is wrong is left out and named (`Fault`), and the others go on.
 """
 
 from __future__ import annotations

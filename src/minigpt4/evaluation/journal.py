@@ -1,6 +1,6 @@
 """A journal: an append-only file of JSON lines, each under a key, that a kill at any moment leaves readable.
 
-What is in it is never asked or judged again. Knows nothing about what the lines mean.
+Recorded answers and verdicts are reused.
 """
 
 from __future__ import annotations

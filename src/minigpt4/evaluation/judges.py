@@ -1,6 +1,8 @@
-"""Who says whether an answer succeeds: the truth, people, or an LLM behind an endpoint. One interface for all.
+"""Judges of answers: the truth, people, or an LLM behind an endpoint. One interface for all.
 
-A judge is handed cases and gives each a verdict. What it cannot decide is undecided, and never a success.
+A judge is handed cases and gives each a verdict. What it cannot decide is undecided, and never a success. People judge
+on a page (`rating.py`): an answer succeeds if most of those who judged it say so; if nobody did, or they are split, it
+is undecided.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, read_document
-from minigpt4.evaluation.journal import digest
+from minigpt4.evaluation.journal import digest, read_rows
 from minigpt4.generation.endpoint import Unanswered, run_until_stopped
+from minigpt4.statistics import cohen_kappa
 from minigpt4.stopping import StopSignals
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
@@ -25,7 +29,7 @@ ASK_AGAIN = 2
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What one model said to one item: a line of the journal of answers."""
 
     item: Item
@@ -41,7 +45,7 @@ class Answer:
 class Case:
     """One thing to decide about an answer. `fields` fill the judge's prompt; `part` tells several cases apart."""
 
-    answer: Answer
+    answer: Response
     fields: Mapping[str, str]
     part: str = ""
 
@@ -58,11 +62,11 @@ class Verdict:
     reason: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, row: Mapping[str, Any]) -> Verdict:
+    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
         return cls(row["success"], row["reason"], row.get("detail", {}))
 
 
@@ -84,7 +88,7 @@ class Judge(ABC):
         """A verdict on every case, handed to `record` with the case's index as soon as it is there."""
 
 
-class Rule(Judge):
+class RuleJudge(Judge):
     """A judge that computes its verdict: from ground truth, or by rules about language."""
 
     kept = False
@@ -143,7 +147,7 @@ class JudgePrompt:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
         content: Any = text
         if self.picture:
-            from minigpt4.evaluation.remote import picture_url
+            from minigpt4.evaluation.models import picture_url
 
             shown = {"type": "image_url", "image_url": {"url": picture_url(case.item.image)}}
             content = [shown, {"type": "text", "text": text}]
@@ -179,7 +183,7 @@ class LLMJudge(Judge):
         self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0,
         temperature: float = 0.0, attempts: int = 6,
     ) -> None:  # fmt: skip
-        from minigpt4.evaluation.remote import open_endpoint
+        from minigpt4.evaluation.models import open_endpoint
 
         self.endpoint = open_endpoint(endpoint, timeout, attempts)
         self.prompt, self.concurrency, self.temperature = prompt, concurrency, temperature
@@ -238,3 +242,75 @@ class LLMJudge(Judge):
                 return Verdict(success, reason, {"asked": attempt + 1})
             said.append(reply.text[:200])
         return Verdict(None, f"answered out of form {len(said)} times: {said[-1]!r}", {"asked": len(said)})
+
+
+RATINGS = "ratings.jsonl"
+
+
+def answer_key(item: str, prompt: str, answer: str) -> str:
+    """The name of an answer on the rating page: equal answers to one question are one, whoever gave them."""
+    return digest([item, prompt, answer])
+
+
+def read_ratings(directory: Path) -> list[dict[str, Any]]:
+    """The last word of every rater on every question: `rater`, `answers` (verdicts by answer), `best` (answers)."""
+    path = directory / RATINGS
+    return list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
+
+
+def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often every two raters who judged the same answers gave the same verdict, and Cohen's kappa."""
+    votes: dict[str, dict[str, bool]] = {}
+    for row in ratings:
+        for answer, success in row["answers"].items():
+            if success is not None:
+                votes.setdefault(answer, {})[row["rater"]] = success
+    found = []
+    for one, other in combinations(sorted({row["rater"] for row in ratings}), 2):
+        pairs = [(given[one], given[other]) for given in votes.values() if one in given and other in given]
+        if pairs:
+            agreed = sum(a == b for a, b in pairs) / len(pairs)
+            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
+    return found
+
+
+class PeopleJudge(Judge):
+    """The verdicts of the raters in `directory/ratings.jsonl`."""
+
+    kept = False
+
+    def __init__(self, directory: Path) -> None:
+        self.ratings = read_ratings(directory)
+        self.identity = {"judge": "people", "raters": len({row["rater"] for row in self.ratings})}
+
+    def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
+        votes: dict[str, list[bool | None]] = {}
+        for row in self.ratings:
+            for answer, success in row["answers"].items():
+                votes.setdefault(answer, []).append(success)
+        for index, case in enumerate(cases):
+            given = votes.get(answer_key(case.item.id, case.item.prompt, case.answer.text), [])
+            yes, no = given.count(True), given.count(False)
+            reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
+            record(index, Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
+
+    def report(self, answers: Sequence[Response]) -> dict[str, Any]:
+        """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
+        keys: dict[tuple[str, int], dict[str, str]] = {}
+        for answer in answers:
+            key = answer_key(answer.item.id, answer.item.prompt, answer.text)
+            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
+        best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
+        preferences = []
+        for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
+            wins = ties = losses = 0
+            for group in keys.values():
+                mine, theirs = group.get(one), group.get(other)
+                for shown, chosen in best:
+                    if mine in shown and theirs in shown:
+                        wins += mine in chosen and theirs not in chosen
+                        losses += theirs in chosen and mine not in chosen
+                        ties += (mine in chosen) == (theirs in chosen)
+            if wins + ties + losses:
+                preferences.append({"models": [one, other], "wins": wins, "ties": ties, "losses": losses})
+        return {"agreement": agreement(self.ratings), "preferences": preferences}

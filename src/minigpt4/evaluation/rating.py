@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import read_document
 from minigpt4.evaluation.journal import Journal, digest
-from minigpt4.evaluation.people import RATINGS, agreement, answer_key
-from minigpt4.evaluation.table import RESULTS
+from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
+from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
 from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.answerers import Answerer, Answering, Reply, open_answerer
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
-from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.machine import machine
+from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
+from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_answerer
+from minigpt4.evaluation.results import machine, write_results
 from minigpt4.evaluation.suite import Again, Judged, Suite
-from minigpt4.evaluation.table import write_results
 from minigpt4.files import only_process
 from minigpt4.progress import progress_bar
 
@@ -125,11 +124,11 @@ def _first_of_each_task(items: Sequence[Item], limit: int | None) -> list[Item]:
 
 def ask(
     answerer: Answerer, label: str, items: Sequence[Item], journal: Journal, samples: int = 1
-) -> tuple[list[Answer], list[Fault]]:
+) -> tuple[list[Response], list[Fault]]:
     """The answers to all items, those in the journal and the new ones; and which items have none, and why."""
     pictures = _Pictures()
     faults: list[Fault] = []
-    found: list[Answer] = []
+    found: list[Response] = []
     with progress_bar() as bar:
         task = bar.add_task(label, total=len(items) * samples, note="")
         for sample in range(samples):
@@ -138,7 +137,11 @@ def ask(
             bar.advance(task, len(items) - len(todo))
 
             def record(
-                index: int, reply: Reply, todo: list[Item] = todo, keys: dict[str, str] = keys, sample: int = sample
+                index: int,
+                reply: ModelReply,
+                todo: list[Item] = todo,
+                keys: dict[str, str] = keys,
+                sample: int = sample,
             ) -> None:
                 item = todo[index]
                 bar.advance(task)
@@ -160,7 +163,7 @@ def ask(
                 if keys[item.id] in journal:
                     row = journal[keys[item.id]]
                     found.append(
-                        Answer(
+                        Response(
                             item,
                             label,
                             sample,
@@ -203,7 +206,7 @@ def _readable(item: Item) -> bool:
     return True
 
 
-def judge_all(suite: Suite, answers: Sequence[Answer], journal: Journal) -> list[Judged]:
+def judge_all(suite: Suite, answers: Sequence[Response], journal: Journal) -> list[Judged]:
     """Every answer with its verdicts: those that are in the journal, and the new ones, which go there."""
     cases = [list(suite.cases(answer)) for answer in answers]
     verdicts = decide(suite.judge, [case for group in cases for case in group], journal)
@@ -225,7 +228,7 @@ def decide(judge: Judge, cases: Sequence[Case], journal: Journal, round: int = 0
         return plain
     for key, case in zip(keys, cases, strict=True):
         if key in journal:
-            found[key] = Verdict.from_plain(journal[key])
+            found[key] = Verdict.from_json(journal[key])
         else:
             todo.setdefault(key, case)
     waiting = list(todo)
@@ -236,7 +239,7 @@ def decide(judge: Judge, cases: Sequence[Case], journal: Journal, round: int = 0
             key, case = waiting[index], todo[waiting[index]]
             found[key] = verdict
             journal.add([{
-                "key": key, "item": case.item.id, "model": case.answer.model, "part": case.part, **verdict.plain(),
+                "key": key, "item": case.item.id, "model": case.answer.model, "part": case.part, **verdict.to_json(),
                 **judge.identity,
             }])  # fmt: skip
             bar.advance(task)
@@ -255,7 +258,7 @@ def write_ready(
         {
             "name": row.name, "label": row.label, "unit": row.unit, "group": row.group, "paper": dict(row.paper),
             "lower_is_better": row.lower_is_better,
-            "figures": {label: f[row.name].plain() for label, f in figures.items() if row.name in f},
+            "figures": {label: f[row.name].to_json() for label, f in figures.items() if row.name in f},
         }
         for row in suite.rows()
     ]  # fmt: skip
@@ -269,13 +272,15 @@ def write_ready(
         "undecided": sum(v.success is None for group in judged.values() for j in group for v in j.verdicts),
         "faults": [{"kind": f.kind, "where": f.where, "reason": f.reason} for f in faults],
         **suite.more(judged, again),
-        "answers": [_plain(j, case) for group in judged.values() for j in group for case in [suite.cases(j.answer)]],
+        "answers": [
+            _answer_row(j, case) for group in judged.values() for j in group for case in [suite.cases(j.answer)]
+        ],
     }
 
 
-def _plain(judged: Judged, cases: Sequence[Case]) -> dict[str, Any]:
+def _answer_row(judged: Judged, cases: Sequence[Case]) -> dict[str, Any]:
     answer, item = judged.answer, judged.answer.item
-    verdicts = [{"part": case.part, **verdict.plain()} for case, verdict in zip(cases, judged.verdicts, strict=True)]
+    verdicts = [{"part": case.part, **verdict.to_json()} for case, verdict in zip(cases, judged.verdicts, strict=True)]
     return {
         "model": answer.model, "item": item.id, "sample": answer.sample, "task": item.task, "image": str(item.image),
         "prompt": item.prompt, "options": list(item.options), "answer": answer.text, "ended": answer.ended,

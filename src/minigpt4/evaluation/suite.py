@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Answer, Case, Judge, Verdict
-from minigpt4.evaluation.statistics import bootstrap, wilson
+from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
 from minigpt4.extensions import extensions
+from minigpt4.statistics import Estimate, Rate
 
-T = TypeVar("T")
 #: Asks the judge once more.
 Again = Callable[[Sequence[Case]], list[Verdict]]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A measured number with its 95 % interval, over `total` cases.
-
-    `successes` is there for a rate; `undecided` cases are part of `total` and no successes.
-    """
-
-    value: float
-    low: float
-    high: float
-    total: int
-    successes: int | None = None
-    undecided: int = 0
-
-    @classmethod
-    def rate(cls, outcomes: Sequence[bool | None]) -> Figure:
-        """The share of True, with its Wilson interval; None is undecided."""
-        successes, total = sum(o is True for o in outcomes), len(outcomes)
-        low, high = wilson(successes, total)
-        value = successes / total if total else math.nan
-        return cls(value, low, high, total, successes, sum(o is None for o in outcomes))
-
-    @classmethod
-    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Figure:
-        """Any statistic of cases, with the interval that drawing them again and again gives it."""
-        if not cases:
-            return cls(math.nan, math.nan, math.nan, 0)
-        low, high = bootstrap(cases, statistic)
-        return cls(statistic(cases), low, high, len(cases))
-
-    def plain(self) -> dict[str, Any]:
-        """Ready for JSON, which has no NaN."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of the table. `paper` holds the paper's figures by the paper's name of the model.
 
     `unit` says how figures are printed: "%" (a share), "of" (successes of the total, with the share's interval), or a
@@ -75,7 +38,7 @@ class Row:
 class Judged:
     """An answer with the verdicts on its cases, in their order."""
 
-    answer: Answer
+    answer: Response
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -128,15 +91,15 @@ class Suite(ABC):
         """The items and what was left out. `directory` is the suite's own, for pictures that it draws."""
 
     @abstractmethod
-    def rows(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[TableRow]:
         """The lines of the table; known once the items are loaded."""
 
     @abstractmethod
-    def cases(self, answer: Answer) -> Sequence[Case]:
+    def cases(self, answer: Response) -> Sequence[Case]:
         """What is to be decided about an answer."""
 
     @abstractmethod
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Figure]:
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         """One model's figures by the names of rows."""
 
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:

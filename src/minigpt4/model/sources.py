@@ -1,6 +1,6 @@
 """Where a model's or a part's files are, and the tensors in them: find, read, tell apart.
 
-A source is a local directory or a hub id. Knows nothing about what the tensors are for.
+A source is a local directory or a hub id.
 """
 
 from __future__ import annotations

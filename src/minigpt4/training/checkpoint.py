@@ -1,8 +1,7 @@
 """Files that hold all a stopped run needs to go on: trained weights, optimiser state, step, where the data stand.
 
 There is no random state in them: the order of samples follows from the seed, and frozen parts have no dropout. Each
-file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used. Knows nothing
-about when to save.
+file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""A recipe: everything that decides what one stage of training does, read from YAML and checked before any work.
-
-Knows nothing about models or tensors; reading a recipe is instant.
-"""
+"""A recipe: everything that decides what one stage of training does, read from YAML and checked before any work."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,6 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
+
+logger = logging.getLogger(__name__)
+
+
+#: Keys by their former names, which are read for one more release.
+RENAMED = {
+    "accumulate": "gradient_accumulation_steps", "keep_checkpoints": "save_total_limit",
+    "sample_pictures": "sample_images",
+}  # fmt: skip
+#: Keys that may differ in a run that continues: they do not change the losses.
+HARMLESS = {
+    "base", "output", "save_every", "feature_cache", "save_total_limit", "trackers", "max_skipped", "workers",
+    "sample_every", "sample_images", "sample_prompt",
+}  # fmt: skip
 
 
 class DataSource(BaseModel):
@@ -110,8 +122,8 @@ class Recipe(BaseModel):
     # How
     steps: int = Field(ge=1, description="Optimiser steps in all.")
     batch_size: int = Field(ge=1, description="Samples per step, over all processes together.")
-    accumulate: int = Field(
-        1, ge=1, description="Parts in which each process goes through its share of a batch: less memory, same result."
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate, reached after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
@@ -147,8 +159,8 @@ class Recipe(BaseModel):
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(
-        2, ge=1, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
+    save_total_limit: int = Field(
+        2, ge=1, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
@@ -156,7 +168,7 @@ class Recipe(BaseModel):
     sample_every: int = Field(
         0, ge=0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
     )
-    sample_pictures: tuple[str, ...] = Field((), description="Pictures that the sample answers are about.")
+    sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
 
     @model_validator(mode="after")
@@ -175,8 +187,8 @@ class Recipe(BaseModel):
             raise ValueError("stage 2 needs at least one of instructions")
         if self.stage == 1 and self.instructions:
             raise ValueError("stage 1 has no instructions; remove them, or set stage=2")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulate={self.accumulate} parts")
+        if self.batch_size % (pieces := self.gradient_accumulation_steps):
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided by gradient_accumulation_steps={pieces}")
         if self.train_qformer and not (self.stream and self.qformer):
             raise ValueError("train_qformer needs stream=true and a Q-Former: what is trained cannot be cached")
         if self.vision_load_in and not self.stream:
@@ -185,8 +197,8 @@ class Recipe(BaseModel):
             raise ValueError("weights of data need stream=true; cached data are all seen once in each epoch")
         if not self.sources:
             raise ValueError("data names no source")
-        if self.sample_every and not self.sample_pictures:
-            raise ValueError("sample_every needs sample_pictures")
+        if self.sample_every and not self.sample_images:
+            raise ValueError("sample_every needs sample_images")
         return self
 
     @property
@@ -222,7 +234,7 @@ class Recipe(BaseModel):
             UserError: no such recipe, not YAML, or a key or value that is not valid.
         """
         path = find_recipe(name_or_path)
-        return cls.parse(_read(path) | _parse_overrides(overrides), source=str(path))
+        return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -232,7 +244,7 @@ class Recipe(BaseModel):
             UserError: names `source`, the key at fault, and the nearest valid key where there is one.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(_renamed(values, source))
         except ValidationError as error:
             raise UserError(f"{source}: {_explain(error)}") from error
 
@@ -241,22 +253,9 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def differing_keys(self, other: Recipe) -> list[str]:
-        """Keys whose values differ and would change the losses; where files lie and how often they are saved do not."""
-        harmless = {
-            *(
-                "base",
-                "output",
-                "save_every",
-                "feature_cache",
-                "keep_checkpoints",
-                "trackers",
-                "max_skipped",
-                "workers",
-            ),
-            *("sample_every", "sample_pictures", "sample_prompt"),
-        }
+        """Keys whose values differ and would change the losses (paths of files and how often they are saved do not)."""
         return [
-            key for key in type(self).model_fields if key not in harmless and getattr(self, key) != getattr(other, key)
+            key for key in type(self).model_fields if key not in HARMLESS and getattr(self, key) != getattr(other, key)
         ]
 
 
@@ -318,11 +317,25 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):
         raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
-    base = values.get("base")
+    own = _renamed({str(key): value for key, value in values.items()}, f"recipe {path}")
+    base = own.get("base")
     if base is None:
-        return {str(key): value for key, value in values.items()}
+        return own
     beside = path.parent / str(base)
-    return _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path)) | dict(values) | {"base": None}
+    beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
+    return beneath | own | {"base": None}
+
+
+def _renamed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The same with former names of keys replaced, and a notice for each. Raises UserError if both names are given."""
+    new = dict(values)
+    for former, name in RENAMED.items():
+        if former in new:
+            if name in new:
+                raise UserError(f"{source}: {former} is the former name of {name}; give only {name}")
+            logger.warning("%s: %s is called %s now; the former name works for one more release", source, former, name)
+            new[name] = new.pop(former)
+    return new
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""What a curation did, against the truth of pocket pictures: texts, rules, grounding, and the models trained on them.
-
-Knows nothing about how the texts came about, and writes nothing.
-"""
+"""What curation did, against the truth of pocket pictures: texts, rules, grounding, and the models trained on them."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from minigpt4.curation import filters
 from minigpt4.curation.describe import Describing
 from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import Answer
+from minigpt4.statistics import Rate
+from minigpt4.text_failures import failure
 from pocket.measure.truth import check, statements
 from pocket.text.phrases import INSTRUCTIONS
 from pocket.text.requests import Request
@@ -40,7 +37,7 @@ class Truth:
         return self.broken or self.false > 0
 
 
-def judge(picture: world.Picture, text: str, ended: bool = True) -> Truth:
+def truth_of(picture: world.Picture, text: str, ended: bool = True) -> Truth:
     """A text against the truth of its picture. Broken: it repeats itself, breaks off, is empty, or holds fragments."""
     return Truth(*statements(picture, text), failure(text, ended) is not None or count_fragments(text) > 0)
 
@@ -57,21 +54,21 @@ def _picture(item: Item) -> world.Picture:
 def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
     """False statements, broken texts, and texts with either, of a dataset."""
     truths = [
-        judge(_picture(item), text, item.raw.data["ended"] if text == item.raw.data["text"] else True)
+        truth_of(_picture(item), text, item.raw.data["ended"] if text == item.raw.data["text"] else True)
         for item, text in rows
     ]
     return {
         "texts": len(rows),
         "false statements": false_statements(truths),
         "statements per text": round(sum(t.true + t.false for t in truths) / max(1, len(truths)), 2),
-        "broken": Rate.of([t.broken for t in truths]),
-        "broken or false": Rate.of([t.bad for t in truths]),
+        "broken": Rate.from_outcomes([t.broken for t in truths]),
+        "broken or false": Rate.from_outcomes([t.bad for t in truths]),
     }
 
 
 def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> dict[str, Any]:
     """Precision and recall of each rule, and of all together, at finding texts that are broken or say what is false."""
-    bad = {item.key: judge(_picture(item), item.text, item.ended).bad for item in items}
+    bad = {item.key: truth_of(_picture(item), item.text, item.ended).bad for item in items}
     measured = filters.measure_all(items, {})  # no picture is a duplicate here
     caught = {
         item.key: set(filters.caught_by(values, thresholds)) for item, values in zip(items, measured, strict=True)
@@ -137,7 +134,7 @@ def choose_thresholds(items: Sequence[Item]) -> dict[str, float | None]:
     It is what a person does with `curate stats` and a sample whose truth is looked up. At most half may be left out.
     """
     scores = [(item, item.grounding.data) for item in items if item.grounding is not None]
-    false = [judge(_picture(item), item.text).false > 0 for item, _ in scores]
+    false = [truth_of(_picture(item), item.text).false > 0 for item, _ in scores]
 
     def candidates(name: str) -> list[float]:
         values = sorted(float(data[name]) for _, data in scores)
@@ -173,13 +170,13 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
         with torch.no_grad():
             found += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
     pictures = [world.sample(seed) for seed in seeds]
-    truths = [judge(picture, answer.text, answer.ended) for picture, answer in zip(pictures, found, strict=True)]
+    truths = [truth_of(picture, answer.text, answer.ended) for picture, answer in zip(pictures, found, strict=True)]
     verdicts = [
         check(Request("describe", question), picture, answer.text)
         for question, picture, answer in zip(questions, pictures, found, strict=True)
     ]
     return {
-        "failures": Rate.of([truth.broken for truth in truths]),
+        "failures": Rate.from_outcomes([truth.broken for truth in truths]),
         "false statements": false_statements(truths),
         "objects with kind and colour": Rate(
             sum(verdict.kind_colour_right for verdict in verdicts), sum(verdict.objects for verdict in verdicts)

@@ -5,37 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minigpt4.evaluation.statistics import Rate, difference
-
-
-def _cell(rate: Rate) -> str:
-    if not rate.total:
-        return "–"
-    low, high = rate.interval
-    return f"{100 * rate.share:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+from minigpt4.evaluation.results import table
+from minigpt4.statistics import Rate, difference, text
 
 
 def _compare(heading: str, parts: Mapping[str, Mapping[str, Any]], show: Callable[[Any], str]) -> str:
     """A table with a row for each measure and a column for each of `parts`."""
     measures = list(next(iter(parts.values())))
     rows = [[measure, *(show(part[measure]) for part in parts.values())] for measure in measures]
-    return _table([heading, *parts], rows)
+    return table([heading, *parts], rows)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def report_text(report: Mapping[str, Any]) -> str:
     """The report as Markdown tables; per cent with 95 % Wilson intervals."""
 
     def show(value: Any) -> str:
-        return _cell(value) if isinstance(value, Rate) else str(value)
+        return text(value.to_json(), digits=1) if isinstance(value, Rate) else str(value)
 
     rules = {
         kind: [
-            [name, str(row["caught"]), _cell(row["precision"]), _cell(row["recall"])]
+            [name, str(row["caught"]), show(row["precision"]), show(row["recall"])]
             for name, row in found.items()
             if row["caught"]
         ]
@@ -51,9 +40,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         + _compare("", report["steps"], show)
         + "\nWhat each rule catches of texts that are broken or say something false (rules that catch nothing are left "
         f"out; {limits}, set on other pictures):\n\n"
-        + "\n".join(_table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items())
+        + "\n".join(table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items())
         + "\nGrounding at finding false sentences:\n\n"
-        + _table(["", ""], grounding)
+        + table(["", ""], grounding)
         + f"\nAfter stage 2 on each, {len(trainings)} trainings from different seeds, each measured on "
         f"{report['settings']['questions']} pictures of its own that nothing was trained on:\n\n"
         + _compare("", models, show)

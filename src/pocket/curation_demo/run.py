@@ -25,10 +25,11 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.errors import UserError
-from minigpt4.evaluation.statistics import Rate
-from minigpt4.files import new_directory, write_atomically
+from minigpt4.evaluation.results import write_files
+from minigpt4.files import new_directory
 from minigpt4.generation.endpoint import Endpoint
 from minigpt4.progress import progress_bar
+from minigpt4.statistics import Rate
 from pocket.curation_demo.measures import (
     choose_sentence_threshold,
     choose_thresholds,
@@ -38,7 +39,7 @@ from pocket.curation_demo.measures import (
     measure_texts,
 )
 from pocket.curation_demo.refiner import MODEL as MENDER
-from pocket.curation_demo.report import markdown
+from pocket.curation_demo.report import report_text
 from pocket.text.phrases import INSTRUCTIONS
 from pocket.world import world
 
@@ -60,7 +61,7 @@ MODEL = "pocket-stage1"
 STAGE2 = ("batch_size=4", "learning_rate=2.5e-3", "final_learning_rate=2.5e-4")
 
 
-def run_demo(
+def run_curation(
     out: Path,
     *,
     pictures: int = 480,
@@ -140,9 +141,8 @@ def run_demo(
         report["trainings"].append(measured)
     seconds["in all"] = round(time.perf_counter() - started, 1)
     report["seconds"] = seconds
-    text = markdown(report)
-    write_atomically(out / "report.json", json.dumps(report, indent=1, default=_plain).encode())
-    write_atomically(out / "report.md", text.encode())
+    text = report_text(report)
+    write_files(out, report, {"report.md": text}, name="report.json")
     return text
 
 
@@ -205,20 +205,9 @@ def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
 
 def _train(out: Path, name: str, model: str, seed: int, overrides: Sequence[str]) -> Path:
     from minigpt4.training.recipe import Recipe
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
 
     places = {"init": model, "data": out / "data" / name, "output": out / "stage2" / f"{name}-{seed}"}
     places["feature_cache"] = out / "features"
     keys = [f"{key}={json.dumps(str(value))}" for key, value in places.items()]
     return train(Recipe.load("pocket-stage2", [*keys, f"seed={seed}", *STAGE2, *overrides]))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no form for: a rate as its share, interval and counts, all else as text."""
-    if not isinstance(value, Rate):
-        return str(value)
-    low, high = value.interval
-    share = round(value.share, 4) if value.total else None
-    return {
-        "share": share, "low": round(low, 4), "high": round(high, 4), "successes": value.successes, "of": value.total,
-    }  # fmt: skip

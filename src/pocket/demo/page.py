@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from minigpt4.statistics import text
+
 THUMBNAIL = 160
+TARGETS = "Targets after stage 2"
 
 #: The rows of the table: name of the rate, label, what it says. A heading has no rate.
 ROWS = (
@@ -49,64 +53,41 @@ ROWS = (
 
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Print rates, targets, time and memory."""
-    for grid in (_rates_table(results), _targets_table(results), _phases_table(results)):
+    rates = [
+        [
+            f"  {label}" if name else f"[bold]{label}[/bold]",
+            *(_rate(results, model, name) for model in results["models"]),
+        ]
+        for name, label, _ in ROWS
+    ]
+    heads = [model["name"] for model in results["models"]]
+    for title, head, rows in (("Held-out pictures, per cent (95 % interval)", heads, rates), *_tables(results)):
+        grid = Table(
+            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+            collapse_padding=True,
+        )  # fmt: skip
+        grid.add_column("", no_wrap=True)
+        for heading in head:
+            grid.add_column(heading, justify="left" if title == TARGETS else "right", no_wrap=title != TARGETS)
+        for row in rows:
+            colours = {"met": "[green]met[/green]", "missed": "[red]missed[/red]"}
+            grid.add_row(*(colours.get(text, text) for text in row), style="bold" if row[0] == "  all eight" else None)
         console.print()
         console.print(grid)
 
 
-def cell(rate: Mapping[str, Any] | None) -> str:
-    """ "92 (85–96)": per cent and its interval."""
-    if not rate or not rate["total"]:
-        return "–"
-    return f"{100 * rate['share']:.0f} ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+def _rate(results: Mapping[str, Any], model: Mapping[str, Any], name: str) -> str:
+    return text(results["rates"][model["key"]].get(name)) if name else ""
 
 
-def _rates_table(results: Mapping[str, Any]) -> Table:
-    """The rates of all models side by side."""
-    grid = _table("Held-out pictures, per cent (95 % interval)")
-    grid.add_column("", no_wrap=True)
-    for model in results["models"]:
-        grid.add_column(model["name"], justify="right", no_wrap=True)
-    for name, label, _ in ROWS:
-        if not name:
-            grid.add_row(f"[bold]{label}[/bold]")
-            continue
-        cells = [cell(results["rates"][model["key"]].get(name)) for model in results["models"]]
-        grid.add_row(f"  {label}", *cells, style="bold" if name == "abilities" else None)
-    return grid
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def _targets_table(results: Mapping[str, Any]) -> Table:
-    """Each target, what was reached, and whether it is met."""
-    grid = _table("Targets after stage 2")
-    for heading in ("", "target", "reached", ""):
-        grid.add_column(heading)
-    for target in results["targets"]:
-        verdict = "[green]met[/green]" if target["met"] else "[red]missed[/red]"
-        grid.add_row(target["name"], target["target"], target["reached"], verdict)
-    return grid
-
-
-def _phases_table(results: Mapping[str, Any]) -> Table:
-    """Wall time of each phase, and the process's peak memory at its end."""
-    grid = _table("Time and memory")
-    grid.add_column("")
-    grid.add_column("seconds", justify="right")
-    grid.add_column("peak memory so far, MB", justify="right")
-    for phase in results["phases"]:
-        grid.add_row(phase["name"], f"{phase['seconds']:.1f}", f"{phase['peak_mb']:.0f}")
-    return grid
+def _tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, head, rows): each target with what was reached, and the time and memory of each phase."""
+    targets = [[t["name"], t["target"], t["reached"], "met" if t["met"] else "missed"] for t in results["targets"]]
+    phases = [[p["name"], f"{p['seconds']:.1f}", f"{p['peak_mb']:.0f}"] for p in results["phases"]]
+    return [
+        (TARGETS, ["target", "reached", "verdict"], targets),
+        ("Time and memory", ["seconds", "peak memory so far, MB"], phases),
+    ]
 
 
 def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path]) -> str:
@@ -124,17 +105,13 @@ def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path
     )
     thumbnails = [_thumbnail(directory / picture["file"]) for picture in results["pictures"]]
     cards = "".join(_card(results, question, thumbnails) for question in results["questions"])
-    return _PAGE.format(
-        style=_STYLE,
-        script=_SCRIPT,
-        summary=_summary(results),
-        targets=_targets(results),
-        rates=_rates(results),
-        figures=shown,
-        phases=_phases(results),
-        filters=_filters(results),
-        cards=cards,
-    )
+    targets, phases = (_table(*parts) for parts in _tables(results))
+    parts = {
+        "summary": _summary(results), "targets": targets, "rates": _rates(results), "figures": shown,
+        "phases": phases, "filters": _filters(results), "cards": cards,
+    }  # fmt: skip
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def _data_url(data: bytes, kind: str) -> str:
@@ -159,16 +136,14 @@ def _summary(results: Mapping[str, Any]) -> str:
     )
 
 
-def _targets(results: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(target["name"])}</th><td>{escape(target["target"])}</td>'
-        f"<td>{escape(target['reached'])}</td><td>{_mark(target['met'], 'met', 'missed')}</td></tr>"
-        for target in results["targets"]
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = {"met": _mark(True, "met", ""), "missed": _mark(False, "", "missed")}
+    lines = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{marks.get(x, escape(x))}</td>" for x in rest)}</tr>'
+        for first, *rest in rows
     )
-    return (
-        f'<table><caption>Targets after stage 2</caption><tr><td></td><th scope="col">target</th>'
-        f'<th scope="col">reached</th><th scope="col">verdict</th></tr>{rows}</table>'
-    )
+    heads = "".join(f'<th scope="col">{heading}</th>' for heading in head)
+    return f"<table><caption>{title}</caption><tr><td></td>{heads}</tr>{lines}</table>"
 
 
 def _rates(results: Mapping[str, Any]) -> str:
@@ -184,23 +159,11 @@ def _rates(results: Mapping[str, Any]) -> str:
         cells = ""
         for model in results["models"]:
             rate = results["rates"][model["key"]].get(name)
-            share = 100 * rate["share"] if rate and rate["total"] else 0
-            cells += f'<td class="bar" style="--share:{share:.0f}%">{cell(rate)}</td>'
+            share = 100 * rate["value"] if rate and rate["total"] else 0
+            cells += f'<td class="bar" style="--share:{share:.0f}%">{text(rate)}</td>'
         rows += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     caption = "Per cent, with 95 % Wilson interval"
     return f'<table class="rates"><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table>'
-
-
-def _phases(results: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(phase["name"])}</th><td>{phase["seconds"]:.1f}</td>'
-        f"<td>{phase['peak_mb']:.0f}</td></tr>"
-        for phase in results["phases"]
-    )
-    return (
-        '<table><caption>Time and memory</caption><tr><td></td><th scope="col">seconds</th>'
-        f'<th scope="col">peak memory so far, MB</th></tr>{rows}</table>'
-    )
 
 
 def _filters(results: Mapping[str, Any]) -> str:
@@ -253,86 +216,3 @@ def _card(results: Mapping[str, Any], question: Mapping[str, Any], thumbnails: l
 
 def _mark(good: bool, yes: str, no: str) -> str:
     return f'<span class="{"good" if good else "bad"}">{"✓ " + yes if good else "✗ " + no}</span>'
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1d2330;--soft:#5b6475;--paper:#fbfaf7;--card:#fff;--line:#dcdfe6;--bar:#cfe3f7;
---good:#14703a;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e7e9ee;--soft:#a3abba;--paper:#14171d;--card:#1c2129;--line:#343b47;
---bar:#234a70;--good:#6fd597;--bad:#ff9a90}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1rem 4rem;max-width:76rem;background:var(--paper);color:var(--ink);
-font:1rem/1.5 system-ui,sans-serif}
-h1{font-size:1.7rem;margin:0 0 .3rem}h2{margin:2.2rem 0 .6rem;font-size:1.25rem}h3{margin:0 0 .5rem;font-size:1rem}
-.soft,figcaption,.before,.fault,caption{color:var(--soft)}
-table{border-collapse:collapse;margin:1rem 0;max-width:100%}caption{text-align:left;padding-bottom:.3rem}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--line);font-weight:400}
-th[scope=col],th[scope=colgroup]{font-weight:600}th[scope=colgroup]{padding-top:.9rem}
-.rates td,.rates th[scope=col]{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--share) 100%}
-.scroll{overflow-x:auto}.figures{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;flex:0 1 34rem}
-figure img{width:100%;background:#fff;border-radius:6px}
-form{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;padding:.7rem 0;
-background:var(--paper);border-bottom:1px solid var(--line)}
-select{font:inherit;padding:.15rem .3rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(34rem,100%),1fr));gap:1rem;margin-top:1rem}
-.card{display:flex;gap:1rem;padding:.9rem;background:var(--card);border:1px solid var(--line);border-radius:10px;
-content-visibility:auto;contain-intrinsic-size:auto 12rem}
-.card>div{min-width:0;flex:1}.card>img{border-radius:6px;flex:none;align-self:flex-start;object-fit:cover}
-.answer:not([hidden])~.answer{margin-top:.8rem;border-top:1px dashed var(--line);padding-top:.6rem}
-.answer p{margin:0}.by{font-size:.85rem}.fault{font-size:.85rem}
-pre{margin:.2rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font:inherit}
-.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
-iframe{width:100%;height:16rem;border:1px solid var(--line);border-radius:6px;background:#fff}
-[hidden]{display:none!important}
-@media(max-width:40rem){.card{flex-direction:column}.rates .soft{display:none}}
-"""
-
-_SCRIPT = """
-const form = document.querySelector("form"), cards = [...document.querySelectorAll(".card")];
-function show() {
-  const {ability, model, verdict} = Object.fromEntries(new FormData(form));
-  let shown = 0;
-  for (const card of cards) {
-    let any = false;
-    for (const answer of card.querySelectorAll(".answer")) {
-      answer.hidden = Boolean(model && answer.dataset.model !== model);
-      any ||= !answer.hidden && (!verdict || answer.dataset.verdict === verdict);
-    }
-    card.hidden = !any || Boolean(ability && card.dataset.ability !== ability);
-    shown += !card.hidden;
-  }
-  document.querySelector("output").textContent = `${shown} of ${cards.length} questions`;
-}
-form.addEventListener("input", show);
-show();
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>MiniGPT-4, the pocket model: what one linear layer can do</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>The pocket MiniGPT-4</h1>
-<p class="soft">A frozen vision tower and a frozen LLM, aligned through one linear layer. {summary}</p>
-</header>
-<main>
-<section aria-labelledby="measured"><h2 id="measured">Measured against ground truth</h2>
-<div class="scroll">{targets}</div><div class="scroll">{rates}</div>
-<div class="figures">{figures}</div>
-<div class="scroll">{phases}</div></section>
-<section aria-labelledby="answers"><h2 id="answers">Every picture, question and answer</h2>
-<form aria-label="Filter the answers">{filters}<output aria-live="polite"></output></form>
-<div class="cards">{cards}</div></section>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.statistics import Rate
-from minigpt4.files import write_atomically
+from minigpt4.evaluation.results import machine, write_files
 from minigpt4.progress import progress_bar
+from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.demo import page as report
 from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
@@ -106,15 +105,14 @@ def run_demo(
         "machine": machine(),
         "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
         "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],
-        "rates": {key: {name: _plain(rate) for name, rate in row.items()} for key, row in rates.items()},
+        "rates": {key: {name: rate.to_json() for name, rate in row.items()} for key, row in rates.items()},
         "targets": targets(rates["stage2"], rates["blip2"], seconds if whole else None, peak_memory()),
         "phases": [*clock.phases, {"name": "in all", "seconds": seconds, "peak_mb": peak_memory()}],
         **_answers(survey, records),
     }
-    write_atomically(out / "results.json", json.dumps(results, indent=1).encode())
     curves = {f"Loss of stage {recipe.stage}": recipe.output / "curves.png" for recipe in stages}
     shown = {caption: path for caption, path in curves.items() if path.is_file()}
-    write_atomically(out / "demo.html", report.page(results, out, shown).encode())
+    write_files(out, results, {"demo.html": report.page(results, out, shown)})
     report.show(results, clock.console)
     clock.console.print(f"\nEvery picture, question and answer: {out / 'demo.html'}", soft_wrap=True)
     return results
@@ -136,7 +134,7 @@ def _load_recipes(out: Path, names: tuple[str, str], overrides: Sequence[str]) -
 
 def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) -> tuple[Path, Path]:
     """Draw the data of both stages and train both; returns the directories of their alignments."""
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
     from pocket.data.training_sets import write_stage1, write_stage2
 
     made = []
@@ -195,43 +193,25 @@ def targets(
 ) -> list[dict[str, Any]]:
     """Each target with what was reached: name, target, reached, met. Without `seconds`, time is not judged."""
 
-    def target(name: str, aim: str, reached: str, met: bool) -> dict[str, Any]:
-        return {"name": name, "target": aim, "reached": reached, "met": met}
-
+    behind = [ability for ability in ABILITIES if stage2[ability].share <= baseline[ability].share]
+    above = f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else "")
+    seen, able = stage2["kind_colour"], stage2["abilities"]
+    failures = [(what, stage2[f"fails_{name}"]) for name, what in (("describe", "descriptions"), ("poem", "poems"))]
     found = [
-        target(
+        (
             "objects with the right kind and colour",
             f"at least {MIN_KIND_COLOUR:.0%}",
-            str(stage2["kind_colour"]),
-            stage2["kind_colour"].share >= MIN_KIND_COLOUR,
-        )
+            seen,
+            seen.share >= MIN_KIND_COLOUR,
+        ),
+        *((f"{what} that fail", f"at most {MAX_FAILURES:.0%}", r, r.share <= MAX_FAILURES) for what, r in failures),
+        ("abilities, overall", f"at least {MIN_ABILITIES:.0%}", able, able.share >= MIN_ABILITIES),
+        ("every ability above the baseline", f"{len(ABILITIES)} of {len(ABILITIES)}", above, not behind),
     ]
-    for name, what in (("describe", "descriptions"), ("poem", "poems")):
-        rate = stage2[f"fails_{name}"]
-        found.append(target(f"{what} that fail", f"at most {MAX_FAILURES:.0%}", str(rate), rate.share <= MAX_FAILURES))
-    overall = stage2["abilities"]
-    found.append(
-        target("abilities, overall", f"at least {MIN_ABILITIES:.0%}", str(overall), overall.share >= MIN_ABILITIES)
-    )
-    behind = [ability for ability in ABILITIES if stage2[ability].share <= baseline[ability].share]
-    found.append(
-        target(
-            "every ability above the baseline",
-            f"{len(ABILITIES)} of {len(ABILITIES)}",
-            f"{len(ABILITIES) - len(behind)}" + (f" (not {', '.join(behind)})" if behind else ""),
-            not behind,
-        )
-    )
     if seconds is not None:
-        found.append(target("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
-    found.append(target("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
-    return found
-
-
-def _plain(rate: Rate) -> dict[str, Any]:
-    low, high = rate.interval
-    share = rate.share if rate.total else None
-    return {"successes": rate.successes, "total": rate.total, "share": share, "low": low, "high": high}
+        found.append(("wall time", f"at most {MAX_SECONDS} s", f"{seconds:.0f} s", seconds <= MAX_SECONDS))
+    found.append(("peak memory", f"at most {MAX_MB} MB", f"{peak_mb:.0f} MB", peak_mb <= MAX_MB))
+    return [{"name": name, "target": aim, "reached": str(got), "met": met} for name, aim, got, met in found]
 
 
 def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
-from pocket.measure.truth import Verdict, check
+from minigpt4.statistics import Rate
+from minigpt4.text_failures import failure
+from pocket.measure.truth import Finding, check
 from pocket.text.requests import PICTURE_TYPES, Request, follow_up, request
 from pocket.world import world
 
@@ -34,7 +34,7 @@ PICTURE_SIZES = (256, 224)
 
 
 @dataclass(frozen=True)
-class Question:
+class SurveyQuestion:
     """A request about `survey.pictures[picture]`, counted under `ability`; `after` is the question asked before it."""
 
     ability: str
@@ -48,7 +48,7 @@ class Survey:
     """Pictures and questions about them. A question comes after the one that it follows up."""
 
     pictures: tuple[world.Picture, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[SurveyQuestion, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Record:
 
     text: str
     failure: str | None
-    verdict: Verdict
+    verdict: Finding
 
 
 def draw_survey(count: int, seed: int = 0) -> Survey:
@@ -72,10 +72,10 @@ def draw_survey(count: int, seed: int = 0) -> Survey:
     for number, name in enumerate(world.TYPES):
         of_type[name] = list(range(len(pictures), len(pictures) + count))
         pictures += [world.sample(start + number * count + k, name) for k in range(count)]
-    questions: list[Question] = []
+    questions: list[SurveyQuestion] = []
 
     def ask(ability: str, picture: int) -> None:
-        questions.append(Question(ability, picture, request(ability, pictures[picture], rng)))
+        questions.append(SurveyQuestion(ability, picture, request(ability, pictures[picture], rng)))
 
     for name in world.TYPES:
         for index in of_type[name][: count if name == "scene" else -(-count // 4)]:
@@ -87,7 +87,7 @@ def draw_survey(count: int, seed: int = 0) -> Survey:
     for k, index in enumerate(of_type["scene"]):
         ask(FIRST_QUESTIONS[k % len(FIRST_QUESTIONS)], index)
         asked = follow_up(questions[-1].request, pictures[index], rng)
-        questions.append(Question("follow_up", index, asked, after=len(questions) - 1))
+        questions.append(SurveyQuestion("follow_up", index, asked, after=len(questions) - 1))
     return Survey(tuple(pictures), tuple(questions))
 
 

@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskKind:
     """One task: the pocket's requests (`abilities`, in turn) about pictures of `types` (in turn)."""
 
     name: str
@@ -36,25 +36,25 @@ class Task:
 
 
 TASKS = (
-    Task("meme", "explain what is funny", ("funny",), ("odd",),
+    TaskKind("meme", "explain what is funny", ("funny",), ("odd",),
          "Names the animal and the thing it is with, invents nothing, and says why they do not belong together.",
          {"MiniGPT-4": "8/25", "BLIP-2": "0/25"}, without="unusual"),
-    Task("recipe", "recipe from a plate", ("recipe",), ("food",),
+    TaskKind("recipe", "recipe from a plate", ("recipe",), ("food",),
          "A title with the dish, exactly the ingredients on the plate, and numbered steps that use them all.",
          {"MiniGPT-4": "18/25", "BLIP-2": "4/25"}),
-    Task("advertisement", "advertisement", ("advertise",), ("product",),
+    TaskKind("advertisement", "advertisement", ("advertise",), ("product",),
          "Names the product with its colour, calls to action, and invents nothing.",
          {"MiniGPT-4": "19/25", "BLIP-2": "1/25"}),
-    Task("poem", "poem", ("poem",), ("scene", "food", "product", "odd"),
+    TaskKind("poem", "poem", ("poem",), ("scene", "food", "product", "odd"),
          "At least four lines of verse that name every object with its colour, and nothing that is not there.",
          {"MiniGPT-4": "20/25", "BLIP-2": "0/25"}),
-    Task("website", "website from a draft", ("website",), ("draft",),
+    TaskKind("website", "website from a draft", ("website",), ("draft",),
          "A well-formed HTML page with the title that is drawn and exactly the elements that are, in their order."),
-    Task("story", "story", ("story",), ("scene", "odd"),
+    TaskKind("story", "story", ("story",), ("scene", "odd"),
          "At least three sentences that tell of events and name every object with its colour, and nothing else."),
-    Task("fact-finding", "find facts", ("count", "colour", "where"), ("scene",),
+    TaskKind("fact-finding", "find facts", ("count", "colour", "where"), ("scene",),
          "The right number, colour or place, and no other beside it."),
-    Task("problem-diagnosis", "say what is wrong", ("funny",), ("odd",),
+    TaskKind("problem-diagnosis", "say what is wrong", ("funny",), ("odd",),
          "Says which two things do not belong together and why; names nothing that is not there.", words="unusual"),
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def write_tasks(directory: Path, count: int) -> Path:
     return path
 
 
-def _request(task: Task, ability: str, picture: world.Picture, rng: random.Random) -> Request:
+def _request(task: TaskKind, ability: str, picture: world.Picture, rng: random.Random) -> Request:
     """A request that belongs to the task and not to another with the same ability."""
     while True:
         asked = request(ability, picture, rng)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.evaluation.reliability import failure
-from minigpt4.evaluation.statistics import Rate
 from minigpt4.generation.endings import end_tokens, read_answer
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
+from minigpt4.statistics import Rate
+from minigpt4.text_failures import failure
 from pocket.measure.truth import check
 from pocket.text.phrases import context
 from pocket.text.requests import ABILITIES, PICTURE_TYPES, request

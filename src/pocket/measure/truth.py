@@ -3,7 +3,7 @@
 Every check compares what the text says with the ground truth (`world.Picture`), by reading it, not by matching it with
 a template: `read` finds the kinds of things that a text names, with the colours, sizes and places that it gives them,
 and a check compares these as sets. What is missing fails, and so does what is invented. Nothing here knows the model,
-the wording that the language model was trained on, or whether an answer is good English (see `reliability.py`).
+the wording that the language model was trained on, or whether an answer is good English (see `minigpt4.text_failures`).
 
 What the reader relies on: a colour stands right before the kind it belongs to ("a large red ball") or is said of it
 ("the ball is red"); a place stands in the same sentence as its object.
@@ -46,7 +46,7 @@ _ALL_NOUNS = tuple(dict.fromkeys(NOUNS["scene"] + NOUNS["food"] + NOUNS["product
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """Whether an answer succeeds and, if not, the first thing that is wrong with it.
 
     For descriptions, also how many of the picture's objects there are, how many are named with the right kind and
@@ -61,7 +61,7 @@ class Verdict:
     place_right: int = 0
 
 
-def check(request: Request, picture: world.Picture, answer: str) -> Verdict:
+def check(request: Request, picture: world.Picture, answer: str) -> Finding:
     """Judge `answer` to `request` about `picture` against the ground truth.
 
     Raises:
@@ -75,14 +75,14 @@ def check(request: Request, picture: world.Picture, answer: str) -> Verdict:
         wrong = _CHECKS[request.ability](picture, answer)
     else:
         raise ValueError(f"no check for {request.ability!r} without an expected answer")
-    return Verdict(wrong is None, wrong or "")
+    return Finding(wrong is None, wrong or "")
 
 
 # Reading
 
 
 @dataclass
-class Claim:
+class Mention:
     """What a text says about one kind of thing."""
 
     colours: set[str] = field(default_factory=set)
@@ -120,7 +120,7 @@ def places_in(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def read(text: str, nouns: Sequence[str]) -> dict[str, Claim]:
+def read(text: str, nouns: Sequence[str]) -> dict[str, Mention]:
     """Every one of `nouns` that `text` names (singular or plural), with the colours, sizes and places given to it.
 
     A place belongs to the object before it in its sentence; in a sentence that opens with a place, each belongs to the
@@ -132,7 +132,7 @@ def read(text: str, nouns: Sequence[str]) -> dict[str, Claim]:
         rf"\b(?:(?P<size>{_any_of(world.SIZES)})\s+)?(?:(?P<colour>{_COLOUR})\s+)?(?P<kind>{noun})\b"
         rf"(?=(?:\s+(?:is|was|are|were)\s+(?P<said>{_COLOUR})\b(?!\s+(?:{noun})\b))?)"
     )
-    claims: dict[str, Claim] = {}
+    claims: dict[str, Mention] = {}
     last: str | None = None
     for sentence in _SENTENCE_END.split(text.lower()):
         events: list[tuple[int, re.Match[str] | str]] = [(m.start(), m) for m in mention.finditer(sentence)]
@@ -148,7 +148,7 @@ def read(text: str, nouns: Sequence[str]) -> dict[str, Claim]:
                     announced.append(found)
                 continue
             last = kind_of[found["kind"]]
-            claim = claims.setdefault(last, Claim())
+            claim = claims.setdefault(last, Mention())
             claim.colours |= {found["colour"], found["said"]} - {None}
             claim.sizes |= {found["size"]} - {None}
             waiting = None if announced else last
@@ -163,7 +163,7 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+|\d+", text.lower()))
 
 
-def _contradiction(picture: world.Picture, claims: dict[str, Claim]) -> str | None:
+def _contradiction(picture: world.Picture, claims: dict[str, Mention]) -> str | None:
     """The first thing claimed that the picture does not hold."""
     truth = {item.kind: item for item in picture.items}
     for kind, claim in claims.items():
@@ -204,7 +204,7 @@ def _wrong_setting(picture: world.Picture, text: str) -> str | None:
 # Checks: each returns what is wrong, or None
 
 
-def _describe(picture: world.Picture, text: str) -> Verdict:
+def _describe(picture: world.Picture, text: str) -> Finding:
     """Every item with its kind, colour and place, and the setting; nothing else."""
     if picture.type == "draft":
         text = _NO_IMAGE_BOX.sub(" ", text)
@@ -222,7 +222,7 @@ def _describe(picture: world.Picture, text: str) -> Verdict:
             wrong = wrong or f"does not put {item.kind} at {item.place}"
     wrong = _contradiction(picture, claims) or wrong or _wrong_setting(picture, text)
     places = sum(item.place is not None for item in picture.items)
-    return Verdict(wrong is None, wrong or "", len(picture.items), named, places, placed)
+    return Finding(wrong is None, wrong or "", len(picture.items), named, places, placed)
 
 
 #: Words that say which type of picture it is, beside the things on it.

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.evaluation.results import machine
 from minigpt4.files import write_atomically
+from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.measure.survey import Record, Survey, put, write_pictures
 from pocket.measure.truth import check
-from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms
+from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms, jobs
 from pocket.reproduce.survey import Figures, draw_exam, figures
 from pocket.world.world import SEEDS
 
@@ -176,6 +177,20 @@ class Workshop:
         if arm.asked != "none" and not self._answers(arm, seed).is_file():
             self._ask(arm, seed, aligned)
 
+    def note(self, arm: Arm, seed: int, command: str, seconds: float) -> None:
+        """Write beside an arm which command made it, where, and its seconds of processor time."""
+        found = machine()
+        where = f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"
+        row = {"command": command, "machine": where, "seconds": round(seconds, 1)}
+        path = self.directory(arm, seed) / "made.json"
+        path.parent.mkdir(parents=True, exist_ok=True)  # an arm that is only an LLM has no other files here
+        write_atomically(path, json.dumps(row).encode())
+
+    def notes(self) -> list[dict[str, Any]]:
+        """The notes of all arms of the scale that are done."""
+        done = [self.directory(arm, seed) / "made.json" for arm, seed in jobs(self.scale) if self.is_done(arm, seed)]
+        return [json.loads(path.read_text()) for path in done if path.is_file()]
+
     def prepare(self, arm: Arm) -> None:
         """Draw the arm's data and train its LLM, unless both are there."""
         from pocket.data.training_sets import write_stage1, write_stage2
@@ -191,7 +206,7 @@ class Workshop:
 
     def train(self, arm: Arm, seed: int) -> str:
         """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
-        from minigpt4.training.run import train
+        from minigpt4.training.train import train
 
         if arm.recipe is None:
             return self.parts.baseline

@@ -1,7 +1,6 @@
-"""What the reproduction trains: every model that a claim compares, as a small graph of arms, and what it will cost.
+"""What the reproduction trains: every model that a claim compares, as a small graph of arms.
 
 An arm is one model: a recipe with some keys changed, on so many pictures, begun from another arm or from nothing.
-Knows nothing about how arms are trained or where they lie.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ FIRST_LESSONS = "the beginner's first lessons"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: one row of the budget."""
+    """How much of everything."""
 
     name: str
     seeds: tuple[int, ...]
@@ -150,25 +149,6 @@ def jobs(scale: Scale) -> list[tuple[Arm, int]]:
 def ablation_scale(quick: bool, seeds: int | None) -> Scale:
     """The part of a reproduction's scale that its ablations are: the same arms and questions, and no others."""
     return replace(find_scale(quick, seeds), stage1_shares=ABLATED_SHARES, skills=())
-
-
-#: Seconds of processor time, one thread of an AMD EPYC beside other work: of one step of each recipe, of a hundred
-#: answers, of a batch of lessons. Only for what is not done yet, and scaled by what the done arms took.
-STEP_SECONDS = {
-    "pocket-stage1": 0.21, "pocket-stage2": 0.16, "pocket-no-qformer": 0.22, "pocket-three-layers": 0.21,
-    "pocket-train-qformer": 0.7,
-}  # fmt: skip
-ANSWERS_SECONDS, LESSON_SECONDS = 3.8, 0.9
-
-
-def expected_seconds(arm: Arm, scale: Scale) -> float:
-    """About how much processor time an arm takes in all."""
-    training = STEP_SECONDS[arm.recipe] * dict(arm.changes)["steps"] if arm.recipe else 0.0
-    batches = scale.first_lessons if arm.llm == NO_SKILLS else scale.skill_steps if arm.after else 0
-    lessons = LESSON_SECONDS * batches
-    about_abilities = 11 * scale.questions
-    answers = {"none": 0, "abilities": about_abilities, "all": about_abilities + 5 * scale.scenes}[arm.asked]
-    return training + lessons + ANSWERS_SECONDS * answers / 100
 
 
 def find_scale(quick: bool, seeds: int | None) -> Scale:

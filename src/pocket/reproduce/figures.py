@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.plots import png
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.evaluation.results import png
 from minigpt4.files import write_atomically
+from minigpt4.statistics import Rate
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from pocket.reproduce.survey import FORMS, Evidence

@@ -1,76 +1,50 @@
-"""`minigpt4 pocket reproduce`: make every arm that is not made yet, judge the claims, write the page."""
+"""`minigpt4 pocket reproduce` and `ablations`: make every arm that is not made, judge the claims, write the results.
+
+Every arm is made in a process with one torch thread, however many processes there are, so that figures do not depend on
+their number. What is made is kept, whatever ends the command.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.machine import machine
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.evaluation.results import RESULTS, TABLE, machine, write_files
 from minigpt4.files import only_process
+from minigpt4.statistics import Rate
 from pocket.reproduce.artifacts import Workshop
-from pocket.reproduce.claims import Claim
-from pocket.reproduce.experiments import ALL_SKILLS, Arm, arm_without, expected_seconds, jobs
-from pocket.reproduce.results import Circumstances, write_results
-from pocket.reproduce.spent import Run, read_runs, read_spent, write_runs
+from pocket.reproduce.claims import CLAIMS, Outcome
+from pocket.reproduce.experiments import ALL_SKILLS, Arm, ablated, arm_without, jobs
+from pocket.reproduce.figures import draw_ablations
+from pocket.reproduce.results import Circumstances, ablations_page, write_page
 from pocket.reproduce.survey import Evidence, Figures
-from pocket.reproduce.workers import Job, make_all
+
+Job = tuple[Arm, int]
+ABLATIONS, PLOT = "ablations", "plot.png"
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What is planned: (arm, seed, seconds of processor time, whether it is done).
-
-    The seconds of what is done are those that it took; of the rest they are expected, after what the done ones took.
-    """
-
-    rows: tuple[tuple[Arm, int, float, bool], ...]
-    processes: int
-
-    @property
-    def seconds(self) -> float:
-        """By the clock, on as many free cores as processes: of all, also of what is done."""
-        return sum(seconds for _, _, seconds, _ in self.rows) / self.processes
-
-    @property
-    def left(self) -> float:
-        """The same of what is not done."""
-        return sum(seconds for _, _, seconds, done in self.rows if not done) / self.processes
-
-    def table(self) -> str:
-        """One line for each arm with its seeds, its cost, and how much of it is done."""
-        arms = dict.fromkeys(arm for arm, _, _, _ in self.rows)
-        lines = [f"{'arm':<42}{'seeds':>6}{'steps':>7}{'pictures':>10}{'minutes':>9}{'done':>6}"]
-        for arm in arms:
-            own = [row for row in self.rows if row[0] == arm]
-            steps, pictures = dict(arm.changes).get("steps", "–"), arm.data[1] or "–"
-            minutes, done = sum(row[2] for row in own) / 60, sum(row[3] for row in own)
-            lines.append(f"{arm.name:<42}{len(own):>6}{steps:>7}{pictures:>10}{minutes:>9.1f}{done:>6}")
-        processor = sum(row[2] for row in self.rows) / 60
-        lines.append(
-            f"in all {processor:.0f} minutes of processor time: with {self.processes} processes, each on a free core, "
-            f"{self.seconds / 60:.0f} minutes by the clock, {self.left / 60:.0f} of them to do"
-        )
-        return "\n".join(lines)
-
-
-def plan(workshop: Workshop, processes: int = 1) -> Budget:
-    """What the scale costs, and what of it is done below the workshop's directory."""
-    found = []
-    for arm, seed in jobs(workshop.scale):
-        done = workshop.is_done(arm, seed)
-        took = read_spent(workshop.directory(arm, seed)).processor if done else 0.0
-        found.append((arm, seed, expected_seconds(arm, workshop.scale), took, done))
-    known = [(expected, took) for _, _, expected, took, _ in found if took]
-    pace = sum(took for _, took in known) / sum(expected for expected, _ in known) if known else 1.0
-    rows = tuple((arm, seed, took if done else pace * expected, done) for arm, seed, expected, took, done in found)
-    return Budget(rows, processes)
+def plan(workshop: Workshop) -> str:
+    """One line for each arm with its seeds, its steps and pictures, and how many seeds are done."""
+    planned = jobs(workshop.scale)
+    lines = [f"{'arm':<42}{'seeds':>6}{'steps':>7}{'pictures':>10}{'done':>6}"]
+    for arm in dict.fromkeys(arm for arm, _ in planned):
+        seeds = [seed for other, seed in planned if other is arm]
+        steps, done = dict(arm.changes).get("steps", "–"), sum(workshop.is_done(arm, seed) for seed in seeds)
+        lines.append(f"{arm.name:<42}{len(seeds):>6}{steps:>7}{arm.data[1] or '–':>10}{done:>6}")
+    return "\n".join(lines)
 
 
 def make(workshop: Workshop, command: str, processes: int, console: Console) -> None:
@@ -86,56 +60,105 @@ def make(workshop: Workshop, command: str, processes: int, console: Console) -> 
     except OSError as error:
         raise UserError(f"{workshop.out}: cannot be written ({error.strerror}); give another --out") from None
     with only_process(workshop.out, "arms"):
-        budget = plan(workshop, processes)
-        console.print(budget.table(), highlight=False, soft_wrap=True)
-        todo = [(arm, seed) for arm, seed, _, done in budget.rows if not done]
-        if not todo:
-            return
-        before, start, total = read_runs(workshop.out), time.monotonic(), len(budget.rows)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        run = Run(command, now, _machine(), processes, 0.0, 0)
+        console.print(plan(workshop), highlight=False, soft_wrap=True)
+        todo = [job for job in jobs(workshop.scale) if not workshop.is_done(*job)]
+        make_all(workshop, todo, processes, command, console)
 
-        def tell(job: Job) -> None:
-            console.print(f"{job[0].name}, seed {job[1]} ...", highlight=False, markup=False)
 
-        def note(job: Job) -> None:
-            nonlocal run
-            run = replace(run, clock=round(time.monotonic() - start, 1), made=run.made + 1)
-            write_runs(workshop.out, [*before, run])
-            spent, left = read_spent(workshop.directory(*job)), plan(workshop, processes).left
-            # On cores that are shared with others the clock runs ahead of the processor time.
-            slower = max(1.0, spent.clock / max(spent.processor, 0.1))
-            console.print(
-                f"[{total - len(todo) + run.made}/{total}] {job[0].name}, seed {job[1]}: {spent.processor:.0f} s of "
-                f"processor time, {spent.clock:.0f} s by the clock; about {left * slower / 60:.0f} min left",
-                highlight=False,
-                markup=False,
-            )
+def make_all(workshop: Workshop, todo: list[Job], processes: int, command: str, console: Console) -> None:
+    """Make the arms of `todo`, each behind the one that it begins with; raises as `make`."""
+    if not todo:
+        return
+    spawn, waiting, used = multiprocessing.get_context("spawn"), list(todo), set[tuple[int, int]]()
+    fresh = Workshop(workshop.out, workshop.scale, workshop.parts, workshop.changes)
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running: dict[Future[None], Job] = {}
+    try:
+        with ProcessPoolExecutor(min(processes, len(todo)), spawn, _begin, (workshop.out / "processes.log",)) as pool:
+            try:
+                while waiting or running:
+                    while len(running) < processes and (job := _next(waiting, list(running.values()), used)):
+                        waiting.remove(job)
+                        running[pool.submit(_make, fresh, job[0].name, job[1], command)] = job
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        future.result()
+                        arm, seed = running.pop(future)
+                        used.add(arm.data)
+                        done = len(todo) - len(waiting) - len(running)
+                        console.print(f"[{done}/{len(todo)}] {arm.name}, seed {seed}", highlight=False, markup=False)
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()  # a training saves its state first
+                pool.shutdown(cancel_futures=True)
+                raise
+    except BrokenProcessPool:
+        at_work = "; ".join(f"{arm.name}, seed {seed}" for arm, seed in running.values())
+        raise UserError(
+            f"{at_work}: a process was killed (no memory left? see {workshop.out / 'processes.log'}); what is made is "
+            "kept, and the same command goes on"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
-        make_all(workshop, todo, processes, tell, note)
+
+def _next(waiting: list[Job], running: list[Job], used: set[tuple[int, int]]) -> Job | None:
+    """The first arm that builds on nothing unmade and whose pictures no process is drawing and encoding just now."""
+    unmade = {(arm.name, seed) for arm, seed in (*waiting, *running)}
+    drawing = {arm.data for arm, _ in running if arm.recipe} - used
+    for arm, seed in waiting:
+        if unmade.isdisjoint({(arm.start, seed), (arm.after, seed)}) and arm.data not in drawing:
+            return arm, seed
+    return None
+
+
+def _begin(log: Path) -> None:
+    """Begin a process: its words go to a log, and it ends with the command, however that ends."""
+    os.setsid()  # Ctrl-C is for the command, which then ends its processes
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    for name in ("minigpt4", "pocket"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+    def watch() -> None:
+        command = multiprocessing.parent_process()
+        assert command is not None
+        wait_for([command.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _make(workshop: Workshop, name: str, seed: int, command: str) -> None:
+    before = sum(os.times()[:4])
+    workshop.make(workshop.arms[name], seed)
+    workshop.note(workshop.arms[name], seed, command, sum(os.times()[:4]) - before)
 
 
 def reproduce(
     workshop: Workshop, page: Path, command: str, console: Console | None = None, processes: int = 1
-) -> list[Claim]:
-    """Make what is not made, then write `page`; returns the claims as judged. Raises what `make` raises."""
+) -> dict[str, Outcome]:
+    """Make what is not made, then write `page`; returns the outcome of each claim. Raises what `make` raises."""
     console = console or Console()
     _check_page(page)
     make(workshop, command, processes, console)
-    claims = write_page(workshop, page, command)
-    for claim in claims:
-        console.print(f"{claim.verdict.value:>22}  {claim.title}", highlight=False)
+    outcomes = write(workshop, page, command)
+    for claim in CLAIMS:
+        console.print(f"{outcomes[claim.key].value:>22}  {claim.title}", highlight=False)
     console.print(f"\nThe page: {page}", soft_wrap=True, highlight=False)
-    return claims
+    return outcomes
 
 
-def write_page(workshop: Workshop, page: Path, command: str) -> list[Claim]:
+def write(workshop: Workshop, page: Path, command: str) -> dict[str, Outcome]:
     """Write the page from the arms that are done, whatever is not. Raises UserError if none is."""
     _check_page(page)
     evidence = collect(workshop)
     if not evidence.of:
         raise UserError(f"{workshop.out}: nothing of `{command}` is done there yet; run it, or give another --out")
-    return write_results(page, evidence, workshop.scale, _in_words(workshop), circumstances(workshop, command))
+    return write_page(page, evidence, workshop.scale, _in_words(workshop), circumstances(workshop, command))
 
 
 def _check_page(page: Path) -> None:
@@ -170,18 +193,54 @@ def _in_words(workshop: Workshop) -> dict[str, dict[str, Rate]]:
 
 def circumstances(workshop: Workshop, command: str) -> Circumstances:
     """How the arms that are done came to be, from what was noted while they were made."""
-    done: Sequence[Job] = [job for job in jobs(workshop.scale) if workshop.is_done(*job)]
-    missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if (arm, seed) not in done]
-    return Circumstances(
-        command=command,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        runs=tuple(read_runs(workshop.out)),
-        weights=workshop.weights(),
-        seconds=sum(read_spent(workshop.directory(*job)).processor for job in done),
-        missing=tuple(missing),
-    )
+    missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if not workshop.is_done(arm, seed)]
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return Circumstances(command, date, tuple(workshop.notes()), workshop.weights(), tuple(missing))
 
 
-def _machine() -> str:
-    found = machine()
-    return f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"
+def ablations(workshop: Workshop, out: Path, command: str, console: Console | None = None, processes: int = 1) -> Path:
+    """Make the ablations' arms that are not made, and write `out/ablations`: results.json, results.md, plot.png.
+
+    Returns that directory. Raises what `make` raises.
+    """
+    make(workshop, command, processes, console or Console())
+    directory = out / ABLATIONS
+    directory.mkdir(parents=True, exist_ok=True)
+    evidence, scale, run = collect(workshop), workshop.scale, circumstances(workshop, command)
+    draw_ablations(evidence, scale, directory / PLOT)
+    names = ablated(scale)
+    arms = [workshop.arms[name] for name in names]
+    rates = dict.fromkeys(rate for name in names for rate in evidence.pooled(name).rates)
+    results = {
+        "suite": ABLATIONS, "title": "Ablations", "command": command, "machine": machine(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": {"scale": scale.name, "seeds": scale.seeds, "questions": scale.questions, "temperature": 0},
+        "judge": {"judge": "truth"},
+        "models": [
+            {"label": a.name, "recipe": a.recipe, "data": a.data, "start": a.start, "changes": dict(a.changes)}
+            for a in arms
+        ],
+        "rows": [
+            {
+                "name": rate, "unit": "%", "figures": {name: evidence.rate(name, rate) for name in names},
+                "seeds": {name: evidence.by_seed(name, rate) for name in names},
+            }
+            for rate in rates
+        ],
+        "answers": [row for arm in arms for seed in arm.seeds or scale.seeds for row in _answers(workshop, arm, seed)],
+    }  # fmt: skip
+    write_files(directory, results, {TABLE: ablations_page(evidence, scale, run, PLOT)}, name=RESULTS)
+    return directory
+
+
+def _answers(workshop: Workshop, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """Every question, answer and verdict of an arm."""
+    exam = workshop.exam(arm, seed)
+    return [
+        {
+            "model": arm.name, "seed": seed, "task": question.ability, "picture": exam.pictures[question.picture].seed,
+            "prompt": question.request.text, "answer": record.text, "failure": record.failure,
+            "success": record.verdict.success, "reason": record.verdict.reason,
+        }
+        for question, record in zip(exam.questions, workshop.records(arm, seed), strict=True)
+    ]  # fmt: skip

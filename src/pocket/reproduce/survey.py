@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from minigpt4.evaluation.statistics import Rate
+from minigpt4.statistics import Rate
 from pocket.measure.facts import missing_fact
-from pocket.measure.survey import Question, Record, Survey, draw_survey, measure
+from pocket.measure.survey import Record, Survey, SurveyQuestion, draw_survey, measure
 from pocket.measure.truth import NOUNS, read
 from pocket.text.phrases import caption
 from pocket.text.requests import Request, request
@@ -71,10 +71,10 @@ def draw_exam(questions: int, scenes: int, seed: int) -> Survey:
         pictures.append(picture)
         # The checks of descriptions read captions and stories too; what is counted of each is `_count_form`'s business.
         for form, text in FORMS.items():
-            asked.append(Question(SCENES + form, len(pictures) - 1, Request("describe", text)))
+            asked.append(SurveyQuestion(SCENES + form, len(pictures) - 1, Request("describe", text)))
         for ability in ("colour", "where"):
             about_one = request(ability, picture, random.Random(f"one object of {picture.seed}"))
-            asked.append(Question(SCENES + ability, len(pictures) - 1, about_one))
+            asked.append(SurveyQuestion(SCENES + ability, len(pictures) - 1, about_one))
     # Neighbours of a batch should be of like length, and what follows a question up stays behind it.
     order = sorted(range(len(survey.questions), len(asked)), key=lambda i: asked[i].ability)
     return Survey(tuple(pictures), (*survey.questions, *(asked[i] for i in order)))

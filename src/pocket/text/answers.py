@@ -9,121 +9,12 @@ from __future__ import annotations
 
 import random
 
-from pocket.text.phrases import article, doing, elements, in_setting, join, name
+from pocket.text.phrases import article, doing, elements, in_setting, join, name, sentence
+from pocket.text.tables import read_table
 from pocket.world.world import Picture
 
-#: What each kind is like; said of it in poems and stories.
-NATURE = {
-    "ball": ("round and ready to roll", "waiting for a game"),
-    "box": ("full of secrets", "closed and patient"),
-    "cup": ("warm as the morning", "made for a quiet sip"),
-    "bottle": ("clear as glass", "holding its breath"),
-    "book": ("full of old tales", "with pages that whisper"),
-    "chair": ("offering a rest", "standing on four legs"),
-    "lamp": ("glowing softly", "a friend of the evening"),
-    "tree": ("rich with leaves", "rooted and calm"),
-    "flower": ("sweet in bloom", "with petals wide open"),
-    "house": ("with a door for everyone", "warm behind its walls"),
-    "car": ("dreaming of the road", "resting its wheels"),
-    "boat": ("made for the waves", "longing to sail"),
-    "star": ("bright and far", "shining without a sound"),
-    "heart": ("full of love", "beating for a friend"),
-    "hat": ("proud and tall", "looking for a head"),
-    "umbrella": ("hoping for rain", "a roof to carry"),
-    "key": ("knowing every lock", "small but clever"),
-    "clock": ("counting the hours", "never in a hurry"),
-    "guitar": ("humming a tune", "with strings that sing"),
-    "balloon": ("light as air", "wishing to fly"),
-    "mushroom": ("born after the rain", "hiding under its cap"),
-    "kite": ("in love with the wind", "with a long bright tail"),
-    "tent": ("ready for campers", "a shelter of cloth"),
-    "apple": ("sweet and crisp", "juicy to the core"),
-    "ladder": ("leading upward", "step after step"),
-    "drum": ("keeping the beat", "loud and merry"),
-}
-_OPENING_COUPLETS = {
-    "meadow": ("Where the meadow grass is deep,", "gentle winds have gone to sleep."),
-    "beach": ("Where the waves have reached the sand,", "morning wanders over land."),
-    "desert": ("Where the dunes are dry and wide,", "there is nowhere you can hide."),
-    "street": ("Where the city walks all day,", "something quiet came to stay."),
-    "room": ("Where the wooden floor is clean,", "stands the nicest thing I have seen."),
-    "night": ("Where the dark has filled the sky,", "silent hours wander by."),
-}
-_COUPLETS = (
-    ("The {0} is resting in the light,", "the {1} is such a lovely sight."),
-    ("The {0} is dreaming of the day,", "the {1} is never far away."),
-    ("The {0} is here to greet the sun,", "the {1} is ready for some fun."),
-    ("The {0} is silent, calm and still,", "the {1} can wait and always will."),
-)
-_LAST_LINES = ("and it fills the world with song.", "and it stays the whole day long.", "and nothing here is wrong.")
-
-PREPARE = {
-    "tomato": "Slice the tomato",
-    "cheese": "Grate the cheese",
-    "basil": "Tear the basil",
-    "olive": "Halve each olive",
-    "egg": "Boil the egg",
-    "carrot": "Peel the carrot",
-    "onion": "Chop the onion",
-    "pepper": "Dice the pepper",
-    "corn": "Drain the corn",
-    "shrimp": "Fry the shrimp",
-    "broccoli": "Steam the broccoli",
-    "lemon": "Squeeze the lemon",
-    "bacon": "Crisp the bacon",
-    "avocado": "Cut the avocado",
-    "cucumber": "Slice the cucumber",
-    "salmon": "Bake the salmon",
-}
-_DISH_STEPS = {
-    "pizza": ("Roll out the pizza dough", "Bake it until the crust is golden"),
-    "salad": ("Wash the salad leaves", "Toss it with oil and salt"),
-    "soup": ("Bring the soup to a boil", "Let it simmer and serve it hot"),
-    "rice": ("Cook the rice until it is soft", "Stir it well and serve it warm"),
-    "pasta": ("Boil the pasta in salted water", "Mix it well and serve it hot"),
-}
-_BENEFITS = {
-    "watch": ("It keeps perfect time.", "Never be late again."),
-    "shoe": ("It makes every step feel light.", "Walk as far as you like."),
-    "bag": ("It carries all you need.", "There is room for your whole day."),
-    "headphones": ("They bring you closer to the music.", "Hear every note."),
-    "teapot": ("It pours without a drop lost.", "Tea time has never been better."),
-    "camera": ("It catches every moment.", "Your memories deserve it."),
-    "backpack": ("It is ready for every trail.", "Pack it and go."),
-    "sunglasses": ("They keep your eyes cool.", "Summer looks better with them."),
-    "lamp": ("It lights up your evenings.", "Reading was never so cosy."),
-    "bottle": ("It keeps drinks cold for hours.", "Stay fresh wherever you go."),
-}
-_MOODS = {
-    "red": "bold",
-    "orange": "warm",
-    "yellow": "sunny",
-    "green": "fresh",
-    "blue": "cool",
-    "purple": "royal",
-    "white": "pure",
-    "black": "elegant",
-}
+_TABLE = read_table("answers")
 _PLURAL_PRODUCTS = {"headphones", "sunglasses"}
-
-_ANIMAL_LIMITS = {
-    "cat": ("cats have soft paws and like to sleep", "cats only care about naps"),
-    "dog": ("dogs have paws and like to chase sticks", "dogs would rather fetch"),
-    "fish": ("fish live in water and have no legs", "fish have fins and no hands"),
-    "penguin": ("penguins have short wings and waddle on ice", "penguins have no fingers"),
-    "frog": ("frogs hop around ponds", "frogs have wet, slippery feet"),
-    "rabbit": ("rabbits hop and eat grass", "rabbits have no thumbs"),
-}
-_PROP_NEEDS = {
-    "bicycle": "nobody taught them to pedal",
-    "guitar": "they could never press the strings",
-    "umbrella": "they do not mind the rain",
-    "skateboard": "they cannot keep their balance on wheels",
-    "laptop": "they cannot read or type",
-    "trumpet": "they cannot blow a tune",
-    "bathtub": "they do not take baths like people",
-    "crown": "they rule no kingdom",
-}
 
 
 def subjects(picture: Picture) -> list[str]:
@@ -137,17 +28,16 @@ def poem(picture: Picture, rng: random.Random) -> str:
     names = subjects(picture)
     lines: list[str]
     if form == "couplets":
-        lines = list(
-            _OPENING_COUPLETS.get(picture.setting, ("Come and see what I have found,", "look a little bit around."))
-        )
+        elsewhere = ("Come and see what I have found,", "look a little bit around.")
+        lines = list(_TABLE["opening_couplets"].get(picture.setting, elsewhere))
         for k in range(0, len(names) - 1, 2):
-            lines += [line.format(names[k], names[k + 1]) for line in rng.choice(_COUPLETS)]
+            lines += [line.format(names[k], names[k + 1]) for line in rng.choice(_TABLE["couplets"])]
         if len(names) % 2:
-            lines += [f"See the {names[-1]} come along,", rng.choice(_LAST_LINES)]
+            lines += [f"See the {names[-1]} come along,", rng.choice(_TABLE["last_lines"])]
     elif form == "nature":
         lines = [_place_line(picture, rng)]
         for item, subject in zip(picture.items, names, strict=True):
-            nature = rng.choice(NATURE.get(item.kind, ("a small delight", "a gift of the day")))
+            nature = rng.choice(_TABLE["nature"].get(item.kind, ("a small delight", "a gift of the day")))
             lines.append(rng.choice((f"{article(subject)}, {nature},", f"the {subject} is {nature},")))
         lines += rng.choice(
             (
@@ -171,7 +61,7 @@ def poem(picture: Picture, rng: random.Random) -> str:
 def _place_line(picture: Picture, rng: random.Random) -> str:
     if picture.type in ("scene", "odd"):
         where = in_setting(picture, rng)
-        return f"{where[0].upper()}{where[1:]},"
+        return f"{sentence(where)},"
     return {"food": "On the table,", "product": "In the shop,"}[picture.type]
 
 
@@ -207,8 +97,8 @@ def story(picture: Picture, rng: random.Random) -> str:
 def recipe(picture: Picture, rng: random.Random) -> str:
     """Title, list of ingredients, numbered steps, for a picture of food."""
     ingredients = [item.kind for item in picture.items]
-    first, last = _DISH_STEPS[picture.setting]
-    steps = [first, *(PREPARE[ingredient] for ingredient in ingredients)]
+    first, last = _TABLE["dish_steps"][picture.setting]
+    steps = [first, *(_TABLE["prepare"][ingredient] for ingredient in ingredients)]
     if rng.random() < 0.5:
         steps.append(rng.choice((f"Add everything to the {picture.setting}", f"Put it all on the {picture.setting}")))
     steps.append(last)
@@ -223,38 +113,20 @@ def advertisement(picture: Picture, rng: random.Random) -> str:
     """Three sentences that name the product with its colour, praise it, and call to action."""
     item = picture.items[0]
     plural = item.kind in _PLURAL_PRODUCTS
-    thing, mood = name(item), _MOODS[item.colour or "white"]
+    thing, mood = name(item), _TABLE["moods"][item.colour or "white"]
     this, pronoun = ("these", "them") if plural else ("this", "it")
-    openings = (
-        f"Meet the {thing}: {mood} and made to last.",
-        f"Looking for something {mood}? Discover {this} {thing}!",
-        f"Treat yourself to {this} {mood} {thing}.",
-        f"The {thing} everyone talks about is here!",
-        f"Say hello to your new {thing}.",
-    )
-    calls = (
-        f"Order {pronoun} today!",
-        f"Buy {pronoun} now and get free delivery.",
-        f"Visit our shop and try {pronoun} today.",
-        f"Get {pronoun} now, before {'they are' if plural else 'it is'} gone!",
-    )
-    return " ".join((rng.choice(openings), rng.choice(_BENEFITS[item.kind]), rng.choice(calls)))
+    words = {"thing": thing, "mood": mood, "this": this, "it": pronoun, "it_is": "they are" if plural else "it is"}
+    parts = rng.choice(_TABLE["advertisements"]), rng.choice(_TABLE["benefits"][item.kind]), rng.choice(_TABLE["calls"])
+    return " ".join(parts).format(**words)
 
 
 def funny(picture: Picture, rng: random.Random) -> str:
     """Why the picture is funny: what the animal does, and why that cannot be."""
     animal, prop = picture.items[0], picture.items[1].kind
-    act, limit, need = doing(picture), rng.choice(_ANIMAL_LIMITS[animal.kind]), _PROP_NEEDS[prop]
+    act, limit, need = doing(picture), rng.choice(_TABLE["animal_limits"][animal.kind]), _TABLE["prop_needs"][prop]
     many = animal.kind if animal.kind == "fish" else f"{animal.kind}s"
-    return rng.choice(
-        (
-            f"It is funny because {article(name(animal))} is {act}. In real life {limit}, and {need}.",
-            f"The joke is that {article(name(animal))} is {act}. Everyone knows that {limit}, so it can never happen.",
-            f"We laugh because {article(name(animal))} {act} makes no sense: {limit}, and {need}.",
-            f"Normally {many} do not do this: {limit}. Seeing {article(name(animal))} {act} is a silly surprise, "
-            f"because {need}.",
-        )
-    )
+    words = {"thing": article(name(animal)), "doing": act, "limit": limit, "need": need, "many": many}
+    return rng.choice(_TABLE["jokes"]).format(**words)
 
 
 def website(picture: Picture, rng: random.Random) -> str:

@@ -31,6 +31,7 @@ from pocket.text.requests import (
     request,
     words_about,
 )
+from pocket.text.tables import read_table
 from pocket.world.world import SEEDS, Picture, busy, facts, sample
 
 _LONG: dict[str, Callable[[Picture, random.Random], str]] = {
@@ -46,12 +47,7 @@ _LONG: dict[str, Callable[[Picture, random.Random], str]] = {
 
 
 #: The answers to questions about one object.
-_ABOUT_ONE = {
-    "colour": ("The {kind} is {colour}.", "It is {a_thing}.", "The colour of the {kind} is {colour}."),
-    "where": ("The {thing} is {at}.", "It is {at}.", "You can find it {at}."),
-    "what": ("There is a {size} {thing} {at}.", "It is a {size} {thing}."),
-    "size": ("The {kind} is {size}.", "It is {size}."),
-}
+_ABOUT_ONE = read_table("requests")["answers_about_one"]
 
 
 def answer(asked: Request, picture: Picture, rng: random.Random) -> str:

@@ -2,7 +2,8 @@
 
 Everything here turns a `Picture` (truth) into English with a caller's random generator; nothing looks at pixels.
 `captions` are what stage 1 trains on, `descriptions` what stage 2 trains on, and `contexts` are what the pocket LLM
-reads in the place where, later, the image's soft tokens stand. Conversations are in `conversation.py`.
+reads in the place where, later, the image's soft tokens stand. Conversations are in
+`conversations.py`, the phrases in `phrases.yaml`.
 
 Conventions that the evaluation's parser relies on: a colour stands right before the kind it belongs to, a size right
 before the colour, places are the single words of `world.PLACES`, numbers up to four are words.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pocket.world.world import DOING, MAX_FACTS, Item, Picture, facts
+from pocket.text.tables import read_table
+from pocket.world.world import DOING, MAX_FACTS, Picture, Thing, facts
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 #: A word that stands for "no further fact" where facts are listed in a fixed number of slots.
@@ -27,51 +29,7 @@ INSTRUCTIONS = (
     "What can you see in this image? Tell me every detail.",
 )
 
-_SETTING_PHRASES = {
-    "meadow": ("in a meadow", "in the meadow", "on a green meadow"),
-    "beach": ("on a beach", "on the beach", "at the beach"),
-    "desert": ("in a desert", "in the desert", "out in the desert"),
-    "street": ("in a street", "in the street", "on a city street"),
-    "room": ("in a room", "in the room", "inside a room"),
-    "night": ("at night", "in the night", "under the night sky"),
-}
-_SETTING_NAMES = {
-    "meadow": "a meadow",
-    "beach": "a beach",
-    "desert": "a desert",
-    "street": "a street",
-    "room": "a room",
-    "night": "a night",
-}
-_SETTING_DETAILS = {
-    "meadow": ("Soft grass covers the ground.", "The grass is fresh and the sky is mild."),
-    "beach": ("Pale sand meets the calm water.", "The sea lies quiet behind the sand."),
-    "desert": ("Dry dunes roll toward the horizon.", "Warm sand stretches far away."),
-    "street": ("Plain city walls stand behind it all.", "The pavement is grey and quiet."),
-    "room": ("A plain wall and a wooden floor frame the view.", "The floor is made of wood."),
-    "night": ("The sky is dark and still.", "Everything lies under a dark sky."),
-}
-_DISH_DETAILS = {
-    "pizza": "The crust is round and golden.",
-    "salad": "The leaves look fresh and crisp.",
-    "soup": "The soup is warm and creamy.",
-    "rice": "The rice is white and fluffy.",
-    "pasta": "The pasta lies in soft strands.",
-}
-_BACKDROP_DETAILS = {
-    "marble": "The surface is smooth and cool.",
-    "wood": "The planks give it a warm look.",
-    "velvet": "The soft cloth folds gently.",
-    "sand": "Fine grains surround it.",
-}
-_ELEMENT_PHRASES = {
-    "navigation": ("a navigation bar", "navigation links"),
-    "image": ("an image box", "a box for an image"),
-    "text": ("lines of text", "a few lines of text"),
-    "list": ("a list", "a bullet list"),
-    "input": ("an input field", "a field for input"),
-    "button": ("a button", "a large button"),
-}
+_TABLE = read_table("phrases")
 
 
 def article(noun: str) -> str:
@@ -92,19 +50,19 @@ def at_place(place: str) -> str:
     return f"{preposition} the {place}"
 
 
-def name(item: Item, size: bool = False) -> str:
+def name(item: Thing, size: bool = False) -> str:
     """ "red ball", with `size` "large red ball"; what has no colour is named by its kind alone."""
     return " ".join(word for word in (item.size if size else None, item.colour, item.kind) if word)
 
 
 def in_setting(picture: Picture, rng: random.Random) -> str:
     """ "in a meadow", "on the beach" ..., for scenes and odd scenes."""
-    return rng.choice(_SETTING_PHRASES[picture.setting])
+    return rng.choice(_TABLE["setting_phrases"][picture.setting])
 
 
 def elements(picture: Picture, rng: random.Random) -> list[str]:
     """What a website draft holds, top to bottom, as noun phrases."""
-    return [rng.choice(_ELEMENT_PHRASES[item.kind]) for item in picture.items]
+    return [rng.choice(_TABLE["element_phrases"][item.kind]) for item in picture.items]
 
 
 def doing(picture: Picture) -> str:
@@ -113,49 +71,35 @@ def doing(picture: Picture) -> str:
     return f"{DOING[prop]} {prop}"
 
 
-def caption(picture: Picture, rng: random.Random) -> str:
-    """A short caption, as found beside pictures on the web: names what is there, not always all of its attributes."""
-    items = picture.items
-    if picture.type == "scene":
-        size, place = rng.choice(((False, False), (True, False), (False, True), (True, True), (True, True)))
-        things = [article(name(item, size)) + (f" {at_place(item.place or '')}" if place else "") for item in items]
-        listed, where = join(things), in_setting(picture, rng)
-        return rng.choice((f"{listed} {where}", f"{where}, {listed}", f"a picture of {listed} {where}"))
+def _words(picture: Picture, rng: random.Random) -> dict[str, str]:
+    """What the phrases of the table have names for: the setting, the thing in the middle, the list of what is there."""
+    words = {"setting": picture.setting, "a_setting": article(picture.setting)}
+    if picture.type == "draft":
+        return words | {"listed": join(elements(picture, rng))}
     if picture.type == "food":
-        listed = join([item.kind for item in items])
-        return rng.choice(
-            (
-                f"{picture.setting} with {listed}",
-                f"a plate of {picture.setting} with {listed}",
-                f"{picture.setting} topped with {listed}",
-                f"{listed} on {picture.setting}",
-            )
-        )
-    if picture.type == "product":
-        return rng.choice(
-            (
-                f"{article(name(items[0]))} on {picture.setting}",
-                f"a product photo of {article(name(items[0]))} on {picture.setting}",
-                f"{article(name(items[0]))} shown on {picture.setting}",
-            )
-        )
+        return words | {"listed": join([item.kind for item in picture.items])}
     if picture.type == "odd":
         where = in_setting(picture, rng)
-        return rng.choice(
-            (
-                f"{article(name(items[0]))} {doing(picture)} {where}",
-                f"a funny picture of {article(name(items[0]))} {doing(picture)} {where}",
-                f"{where}, {article(name(items[0]))} is {doing(picture)}",
-            )
-        )
-    listed = join(elements(picture, rng))
-    return rng.choice(
-        (
-            f"a website draft titled {picture.setting} with {listed}",
-            f"a hand-drawn draft of a website called {picture.setting} with {listed}",
-            f"a sketch of the page {picture.setting}: {listed}",
-        )
-    )
+        words |= {"where": where, "Where": sentence(where), "doing": doing(picture)}
+    return words | {"thing": article(name(picture.items[0]))}
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital letter at its beginning; the others stay as they are."""
+    return text[0].upper() + text[1:]
+
+
+def caption(picture: Picture, rng: random.Random) -> str:
+    """A short caption, as found beside pictures on the web: names what is there, not always all of its attributes."""
+    if picture.type == "scene":
+        size, place = rng.choice(((False, False), (True, False), (False, True), (True, True), (True, True)))
+        things = [
+            article(name(item, size)) + (f" {at_place(item.place or '')}" if place else "") for item in picture.items
+        ]
+        words = {"listed": join(things), "where": in_setting(picture, rng)}
+    else:
+        words = _words(picture, rng)
+    return rng.choice(_TABLE["captions"][picture.type]).format(**words)
 
 
 def dense_caption(picture: Picture, rng: random.Random) -> str:
@@ -168,87 +112,35 @@ def dense_caption(picture: Picture, rng: random.Random) -> str:
 
 def description(picture: Picture, rng: random.Random) -> str:
     """A detailed description in whole sentences: every object with size, colour, kind and place, and the setting."""
-    items = picture.items
     if picture.type == "scene":
         return _describe_scene(picture, rng)
-    if picture.type == "food":
-        listed = join([item.kind for item in items])
-        opening = rng.choice(
-            (
-                f"The picture shows a plate of {picture.setting} seen from above.",
-                f"This is {article(picture.setting)} dish, ready to eat.",
-                f"A serving of {picture.setting} stands on the table.",
-            )
-        )
-        middle = rng.choice(
-            (
-                f"It is topped with {listed}.",
-                f"On it I can see {listed}.",
-                f"The ingredients are {listed}.",
-            )
-        )
-        ending = rng.choice((_DISH_DETAILS[picture.setting], "It looks fresh and tasty.", ""))
-        return f"{opening} {middle} {ending}".strip()
-    if picture.type == "product":
-        thing = name(items[0])
-        opening = rng.choice(
-            (
-                f"The picture is a product photo of {article(thing)}.",
-                f"This studio photo shows {article(thing)}.",
-                f"In the middle stands {article(thing)}, lit by a soft light.",
-            )
-        )
-        middle = rng.choice((f"It is placed on {picture.setting}.", f"The background is {picture.setting}."))
-        return f"{opening} {middle} {rng.choice((_BACKDROP_DETAILS[picture.setting], ''))}".strip()
-    if picture.type == "odd":
-        thing, where = name(items[0]), in_setting(picture, rng)
-        opening = rng.choice(
-            (
-                f"The picture shows {article(thing)} {doing(picture)} {where}.",
-                f"{where[0].upper()}{where[1:]}, {article(thing)} is {doing(picture)}.",
-                f"This is an unusual sight: {article(thing)} is {doing(picture)} {where}.",
-            )
-        )
-        ending = rng.choice((*_SETTING_DETAILS[picture.setting], "It is a strange and funny moment."))
-        return f"{opening} {ending}"
-    listed = join(elements(picture, rng))
-    opening = rng.choice(
-        (
-            f"The picture is a hand-drawn draft of a website with the title {picture.setting}.",
-            f"This is a sketch of a web page called {picture.setting}.",
-        )
-    )
-    middle = rng.choice((f"From top to bottom it has {listed}.", f"Below the title there are {listed}."))
-    return f"{opening} {middle}"
+    words = _words(picture, rng)
+    parts = [rng.choice(_TABLE["openings"][picture.type]).format(**words)]
+    if picture.type != "odd":
+        parts.append(rng.choice(_TABLE["middles"][picture.type]).format(**words))
+    endings = {
+        "food": lambda: (_TABLE["dish_details"][picture.setting], "It looks fresh and tasty.", ""),
+        "product": lambda: (_TABLE["backdrop_details"][picture.setting], ""),
+        "odd": lambda: (*_TABLE["setting_details"][picture.setting], "It is a strange and funny moment."),
+    }
+    if picture.type in endings:
+        parts.append(rng.choice(endings[picture.type]()))
+    return " ".join(filter(None, parts))
 
 
 def _describe_scene(picture: Picture, rng: random.Random) -> str:
-    count = len(picture.items)
-    plural = "object" if count == 1 else "objects"
-    where, scenery = in_setting(picture, rng), _SETTING_NAMES[picture.setting]
-    opening = rng.choice(
-        (
-            f"The picture shows {scenery} scene with {NUMBERS[count]} {plural}.",
-            f"This image was made {where}. It holds {NUMBERS[count]} {plural}.",
-            f"{NUMBERS[count].capitalize()} {plural} can be seen {where}.",
-            f"The image shows {NUMBERS[count]} {plural} {where}.",
-        )
-    )
-    sentences = [opening]
+    number, where = NUMBERS[len(picture.items)], in_setting(picture, rng)
+    words = {
+        "scenery": _TABLE["setting_names"][picture.setting], "where": where, "count": number,
+        "Count": number.capitalize(), "objects": "object" if len(picture.items) == 1 else "objects",
+    }  # fmt: skip
+    sentences = [rng.choice(_TABLE["openings"]["scene"]).format(**words)]
     for item in picture.items:
         thing, place = article(name(item, size=True)), at_place(item.place or "")
-        sentences.append(
-            rng.choice(
-                (
-                    f"There is {thing} {place}.",
-                    f"{place[0].upper()}{place[1:]} there is {thing}.",
-                    f"{thing[0].upper()}{thing[1:]} is {place}.",
-                    f"I can see {thing} {place}.",
-                )
-            )
-        )
+        said = {"thing": thing, "Thing": sentence(thing), "place": place, "Place": sentence(place)}
+        sentences.append(rng.choice(_TABLE["placed"]).format(**said))
     if rng.random() < 0.6:
-        sentences.append(rng.choice(_SETTING_DETAILS[picture.setting]))
+        sentences.append(rng.choice(_TABLE["setting_details"][picture.setting]))
     return " ".join(sentences)
 
 

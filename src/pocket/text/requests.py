@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 from pocket.text.phrases import INSTRUCTIONS, NUMBERS, article, at_place, name
+from pocket.text.tables import read_table
 from pocket.world.world import COLOURS, KINDS, Picture
 
 
@@ -51,120 +52,17 @@ PICTURE_TYPES: dict[str, tuple[str, ...]] = {
     "setting": ("scene", "odd"),
 }
 
-#: Ways to ask. `{write}`, `{this}` and `{short}` stand for a choice from `_WORDINGS`.
-_ASKING: dict[str, tuple[str, ...]] = {
-    "describe": (
-        *INSTRUCTIONS,
-        *INSTRUCTIONS,
-        "Describe {this}.",
-        "Describe {this} in detail.",
-        "Describe {this} as detailed as possible.",
-        "What do you see in {this}?",
-        "Tell me everything about {this}.",
-        "What is in {this}?",
-        "What does {this} show?",
-        "Explain {this} in detail.",
-        "{write} a detailed description of {this}.",
-    ),
-    "caption": (
-        "Give a short caption.",
-        "{write} one short caption for {this}.",
-        "Caption {this}.",
-        "Describe {this} in one short line.",
-        "Sum up {this} in a few words.",
-    ),
-    "poem": (
-        "{write} a {short}poem about {this}.",
-        "{write} a {short}poem about it.",
-        "{write} a {short}poem for {this}.",
-        "Can you make a {short}poem for {this}?",
-        "Turn {this} into a poem.",
-        "{write} some verses about what you see.",
-        "I would like a poem about {this}.",
-        "Be a poet and put {this} into verses.",
-    ),
-    "story": (
-        "Tell me a {short}story about {this}.",
-        "{write} a {short}story about {this}.",
-        "Can you tell a story about it?",
-        "Make up a tale about what you see.",
-        "{write} a {short}story.",
-        "{write} a {short}tale about {this}.",
-        "Tell a story with everything in {this}.",
-    ),
-    "recipe": (
-        "How do I cook this?",
-        "How can I cook the dish in {this}?",
-        "{write} a recipe for this dish.",
-        "{write} the recipe.",
-        "How should I make something like this?",
-        "Tell me how to prepare this food.",
-        "What is the recipe for this meal?",
-        "I want to cook this at home. What do I need to do?",
-    ),
-    "advertise": (
-        "{write} an advertisement for this product.",
-        "{write} an ad for this.",
-        "{write} an ad for the product in {this}.",
-        "Help me sell this product.",
-        "{write} a {short}professional advertisement for it.",
-        "Can you promote this product?",
-        "{write} a {short}commercial for this.",
-    ),
-    "funny": (
-        "Why is this funny?",
-        "Why is {this} funny?",
-        "Explain why {this} is funny.",
-        "What is funny about {this}?",
-        "Explain the joke.",
-        "Explain this meme.",
-        "What makes {this} unusual?",
-        "Why do people laugh at {this}?",
-    ),
-    "website": (
-        "{write} the HTML for this website.",
-        "Turn this draft into a website.",
-        "Turn {this} into a web page.",
-        "{write} a web page from this draft.",
-        "{write} code for this page.",
-        "{write} the website that is drawn here.",
-        "{write} the HTML of this sketch.",
-        "{write} HTML for {this}.",
-    ),
-    "count": (
-        "How many objects are there?",
-        "How many objects are in {this}?",
-        "How many things can you see?",
-        "Count the objects in {this}.",
-        "How many objects does {this} show?",
-        "What is the number of objects?",
-    ),
-    "setting": ("Where was {this} made?", "What is the background?", "Where does this take place?"),
-}
-_WORDINGS = {
-    "write": ("Write", "Write", "Make", "Create", "Give me", "Compose", "Draft"),
-    "this": ("this image", "this picture", "the image", "the picture", "this photo"),
-    "short": ("", "", "short ", "little ", "nice "),
-}
+_TABLE = read_table("requests")
+#: Ways to ask for each ability.
+_ASKING: dict[str, list[str]] = {
+    **_TABLE["asking"], "describe": [*INSTRUCTIONS, *INSTRUCTIONS, *_TABLE["asking"]["describe"]],
+}  # fmt: skip
 
 
 def in_general(ability: str, rng: random.Random) -> str:
     """A question of an ability that asks about no object in particular, in one of many phrasings."""
     text = rng.choice(_ASKING[ability])
-    return text.format(**{key: rng.choice(options) for key, options in _WORDINGS.items()})
-
-
-#: For each ability with one object in question.
-_ABOUT_ONE = {
-    "colour": ("What colour is the {kind}?", "Which colour does the {kind} have?", "Tell me the colour of the {kind}."),
-    "where": ("Where is the {kind}?", "Where can I find the {thing}?", "In which part of the picture is the {kind}?"),
-    "what": ("What is {at}?", "Which object is {at}?", "What can you see {at}?"),
-    "size": ("How big is the {kind}?", "Is the {kind} small or large?", "What size is the {thing}?"),
-}
-_EXISTS = (
-    "Is there {thing} in the picture?", "Can you see {thing}?", "Does the image show {thing}?",
-    "Do you see {thing} here?",
-)  # fmt: skip
+    return text.format(**{key: rng.choice(options) for key, options in _TABLE["wordings"].items()})
 
 
 def request(ability: str, picture: Picture, rng: random.Random) -> Request:
@@ -175,11 +73,11 @@ def request(ability: str, picture: Picture, rng: random.Random) -> Request:
     """
     if picture.type not in PICTURE_TYPES[ability]:
         raise ValueError(f"{ability!r} asks for {PICTURE_TYPES[ability]}, the picture is a {picture.type}")
-    if ability in _ABOUT_ONE:
+    if ability in _TABLE["about_one"]:
         index = 0 if picture.type != "scene" else rng.randrange(len(picture.items))
         words = words_about(picture, index)
         expected = {"colour": "colour", "where": "place", "what": "kind", "size": "size"}[ability]
-        return Request(ability, rng.choice(_ABOUT_ONE[ability]).format(**words), index, words[expected])
+        return Request(ability, rng.choice(_TABLE["about_one"][ability]).format(**words), index, words[expected])
     if ability == "exists":
         return _exists(picture, rng)
     expected_word = {"count": NUMBERS[len(picture.items)], "setting": picture.setting}.get(ability)
@@ -214,7 +112,7 @@ def _exists(picture: Picture, rng: random.Random) -> Request:
         thing, expected = rng.choice([kind for kind in KINDS if kind not in present]), "no"
         if rng.random() < 0.5:
             thing = f"{rng.choice(COLOURS)} {thing}"
-    return Request("exists", rng.choice(_EXISTS).format(thing=article(thing)), index, expected)
+    return Request("exists", rng.choice(_TABLE["exists"]).format(thing=article(thing)), index, expected)
 
 
 def follow_up(asked: Request, picture: Picture, rng: random.Random, without: frozenset[str] = frozenset()) -> Request:

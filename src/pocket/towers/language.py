@@ -69,7 +69,7 @@ CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS[
 
 
 @dataclass
-class Batch:
+class TextBatch:
     """Right-padded ids (n, t), how much each is learnt (n, t; 0: not at all), and where the context stands."""
 
     ids: Tensor
@@ -98,10 +98,10 @@ class TextBatches:
     def __init__(self, kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.kind, self.tokenizer = kind, tokenizer
         self.pool_number = -1
-        self.pool: list[Batch] = []
+        self.pool: list[TextBatch] = []
         self.starts: list[int] = [0]
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> TextBatch:
         # How many batches a pool gives is known only once it is made; a resumed run makes the pools' sizes anew.
         while number >= self.starts[-1] or self.pool_number < 0:
             self._load(len(self.starts) - 1)
@@ -116,7 +116,7 @@ class TextBatches:
         samples = sorted(
             (_sample(self.kind, self.tokenizer, seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0])
         )
-        batches: list[Batch] = []
+        batches: list[TextBatch] = []
         rows: list[_Sample] = []
         for sample in samples:
             if rows and (len(rows) + 1) * len(sample[0]) > self.kind.batch_tokens:
@@ -127,16 +127,16 @@ class TextBatches:
         random.Random(first).shuffle(batches)
         self.pool, self.pool_number = batches, number
 
-    def _pad(self, rows: list[_Sample], seed: int) -> Batch:
+    def _pad(self, rows: list[_Sample], seed: int) -> TextBatch:
         length = max(len(row[0]) for row in rows)
         fills = (self.tokenizer.pad_token_id, 0.0, 0)
         ids, weights, context = (
             torch.tensor([[*row[k], *[fills[k]] * (length - len(row[k]))] for row in rows]) for k in range(3)
         )
-        return Batch(ids, weights, context.bool(), seed)
+        return TextBatch(ids, weights, context.bool(), seed)
 
 
-def text_loss(model: LlamaForCausalLM, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+def text_loss(model: LlamaForCausalLM, batch: TextBatch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
     """Weighted cross-entropy (nats per token) of the learnt tokens, the context's embeddings noisy and stretched."""
     ids, weights, context = (part.to(device) for part in (batch.ids, batch.weights, batch.context))
     generator = torch.Generator(device="cpu").manual_seed(batch.seed)

@@ -1,6 +1,6 @@
 """Pretraining of the pocket towers: one resumable loop for the language models and for the vision side.
 
-The loop knows nothing about what it trains: it is handed a model, a function that makes batch number `n`, and a
+It is handed a model, a function that makes batch number `n`, and a
 function that turns a batch into a loss. Batches follow from their number alone, so a run killed at any moment goes on
 where its last checkpoint stood. Matrices of the hidden layers are trained with Muon, all else with AdamW (Muon needs
 about half the steps of AdamW at this size); the learning rate warms up, stays, and decays over the last part.

@@ -53,7 +53,7 @@ SMOOTHING = 0.1
 _IGNORED = -100
 
 
-class VisionSide(nn.Module):
+class TowerAndQFormer(nn.Module):
     """Tower, queries and Q-Former of a `Blip2ForConditionalGeneration`, with the heads that only pretraining uses."""
 
     def __init__(self, blip2: Blip2ForConditionalGeneration) -> None:
@@ -152,7 +152,7 @@ def query_truth(picture: Picture) -> list[int]:
 
 
 @dataclass
-class Batch:
+class PictureBatch:
     """Pictures with their truth; captions as ids (n, t) and targets (n, t), -100 where nothing is to be said."""
 
     pixel_values: Tensor
@@ -178,7 +178,7 @@ class PictureBatches:
         self.tokenizer, self.size, self.first_seed, self.augment = tokenizer, size, first_seed, augment
         self.crowded, self.busy = crowded, busy
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> PictureBatch:
         first = self.first_seed + number * self.size
         seeds = range(first, first + self.size)
         pictures = [self._picture(seed, number) for seed in seeds]
@@ -186,7 +186,7 @@ class PictureBatches:
         rows = [self._caption(picture) for picture in pictures]
         length = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
-        return Batch(
+        return PictureBatch(
             normalise([pixels(p, random.Random(f"look-{p.seed}"), self.augment) for p in pictures]),
             torch.from_numpy(np.stack([concept for concept, _ in patches])),
             torch.from_numpy(np.stack([colour for _, colour in patches])),
@@ -207,7 +207,7 @@ class PictureBatches:
         return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False).input_ids]
 
 
-def truth_loss(side: VisionSide, batch: Batch) -> tuple[Tensor, Tensor, dict[str, float]]:
+def truth_loss(side: TowerAndQFormer, batch: PictureBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
     """(loss against the world's truth, queries, shares of patches and facts right)."""
     with torch.autocast(batch.pixel_values.device.type, dtype=torch.bfloat16):
         patches, queries = side(batch.pixel_values)
@@ -234,7 +234,7 @@ def _share(logits: Tensor, truth: Tensor) -> float:
     return (logits.argmax(-1) == truth)[shown].float().mean().item()
 
 
-def caption_loss(blip2: Blip2ForConditionalGeneration, queries: Tensor, batch: Batch, bos: int) -> Tensor:
+def caption_loss(blip2: Blip2ForConditionalGeneration, queries: Tensor, batch: PictureBatch, bos: int) -> Tensor:
     """The frozen captioning LM's loss (nats per token) on the caption, after BOS and the projected queries."""
     embed = blip2.language_model.get_input_embeddings()
     with torch.autocast(queries.device.type, dtype=torch.bfloat16):
@@ -281,14 +281,14 @@ def build_vision(
     # At this size eager attention is the faster one on a CPU.
     blip2.vision_model.set_attn_implementation("eager")
     blip2.to(device)
-    side = VisionSide(blip2).to(device)
+    side = TowerAndQFormer(blip2).to(device)
     batches = PictureBatches(tokenizer, batch_size, first, crowded=CROWDED)
     held_out = PictureBatches(tokenizer, 128, SEEDS["development"][0], augment=False)
 
-    def on_device(batch: Batch) -> Batch:
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
+    def on_device(batch: PictureBatch) -> PictureBatch:
+        return PictureBatch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
 
-    def loss(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(batch: PictureBatch) -> tuple[Tensor, dict[str, float]]:
         truth, queries, figures = truth_loss(side, on_device(batch))
         if generating:
             captioning = caption_loss(blip2, queries, on_device(batch), tokenizer.bos_token_id)

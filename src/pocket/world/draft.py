@@ -1,4 +1,4 @@
-"""The parts of a hand-drawn website draft, each drawn by pen into its box. Knows nothing about the page."""
+"""The parts of a hand-drawn website draft, each drawn by pen into its box."""
 
 from __future__ import annotations
 

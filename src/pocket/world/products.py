@@ -1,4 +1,4 @@
-"""How each product looks in a studio shot, in the unit square of its box. Knows nothing about backdrops."""
+"""How each product looks in a studio shot, in the unit square of its box."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How each kind of object in a scene looks: one function per kind, in the unit square of its box.
 
-Silhouettes differ so that the kinds can be told apart at 18 x 18 pixels. Knows nothing about pictures.
+Silhouettes differ so that the kinds can be told apart at 18 x 18 pixels.
 """
 
 from __future__ import annotations

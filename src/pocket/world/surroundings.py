@@ -1,6 +1,6 @@
 """What things stand on and before: a scene's background, a product's backdrop, a table, a sheet of paper.
 
-All are muted, so that the things stand out. Knows nothing about the things.
+All are muted, so that the things stand out.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 
 
 @dataclass(frozen=True)
-class Item:
+class Thing:
     """One thing in a picture. `boxes` says where it is drawn: one box, or several pieces of an ingredient."""
 
     kind: str
@@ -97,7 +97,7 @@ class Picture:
 
     type: str
     setting: str
-    items: tuple[Item, ...]
+    items: tuple[Thing, ...]
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _scene(rng: random.Random, seed: int, counts: tuple[int, ...] = (1, 2, 2, 3,
     for kind, place in zip(kinds, places, strict=True):
         size = rng.choice(SIZES)
         box = _jittered_box(rng, place, 0.32 if size == "large" else 0.19)
-        items.append(Item(kind, rng.choice(COLOURS), size, place, (box,)))
+        items.append(Thing(kind, rng.choice(COLOURS), size, place, (box,)))
     return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
 
 
@@ -150,7 +150,7 @@ def crowd(seed: int) -> Picture:
     for kind, place in zip(rng.sample(KINDS, len(PLACES)), PLACES, strict=True):
         size = rng.choice(SIZES)
         box = _jittered_box(rng, place, 0.32 if size == "large" else 0.19)
-        items.append(Item(kind, rng.choice(COLOURS), size, place, (box,)))
+        items.append(Thing(kind, rng.choice(COLOURS), size, place, (box,)))
     return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
 
 
@@ -173,14 +173,14 @@ def _food(rng: random.Random, seed: int) -> Picture:
     for k, (x, y) in enumerate(spots):
         x, y, half = x + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.02, 0.02), rng.uniform(0.065, 0.085)
         pieces[k % len(ingredients)].append((x - half, y - half, x + half, y + half))
-    items = tuple(Item(name, boxes=tuple(boxes)) for name, boxes in zip(ingredients, pieces, strict=True))
+    items = tuple(Thing(name, boxes=tuple(boxes)) for name, boxes in zip(ingredients, pieces, strict=True))
     return Picture("food", rng.choice(DISHES), items, seed)
 
 
 def _product(rng: random.Random, seed: int) -> Picture:
     half = rng.uniform(0.24, 0.31)
     x, y = rng.uniform(0.45, 0.55), rng.uniform(0.45, 0.53)
-    item = Item(rng.choice(PRODUCTS), rng.choice(COLOURS), boxes=((x - half, y - half, x + half, y + half),))
+    item = Thing(rng.choice(PRODUCTS), rng.choice(COLOURS), boxes=((x - half, y - half, x + half, y + half),))
     return Picture("product", rng.choice(BACKDROPS), (item,), seed)
 
 
@@ -189,8 +189,8 @@ def _odd(rng: random.Random, seed: int) -> Picture:
     half = rng.uniform(0.30, 0.38)
     x, y = rng.uniform(0.42, 0.58), rng.uniform(0.48, 0.58)
     box = (x - half, y - half, x + half, y + half)
-    animal = Item(rng.choice(ANIMALS), rng.choice(COLOURS), boxes=(box,))
-    return Picture("odd", rng.choice(BACKGROUNDS), (animal, Item(rng.choice(PROPS), boxes=(box,))), seed)
+    animal = Thing(rng.choice(ANIMALS), rng.choice(COLOURS), boxes=(box,))
+    return Picture("odd", rng.choice(BACKGROUNDS), (animal, Thing(rng.choice(PROPS), boxes=(box,))), seed)
 
 
 def _draft(rng: random.Random, seed: int) -> Picture:
@@ -206,7 +206,7 @@ def _draft(rng: random.Random, seed: int) -> Picture:
         height *= scale
         left = rng.uniform(0.08, 0.12)
         right = {"button": left + 0.38, "image": left + 0.6}.get(name, rng.uniform(0.86, 0.92))
-        items.append(Item(name, boxes=((left, top, right, top + height),)))
+        items.append(Thing(name, boxes=((left, top, right, top + height),)))
         top += height + gap
     return Picture("draft", rng.choice(TITLES), tuple(items), seed)
 

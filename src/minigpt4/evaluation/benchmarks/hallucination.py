@@ -1,0 +1,319 @@
+"""What models claim to see: CHAIR of short and long answers with their lengths, and yes-or-no questions (POPE).
+
+CHAIR (Rohrbach et al. 2018): CHAIR_i is the share of all object mentions that are hallucinated, CHAIR_s the share of
+answers with at least one. What is in an image are its annotated objects and those that its reference captions name.
+
+POPE (Li et al. 2023): the absent objects are drawn at random, as the most frequent ones of the data set, and as those
+that appear most often beside what is in the image. Yes is right as often as no, so always saying yes gets half.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from minigpt4.errors import UserError
+from minigpt4.evaluation.benchmarks.coco import (
+    ImageId,
+    Instances,
+    Vocabulary,
+    read_captions,
+    read_instances,
+    vocabulary,
+    with_article,
+)
+from minigpt4.evaluation.items import Collection, Item
+from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.results import png
+from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.statistics import Estimate, Rate
+
+#: What is asked for answers of different lengths.
+PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
+PROBE = "Is there {} in the picture?"
+PROBE_TOKENS = 40
+
+
+class Hallucination(Suite):
+    """Objects that answers name and pictures do not hold, of an instances file or of `count` pocket pictures.
+
+    Args:
+        data: The instances file (`instances_val2017.json`); pocket pictures without it.
+        images: The directory of its pictures.
+        captions: The captions file of the same pictures: what people name is there too.
+        probes: Yes-or-no questions for each picture: so many objects that are there, and as many that are not for each
+            way of drawing them; 0 asks none.
+    """
+
+    name = "hallucination"
+    title = "Objects that are named and not there"
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        images: Path | None = None,
+        captions: Path | None = None,
+        *,
+        count: int = 200,
+        probes: int = 3,
+        seed: int = 0,
+        max_new_tokens: int = 300,
+    ) -> None:
+        if data is not None and images is None:
+            raise UserError(f"{data}: names pictures, so give their directory too (--images)")
+        self.data, self.images, self.captions = data, images, captions
+        self.count, self.probes, self.seed, self.max_new_tokens = count, probes, seed, max_new_tokens
+        self.judge = RuleJudge("annotated objects", self._judge)
+        self._words: Vocabulary | None = None
+
+    def load(self, directory: Path) -> Collection:
+        path, images, captions = self.data, self.images, self.captions
+        if path is None or images is None:
+            captions, path, images = default_data().coco(directory, self.count)
+        found = Collection()
+        instances = read_instances(path)
+        self._words = vocabulary(instances.categories)
+        found.faults += instances.faults
+        told: Mapping[Any, tuple[str, ...]] = {}
+        if captions is not None:
+            read = read_captions(captions)
+            told = read.captions
+            found.faults += read.faults
+        chosen = list(instances.objects)[: self.count]
+        for image in chosen:
+            truth = sorted(present_objects(instances.objects[image], told.get(image, ()), self._words))
+            file, where = images / instances.file_names[image], f"{path}: image {image}"
+            for task, prompt in PROMPTS.items():
+                if task == "short" or file.is_file():  # a missing picture is one fault
+                    item = Item(f"{image} {task}", file, prompt, task, {"objects": truth}, (), self.max_new_tokens)
+                    found.add(item, where)
+        self._add_probes(found, instances, [i for i in chosen if (images / instances.file_names[i]).is_file()], images)
+        return found.require(path)
+
+    def _add_probes(self, found: Collection, instances: Instances, chosen: Sequence[Any], images: Path) -> None:
+        if not self.probes:
+            return
+        for probe in draw_probes(instances, chosen, per_image=self.probes, seed=self.seed):
+            truth = {"present": probe.present, "samplings": list(probe.samplings)}
+            name = f"{probe.image} {probe.kind}?"
+            file, prompt = images / instances.file_names[probe.image], PROBE.format(with_article(probe.kind))
+            found.add(Item(name, file, prompt, "probe", truth, (), PROBE_TOKENS), name)
+
+    def rows(self) -> Sequence[TableRow]:
+        rows = []
+        for task in PROMPTS:
+            group = f"{task.capitalize()} answers"
+            rows += [
+                TableRow(f"{task} chair_i", "CHAIR_i: of named objects", "%", {}, group, True),
+                TableRow(f"{task} chair_s", "CHAIR_s: of answers", "%", {}, group, True),
+                TableRow(f"{task} found", "present objects named", "%", {}, group),
+                TableRow(f"{task} words", "mean length", "words", {}, group),
+            ]
+        for way in SAMPLINGS if self.probes else ():
+            group = f"Is it there? Absent objects {way}"
+            rows += [
+                TableRow(f"{way} accuracy", "accuracy", "%", {}, group),
+                TableRow(f"{way} precision", "precision", "%", {}, group),
+                TableRow(f"{way} recall", "recall", "%", {}, group),
+                TableRow(f"{way} f1", "F1", "%", {}, group),
+                TableRow(f"{way} yes", "says yes", "%", {}, group),
+                TableRow(f"{way} neither", "says neither", "%", {}, group, True),
+            ]
+        return rows
+
+    def cases(self, answer: Response) -> Sequence[Case]:
+        return [Case(answer, {"answer": answer.text})]
+
+    def _judge(self, case: Case) -> Verdict:
+        assert self._words is not None
+        item, answer = case.item, case.answer.text
+        if item.task == "probe":
+            said = yes_or_no(answer)
+            if said is None:
+                return Verdict(None, "says neither yes nor no", {"said": None})
+            right = said == item.truth["present"]
+            return Verdict(right, "" if right else "says yes" if said else "says no", {"said": said})
+        wrong = hallucinated(answer, self._words, item.truth["objects"])
+        counts = count_objects(answer, self._words, item.truth["objects"])
+        reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
+        return Verdict(not wrong, reason, vars(counts))
+
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+        figures: dict[str, Rate | Estimate] = {}
+        for task in PROMPTS:
+            counts = [Named(**one.verdicts[0].detail) for one in judged if one.item.task == task]
+            figures[f"{task} chair_i"] = Estimate.bootstrapped(counts, chair_i)
+            figures[f"{task} chair_s"] = Rate.from_outcomes([count.hallucinated > 0 for count in counts])
+            figures[f"{task} found"] = Estimate.bootstrapped(counts, recall)
+            figures[f"{task} words"] = Estimate.bootstrapped(counts, mean_words)
+        for way in SAMPLINGS:
+            answers = [
+                (bool(one.item.truth["present"]), one.verdicts[0].detail["said"])
+                for one in judged
+                if one.item.task == "probe" and way in one.item.truth["samplings"]
+            ]
+            if answers:
+                figures |= {f"{way} {name}": figure for name, figure in probe_figures(answers).items()}
+        return figures
+
+    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Hallucination against length: a line for each model, from its short answers to its long ones."""
+        from matplotlib.figure import Figure
+
+        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = canvas.subplots()
+        rows = {row["name"]: row["figures"] for row in results["rows"]}
+        for model in (model["label"] for model in results["models"]):
+            points = [(rows[f"{task} words"].get(model), rows[f"{task} chair_i"].get(model)) for task in PROMPTS]
+            drawn = [(x["value"], y) for x, y in points if x and y and None not in (x["value"], y["value"])]
+            if drawn:
+                lengths, rates = zip(*drawn, strict=True)
+                low, high = ([100 * abs(y["value"] - y[edge]) for y in rates] for edge in ("low", "high"))
+                shares = [100 * y["value"] for y in rates]
+                axes.errorbar(lengths, shares, yerr=(low, high), marker="o", capsize=3, label=model)
+        axes.set_xlabel("mean length of answers, words")
+        axes.set_ylabel("CHAIR_i, %")
+        axes.set_ylim(bottom=0)
+        axes.set_title("Objects that are named and not there, against length")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small")
+        return {"plot-length.png": png(canvas)}
+
+
+def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate | Estimate]:
+    """Of pairs (is it there, what was answered). What says neither is never right, and missed where yes is true."""
+    return {
+        "accuracy": Rate.from_outcomes([None if said is None else said == there for there, said in answers]),
+        "precision": Rate.from_outcomes([there for there, said in answers if said]),
+        "recall": Rate.from_outcomes([said for there, said in answers if there]),
+        "f1": Estimate.bootstrapped(answers, f1),
+        "yes": Rate.from_outcomes([said is True for _, said in answers]),
+        "neither": Rate.from_outcomes([said is None for _, said in answers]),
+    }
+
+
+@dataclass(frozen=True)
+class Named:
+    """What one answer names, counted in mentions, and its length in words.
+
+    `found` of the `present` kinds are named at least once: a model avoids hallucination by saying little, too.
+    """
+
+    mentions: int
+    hallucinated: int
+    found: int
+    present: int
+    words: int
+
+
+def present_objects(annotated: Iterable[str], captions: Iterable[str], vocabulary: Vocabulary) -> frozenset[str]:
+    """What counts as being in a picture: what is annotated, and what its reference captions name."""
+    return frozenset(annotated).union(*(vocabulary.mentions(caption) for caption in captions))
+
+
+def hallucinated(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> list[str]:
+    """Every mention, in order, of a kind that is not `present`."""
+    there = set(present)
+    return [kind for kind in vocabulary.mentions(answer) if kind not in there]
+
+
+def count_objects(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> Named:
+    """The mentions of an answer, measured against the kinds that are `present`."""
+    there = set(present)
+    mentions = vocabulary.mentions(answer)
+    wrong = sum(kind not in there for kind in mentions)
+    return Named(len(mentions), wrong, len(there.intersection(mentions)), len(there), len(answer.split()))
+
+
+def chair_i(answers: Sequence[Named]) -> float:
+    """The share of object mentions that are hallucinated; NaN if nothing is named."""
+    mentions = sum(answer.mentions for answer in answers)
+    return sum(answer.hallucinated for answer in answers) / mentions if mentions else math.nan
+
+
+def recall(answers: Sequence[Named]) -> float:
+    """The share of what is there that is named; NaN if nothing is there."""
+    present = sum(answer.present for answer in answers)
+    return sum(answer.found for answer in answers) / present if present else math.nan
+
+
+def mean_words(answers: Sequence[Named]) -> float:
+    """The mean length of the answers in words."""
+    return sum(answer.words for answer in answers) / len(answers)
+
+
+SAMPLINGS = ("random", "popular", "adversarial")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Is `kind` in the picture? `samplings`: under which of `SAMPLINGS` this question counts."""
+
+    image: ImageId
+    kind: str
+    present: bool
+    samplings: tuple[str, ...]
+
+
+def draw_probes(instances: Instances, images: Sequence[ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
+    """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
+
+    A picture without objects, or with all categories, is passed over. The questions about what is there are the same
+    for all three samplings, and so are absent objects that two samplings draw: each is asked once. Frequencies are
+    counted over all pictures of `instances`. The same for the same `seed`.
+    """
+    frequency = Counter(kind for kinds in instances.objects.values() for kind in kinds)
+    together: Counter[tuple[str, str]] = Counter()
+    for kinds in instances.objects.values():
+        for one, other in combinations(sorted(kinds), 2):
+            together[one, other] += 1
+            together[other, one] += 1
+    probes: list[Probe] = []
+    for image in images:
+        there = sorted(instances.objects[image])
+        absent = [kind for kind in instances.categories if kind not in instances.objects[image]]
+        count = min(per_image, len(there), len(absent))
+        rng = random.Random(f"probes {seed} {image}")
+        probes += [Probe(image, kind, True, SAMPLINGS) for kind in rng.sample(there, count)]
+        beside = {kind: sum(together[kind, other] for other in there) for kind in absent}
+        drawn = {
+            "random": rng.sample(absent, count),
+            "popular": sorted(absent, key=lambda kind: (-frequency[kind], kind))[:count],
+            "adversarial": sorted(absent, key=lambda kind: (-beside[kind], -frequency[kind], kind))[:count],
+        }
+        for kind in dict.fromkeys(kind for kinds in drawn.values() for kind in kinds):
+            probes.append(Probe(image, kind, False, tuple(way for way in SAMPLINGS if kind in drawn[way])))
+    return probes
+
+
+_NO = re.compile(
+    r"^\W*(?:no|nope)\b|\b(?:is|are|do|does|was|were)(?:n't| not)\b|\b(?:is|are|was|were|see) no\b|\bthere's no\b"
+)
+_YES = re.compile(r"^\W*(?:yes|yeah|yep)\b|\bthere(?: is|'s| are)\b(?! no\b| not\b|n't\b)")
+
+
+def yes_or_no(answer: str) -> bool | None:
+    """Whether an answer's first sentence says yes; None if it says neither ("I cannot tell.")."""
+    first = re.split(r"(?<=[.!?])\s|\n", answer.strip().lower().replace("\u2019", "'"), maxsplit=1)[0]
+    no, yes = _NO.search(first), _YES.search(first)
+    if no and yes:
+        return yes.start() < no.start()
+    return True if yes else False if no else None
+
+
+def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
+    """The harmonic mean of precision and recall of "yes", from pairs (is it there, what was answered).
+
+    An answer that says neither (None) where yes is true is missed. NaN where yes is never true and never said.
+    """
+    found = Counter(answers)
+    right = found[True, True]
+    errors = found[False, True] + found[True, False] + found[True, None]
+    return 2 * right / (2 * right + errors) if right + errors else math.nan

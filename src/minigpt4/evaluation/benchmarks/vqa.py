@@ -1,0 +1,395 @@
+"""Questions with short answers: A-OKVQA, GQA and VQA v2 from their published files, or default ones in the same form.
+
+A-OKVQA's choices are ranked by likelihood; direct answers are compared as each benchmark's official metric does. Models
+that answer in whole sentences never match a word exactly, so what their sentence holds is counted in rows of its own.
+
+The files, which are told apart by their content:
+
+* A-OKVQA (`aokvqa_v1p0_val.json`): a list of `{"question_id", "image_id", "question", "choices",
+  "correct_choice_idx", "direct_answers", "difficult_direct_answer"}`.
+* GQA (`testdev_balanced_questions.json`): `{question_id: {"imageId", "question", "answer", "types"}}`.
+* VQA v2: `{"questions": [{"question_id", "image_id", "question"}]}` and a second file
+  `{"annotations": [{"question_id", "answer_type", "answers": [{"answer"}, ...]}]}`.
+
+The metrics are written from their published definitions: VQA v2's evaluation (Goyal et al. 2017;
+visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and Manning 2019).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from minigpt4.errors import UserError
+from minigpt4.evaluation.benchmarks.coco import rows_of
+from minigpt4.evaluation.items import MALFORMED, Collection, Fault, Item, field_of, read_document
+from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.statistics import Estimate, Rate
+
+AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
+
+
+@dataclass(frozen=True)
+class VisualQuestion:
+    """One question. `where` names its record, `images` the file names that its picture may have.
+
+    `answers` are all that people gave, or the one right answer; none if direct answers are not to be scored.
+    `choices` and `correct` (an index) are A-OKVQA's; `kind` is GQA's structural type, or VQA v2's type of answer.
+    """
+
+    benchmark: str
+    id: str
+    where: str
+    images: tuple[str, ...]
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    correct: int | None = None
+    kind: str = ""
+
+
+def read_questions(paths: Sequence[Path]) -> tuple[list[VisualQuestion], list[Fault]]:
+    """The questions of all these files, and the records that are wrong or have the id of another.
+
+    Raises:
+        UserError: a file is missing or none of these formats, or VQA v2's questions and annotations are not both there.
+    """
+    found: list[VisualQuestion] = []
+    faults: list[Fault] = []
+    questions: list[tuple[Path, Any]] = []
+    annotations: list[tuple[Path, Any]] = []
+    for path in paths:
+        whole = read_document(path)
+        if isinstance(whole, list):
+            found += _read(path, whole, faults)
+        elif isinstance(whole, dict) and "questions" in whole:
+            questions.append((path, whole))
+        elif isinstance(whole, dict) and "annotations" in whole:
+            annotations.append((path, whole))
+        elif isinstance(whole, dict) and whole:
+            found += _read_gqa(path, whole, faults)
+        else:
+            raise UserError(f"{path}: is no question file of {AOKVQA}, {GQA} or {VQA}")
+    if questions or annotations:
+        found += _read_vqa(questions, annotations, faults)
+    return found, faults
+
+
+def _kept(
+    rows: Iterator[tuple[str, Any]], make: Callable[[str, Any], VisualQuestion], faults: list[Fault]
+) -> Iterator[VisualQuestion]:
+    for where, row in rows:
+        try:
+            yield make(where, row)
+        except ValueError as error:
+            faults.append(Fault(MALFORMED, where, str(error)))
+
+
+def _read(path: Path, whole: list[Any], faults: list[Fault]) -> Iterator[VisualQuestion]:
+    return _kept(rows_of(path, whole, None, "question_id", faults), _aokvqa, faults)
+
+
+def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
+    choices = _texts(row, "choices")
+    correct = field_of(row, "correct_choice_idx", int)
+    if not 0 <= correct < len(choices):
+        raise ValueError(f"'correct_choice_idx' is {correct}, but there are {len(choices)} choices")
+    # As the official evaluation has it: such a question is for multiple choice only.
+    difficult = field_of(row, "difficult_direct_answer", bool, False)
+    direct = () if difficult else _texts(row, "direct_answers")
+    images = coco_names(field_of(row, "image_id", (int, str)))
+    return VisualQuestion(AOKVQA, str(row["question_id"]), where, images, _question(row), direct, choices, correct)
+
+
+def _read_gqa(path: Path, whole: Mapping[str, Any], faults: list[Fault]) -> Iterator[VisualQuestion]:
+    return _kept(((f"{path}: {key!r}", (key, row)) for key, row in whole.items()), _gqa, faults)
+
+
+def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
+    key, row = keyed
+    image, answer = field_of(row, "imageId", str), field_of(row, "answer", str)
+    kind = field_of(field_of(row, "types", dict, {}), "structural", str, "")
+    names = (f"{image}.jpg", f"{image}.png")
+    return VisualQuestion(GQA, key, where, names, _question(row), (answer,), kind=kind)
+
+
+def _read_vqa(
+    questions: list[tuple[Path, Any]], annotations: list[tuple[Path, Any]], faults: list[Fault]
+) -> Iterator[VisualQuestion]:
+    if not questions or not annotations:
+        path, missing = (questions[0][0], "annotations") if questions else (annotations[0][0], "questions")
+        raise UserError(f"{path}: {VQA} is scored with two files; give the one with the {missing} too")
+    answers: dict[Any, tuple[str, tuple[str, ...]]] = {}
+    for path, whole in annotations:
+        for where, row in rows_of(path, whole, "annotations", "question_id", faults):
+            try:
+                people = [field_of(one, "answer", str) for one in field_of(row, "answers", list)]
+                if not people:
+                    raise ValueError("'answers' is empty")
+                answers[row["question_id"]] = field_of(row, "answer_type", str, ""), tuple(people)
+            except ValueError as error:
+                faults.append(Fault(MALFORMED, where, str(error)))
+
+    def make(where: str, row: Mapping[str, Any]) -> VisualQuestion:
+        if row["question_id"] not in answers:
+            raise ValueError(f"there are no annotations for the question_id {row['question_id']!r}")
+        kind, people = answers[row["question_id"]]
+        images = coco_names(field_of(row, "image_id", (int, str)))
+        return VisualQuestion(VQA, str(row["question_id"]), where, images, _question(row), people, kind=kind)
+
+    for path, whole in questions:
+        yield from _kept(rows_of(path, whole, "questions", "question_id", faults), make, faults)
+
+
+def coco_names(image: int | str) -> tuple[str, ...]:
+    """How COCO calls the file of a picture: since 2017 by its twelve-digit id, before with the split before that."""
+    digits = f"{image:012d}" if isinstance(image, int) else image
+    return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    text = field_of(row, "question", str).strip()
+    if not text:
+        raise ValueError("'question' is empty")
+    return text
+
+
+def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = field_of(row, name, list)
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name!r} is {values!r:.60}, a list of texts was expected")
+    return tuple(values)
+
+
+#: How questions are put and choices worded where the files are given; the default data says how its own are.
+SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
+BENCHMARKS = (AOKVQA, GQA, VQA)
+_PAPER = {AOKVQA: {"MiniGPT-4": "58.2"}, GQA: {"MiniGPT-4": "32.2"}}
+CHOICE, DIRECT = "multiple choice", "direct answer"
+
+
+class Vqa(Suite):
+    """Accuracy on question files, or on the questions about `count` held-out pocket pictures.
+
+    Args:
+        data: Question files, and for VQA v2 its annotation file; pocket questions without any.
+        images: The directory of their pictures, by the names that COCO and GQA give them.
+        prompt: How a question is put where the model writes; `{}` is the question.
+        choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
+    """
+
+    name = "vqa"
+    title = "Questions with short answers"
+
+    def __init__(
+        self,
+        data: Sequence[Path] = (),
+        images: Path | None = None,
+        *,
+        count: int = 200,
+        prompt: str | None = None,
+        choice: str | None = None,
+        max_new_tokens: int = 40,
+    ) -> None:
+        if data and images is None:
+            raise UserError(f"{data[0]}: asks about pictures, so give their directory too (--images)")
+        self.prompt = prompt or (SHORT if data else default_data().wording["question"])
+        self.choice = choice or (WORD if data else default_data().wording["choice"])
+        for wording in (self.prompt, self.choice):
+            if "{}" not in wording:
+                raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
+        self.data, self.images, self.count, self.max_new_tokens = data, images, count, max_new_tokens
+        self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
+        self._kinds: dict[str, list[str]] = {}
+
+    def load(self, directory: Path) -> Collection:
+        paths, images = list(self.data), self.images
+        if images is None:
+            paths, images = default_data().questions(directory, self.count)
+        found = Collection()
+        questions, found.faults = read_questions(paths)
+        for question in questions:
+            self._add(found, question, images)
+        return found.require(", ".join(map(str, paths)))
+
+    def _add(self, found: Collection, question: VisualQuestion, images: Path) -> None:
+        files = [images / name for name in question.images]
+        file = next((path for path in files if path.is_file()), files[0])
+        truth = {"benchmark": question.benchmark, "answers": list(question.answers), "kind": question.kind}
+        kinds = self._kinds.setdefault(question.benchmark, [])
+        name = f"{question.benchmark} {question.id}"
+        if question.choices and question.correct is not None:
+            options = tuple(self.choice.replace("{}", word) for word in question.choices)
+            known = {**truth, "right": options[question.correct]}
+            task = f"{question.benchmark} {CHOICE}"
+            found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
+            if not file.is_file():
+                return  # one fault is enough for a missing picture
+        if question.answers:
+            asked = self.prompt.replace("{}", question.question)
+            task = f"{question.benchmark} {DIRECT}"
+            found.add(Item(name, file, asked, task, truth, (), self.max_new_tokens), question.where)
+            if question.kind and question.kind not in kinds:
+                kinds.append(question.kind)
+
+    def rows(self) -> Sequence[TableRow]:
+        rows = []
+        for name in self._kinds:
+            if name == AOKVQA:
+                rows += [
+                    TableRow(f"{name} choice", "multiple choice, by likelihood", "%", _PAPER[name], name),
+                    TableRow(f"{name} choice per token", "multiple choice, by likelihood per token", "%", {}, name),
+                ]
+            paper = _PAPER.get(name, {}) if name != AOKVQA else {}
+            rows += [
+                TableRow(f"{name} exact", "direct answer", "%", paper, name),
+                TableRow(f"{name} contained", "direct answer inside the reply", "%", {}, name),
+            ]
+            rows += [
+                TableRow(f"{name} {kind}", f"{kind}, inside the reply", "%", {}, name) for kind in self._kinds[name]
+            ]
+        return rows
+
+    def cases(self, answer: Response) -> Sequence[Case]:
+        return [Case(answer, {"answer": answer.text})]
+
+    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+        figures: dict[str, Rate | Estimate] = {}
+        for name in BENCHMARKS:
+            chosen = [one.verdicts[0] for one in judged if one.item.task == f"{name} {CHOICE}"]
+            direct = [one for one in judged if one.item.task == f"{name} {DIRECT}"]
+            if chosen:
+                figures[f"{name} choice"] = Rate.from_outcomes([verdict.success for verdict in chosen])
+                scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
+                figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
+            if direct:
+                figures[f"{name} exact"] = _mean(direct, "accuracy")
+                figures[f"{name} contained"] = _mean(direct, "contained")
+            for kind in self._kinds.get(name, ()):
+                of_kind = [one for one in direct if one.item.truth["kind"] == kind]
+                figures[f"{name} {kind}"] = _mean(of_kind, "contained")
+        return figures
+
+
+def _mean(judged: Sequence[Judged], key: str) -> Estimate:
+    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in judged], fmean)
+
+
+def _judge(case: Case) -> Verdict:
+    truth, reply = case.item.truth, case.answer.text
+    if case.item.options:
+        return _judge_choice(case)
+    benchmark, answers = truth["benchmark"], truth["answers"]
+    accuracy = _accuracy(benchmark, reply, answers)
+    said = contained(reply, answers)
+    inside = max([accuracy, *(_accuracy(benchmark, word, answers) for word in said)])
+    reason = "" if inside else f"not among {', '.join(dict.fromkeys(answers))}"
+    return Verdict(inside >= 0.5, reason, {"accuracy": accuracy, "contained": inside})
+
+
+def _accuracy(benchmark: str, answer: str, answers: Sequence[str]) -> float:
+    if benchmark == GQA:
+        return gqa_accuracy(answer, answers[0])
+    return aokvqa_accuracy(answer, answers) if benchmark == AOKVQA else vqa_accuracy(answer, answers)
+
+
+def _judge_choice(case: Case) -> Verdict:
+    """By the summed likelihood of each choice, and by its mean per token, which favours no short choice."""
+    answer, right = case.answer, case.item.truth["right"]
+    per_token = None
+    if answer.scores:
+        means = [score / max(1, length) for score, length in zip(answer.scores, answer.lengths, strict=True)]
+        per_token = case.item.options[means.index(max(means))] == right
+    chosen = answer.text in case.item.options
+    success = answer.text == right if chosen else None
+    return Verdict(success, "" if success else f"chose {answer.text!r}, not {right!r}", {"per token": per_token})
+
+
+#: Number words become digits.
+_NUMBERS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+_ARTICLES = {"a", "an", "the"}
+#: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
+#: "were", "well", "hell", "shell", "ill", "wed", "shed", "id", "its", "lets".
+_CONTRACTED = (
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's i'm "
+    "i've isn't it'd it'll ma'am might've mightn't must've mustn't needn't o'clock oughtn't shan't she's should've "
+    "shouldn't somebody's someone's something's that'd that'll that's there'd there'll there're there's they'd they'll "
+    "they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd "
+    "who'll who's who've why'd why'll why's won't would've wouldn't y'all you'd you'll you're you've"
+)
+_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTED.split()}
+_BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
+_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
+#: All punctuation but the apostrophe (possessives), the colon (times), and the period inside a number.
+_PUNCTUATION = re.compile(r"[^\w\s':.]|_")
+
+
+def normalize_answer(text: str) -> str:
+    """An answer as the VQA metrics compare it.
+
+    Lower case; periods go unless they stand inside a number; a comma between digits goes; all other punctuation but the
+    apostrophe and the colon becomes a space; number words become digits; articles go; contractions get back their
+    apostrophe.
+    """
+    text = text.lower().replace("\u2019", "'")
+    text = _PERIOD.sub("", _PUNCTUATION.sub(" ", _BETWEEN_DIGITS.sub("", text)))
+    words = [_NUMBERS.get(word, word) for word in text.split()]
+    return " ".join(_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
+    """VQA v2's accuracy of one answer, between 0 and 1: min(matches / 3, 1), averaged over leaving out each human.
+
+    `human` are the annotators' answers, usually ten.
+
+    Raises:
+        ValueError: there is no human answer.
+    """
+    if not human:
+        raise ValueError("an accuracy needs at least one human answer")
+    said = normalize_answer(answer)
+    matches = [normalize_answer(one) == said for one in human]
+    total = sum(matches)
+    return sum(min((total - left_out) / 3, 1.0) for left_out in matches) / len(matches)
+
+
+def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:
+    """A-OKVQA's accuracy of a direct answer: min(matches / 3, 1) among the ten direct answers, none left out."""
+    said = normalize_answer(answer)
+    return min(sum(normalize_answer(one) == said for one in direct) / 3, 1.0)
+
+
+def gqa_accuracy(answer: str, right: str) -> float:
+    """GQA's accuracy: 1 if the answer is the right one, else 0; both normalised."""
+    return float(normalize_answer(answer) == normalize_answer(right))
+
+
+def contained(reply: str, candidates: Sequence[str]) -> list[str]:
+    """Those of `candidates` that a reply in whole sentences says, as whole words, after normalising both.
+
+    Models that talk ("The ball is red.") never match a one-word answer; what this finds is reported beside the official
+    figure, never in its place. A candidate inside a longer one ("red" in "dark red") is not said where the longer one
+    is. "Yes" and "no" must be the reply's first word.
+    """
+    said = normalize_answer(reply)
+    found: dict[str, str] = {}
+    for candidate in candidates:
+        words = normalize_answer(candidate)
+        if words in ("yes", "no"):
+            if said.split()[:1] == [words]:
+                found[words] = candidate
+        elif words and re.search(rf"(?<!\S){re.escape(words)}(?!\S)", said):
+            found[words] = candidate
+    return [
+        candidate
+        for words, candidate in found.items()
+        if not any(words != other and f" {words} " in f" {other} " for other in found)
+    ]

@@ -1,0 +1,210 @@
+"""Results as files: results.json with everything, results.md with the table, and a plot for each unit of the rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from minigpt4.files import write_atomically
+from minigpt4.statistics import text
+
+RESULTS, TABLE = "results.json", "results.md"
+#: Panels beside each other, and the width of one bar in inches.
+PANELS, BAR = 3, 0.27
+
+_Row = Mapping[str, Any]
+
+
+def write_files(
+    directory: Path, results: Mapping[str, Any], files: Mapping[str, str | bytes], name: str = RESULTS
+) -> None:
+    """Write `files`, then `results` as JSON to `directory/name`. Rates in it are saved by their `to_json`."""
+    for file, content in files.items():
+        write_atomically(directory / file, content.encode() if isinstance(content, str) else content)
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=_to_json)
+    write_atomically(directory / name, text.encode())
+
+
+def _to_json(value: Any) -> Any:
+    return value.to_json() if hasattr(value, "to_json") else str(value)
+
+
+def write_results(directory: Path, results: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
+    """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, bars, and further `plots`."""
+    plots = {**bars(results), **plots}
+    write_files(directory, results, {**plots, TABLE: markdown(results, list(plots))})
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; nothing in a cell can end it."""
+    lines = [[_cell(text) for text in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
+    """The table, the paper's figures beside ours, what was left out, and how it was measured."""
+    labels = [model["label"] for model in results["models"]]
+    papers = list(dict.fromkeys(name for row in results["rows"] for name in row["paper"]))
+    head = ["", *labels, *(f"paper: {name}" for name in papers)]
+    rows, group = [], ""
+    for row in results["rows"]:
+        if row["group"] != group:
+            group = row["group"]
+            rows.append([f"**{group}**"] + [""] * (len(head) - 1))
+        unit = {"%": ", %", "of": ""}.get(row["unit"], f", {row['unit']}" if row["unit"] else "")
+        cells = [text(row["figures"].get(label), row["unit"], digits=1) for label in labels]
+        rows.append([row["label"] + unit, *cells, *(str(row["paper"].get(name, "–")) for name in papers)])
+    lines = [f"# {results['title']}", "", table(head, rows), _measured(results), ""]
+    lines += [f"* {note}" for note in results["notes"]]
+    lines += [f"* {line}" for line in [*_agreement(results), *_preferences(results)]]
+    if results["left_out"]:
+        told = ", ".join(f"{count} × {kind}" for kind, count in results["left_out"].items())
+        lines.append(f"* Left out and counted apart: {told} (each is named in {RESULTS}).")
+    if results["undecided"]:
+        lines.append(f"* The judge could not decide {results['undecided']} cases; they count as no success.")
+    lines += [f"\n![{results['title']}]({name})" for name in plots]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(results: Mapping[str, Any]) -> str:
+    judge, machine, settings = results["judge"], results["machine"], results["settings"]
+    who = judge["judge"]
+    if who == "llm":
+        who = f"{judge['model']} (prompt {judge['prompt']}, version {judge['version']})"
+    decoding = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']}"
+    return (
+        f"{results['items']} questions, {decoding}; judged by {who}; 95 % intervals in brackets. "
+        f"{results['created']}, minigpt4 {machine['minigpt4']}, {machine['cores']} cores ({machine['processor']})."
+    )
+
+
+def _agreement(results: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of judges whose agreement was computed: `agreement` in the results, if it is there."""
+    lines = []
+    for pair in results.get("agreement", []):
+        kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+        one, other = pair["judges"]
+        lines.append(
+            f"{one} and {other} agree on {100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})."
+        )
+    return lines
+
+
+def _preferences(results: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of models between which people chose: `preferences` in the results, if it is there."""
+    return [
+        f"Between {pair['models'][0]} and {pair['models'][1]}, people liked the first better {pair['wins']} times, the "
+        f"second {pair['losses']} times, and both alike {pair['ties']} times."
+        for pair in results.get("preferences", [])
+    ]
+
+
+def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """One plot for each unit of the rows: file names and PNGs."""
+    rows = [row for row in results["rows"] if any(_drawable(f) for f in row["figures"].values())]
+    units = list(dict.fromkeys(_axis(row) for row in rows))
+    names = ["plot.png" if number == 0 else f"plot-{number + 1}.png" for number in range(len(units))]
+    return {
+        name: _plot(results, [row for row in rows if _axis(row) == unit], unit)
+        for name, unit in zip(names, units, strict=True)
+    }
+
+
+def _axis(row: _Row) -> str:
+    return "%" if row["unit"] == "of" else row["unit"]
+
+
+def _drawable(figure: Mapping[str, Any]) -> bool:
+    return figure["value"] is not None and bool(figure["total"])
+
+
+def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
+    from matplotlib.figure import Figure
+
+    labels = [model["label"] for model in results["models"]]
+    papers = list(dict.fromkeys(name for row in rows for name in row["paper"]))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    in_groups = [[row for row in rows if row["group"] == group] for group in groups]
+    columns = min(PANELS, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    width = max(3.2, max(map(len, in_groups)) * (0.4 + BAR * len(labels)))
+    canvas = Figure(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
+    panels = canvas.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for panel, group, chosen in zip(panels, groups, in_groups, strict=False):
+        _panel(panel, labels, papers, chosen, unit)
+        panel.set_title(group, fontsize="medium")
+    for panel in panels[len(groups) :]:
+        panel.set_axis_off()
+    for panel in panels[::columns]:
+        panel.set_ylabel(unit or "score")
+    canvas.suptitle(results["title"])
+    shown = {name: mark for panel in panels for mark, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    canvas.legend(shown.values(), shown.keys(), fontsize="small", loc="outside right upper")
+    return png(canvas)
+
+
+def _panel(panel: Any, labels: Sequence[str], papers: Sequence[str], rows: Sequence[_Row], unit: str) -> None:
+    scale, width = 100 if unit == "%" else 1, 0.8 / len(labels)
+    for number, label in enumerate(labels):
+        places, values, errors = [], [], []
+        for place, row in enumerate(rows):
+            figure = row["figures"].get(label)
+            if figure is None or not _drawable(figure):
+                continue
+            places.append(place - 0.4 + width * (number + 0.5))
+            values.append(scale * figure["value"])
+            low, high = ((figure["value"] if edge is None else edge) for edge in (figure["low"], figure["high"]))
+            errors.append((scale * max(0, figure["value"] - low), scale * max(0, high - figure["value"])))
+        edges = tuple(zip(*errors, strict=True)) or None
+        panel.bar(places, values, width * 0.92, yerr=edges, capsize=2, label=label, color=f"C{number % 10}")
+    for marker, paper in zip("D*sv^", papers, strict=False):
+        found = [(place, _number(row["paper"].get(paper), row["unit"])) for place, row in enumerate(rows)]
+        shown = [(place, value) for place, value in found if value is not None]
+        if shown:
+            panel.plot(*zip(*shown, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
+    panel.set_xticks(range(len(rows)), [row["label"] for row in rows], rotation=30, ha="right", fontsize="small")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def png(canvas: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _number(text: str | None, unit: str) -> float | None:
+    """The paper's figure as a number on the plot's axis; "18/25" is 72 of a hundred."""
+    if text is None:
+        return None
+    one, slash, other = str(text).replace("%", "").strip().partition("/")
+    try:
+        value = 100 * float(one) / float(other) if slash and unit in ("of", "%") else float(one)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return None if math.isnan(value) else value
+
+
+def machine() -> dict[str, Any]:
+    """The system, its processor and cores, and the versions that decide speed and answers."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "minigpt4": version("minigpt4"),
+    }

@@ -1,0 +1,176 @@
+"""Rates and other measured numbers, their uncertainty, and the one form in which they are printed and saved."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval (low, high) of a proportion; (0, 1) when nothing was observed.
+
+    Unlike the usual normal interval it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927).
+
+    Raises:
+        ValueError: `successes` is not between 0 and `total`, or `confidence` not between 0 and 1.
+    """
+    if not 0 <= successes <= total:
+        raise ValueError(f"{successes} successes of {total} is not a proportion")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def bootstrap(
+    cases: Sequence[T],
+    statistic: Callable[[Sequence[T]], float],
+    *,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval (low, high) of a statistic of `cases`, drawn with replacement `draws` times (Efron 1979).
+
+    Draws for which the statistic is not defined (NaN) are left out; (nan, nan) if none is left.
+
+    Raises:
+        ValueError: There are no cases.
+    """
+    if not cases:
+        raise ValueError("no interval without cases")
+    rng = random.Random(seed)
+    found = sorted(value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases)))))
+    if not found:
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    last = len(found) - 1
+    return found[round(tail * last)], found[round((1 - tail) * last)]
+
+
+def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """How far two judges agree beyond chance: 1 always, 0 as often as by chance (Cohen 1960).
+
+    None where it is not defined: nothing was judged, or both gave one and the same verdict throughout.
+    """
+    total = len(pairs)
+    if not total:
+        return None
+    agreed = sum(one == other for one, other in pairs) / total
+    verdicts = {verdict for pair in pairs for verdict in pair}
+    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
+    by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
+    """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
+
+    Newcombe's hybrid of both Wilson intervals (1998, his method 10). It takes the samples as independent: where the
+    same questions were put to both, it is wider than need be.
+
+    Raises:
+        ValueError: nothing was observed of one of them.
+    """
+    if not (one.total and other.total):
+        raise ValueError("a difference needs observations of both rates")
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    found = one.share - other.share
+    below = math.hypot(one.share - low, other_high - other.share)
+    above = math.hypot(high - one.share, other.share - other_low)
+    return found, found - below, found + above
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up.
+
+    `undecided` cases are part of `total` and are no successes.
+    """
+
+    successes: int
+    total: int
+    undecided: int = 0
+
+    @classmethod
+    def from_outcomes(cls, outcomes: Iterable[bool | None]) -> Rate:
+        """The rate of True; None is undecided."""
+        found = list(outcomes)
+        return cls(sum(o is True for o in found), len(found), sum(o is None for o in found))
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(self.successes + other.successes, self.total + other.total, self.undecided + other.undecided)
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1; NaN when nothing was observed."""
+        return self.successes / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of `share`."""
+        return wilson(self.successes, self.total)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Estimate.to_json`."""
+        return Estimate(self.share, *self.interval, self.total, self.successes, self.undecided).to_json()
+
+    def __str__(self) -> str:
+        """ "92 % (85–96)"; "–" when nothing was observed."""
+        return text(self.to_json(), sign=" %")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number with its 95 % interval, over `total` cases; NaN for what is not known."""
+
+    value: float
+    low: float
+    high: float
+    total: int
+    successes: int | None = None
+    undecided: int = 0
+
+    @classmethod
+    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Estimate:
+        """A statistic of cases, with the interval that drawing the cases again gives it."""
+        if not cases:
+            return cls(math.nan, math.nan, math.nan, 0)
+        return cls(statistic(cases), *bootstrap(cases, statistic), len(cases))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with None in place of NaN, which JSON has not."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+def text(figure: Mapping[str, Any] | None, unit: str = "%", *, digits: int = 0, sign: str = "") -> str:
+    """A number and its interval, from `to_json`: "92 (85–96)" per cent, "18/25 (52–86 %)", "7.10 (6.80–7.40)".
+
+    Args:
+        unit: "%" for a share, "of" for successes of the total; anything else is printed with two decimals.
+        digits: Decimals of per cent.
+        sign: What follows the number of per cent.
+    """
+    if figure is None or figure["value"] is None or not figure["total"]:
+        return "–"
+    scale, places = {"%": (100, digits), "of": (100, 0)}.get(unit, (1, 2))
+    value = f"{scale * figure['value']:.{places}f}"
+    if figure["low"] is None:  # a figure of the whole, as BLEU is, has no interval
+        return value
+    low, high = (f"{scale * figure[edge]:.{places}f}" for edge in ("low", "high"))
+    undecided = f", {figure['undecided']} undecided" if figure["undecided"] else ""
+    if unit == "of":
+        return f"{figure['successes']}/{figure['total']} ({low}–{high} %{undecided})"
+    return f"{value}{sign} ({low}–{high}{undecided})"

@@ -1,0 +1,139 @@
+"""What a run reports: `metrics.jsonl` (one line a step), the loss curve drawn from it, and a summary page."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.files import full_disk_is_a_user_error, write_atomically
+
+if TYPE_CHECKING:
+    from minigpt4.training.distributed import Processes
+    from minigpt4.training.loop import Step
+    from minigpt4.training.recipe import Recipe
+
+SMOOTHING = 0.95
+PACKAGES = ("minigpt4", "torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+class Metrics:
+    """`metrics.jsonl`, from which lines after `last_step` (written by a run that was killed later) are dropped."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, step: Step) -> None:
+        """Write one line, and hand it to the operating system, so that it outlives this process."""
+        with full_disk_is_a_user_error(self.path):
+            self._file.write(json.dumps(step.figures()) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with full_disk_is_a_user_error(self.path):
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a `metrics.jsonl`; none if it does not exist. A last line cut off by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def draw_curves(metrics: Path, picture: Path, title: str) -> None:
+    """Draw loss and learning rate over the steps of a `metrics.jsonl` as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
+    axes.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
+    axes.set(title=title, xlabel="step", ylabel="loss (nats per target token)")
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linestyle=":", label="learning rate")
+    rates.set_ylabel("learning rate")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(picture, buffer.getvalue())
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Exponential moving average, corrected for its start at zero."""
+    smoothed, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = SMOOTHING * total + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, int]) -> Path:
+    """Write `summary.md` to the recipe's output, from its `metrics.jsonl`; returns its path."""
+    rows = read_metrics(recipe.output / "metrics.jsonl")
+    last = [row["loss"] for row in rows[-50:]]
+    seconds = sum(recipe.batch_size / row["samples_per_second"] for row in rows)
+    best = min(rows, key=lambda row: row["loss"]) if rows else None
+    facts = {
+        "steps": f"{len(rows):,} of {recipe.steps:,}",
+        "samples": f"{len(rows) * recipe.batch_size:,}",
+        "time in steps": f"{seconds:,.0f} s",
+        "loss, mean of the last 50 steps": f"{statistics.fmean(last):.4f}" if last else "-",
+        "lowest loss": f"{best['loss']:.4f} at step {best['step']}" if best else "-",
+        "samples per second, median": _median(rows, "samples_per_second"),
+        "tokens per second, median": _median(rows, "tokens_per_second"),
+        "waiting for data, mean": f"{statistics.fmean(row.get('data_wait', 0) for row in rows):.1%}" if rows else "-",
+        "memory, highest": f"{max(row.get('memory_mb', 0) for row in rows):,.0f} MB" if rows else "-",
+        "pairs left out": ", ".join(f"{cause} {count}" for cause, count in skipped.items()) or "none",
+        "processes": f"{processes.world} on {processes.device.type}",
+        "machine": f"{platform.platform()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        "source": git_state(),
+    }
+    lines = [f"# Stage {recipe.stage}: {recipe.output}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", "![Loss and learning rate](curves.png)", "", "## Recipe", "", "```yaml", recipe.to_yaml() + "```"]
+    lines += _sample_answers(recipe.output / "samples.jsonl")
+    path = recipe.output / "summary.md"
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    return path
+
+
+def _median(rows: list[dict], key: str) -> str:
+    return f"{statistics.median(row[key] for row in rows):,.1f}" if rows else "-"
+
+
+def _sample_answers(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    last = max((sample["step"] for sample in samples), default=0)
+    shown = [f"* `{s['picture']}`: {' '.join(s['answer'].split())}" for s in samples if s["step"] == last]
+    return ["", f"## Answers after step {last}", "", *shown]
+
+
+def git_state() -> str:
+    """The commit that this package's source is at, and whether it was changed since; in words if it is no clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "an installed package, no git clone"

@@ -1,0 +1,47 @@
+"""The plan of the house: imports run downhill, in no circle, and the library imports nothing of the laboratory."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+SRC = Path(__file__).parent.parent / "src"
+#: The floors, lowest first; files at the library's root that are not named here are the ground.
+FLOORS = (
+    ("prompts",), ("model", "memory"), ("data",), ("generation", "training", "minigpt4", "vllm"),
+    ("curation", "evaluation"), ("app", "terminal"), ("pocket",), ("cli", "__main__"),
+)  # fmt: skip
+FILES = {".".join(path.relative_to(SRC).with_suffix("").parts): path for path in SRC.rglob("*.py")}
+
+
+def floor(module: str) -> int:
+    room = module.removeprefix("minigpt4.").split(".")[0]
+    return next((number for number, rooms in enumerate(FLOORS) if room in rooms), -1)
+
+
+def imports(module: str) -> set[str]:
+    """The files that `module` imports, inside functions too, but not those that only its annotations name."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & FILES.keys()
+
+
+def test_no_import_runs_uphill() -> None:
+    uphill = {f"{a} -> {b}" for a in FILES if not a.endswith("__init__") for b in imports(a) if floor(b) > floor(a)}
+    assert not uphill
+
+
+def test_no_circle_of_files() -> None:
+    below = {module: imports(module) for module in FILES}
+    while free := [module for module, wanted in below.items() if not wanted & below.keys()]:
+        for module in free:
+            del below[module]
+    assert not below, f"a circle, and the files above it: {sorted(below)}"
