@@ -40,17 +40,10 @@ class AlignedModel(VisionSide):
     *Features* are the Q-Former's output for an image, before the projection; *image tokens* are the projected features,
     which the LLM reads in place of `<image>`.
 
-    Attributes:
-        blip2: the network, a `Blip2ForConditionalGeneration`.
-        tokenizer, image_processor: of transformers.
-        template: the chat format that the model was aligned for.
-        image_token_id: the id of `<image>` in the tokenizer.
-        origin: where the frozen parts came from.
-        stage: the last stage that the model was trained in, or None.
-        placement: its device and dtypes; None if the parts were put together by hand.
-        trained: what the stages train.
-        lora: LoRA matrices of the LLM, or None.
-        compiled: True if training compiles the model.
+    Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format that it was aligned
+    for), `image_token_id` (of `<image>`), `origin` (where the frozen parts came from), `stage` (the last stage that it
+    was trained in, or None), `placement` (device and dtypes, or None if unknown), `trained` (what the stages train),
+    `lora` (LoRA matrices of the LLM, or None), `compiled` (True if training compiles the model).
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from minigpt4.model.precision import resolve_dtype
 from minigpt4.prompts.templates import get_template
 
 VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
+_LAYERS = "Qformer.bert.encoder.layer."
 
 #: The files by a tensor that only one of them has.
 _KINDS = {
@@ -201,13 +202,12 @@ def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> tuple[B
         "mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,),
         "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
     }  # fmt: skip
+    embeddings = "vision_model.embeddings."
     tensors = {
-        "vision_model.embeddings.class_embedding": file.take("cls_token", (1, 1, width)),
-        "vision_model.embeddings.position_embedding": _interpolate(positions, grid, size // side),
-        "vision_model.embeddings.patch_embedding.weight": file.take(
-            "patch_embed.proj.weight", (width, channels, side, side)
-        ),
-        "vision_model.embeddings.patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
+        f"{embeddings}class_embedding": file.take("cls_token", (1, 1, width)),
+        f"{embeddings}position_embedding": _interpolate(positions, grid, size // side),
+        f"{embeddings}patch_embedding.weight": file.take("patch_embed.proj.weight", (width, channels, side, side)),
+        f"{embeddings}patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
     }
     for i in range(blocks):
         block, layer = f"blocks.{i}.", f"vision_model.encoder.layers.{i}."
@@ -234,14 +234,14 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     """Configuration, number of queries, and tensors of the Q-Former, without the branch that reads text."""
     layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
     _, queries, width = file.take("query_tokens").shape
-    crossing = [i for i in range(layers) if f"{_layer(i)}crossattention.self.query.weight" in file.tensors]
+    crossing = [i for i in range(layers) if f"{_LAYERS}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
     if crossing != list(range(0, layers, step)) or not layers:
         raise UserError(
             f"{file.path}: layers {crossing} of its Q-Former's {layers} attend to the image; every second one, or "
             "another regular choice from layer 0 on, was expected"
         )
-    inner = len(file.take(f"{_layer(0)}intermediate_query.dense.weight"))
+    inner = len(file.take(f"{_LAYERS}0.intermediate_query.dense.weight"))
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -261,7 +261,7 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     tensors = {"query_tokens": file.take("query_tokens", (1, queries, width))}
     both("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm", width)
     for i in range(layers):
-        theirs, ours = _layer(i), f"qformer.encoder.layer.{i}."
+        theirs, ours = f"{_LAYERS}{i}.", f"qformer.encoder.layer.{i}."
         for attention in ("attention", "crossattention") if i in crossing else ("attention",):
             for name in ("query", "key", "value"):
                 read = vision_width if attention == "crossattention" and name != "query" else width
@@ -272,7 +272,3 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
         both(f"{theirs}output_query.dense", f"{ours}output_query.dense", width, inner)
         both(f"{theirs}output_query.LayerNorm", f"{ours}output_query.LayerNorm", width)
     return config, queries, tensors
-
-
-def _layer(number: int) -> str:
-    return f"Qformer.bert.encoder.layer.{number}."

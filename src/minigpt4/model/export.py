@@ -58,8 +58,10 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) 
     if model.trained.qformer:  # its features are not those of the original Q-Former
         origin = replace(origin, vision_fingerprint=model.trained_vision())
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
-        once = {id(tensor): name for name, tensor in reversed(blip2.state_dict(keep_vars=True).items())}  # if tied
-        state = revert_weight_conversion(blip2, {name: blip2.state_dict()[name] for name in reversed(once.values())})
+        # Of tied weights only the first has a name here.
+        once = {name for name, _ in (*blip2.named_parameters(), *blip2.named_buffers())}
+        state = {name: tensor for name, tensor in blip2.state_dict().items() if name in once}
+        state = revert_weight_conversion(blip2, state)
         for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
             part.config.dtype = part.dtype
         write_export(model, new, {name: partial(state.__getitem__, name) for name in state}, origin)

@@ -18,22 +18,14 @@ from transformers import GenerationConfig
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import export as exporting
-from minigpt4.model import parts, sources
+from minigpt4.model import parts, record, sources
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.graph import check_tensors, make_graph
 from minigpt4.model.loading import load
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement, resolve_dtype
 from minigpt4.model.projection import fresh_projection
-from minigpt4.model.record import (
-    ALIGNMENT_FILE,
-    PROJECTION_FILE,
-    Origin,
-    check_origin,
-    load_tensors,
-    portable,
-    read_record,
-)
+from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_record
 from minigpt4.prompts.from_tokenizer import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template, get_template
 
@@ -89,10 +81,10 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> N
 def saved_projection(model: str | Path) -> dict[str, Tensor]:
     """`weight` (d_llm, d_qformer) and `bias` (d_llm) of an alignment or export; nothing else of it is read."""
     source = sources.resolve(model)
-    record = sources.read_json(source, ALIGNMENT_FILE)
-    if path := sources.find_file(source, PROJECTION_FILE):
-        tensors = load_tensors(path, str(model), PROJECTION_FILE)
-        if "trained" in record:
+    written = sources.read_json(source, record.ALIGNMENT_FILE)
+    if path := sources.find_file(source, record.PROJECTION_FILE):
+        tensors = load_tensors(path, str(model), record.PROJECTION_FILE)
+        if "trained" in written:
             raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
         return tensors
     whole = sources.Checkpoint(source)
@@ -215,7 +207,7 @@ def write_model(
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
     size = min(LARGEST_SHARD, max(SMALLEST_SHARD, llm.largest_shard() // 4))
-    with new_directory(directory, marker=ALIGNMENT_FILE) as new:
+    with new_directory(directory, marker=record.ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=dtype, release=llm.release)
     return chosen
 

@@ -77,7 +77,8 @@ class Placement:
             if "disk" in shares.values():
                 self._disk.append(tempfile.TemporaryDirectory(prefix="minigpt4-offload-"))
                 arguments["offload_folder"] = self._disk[-1].name
-            return arguments | {"device_map": others | {_join(prefix, name): where for name, where in shares.items()}}
+            spread = {f"{prefix}.{name}".strip("."): where for name, where in shares.items()}
+            return arguments | {"device_map": others | spread}
         arguments["device_map"] = {"": device}
         if self.load_in:
             arguments["quantization_config"] = quantization_config(self.load_in, self.dtype, prefix, _VISION_SIDE)
@@ -85,10 +86,6 @@ class Placement:
 
 
 _VISION_SIDE = ("query_tokens", "vision_model", "qformer", "language_projection")
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}".strip(".")
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -104,10 +101,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise UserError(f"device {device!r} is not known; use cpu, cuda, cuda:1, mps, auto") from None
-    missing = (resolved.type == "cuda" and not torch.cuda.is_available()) or (
-        resolved.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
+    backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(resolved.type)
+    if backend and not backend.is_available():
         raise UserError(f"device {device} is not available on this machine; use device='cpu'")
     return resolved
 
