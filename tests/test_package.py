@@ -58,7 +58,7 @@ def test_help_reads_nothing_heavy(command: list[str]) -> None:
 
 def test_public_names() -> None:
     from minigpt4.generation.chat import Chat
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     assert minigpt4.MiniGPT4 is MiniGPT4
     assert minigpt4.Chat is Chat

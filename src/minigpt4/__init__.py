@@ -12,7 +12,7 @@ from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     __version__: str
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return version("minigpt4")
     if name == "MiniGPT4":
-        from minigpt4.model.alignment import MiniGPT4
+        from minigpt4.minigpt4 import MiniGPT4
 
         return MiniGPT4
     if name == "Chat":

@@ -22,6 +22,14 @@ FORMER_NAMES = {
     "minigpt4.generation.endings": "minigpt4.generation.stopping",
     "minigpt4.generation.endpoint": "minigpt4.endpoint",
     "minigpt4.generation.jobs": "minigpt4.generation.batch_job",
+    "minigpt4.model.adapters": "minigpt4.model.lora",
+    "minigpt4.model.alignment": "minigpt4.minigpt4",
+    "minigpt4.model.eight_bits": "minigpt4.model.quantization",
+    "minigpt4.model.packed": "minigpt4.model.packing",
+    "minigpt4.model.plan": "minigpt4.memory",
+    "minigpt4.model.released": "minigpt4.model.convert",
+    "minigpt4.model.start": "minigpt4.model.projection",
+    "minigpt4.model.streaming": "minigpt4.model.on_disk",
     "minigpt4.training.run": "minigpt4.training.train",
 }
 
