@@ -12,8 +12,10 @@ from types import ModuleType
 from typing import Any
 
 FORMER_NAMES = {
+    "minigpt4.data.descriptions": "minigpt4.data.formats",
     "minigpt4.data.features": "minigpt4.training.features",
     "minigpt4.data.images": "minigpt4.images",
+    "minigpt4.data.tables": "minigpt4.data.formats",
     "minigpt4.evaluation.answerers": "minigpt4.evaluation.models",
     "minigpt4.evaluation.reliability": "minigpt4.text_failures",
     "minigpt4.evaluation.remote": "minigpt4.evaluation.models",

@@ -224,7 +224,7 @@ def import_(
     """
     from minigpt4.curation.describe import add_dataset
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.data.descriptions import read_annotations
+    from minigpt4.data.formats import read_annotations
 
     read_annotations(str(data))  # a mistyped path makes no project
     with Ledger(project, create=True) as ledger:

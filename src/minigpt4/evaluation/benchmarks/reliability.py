@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Collection, Item
 from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
-from minigpt4.images import is_picture
+from minigpt4.images import find_images
 from minigpt4.statistics import Estimate, Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
@@ -39,9 +38,7 @@ class Reliability(Suite):
         if self.data is None:
             pictures = default_data().pictures(directory, self.count)
         else:
-            if not self.data.is_dir():
-                raise UserError(f"{self.data}: no such directory of pictures")
-            pictures = sorted(p for p in self.data.rglob("*") if is_picture(p))[: self.count]
+            pictures = find_images(self.data)[: self.count]
         for task, (prompt, _, _) in TASKS.items():
             asked = default_data().wording[task] if self.data is None else prompt
             for path in pictures:
