@@ -10,6 +10,7 @@ from importlib.metadata import version
 import pytest
 
 import minigpt4
+from minigpt4.former_names import FORMER_NAMES
 
 BUDGET = 0.3  # seconds of a core, for `import minigpt4` and for `minigpt4 --help`
 SHOW_HELP = "import sys; sys.argv = ['minigpt4', '--help']; from minigpt4.cli import main; main()"
@@ -65,3 +66,11 @@ def test_public_names() -> None:
     assert dir(minigpt4) == sorted(minigpt4.__all__)
     with pytest.raises(AttributeError, match="'minigpt4' has no attribute 'MiniGPT5'"):
         _ = minigpt4.MiniGPT5
+
+
+@pytest.mark.parametrize("former", FORMER_NAMES)
+def test_modules_are_imported_by_their_former_names_too(former: str) -> None:
+    code = f"import importlib; print(importlib.import_module({former!r}).__name__)"
+    run = subprocess.run([sys.executable, "-W", "always", "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == FORMER_NAMES[former]
+    assert f"DeprecationWarning: {former} is called {FORMER_NAMES[former]} now" in run.stderr

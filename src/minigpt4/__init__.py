@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minigpt4 import former_names  # noqa: F401  # lets imports by former names work
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2Config, LlamaConfig
+from transformers import Blip2Config, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
@@ -133,7 +133,8 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
                 f"{' or '.join(PAPER_LLMS)}"
             )
-        return Blip2Config(**config), {"all": _bytes(source)}
+        with parts.readable(name, "BLIP-2"):
+            return Blip2Config(**config), {"all": _bytes(source)}
     origin, _, _, qformer, _ = read_record(source)
     return _describe_parts(origin.vision_qformer, origin.llm, qformer)
 
@@ -145,7 +146,7 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
     text = parts.read_llm_config(llm)
     if text.model_type == "blip-2":  # an export, whose LLM it is
         text = text.text_config
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = parts.load_tokenizer(llm)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
     config = Blip2Config(

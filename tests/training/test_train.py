@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import sqlite3
@@ -130,6 +132,71 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     with pytest.raises(UserError, match="every checkpoint is damaged; delete them"):
         train(stage1, progress=False)
     assert before.exists()
+
+
+def test_checkpoints_of_somebody_else(stage1: Recipe, tmp_path: Path) -> None:
+    """Cut at any place, or with a right digest and something else in them: one line, and no code of theirs runs."""
+    alignment = train(stage1, progress=False)
+    shutil.rmtree(alignment)
+    *others, last = sorted((stage1.output / "checkpoints").glob("*.pt"))
+    for other in others:
+        other.unlink()
+    good = last.read_bytes()
+    state = torch.load(io.BytesIO(good[32:]), weights_only=True)
+
+    def with_digest(content: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+    command = "import pathlib; pathlib.Path({!r}).touch()".format(str(tmp_path / "ran"))
+    evil = pickle.dumps(Evil(command))
+    damaged = [good[:length] for length in (33, len(good) - 1)]
+    damaged += [hashlib.sha256(evil).digest() + evil, with_digest([1])]
+    odd = [
+        with_digest({**state, "trained": {}}),
+        with_digest({**state, "optimizer": 5}),
+        with_digest({**state, "belongs_to": 5}),
+    ]
+    for content, told in [(c, "every checkpoint is damaged") for c in damaged] + [(c, last.name) for c in odd]:
+        last.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            train(stage1, progress=False)
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    last.write_bytes(good)
+    (last.parent / "notes.pt").touch()
+    assert train(stage1, progress=False) == alignment
+
+
+class Evil:
+    """Runs a line of Python when it is unpickled."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __reduce__(self) -> Any:
+        return exec, (self.line,)
+
+
+def test_an_output_that_can_no_longer_be_written(stage1: Recipe) -> None:
+    """One line says so, what was saved stays as it is, and the run goes on once it can."""
+    alignment = train(stage1, progress=False)
+    trained = (alignment / "projection.safetensors").read_bytes()
+    shutil.rmtree(alignment)
+    checkpoints = stage1.output / "checkpoints"
+    max(checkpoints.glob("*.pt")).unlink()
+    kept = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    checkpoints.rename(stage1.output / "away")
+    checkpoints.touch()
+    with pytest.raises(UserError, match=r"checkpoints/.*\.pt: cannot be written \(.*what was saved before is intact"):
+        train(stage1, progress=False)
+    checkpoints.unlink()
+    (stage1.output / "away").rename(checkpoints)
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == kept
+    train(stage1, progress=False)
+    assert (alignment / "projection.safetensors").read_bytes() == trained
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:

@@ -82,7 +82,9 @@ def _read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, An
     try:
         with sources.bars_if_long(sources.Checkpoint(source).size()):
             blip2 = parts.load_whole(source, placement)
-        return blip2, AutoTokenizer.from_pretrained(source), BlipImageProcessorPil.from_pretrained(source)
+        return blip2, sources.load(AutoTokenizer, source), sources.load(BlipImageProcessorPil, source)
+    except UserError:
+        raise
     except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
         raise UserError(
             f"{source}: this export cannot be read ({sources.first_line(error)}); export it again"

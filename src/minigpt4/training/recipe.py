@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 
@@ -30,21 +31,26 @@ HARMLESS = {
     "sample_every", "sample_images", "sample_prompt",
 }  # fmt: skip
 
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_Whole = Annotated[int, Field(ge=0, le=10**9)]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Rate = Annotated[float, Field(ge=0, le=1e3)]
+
 
 class DataSource(BaseModel):
     """One of several sources of pairs, as an entry of `data`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     path: str = Field(min_length=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
 
 class Recipe(BaseModel):
     """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     base: str | None = Field(
         None, description="A recipe (a file or a shipped name) that all keys come from which are not given here."
@@ -69,7 +75,7 @@ class Recipe(BaseModel):
         False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
     )
     lora_rank: int = Field(
-        0, ge=0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
+        0, ge=0, le=1024, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
@@ -96,12 +102,13 @@ class Recipe(BaseModel):
         description="`true`: pictures are read as they come, and go through the vision side in every step; for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
-    shuffle_buffer: int = Field(
-        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
+    shuffle_buffer: _Whole = Field(
+        10_000, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
     workers: int = Field(
         0,
         ge=0,
+        le=1024,
         description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
         "batches.",
     )
@@ -111,8 +118,8 @@ class Recipe(BaseModel):
     instructions: tuple[str, ...] = Field(
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
     )
-    max_text_tokens: int = Field(
-        32, ge=1, description="Tokens of a caption or description that are kept, its end symbol included."
+    max_text_tokens: _Count = Field(
+        32, description="Tokens of a caption or description that are kept, its end symbol included."
     )
     feature_cache: Path = Field(
         Path("runs/features"),
@@ -120,17 +127,19 @@ class Recipe(BaseModel):
         "and by the vision side's weights.",
     )
     # How
-    steps: int = Field(ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(ge=1, description="Samples per step, over all processes together.")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
+    steps: _Count = Field(description="Optimizer steps in all.")
+    batch_size: _Count = Field(description="Samples per step, over all processes together.")
+    gradient_accumulation_steps: _Count = Field(
+        1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate, reached after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    warmup_learning_rate: float = Field(1e-6, ge=0, description="Learning rate of the first step of the warm-up.")
-    final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at which the cosine decay ends.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay; biases and norms get none.")
-    seed: int = Field(0, ge=0, description="Seeds the projection's start, the order of samples and the instructions.")
+    learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
+    warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
+    warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
+    final_learning_rate: _Rate = Field(0.0, description="Learning rate at which the cosine decay ends.")
+    weight_decay: _Rate = Field(0.05, description="AdamW's weight decay; biases and norms get none.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
@@ -158,16 +167,14 @@ class Recipe(BaseModel):
     )
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    save_total_limit: int = Field(
-        2, ge=1, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
+    save_every: _Count = Field(100, description="Steps between checkpoints.")
+    save_total_limit: _Count = Field(
+        2, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
     )
-    sample_every: int = Field(
-        0, ge=0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
-    )
+    sample_every: _Whole = Field(0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none.")
     sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
 
@@ -311,10 +318,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a file, those of its `base` beneath them."""
     if path in seen:
         raise UserError(f"recipe {path}: is its own base ({' -> '.join(str(p) for p in (*seen, path))})")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
     own = _renamed({str(key): value for key, value in values.items()}, f"recipe {path}")
@@ -345,9 +349,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"{override!r} is not an override; write key=value, for example steps=100")
         try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value in {override!r} is not valid YAML; quote it if it holds : # [ or {{") from error
+            values[key.strip()] = parse_yaml(value, "line")
+        except UserError as error:
+            hint = "quote it if it holds : # [ or {"
+            raise UserError(f"the value in {override!r:.80} is not valid YAML ({error}); {hint}") from None
     return values
 
 
@@ -364,7 +369,7 @@ def _explain(error: ValidationError) -> str:
         return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    return f"{key} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
 def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:

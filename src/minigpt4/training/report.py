@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.training.distributed import Processes
@@ -34,12 +34,12 @@ class Metrics:
 
     def add(self, step: Step) -> None:
         """Write one line, and hand it to the operating system, so that it outlives this process."""
-        with full_disk_is_a_user_error(self.path):
+        with failed_write_is_a_user_error(self.path):
             self._file.write(json.dumps(step.figures()) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        with full_disk_is_a_user_error(self.path):
+        with failed_write_is_a_user_error(self.path):
             self._file.close()
 
 

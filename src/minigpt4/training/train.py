@@ -21,7 +21,7 @@ import torch
 
 from minigpt4.data.mixture import judge
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
@@ -222,7 +222,7 @@ class Run:
         self.model.train()
         if self.processes.is_main:
             path = recipe.output / "samples.jsonl"
-            with full_disk_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
+            with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
                 for image, answer in zip(images, answers, strict=True):
                     file.write(json.dumps({"step": self.done, "image": image, "answer": answer}) + "\n")
                     logger.info("step %d, %s: %s", self.done, image, answer)

@@ -24,10 +24,10 @@ from minigpt4.curation.grounding import ground
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
+from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import write_files
 from minigpt4.files import new_directory
-from minigpt4.generation.endpoint import Endpoint
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
 from pocket.curation_demo.measures import (
