@@ -20,12 +20,12 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.data.features import picture_key
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.images import open_image
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.precision import LOAD_IN
+from minigpt4.training.features import picture_key
 from minigpt4.training.loss import next_token_loss
 from pocket.data.training_sets import write_stage1
 

@@ -31,12 +31,12 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
-from minigpt4.data.features import FeatureCache, cache_features, features_fingerprint
 from minigpt4.data.pairs import read_pairs
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.start import carry_projection, fit_to_words, ridge, start_among_words
-from minigpt4.training.fast import make_fast
+from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint
 from minigpt4.training.loss import next_token_loss
+from minigpt4.training.speed import make_fast
 from pocket.data.training_sets import write_stage1
 
 LLMS = ("pocket/language", "pocket/captioner", *FAMILIES)

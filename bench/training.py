@@ -10,7 +10,7 @@ in turns, each after a step of its own that does not count; medians of the repea
   in float8 on a GPU that multiplies it;
   and each of them with the LLM's layers compiled (`--compile`)
 "Of the ceiling" is the share of the rate of a bfloat16 matrix product of the LLM's largest shape, measured between the
-repeats; operations are counted as in `minigpt4.training.throughput`. Memory is the peak of a process of its own for
+repeats; operations are counted as in `minigpt4.training.speed`. Memory is the peak of a process of its own for
 each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
 
 `--processor-time` is for a machine that others use too: every way runs in a process of its own with one thread, all at
@@ -49,9 +49,8 @@ from minigpt4.model.plan import PAPER_LLMS, paper_config
 from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
-from minigpt4.training.fast import make_fast
 from minigpt4.training.loss import next_token_loss
-from minigpt4.training.throughput import operations
+from minigpt4.training.speed import make_fast, operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
 EIGHT_BITS = ("ours, pictures, {}", "ours, pictures, {}, tower too", "ours, features, {}")

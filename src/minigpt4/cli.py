@@ -18,6 +18,7 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.cli import eval_
+from minigpt4.telling import LogFormatter, say, shown
 from minigpt4.training.cli import recipes
 
 
@@ -29,11 +30,16 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as mistake:
             if not isinstance(mistake, ToldError):
-                typer.echo(f"minigpt4{_process()}: {mistake}", err=True)
+                say(shown(f"minigpt4{_process()}: {mistake}"), err=True)
+            raise SystemExit(2) from None
+        except OSError as trouble:
+            if trouble.filename is None:  # else a file or directory that cannot be read or written, wherever it is met
+                raise
+            say(shown(f"minigpt4{_process()}: {trouble.filename}: {trouble.strerror}"), err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             if _is_main_process():
-                typer.echo(f"minigpt4: {str(stop) or 'stopped'}", err=True)
+                say(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
 
 
@@ -74,7 +80,7 @@ def _version(asked: bool) -> None:
     if asked:
         from minigpt4 import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -104,17 +110,18 @@ def train(
     """
     from minigpt4.training.recipe import Recipe
 
+    loaded = Recipe.load(recipe, overrides or [])  # a mistake in it is found before torch is imported
     if check:
         from minigpt4.training.dry_run import dry_run
 
-        typer.echo(dry_run(Recipe.load(recipe, overrides or []), processes))
+        say(dry_run(loaded, processes))
         return
-    from minigpt4.training.run import train as run
+    from minigpt4.training.train import train as run
 
     logging.getLogger("minigpt4").setLevel(logging.INFO if _is_main_process() else logging.WARNING)
-    alignment = run(Recipe.load(recipe, overrides or []))
+    alignment = run(loaded)
     if _is_main_process():
-        typer.echo(alignment)
+        say(alignment)
 
 
 _Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
@@ -178,7 +185,7 @@ def web(
     from minigpt4.app.session import Models, offered
 
     models = Models(offered(model, beside or []), dtype=dtype, load_in=load_in, device=device)
-    serve_page(models, host, port, lambda address: typer.echo(f"The page is at {address} (Ctrl-C ends it)"))
+    serve_page(models, host, port, lambda address: say(f"The page is at {address} (Ctrl-C ends it)"))
 
 
 @app.command()
@@ -200,8 +207,8 @@ def generate(
 
     Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
     """
-    from minigpt4.generation.jobs import read_tasks
-    from minigpt4.generation.jobs import run as run_job
+    from minigpt4.generation.batch_job import read_tasks
+    from minigpt4.generation.batch_job import run as run_job
     from minigpt4.model.alignment import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -216,7 +223,7 @@ def generate(
         seed=seed,
         **sampling,
     )
-    typer.echo(result)
+    say(result)
 
 
 @app.command()
@@ -255,9 +262,9 @@ def serve(
     """
     name = name or Path(model).name
     if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
-        typer.echo(f"minigpt4: anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
+        say(f"minigpt4: anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
     if engine == "vllm":
-        from minigpt4.app.vllm_server import serve as serve_with_vllm
+        from minigpt4.vllm.server import serve as serve_with_vllm
 
         serve_with_vllm(model, name, host, port, api_key, max_images, max_pixels, allow_images_from or [], dtype)
         return
@@ -277,7 +284,7 @@ def serve(
     serve_api(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
         name, host, port, limits, api_key,
-        ready=lambda url: typer.echo(f"{name} at {url} (Ctrl-C ends it when what is running is done)"),
+        ready=lambda url: say(f"{name} at {url} (Ctrl-C ends it when what is running is done)"),
     )  # fmt: skip
 
 
@@ -293,7 +300,7 @@ def plan(
     """
     from minigpt4.model.plan import plan as make_plan
 
-    typer.echo(make_plan(model, batch=batch, train=train).table())
+    say(make_plan(model, batch=batch, train=train).table())
 
 
 _NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory for the model.")]
@@ -334,7 +341,7 @@ def convert(
         without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
         dtype=dtype,
     )  # fmt: skip
-    typer.echo(out)
+    say(out)
 
 
 @app.command()
@@ -356,7 +363,7 @@ def assemble(
     model = released.assemble(
         vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype
     )
-    typer.echo(f"{out} (chat format: {model.template.name})")
+    say(f"{out} (chat format: {model.template.name})")
 
 
 @app.command()
@@ -375,17 +382,18 @@ def export(
     if format == "released":
         from minigpt4.model.released import write_projection
 
-        typer.echo(write_projection(model, out or "pretrained_minigpt4.pth"))
+        say(write_projection(model, out or "pretrained_minigpt4.pth"))
         return
     if out is None:
         raise UserError("give the new directory as --out")
     from minigpt4.model import released
 
     released.export(model, out, dtype=dtype)
-    typer.echo(out)
+    say(out)
 
 
 def main() -> None:
     """The `minigpt4` command: exit code 2 for a mistake of the user's, 130 for Ctrl-C."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(LogFormatter("%(message)s"))
     app()

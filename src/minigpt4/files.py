@@ -9,12 +9,45 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minigpt4.errors import UserError
+
+
+class TooLargeError(UserError):
+    """A file has more bytes than are read of its kind."""
+
+
+def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
+    """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
+
+    Raises TooLargeError if there are more than `largest`, and UserError if `path` is missing, no regular file, or
+    cannot be read; `what` it should be is for the message.
+    """
+    try:
+        path = Path(path).expanduser()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a directory; give the path of {what}")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is a device or a pipe; give the path of {what}")
+        with path.open("rb") as file:
+            data = file.read(min(status.st_size, largest) + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of {what}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
+    except (ValueError, RuntimeError):  # a NUL byte, a user who is not there
+        raise UserError(f"{path}: no file has such a name; give the path of {what}") from None
+    if len(data) > largest:
+        raise TooLargeError(f"{path}: has more than the {largest:,} bytes that are read of {what}")
+    return data
 
 
 @contextmanager
@@ -105,27 +138,26 @@ def _lock(directory: Path) -> int | None:
 
 
 @contextmanager
-def full_disk_is_a_user_error(path: str | Path) -> Iterator[None]:
-    """Turns "no space left" (on the disk, in the quota, or for one file) while writing `path` into a UserError."""
+def failed_write_is_a_user_error(path: str | Path) -> Iterator[None]:
+    """Turns what the system says while `path` is written (no space left, read-only, taken away) into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise UserError(
-            f"{path}: cannot be written ({os.strerror(error.errno).lower()}); what was saved before is intact, "
-            "so free some space and run the same command again"
+            f"{path}: cannot be written ({(error.strerror or str(error)).lower()}); what was saved before is intact, "
+            f"so {'free some space' if full else 'make it writable'} and run the same command again"
         ) from error
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    Raises UserError if there is no space left; what was at `path` before is then still there.
+    Raises UserError if it cannot be written; what was at `path` before is then still there.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with full_disk_is_a_user_error(path):
+    with failed_write_is_a_user_error(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)

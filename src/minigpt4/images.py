@@ -1,6 +1,7 @@
-"""Open a picture from outside, safely: every way in which a file can be bad becomes one line that says so.
+"""Open an image from outside, safely: every way in which a file can be bad becomes one line that says so.
 
-Knows nothing about models; resizing and normalising belong to the image processor that a model brings.
+Normalising belongs to the image processor that a model brings. Only Pillow and NumPy are imported here: processes that
+decode strangers' images start with this file (`app/decoder.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minigpt4.errors import UserError
+from minigpt4.files import read_file
 
 MAX_PIXELS = 64_000_000
-#: What people have. Pillow's further formats (PostScript runs a program to open) stay closed to strangers' files.
+#: Panoramas have up to some 20,000; an image of 30,000,000 x 1 takes a gigabyte of weights to be resized.
+MAX_SIDE = 32_768
+#: Bytes of an image's file: what MAX_PIXELS take uncompressed.
+LARGEST_IMAGE = 200_000_000
+#: What people have. Pillow's further formats (PostScript runs a program to open) stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+#: What cameras and browsers send. Pillow decodes some kinds of BMP and PPM in Python, for minutes.
+SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
 #: How the names of picture files end, in any case.
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 
@@ -28,28 +36,30 @@ def is_picture(path: Path) -> bool:
     return path.suffix[1:].lower() in PICTURE_ENDINGS
 
 
-def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """The picture in RGB, turned the way its EXIF tag says, transparent parts on white; the first frame if it moves.
 
-    `source` is a path, an encoded file's bytes, or a Pillow image. Raises UserError when there is no readable picture
-    or it has more than `max_pixels` pixels (checked before decoding).
+    `source` is a path, an encoded file's bytes (in one of `formats`), or a Pillow image. Raises UserError when there is
+    no readable picture, or it has more than `max_pixels` pixels or a side over MAX_SIDE (checked before decoding).
     """
     if isinstance(source, Image.Image):
         _check_size(source, "image", max_pixels)
-        return _to_rgb(source)
+        return _to_rgb(ImageOps.exif_transpose(source))
     if isinstance(source, bytes):
         name, data = "uploaded image", source
     else:
         name = str(source)
-        data = _read(Path(source).expanduser())
+        data = read_image(source)
     if not data:
-        raise UserError(f"{name}: the file is empty; a picture ({', '.join(FORMATS[:5])}, ...) was expected")
+        raise UserError(f"{name}: the file is empty; a picture ({', '.join(formats[:4])}, ...) was expected")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size is stricter
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not a picture; give a file in one of the formats {', '.join(FORMATS)}") from None
+        raise UserError(f"{name}: not a picture; give a file in one of the formats {', '.join(formats)}") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
     except Exception as error:  # decoders of broken headers raise what they like
@@ -57,20 +67,17 @@ def open_image(source: str | Path | bytes | Image.Image, max_pixels: int = MAX_P
     _check_size(image, name, max_pixels)
     try:
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
+    except MemoryError:
+        raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
     except Exception as error:  # those of broken data too: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name}: broken or truncated picture ({error}); save or download it again") from None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the path of a picture") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; give the path of one picture") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+def read_image(path: str | Path) -> bytes:
+    """The bytes of an image's file, not decoded. Raises UserError as `read_file` does."""
+    return read_file(path, LARGEST_IMAGE, "an image")
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -79,30 +86,38 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise UserError(
             f"{name}: {width} x {height} is more than the {max_pixels:,} pixels allowed; make it smaller first"
         )
+    if max(width, height) > MAX_SIDE:
+        raise UserError(f"{name}: {width} x {height}: a side may have {MAX_SIDE:,} pixels; make it smaller first")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        over = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), over)
     return image.convert("RGB")
 
 
-def to_pixels(image_processor: Any, images: Sequence[Image.Image]) -> np.ndarray:
-    """Opened pictures as the model's image processor prepares them: float32 (n, 3, h, w), the same with every Pillow.
+def fit(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
+    """The image at a model's size, the same with every Pillow.
 
     Pillow resamples one side, rounds, and then the other. Since release 13 the height comes first if it shrinks by more
     than twice as many pixels as the width; earlier releases did so never, which in tall pictures moves pixels by up to
     2 of 255 levels.
     """
-    width, height = image_processor.size["width"], image_processor.size["height"]
-    in_order = [
-        image.resize((image.width, height), image_processor.resample)
-        if image.height - height > max(0, 2 * (image.width - width))
-        else image
-        for image in images
-    ]
-    return np.asarray(image_processor(in_order, return_tensors="np")["pixel_values"], dtype=np.float32)
+    if image.height - height > max(0, 2 * (image.width - width)):
+        image = image.resize((image.width, height), resample)
+    return image.resize((width, height), resample)
+
+
+def to_pixels(image_processor: Any, images: Sequence[Image.Image]) -> np.ndarray:
+    """Opened pictures as the model's image processor prepares them: float32 (n, 3, h, w). `fit` may come before."""
+    fitted = [fit(image, *size_of(image_processor)) for image in images]
+    return np.asarray(image_processor(fitted, return_tensors="np")["pixel_values"], dtype=np.float32)
+
+
+def size_of(image_processor: Any) -> tuple[int, int, int]:
+    """What `fit` takes for this image processor: width, height, kind of resampling."""
+    size = image_processor.size
+    return size["width"], size["height"], int(image_processor.resample)

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from minigpt4.telling import shown
+
+
+class _Shown(TextColumn):
+    def render(self, task: Task) -> Text:
+        return Text(shown(super().render(task)))
 
 
 def progress_bar(enabled: bool = True) -> Progress:
@@ -13,10 +29,10 @@ def progress_bar(enabled: bool = True) -> Progress:
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        _Shown("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Shown("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

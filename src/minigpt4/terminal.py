@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
-from minigpt4.generation.engine import Decoding
+from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
+from minigpt4.telling import say, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +36,6 @@ COMMANDS = """\
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer
 A line that ends in \\ goes on in the next; Alt-Enter starts a new one too. Up and down: what you asked before."""
 
-#: What a terminal could take for commands of its own. A model's answer is text from outside.
-_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
 
 class Terminal:
     """Talks until the input ends. `picture` is shown with the first question, `settings` are those of `Chat.ask`.
@@ -55,7 +53,7 @@ class Terminal:
         self.mistakes = 0
         self._session: PromptSession[str] | None = None
         self._commands: dict[str, Callable[[str], None]] = {
-            "/help": lambda _: print(COMMANDS),
+            "/help": lambda _: say(COMMANDS),
             "/image": self._image,
             "/system": self._system,
             "/settings": self._settings,
@@ -70,7 +68,7 @@ class Terminal:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         if self.interactive:
-            print("Ask about the picture. /help lists the commands.", file=sys.stderr)
+            say("Ask about the picture. /help lists the commands.", err=True)
             self._session = prompt_session([*self._commands, "/quit"])
         self._draw(self.last_picture)
         while True:
@@ -83,7 +81,7 @@ class Terminal:
                 self._command(line) if line.startswith("/") else self._ask(line)
             except UserError as error:
                 self.mistakes += 1
-                print(f"minigpt4: {error}", file=sys.stderr)
+                say(shown(f"minigpt4: {error}"), err=True)
 
     def _read(self) -> str | None:
         lines: list[str] = []
@@ -93,7 +91,7 @@ class Terminal:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-                print("(/quit or Ctrl-D leaves)", file=sys.stderr)
+                say("(/quit or Ctrl-D leaves)", err=True)
                 return ""
             if line is None:
                 return None if not lines else "\n".join(lines).strip()
@@ -112,16 +110,16 @@ class Terminal:
     def _ask(self, question: str) -> None:
         try:
             if self.settings.get("num_beams", 1) > 1:  # the best answer is known at the end only
-                print(self.chat.ask(question, image=self.pending, **self.settings).translate(_CONTROL), end="")
+                say(self.chat.ask(question, image=self.pending, **self.settings), end="")
             else:
                 for piece in self.chat.stream(question, image=self.pending, **self.settings):
-                    print(piece.translate(_CONTROL), end="", flush=True)
+                    say(piece, end="")
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            print("\n(stopped; this question is forgotten)", file=sys.stderr)
+            say("\n(stopped; this question is forgotten)", err=True)
             return
-        print()
+        say("")
         self.pending = []
 
     def _command(self, line: str) -> None:
@@ -146,17 +144,17 @@ class Terminal:
         if text:
             self.chat.set_system(None if text == "default" else text)
             self._reset()
-        print(self.chat.template.system or "(no system text)")
+        say(self.chat.template.system or "(no system text)")
 
     def _settings(self, text: str) -> None:
         self.settings = changed_settings(self.settings, text)
         values = asdict(Decoding.from_settings(self.settings))
-        print("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
+        say("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
 
     def _export(self, path: str) -> None:
         if not path:
             raise UserError("/export needs a path, such as /export chat.md")
-        print(f"saved in {self.chat.save(path)}", file=sys.stderr)
+        say(f"saved in {self.chat.save(path)}", err=True)
 
     def _draw(self, path: Path | None) -> None:
         if self.show and path is not None:
@@ -213,7 +211,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         path.touch(mode=0o600)
         history = FileHistory(path)
     except OSError as error:
-        print(f"(no history: {error.filename or error}: {error.strerror})", file=sys.stderr)
+        say(f"(no history: {error.filename or error}: {error.strerror})", err=True)
     return PromptSession(
         history=history,
         output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),

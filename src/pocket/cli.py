@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from minigpt4.errors import UserError
+from minigpt4.telling import say
 
 pocket = typer.Typer(no_args_is_help=True, help="The pocket world: demo, pictures, datasets, towers, experiments.")
 build = typer.Typer(no_args_is_help=True, help="Train the pocket towers from nothing (hours on a CPU).")
@@ -47,7 +48,7 @@ def draw(
     from pocket.world.draw import write_pictures
 
     write_pictures(seed, count, out, size, type)
-    typer.echo(f"{count} pictures and truth.jsonl are in {out}")
+    say(f"{count} pictures and truth.jsonl are in {out}")
 
 
 @pocket.command()
@@ -73,7 +74,7 @@ def data(
     writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
         raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
-    typer.echo(f"{count} pictures with texts are in {writers[stage](out, count)}")
+    say(f"{count} pictures with texts are in {writers[stage](out, count)}")
 
 
 _Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]
@@ -101,11 +102,11 @@ def language(
     if lookups:
         if start is None:
             raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
-        typer.echo(build_lookups(out, steps, start))
+        say(build_lookups(out, steps, start))
         return
     if start is None:
-        typer.echo(build_captioner(out, captioner_steps))
-    typer.echo(build_language(out, steps, start=start))
+        say(build_captioner(out, captioner_steps))
+    say(build_language(out, steps, start=start))
 
 
 @build.command()
@@ -122,7 +123,7 @@ def vision(
     from pocket.towers.vision import build_vision
 
     logging.getLogger("pocket").setLevel(logging.INFO)
-    typer.echo(build_vision(out, steps, generation_steps, start=start))
+    say(build_vision(out, steps, generation_steps, start=start))
 
 
 @pocket.command()
@@ -139,7 +140,7 @@ def curate(
     from pocket.curation_demo.run import run_curation
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    typer.echo(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
+    say(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
 
 
 Processes = Annotated[
@@ -180,12 +181,12 @@ def reproduce(
 
     workshop = Workshop(out, find_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop))
+        say(run.plan(workshop))
         return
     command = "minigpt4 pocket reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     if write:
         run.write(workshop, page, command)
-        typer.echo(page)
+        say(page)
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     run.reproduce(workshop, page, command, processes=default_processes(processes))
@@ -217,10 +218,10 @@ def ablations(
 
     workshop = Workshop(arms, ablation_scale(quick, seeds))
     if plan:
-        typer.echo(run.plan(workshop))
+        say(run.plan(workshop))
         return
     logging.getLogger("minigpt4").setLevel(logging.INFO)
     command = "minigpt4 pocket ablations" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
     directory = run.ablations(workshop, out, command, processes=default_processes(processes))
-    typer.echo((directory / TABLE).read_text(encoding="utf-8"))
-    typer.echo(f"every prompt, answer and verdict: {directory / RESULTS}")
+    say((directory / TABLE).read_text(encoding="utf-8"))
+    say(f"every prompt, answer and verdict: {directory / RESULTS}")

@@ -186,6 +186,8 @@ PRIVATE = """
 127.0.0.1 127.9.9.9 0.0.0.0 10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 255.255.255.255
 192.0.2.1 198.18.0.1 :: ::1 fe80::1 fe80::1%eth0 fc00::1 ff02::1 2001:db8::1
 ::ffff:127.0.0.1 ::ffff:10.0.0.1 64:ff9b::7f00:1 2002:7f00:1::1 2001:0:7f00:1::1
+::127.0.0.1 ::8.8.8.8 ::ffff:0:127.0.0.1 ::ffff:0:8.8.8.8 ::ffff:169.254.169.254 fec0::1 feff::1 64:ff9b:1::7f00:1
+64:ff9b::808:808 100::1 5f00::1 4000::1 8000::1 3fff::1 2001:10::1 2001:20::1 2002:808:808::1 192.88.99.1 240.0.0.1
 """
 
 
@@ -195,6 +197,17 @@ def test_addresses_that_are_not_of_the_open_internet(address: str) -> None:
     assert is_public("1.1.1.1")
     assert is_public("2606:4700:4700::1111")
     assert is_public("::ffff:1.1.1.1")
+    assert is_public("2a00:1450:4001:829::200e")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://[::1/x", "http://[v1.x]/", "http://ok:99999/", "http://\u2100.com/"]
+)
+def test_addresses_that_are_none_are_refused(varied: MiniGPT4, inner: tuple[int, list[str]], url: str) -> None:
+    with serving(varied, hosts=("ok",)) as server:
+        assert "picture 1: " in refused(server, shown(url), "What?")
+    with pytest.raises(UserError):
+        fetch(f"http://localhost:{inner[0]}/to/{url}", ("localhost",), 10_000, lambda address: True)
 
 
 def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[int, list[str]]) -> None:
@@ -207,6 +220,8 @@ def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[i
 
     assert get("/x.png?a=1#b") == get(f"/to/{here}/x.png") == get("/to//x.png") == png(Image.new("RGB", (8, 8), "red"))
     assert asked[0] == "/x.png?a=1"
+    get("?a=1")
+    assert asked[-1] == "/?a=1"
     asked.clear()
     for path, said in (
         (f"/to/http://127.0.0.1:{port}/secret", "no pictures from '127.0.0.1'"),

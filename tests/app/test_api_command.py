@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import AuthenticationError, OpenAI
 
-from minigpt4.app.vllm_server import command
+from minigpt4.vllm.server import command
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -33,7 +35,7 @@ def alignment(endless: MiniGPT4, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return directory
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(*arguments: object, **environment: str) -> Iterator[tuple[Any, OpenAI]]:
     process = subprocess.Popen(
         [MINIGPT4, "serve", *map(str, arguments), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -75,6 +77,27 @@ def test_it_finishes_what_is_running_when_it_is_told_to_end(alignment: Path, sen
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors
         assert process.returncode in (-sent, 130)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_without_file_descriptors_the_log_stays_short(alignment: Path) -> None:
+    """And the soft limit is raised to the hard one, as far as the connections need it."""
+    with started(alignment) as (process, client):
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft >= min(3000, hard)
+        assert ask(client, max_tokens=1).choices
+        used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + 20, used + 20))
+        address = (client.base_url.host, client.base_url.port)
+        opened = [socket.create_connection(address) for _ in range(60)]
+        time.sleep(1.5)
+        for connection in opened:
+            connection.close()
+        assert ask(client.with_options(max_retries=10), max_tokens=1).choices
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert errors.count("\n") <= 2, errors[-2000:]
+        assert "no file descriptors are left" in errors
 
 
 def refusal(*arguments: object) -> str:

@@ -16,8 +16,8 @@ from endpoint import Server
 from minigpt4.curation import describe as module
 from minigpt4.curation.describe import Describing, add_folder, describe
 from minigpt4.curation.ledger import Ledger
+from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Endpoint
 
 HOW = Describing(min_tokens=16, max_new_tokens=12)
 

@@ -16,8 +16,8 @@ from curating import TEXTS, assert_one_line, command, run
 from endpoint import Server
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.refine import judge
+from minigpt4.endpoint import Reply
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Reply
 
 KEY = "sk-never-written-down-777"
 
@@ -89,6 +89,18 @@ def test_the_key_is_written_nowhere(project: Path, serve: Callable[..., Server])
     assert all(KEY not in result.stdout + result.stderr for result in results)
 
 
+def test_a_password_in_the_address_is_written_nowhere(project: Path, serve: Callable[..., Server]) -> None:
+    for behaviour, code in (("status:404", 2), ("ok", 0)):
+        server = serve(behaviour)
+        signed = server.url.replace("://", f"://me:{KEY}@")
+        done = run("refine", project, "--endpoint", signed, "--model", "editor")
+        assert done.returncode == code, done.stderr
+        assert server.requests[0]["key"].startswith("Basic ")
+        for text in (done.stdout + done.stderr, *(p.read_bytes().decode("latin-1") for p in project.glob("*.*"))):
+            assert KEY not in text
+            assert server.requests[0]["key"].split()[1] not in text
+
+
 def test_killed_and_started_again_it_pays_for_nothing_twice(project: Path, serve: Callable[..., Server]) -> None:
     server = serve("slow:0.25")
     arguments = command("refine", project, "--endpoint", server.url, "--model", "editor", "--concurrency", 2)
@@ -156,9 +168,9 @@ def test_a_dry_run_tells_the_cost_and_sends_nothing(project: Path) -> None:
 def test_an_endpoint_that_fails_throughout_ends_the_work(
     project: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from minigpt4 import endpoint as module
     from minigpt4.curation.refine import Refining
     from minigpt4.curation.refine import refine as run_here
-    from minigpt4.generation import endpoint as module
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     server = serve(*["ok"] * 4, "empty")

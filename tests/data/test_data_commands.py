@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from formats import FORMATS, tars
 from minigpt4.cli import app
-from minigpt4.data.features import FeatureCache, features_fingerprint
 from minigpt4.model.alignment import MiniGPT4
+from minigpt4.training.features import FeatureCache, features_fingerprint
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -219,7 +219,7 @@ def test_a_judge_out_of_form_is_asked_again_and_then_undecided(folder: Path, tmp
 def test_a_judge_that_is_away_loses_nothing(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigpt4.generation import endpoint
+    from minigpt4 import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
     answers = serve(*(f"say:poem {i}" for i in range(4)))
@@ -239,8 +239,8 @@ def test_a_judge_that_is_away_loses_nothing(
 def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_later(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from minigpt4 import endpoint
     from minigpt4.evaluation.models import Answering
-    from minigpt4.generation import endpoint
 
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
     answers = serve("say:a", *["nonsense"] * 6, "say:c")
@@ -253,3 +253,22 @@ def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_lat
     evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", how=one)
     assert figures(tmp_path / "out/abilities", "m")["poem"] == (3, 3, 0)
     assert results(tmp_path / "out/abilities")["left_out"] == {}
+
+
+def test_passwords_in_addresses_stay_out_of_results(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png")})
+    asked, judging = serve("say:A poem."), serve("find:A poem.")
+    signed = [server.url.replace("://", "://me:secret@") for server in (asked, judging)]
+    out = tmp_path / "out"
+    done = run("abilities", f"openai:{signed[0]}#x", "--judge", f"openai:{signed[1]}#y", "--data", data, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert asked.requests[0]["key"] == judging.requests[0]["key"] == "Basic bWU6c2VjcmV0"
+    failed = run("abilities", f"openai:{signed[0]}", "--data", data, "--out", out)
+    unknown = run("abilities", "m=" + signed[0], "--judge", signed[1], "--data", data, "--out", out)
+    assert failed.returncode == unknown.returncode == 2
+    written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    said = [(each.stdout + each.stderr).encode() for each in (done, failed, unknown)]
+    for text in (*written, *said):
+        assert b"secret" not in text
+        assert b"bWU6c2VjcmV0" not in text
+    assert f"openai:{asked.url}#x".encode() in b"".join(written)

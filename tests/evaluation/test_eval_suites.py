@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from endpoint import Server
 from evaluating import figures, picture_folder, results, task, write_tasks
+from minigpt4 import endpoint
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import check_truth, read_tasks
 from minigpt4.evaluation.benchmarks.reliability import Reliability
@@ -22,7 +23,6 @@ from minigpt4.evaluation.judge_check import measure_judge, read_labelled
 from minigpt4.evaluation.judges import Case, JudgePrompt, LLMJudge, Response, shipped
 from minigpt4.evaluation.models import Answering
 from minigpt4.evaluation.run import evaluate
-from minigpt4.generation import endpoint
 from pocket.measure.tasks import TASKS
 from pocket.measure.tasks import write_tasks as write_pocket
 from pocket.text.conversations import answer

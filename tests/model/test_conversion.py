@@ -28,7 +28,7 @@ from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 from tiny import D_LLM, tiny_tokenizer
 
 FILES = Path(__file__).parents[1] / "golden" / "released"

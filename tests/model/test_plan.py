@@ -86,7 +86,7 @@ if job == "chat":
     model.generate(Image.radial_gradient("L").convert("RGB"), "word " * 12, do_sample=False, max_new_tokens=24)
 else:
     from minigpt4.training.recipe import Recipe
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
     settings = {"stage": 1, "init": directory, "data": data, "device": "cpu", "dtype": dtype}
     settings |= {"feature_cache": f"{data}/features", "output": f"{data}/{dtype}"}
     settings |= {"steps": 2, "warmup_steps": 1, "batch_size": 8, "max_text_tokens": 160, "learning_rate": 0.001}

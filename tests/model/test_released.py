@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.generation.engine import Decoding, decode
+from minigpt4.generation.batching import decode
+from minigpt4.generation.decoding import Decoding
 from minigpt4.model import released
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
@@ -111,7 +112,7 @@ def test_prompts_and_answers(models: dict, variant: str, template: str) -> None:
         assert ids == [*turn["pieces"][0], *places, *turn["pieces"][1]]
         for beams, expected in ((1, turn["greedy"]), (3, turn["beams"])):
             decoding = Decoding(max_new_tokens=len(expected), do_sample=False, num_beams=beams)
-            [answer] = decode(model, [ids], features, decoding, model.template.stop)
+            [answer] = decode(model, [ids], [features], decoding, model.template.stop)
             assert list(answer.tokens) == expected
 
 

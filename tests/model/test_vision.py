@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.data.features import features_fingerprint
 from minigpt4.errors import UserError
 from minigpt4.model.adapters import Trained
 from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.vision import load_vision_side
+from minigpt4.training.features import features_fingerprint
 
 PICTURES = [Image.radial_gradient("L").convert("RGB"), Image.new("RGB", (40, 30), "red")]
 

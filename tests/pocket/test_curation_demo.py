@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from minigpt4.curation.ledger import Ledger
+from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Endpoint
 from minigpt4.statistics import Rate
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo

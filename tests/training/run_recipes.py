@@ -13,7 +13,7 @@ import torch
 
 from minigpt4.errors import UserError
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 
 
 def main() -> None:

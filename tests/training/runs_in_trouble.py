@@ -22,14 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import minigpt4.data.features
 import minigpt4.generation
 import minigpt4.model.alignment
+import minigpt4.training.features
 import minigpt4.training.loop
-import minigpt4.training.metrics  # noqa: F401
+import minigpt4.training.report  # noqa: F401
 from minigpt4.errors import UserError
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 
 
 def kill_at_file(output: Path, count: int) -> None:

@@ -27,10 +27,10 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 def test_it_tells_samples_parameters_and_memory_and_writes_nothing(recipe: Recipe, tmp_path: Path) -> None:
     mixed = [{"path": str(recipe.sources[0].path), "weight": weight} for weight in (115, 14)]
-    said = dry_run(changed(recipe, data=mixed, stream=True, accumulate=2), processes=2)
+    said = dry_run(changed(recipe, data=mixed, stream=True, gradient_accumulation_steps=2), processes=2)
     for part in (
         "stage 1: 9 steps of 8 samples: 72 samples",
-        "each step: 2 x 4 samples in 2 parts",
+        "each step: 2 x 4 samples in 2 gradient accumulation steps",
         "}.tar, 89.1% of them",
         "}.tar, 10.9% of them",
         "projection: 800 parameters, trained",  # 24 x 32 and 32
@@ -49,9 +49,9 @@ def test_it_tells_samples_parameters_and_memory_and_writes_nothing(recipe: Recip
         ({"vision_qformer": "nowhere"}, "nowhere"),
         ({"llm": "nowhere/llm"}, "nowhere"),
         ({"projection_from": "nowhere"}, "nowhere: no such directory"),
-        ({"sample_every": 5, "sample_pictures": ["cat.png"]}, "cat.png: no such file"),
+        ({"sample_every": 5, "sample_images": ["cat.png"]}, "cat.png: no such file"),
         ({"device": "cuda:7"}, "cuda:7 is not available"),
-        ({"batch_size": 9}, "batch_size 9 cannot be divided over 2 processes x 1 parts"),
+        ({"batch_size": 9}, "batch_size 9 cannot be divided over 2 processes x 1 gradient_accumulation_steps"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -64,7 +64,7 @@ def test_killed_at_any_step(recipe: Recipe, undisturbed: Path, tmp_path: Path) -
     kills = [{"signal": signal.SIGKILL, "line": line} for line in (3, 12, 19, 27)]
     ends, log = run(recipe, output, [*kills, {}])
     assert ends == [-signal.SIGKILL] * 4 + [0]
-    assert "going on from step 20 of 30" in log
+    assert "continuing from step 20 of 30" in log
     assert losses(output) == losses(undisturbed)
     assert projection(output) == projection(undisturbed)
 
@@ -89,8 +89,8 @@ def test_stopped_by_signals(recipe: Recipe, undisturbed: Path, tmp_path: Path) -
     assert ends == [130, 130, 0]
     hints = [line for line in log.splitlines() if line.startswith("stopped at step")]
     assert len(hints) == 2
-    assert all(hint.endswith("; the same command goes on from there") for hint in hints)
-    assert log.count("going on from step") == 2
+    assert all(hint.endswith("; the same command continues there") for hint in hints)
+    assert log.count("continuing from step") == 2
     assert "Traceback" not in log
     assert losses(output) == losses(undisturbed)
     assert projection(output) == projection(undisturbed)
@@ -112,7 +112,7 @@ def test_ctrl_c_at_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     assert not out
     hint = log.splitlines()[-1]
     assert hint.startswith("minigpt4: stopped at step ")
-    assert hint.endswith(" of 100000; the same command goes on from there")
+    assert hint.endswith(" of 100000; the same command continues there")
     assert "Traceback" not in log
 
 
@@ -126,7 +126,7 @@ def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> Non
     (message,) = [line for line in log.splitlines() if "cannot be written" in line]
     assert "/checkpoints/" in message
     assert "free some space and run the same command again" in message
-    resumed = [line for line in log.splitlines() if line.startswith("going on from step")]
+    resumed = [line for line in log.splitlines() if line.startswith("continuing from step")]
     assert len(resumed) == 2
     assert resumed[0] == resumed[1]  # the full disk cost nothing that was saved
     assert losses(output) == losses(undisturbed)

@@ -17,7 +17,8 @@ from minigpt4.data.mixture import PairStream, Source
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.training.loader import Loaded, StreamedLoader, joined, lanes, read_ahead, rows_of_each
+from minigpt4.training.checks import rows_per_process
+from minigpt4.training.loader import Loaded, StreamedLoader, joined, lanes, read_ahead
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.recipe import Recipe
 
@@ -141,10 +142,10 @@ def test_rows_of_a_part_are_as_long_as_their_longest(model: MiniGPT4, tiny_pairs
 
 
 def test_a_batch_comes_out_even() -> None:
-    recipe = Recipe.load("pocket-stage1", ["batch_size=24", "accumulate=3"])
-    assert rows_of_each(recipe, 4) == 6
+    recipe = Recipe.load("pocket-stage1", ["batch_size=24", "gradient_accumulation_steps=3"])
+    assert rows_per_process(recipe, 4) == 6
     with pytest.raises(UserError, match="24 cannot be divided over 5 processes x 3 parts"):
-        rows_of_each(recipe, 5)
+        rows_per_process(recipe, 5)
 
 
 @pytest.mark.parametrize(

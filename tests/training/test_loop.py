@@ -11,10 +11,10 @@ import torch
 
 from minigpt4.data.batches import Batches, tokenise
 from minigpt4.data.descriptions import read_descriptions
-from minigpt4.data.features import FeatureCache, cache_features
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.training.features import FeatureCache, cache_features
 from minigpt4.training.loader import CachedLoader, Loaded
 from minigpt4.training.loop import Step, make_optimizer, training_steps
 from minigpt4.training.recipe import Recipe
@@ -139,7 +139,7 @@ def test_in_parts_the_losses_and_the_projection_are_the_same(setting: Setting) -
     ends = []
     for parts in (1, 3):
         model.load_state_dict(start, strict=False)
-        split = recipe.model_copy(update={"accumulate": parts})
+        split = recipe.model_copy(update={"gradient_accumulation_steps": parts})
         loaded = CachedLoader(batches, features).start(0)
         steps = list(training_steps(model, make_optimizer(model, split), loaded, split))
         ends.append(([step.loss for step in steps], model.blip2.language_projection.weight.detach().clone()))

@@ -18,8 +18,8 @@ from minigpt4.model.alignment import MiniGPT4, set_trainable
 from minigpt4.model.eight_bits import FORMATS, hold_in
 from minigpt4.model.packed import Packer, Packing
 from minigpt4.training import loss
-from minigpt4.training.fast import WRITTEN_OUT, attention_written_out, make_fast
 from minigpt4.training.loss import head_loss, next_token_loss
+from minigpt4.training.speed import WRITTEN_OUT, attention_written_out, make_fast
 
 
 @pytest.fixture

@@ -66,10 +66,10 @@ def test_differing_keys_are_those_that_change_losses() -> None:
         ("data=[]", "data names no source"),
         ("data=[{path: a, weight: 1}, {path: b, weight: 2}]", "weights of data need stream=true"),
         ("trackers=[tensorbord]", "input should be 'tensorboard', 'wandb' or 'trackio'"),
-        ("accumulate=3", "batch_size 32 cannot be divided into accumulate=3 parts"),
+        ("gradient_accumulation_steps=3", "batch_size 32 cannot be divided by gradient_accumulation_steps=3"),
         ("train_qformer=true", "train_qformer needs stream=true"),
         ("vision_load_in=fp8", "vision_load_in needs stream=true"),
-        ("sample_every=5", "sample_every needs sample_pictures"),
+        ("sample_every=5", "sample_every needs sample_images"),
     ],
 )
 def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
@@ -145,3 +145,13 @@ def test_every_key_is_explained() -> None:
         assert ("required" in said) == entry.is_required()
     with pytest.raises(UserError, match="unknown key 'batchsize'; did you mean 'batch_size'"):
         explain("batchsize")
+
+
+def test_former_names_of_keys_are_read_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: pocket-stage1\naccumulate: 4\nkeep_checkpoints: 5\n")
+    recipe = Recipe.load(file, ["sample_pictures=[a.png]"])
+    assert (recipe.gradient_accumulation_steps, recipe.save_total_limit, recipe.sample_images) == (4, 5, ("a.png",))
+    assert "accumulate is called gradient_accumulation_steps now" in caplog.text
+    with pytest.raises(UserError, match="accumulate is the former name of gradient_accumulation_steps"):
+        Recipe.load(file, ["accumulate=2", "gradient_accumulation_steps=2"])

@@ -7,10 +7,12 @@ request means in `service.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,7 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from minigpt4.app import description, schema
-from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy
+from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
 from minigpt4.app.service import Service
 from minigpt4.listening import listen, names, url
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500)
 }
+#: Of the 10 s that service managers grant between SIGTERM and SIGKILL, those for answers that are being written.
+ENDING_SECONDS = 7
 _MULTIPART = {
     "schema": {
         "type": "object",
@@ -218,11 +222,14 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(_once_if_full())
         yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     # FastAPI's own pages about the API load their scripts from another host.
-    app = FastAPI(title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(
         Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
         retry_after=lambda: service.scheduler.retry_after,
@@ -237,7 +244,9 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     )
     async def chat_completions(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a conversation about pictures: at once, or with `stream` as server-sent events."""
-        tasks = await service.tasks(body, request.scope.get("uploads", {}))
+        tasks = await _unless_gone(request, service.tasks(body, request.scope.get("uploads", {})))
+        if tasks is None:
+            return Response(status_code=499)
         exchange = Exchange(service, body, tasks)
         streaming = False
         try:
@@ -285,6 +294,22 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     return app
 
 
+def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """asyncio goes on a second after it had no file descriptor for a connection, but reports each such connection."""
+    told = False
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        message = str(context.get("message"))
+        if "socket.accept()" not in message and "_start_serving" not in message:  # the second if it has closed since
+            loop.default_exception_handler(context)
+        elif not told:
+            told = True
+            logging.getLogger("uvicorn.error").warning("no file descriptors are left for more connections")
+
+    return handle
+
+
 def _add_error_shapes(app: FastAPI) -> None:
     """Errors of every sort in OpenAI's shape."""
 
@@ -309,11 +334,11 @@ def _add_error_shapes(app: FastAPI) -> None:
 
 
 def make_server(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> uvicorn.Server:
-    """A server for `create_app`'s API that ends as it should: what is running is finished, within the time it has."""
-    seconds = service.limits.seconds + service.limits.body_seconds
+    """A server for `create_app`'s API. When it has to end, it finishes what it can in ENDING_SECONDS."""
     config = uvicorn.Config(
         create_app(service, key, hosts), http=PatientProtocol, ws="none", log_level="warning", server_header=False,
-        timeout_graceful_shutdown=int(seconds) + 1,
+        limit_concurrency=service.limits.connections, backlog=100,  # as many may be accepted before one is looked at
+        timeout_graceful_shutdown=ENDING_SECONDS,
     )  # fmt: skip
     return uvicorn.Server(config)
 
@@ -331,6 +356,7 @@ def serve(
 
     Raises UserError if the port is taken.
     """
+    limits = replace(limits, connections=room_for_connections(limits.connections))
     with listen(host, port) as listening:
         server = make_server(Service(load_model(), name, limits), key, names(host))
         ready(f"{url(host, listening)}v1")

@@ -52,17 +52,19 @@ def read_picture(
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the open internet: not loopback, private, link-local, nor a way around that."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
+    """Whether an IP address belongs to the open internet: global unicast, and no other address in disguise."""
+    ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
-            return False  # each of these stands for an IPv4 address, which may be any
-    return ip.is_global and not ip.is_multicast
+        if ip not in _UNICAST:
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _SPECIAL)
 
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+#: Protocol assignments (Teredo, ORCHID), documentation, and 6to4 (its relays, and what stands for any IPv4 address).
+_SPECIAL = [*map(ipaddress.ip_network, ("192.88.99.0/24", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))]
 
 
 def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> bytes:
@@ -73,28 +75,28 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[s
     """
     deadline = time.monotonic() + SECONDS
     for _ in range(REDIRECTS + 1):
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         except (KeyError, ValueError):
-            raise UserError("pictures are fetched from http and https addresses only") from None
+            raise UserError("pictures are fetched from well-formed http and https addresses only") from None
         host = (parts.hostname or "").rstrip(".")
         if host not in hosts:
             raise UserError(f"this server fetches no pictures from {host!r}")
         address = _resolve(host, port, allowed)
-        target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
             status, location, data = _get(parts.scheme, host, address, port, target, max_bytes, deadline)
+            url = urljoin(url, location or "")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(f"the picture could not be fetched from {host} ({type(error).__name__})") from None
         if status in (301, 302, 303, 307, 308) and location:
-            url = urljoin(url, location)
-        elif status != 200:
+            continue
+        if status != 200:
             raise UserError(f"the picture could not be fetched: {host} answered with status {status}")
-        elif len(data) > max_bytes:
+        if len(data) > max_bytes:
             raise UserError(f"the picture at {host} has more than the {max_bytes:,} bytes allowed")
-        else:
-            return data
+        return data
     raise UserError(f"the picture could not be fetched: more than {REDIRECTS} redirects")
 
 
@@ -114,6 +116,8 @@ def _get(
     """(status, where it redirects to, the body or its first `max_bytes` + 1 bytes), before the deadline."""
     sock = socket.create_connection((address, port), timeout=_left(deadline))
     try:
+        if sock.getpeername()[0] != address:
+            raise ConnectionError("connected to another address")
         if scheme == "https":
             context = ssl.create_default_context()
             sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)

@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minigpt4.errors import UserError
-from minigpt4.generation.continuous import Chosen, ContinuousBatch, Row
-from minigpt4.generation.endings import Answer, AnswerReader, end_tokens
-from minigpt4.generation.engine import Decoding, no_features, room_for_answer
+from minigpt4.generation.batching import Chosen, ContinuousBatch, Row
+from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.generation.engine import no_features
+from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -193,7 +194,7 @@ class Scheduler:
         cache: DynamicCache,
         cancelled: threading.Event,
     ) -> Generator[str, None, Answer]:
-        """What `engine.decode_stream` does, in the batch of all who ask (`Chat` takes it in its place).
+        """What `batching.decode_stream` does, in the batch of all who ask (`Chat` takes it in its place).
 
         Raises BusyError if there is no room, UserError for a conversation that is too long, and what the model raises.
         """
@@ -216,7 +217,10 @@ class Scheduler:
             task.cancelled = True
 
     def close(self, finish: bool = True) -> None:
-        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread."""
+        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread.
+
+        What is broken off is not waited for longer than two seconds: a step of a large model may take more.
+        """
         with self._changed:
             self._closing = True
             if not finish:
@@ -224,7 +228,7 @@ class Scheduler:
                     _report(task, UserError("The server ends"))  # nobody may wait for ever
                     task.cancelled = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(None if finish else 2.0)
 
     def _run(self) -> None:
         while True:

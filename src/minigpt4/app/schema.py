@@ -5,14 +5,22 @@ What a request asks for and would not get is refused by name, never silently lef
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import SerializerFunctionWrapHandler as Wrapped
 
-#: Characters in a message: more than any LLM here reads, and tokenised in a moment.
+#: Characters in a conversation: more than any LLM here reads, and tokenised in a moment.
 TEXT = 200_000
 
 Text = Annotated[str, Field(max_length=TEXT)]
+T = TypeVar("T")
+#: The first wrong item ends its validation: each error takes a kilobyte.
+Items = Annotated[list[T], Field(fail_fast=True)]
+_BY_TYPE = Discriminator(lambda value: "list" if isinstance(value, list) else "text")  # else both would be tried
+Content = Annotated[Annotated[Text, Tag("text")] | Annotated[Items[T], Tag("list")], _BY_TYPE]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stops = Annotated[Annotated[Stop, Tag("text")] | Annotated[Items[Stop], Field(max_length=4), Tag("list")], _BY_TYPE]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -40,19 +48,19 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class SystemMessage(_Request):
     role: Literal["system", "developer"]
-    content: Text | list[TextPart]
+    content: Content[TextPart]
     name: str | None = None
 
 
 class UserMessage(_Request):
     role: Literal["user"]
-    content: Text | list[Part]
+    content: Content[Part]
     name: str | None = None
 
 
 class AssistantMessage(_Request):
     role: Literal["assistant"]
-    content: Text | list[TextPart]
+    content: Content[TextPart]
     name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
@@ -72,7 +80,7 @@ class ChatRequest(_Request):
     """A conversation that ends with the user's question, and how it is to be answered."""
 
     model: str = Field(max_length=1000)
-    messages: list[InMessage] = Field(min_length=1, max_length=1000)
+    messages: Items[InMessage] = Field(min_length=1, max_length=1000)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="300 unless given.")
@@ -84,24 +92,18 @@ class ChatRequest(_Request):
     )
     n: int | None = Field(None, ge=1, le=16)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=200)]
-        | list[Annotated[str, Field(min_length=1, max_length=200)]]
-        | None
-    ) = Field(None, description="Up to 4 strings, each of which ends the answer before it.")
+    stop: Stops | None = Field(None, description="A string or up to 4, each of which ends the answer before it.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     # What many clients send though it changes nothing here.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
     store: Literal[False] | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(None, description="0 only.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ValueError("stop: at most 4 strings")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs=true")
         if self.stream_options is not None and not self.stream:
@@ -159,7 +161,7 @@ class Delta(BaseModel):
     content: str | None = None
 
     @model_serializer(mode="wrap")
-    def _only_news(self, write: SerializerFunctionWrapHandler) -> dict[str, str]:
+    def _only_news(self, write: Wrapped) -> dict[str, str]:
         return {key: value for key, value in write(self).items() if value is not None}
 
 

@@ -8,18 +8,20 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from prometheus_client import CollectorRegistry
 
 from minigpt4.app import schema
+from minigpt4.app.decoder import Decoder
 from minigpt4.app.gate import ApiError, Limits, Metrics
 from minigpt4.app.pictures import read_picture
 from minigpt4.app.scheduler import Picture, Scheduler, Task
 from minigpt4.errors import UserError
-from minigpt4.generation.engine import Decoding, room_for_answer
-from minigpt4.images import open_image, to_pixels
+from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.images import size_of, to_pixels
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
 
@@ -39,7 +41,7 @@ class Service:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.scheduler = Scheduler(model, limits.batch, limits.queue)
-        # Few threads: each may hold a picture of `limits.pixels`.
+        self.decoder = Decoder()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="minigpt4-prepare")
         running, waiting = self.metrics.running, self.metrics.waiting
         running.set_function(lambda: self.scheduler.running)
@@ -48,8 +50,9 @@ class Service:
         self.metrics.pictures.labels("reused").set_function(lambda: self.scheduler.reused)
 
     def close(self) -> None:
-        """Finish what was begun."""
-        self.scheduler.close()
+        """End: nobody waits for an answer any more."""
+        self.decoder.close()
+        self.scheduler.close(finish=False)
         self._pool.shutdown()
 
     def check_model(self, name: str) -> None:
@@ -60,17 +63,24 @@ class Service:
         """The request's answers-to-be, not yet submitted. Raises ApiError for what cannot be answered."""
         self.check_model(asked.model)
         deadline = time.monotonic() + self.limits.seconds
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._tasks, asked, uploads, deadline)
-
-    def _tasks(self, asked: schema.ChatRequest, uploads: Mapping[str, bytes], deadline: float) -> list[Task]:
-        model, template = self.model, self.model.template
-        messages, urls = read_messages(asked.messages)
+        prepare = partial(asyncio.get_running_loop().run_in_executor, self._pool)
+        messages, urls = await prepare(read_messages, asked.messages)
         if len(urls) > self.limits.pictures:
             raise ApiError(
                 400, f"{len(urls)} pictures; this server takes at most {self.limits.pictures}", param="messages"
             )
         try:
-            pictures = [self._picture(url, number, uploads) for number, url in enumerate(urls, start=1)]
+            pictures = await asyncio.wait_for(self._pictures(urls, uploads), self.limits.seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            late = f"the request took more than the {self.limits.seconds:g} s allowed"
+            raise ApiError(408, late, "timeout", type="timeout_error") from None
+        return await prepare(self._tasks, asked, messages, pictures, deadline)
+
+    def _tasks(
+        self, asked: schema.ChatRequest, messages: list[Message], pictures: list[Picture], deadline: float
+    ) -> list[Task]:
+        model, template = self.model, self.model.template
+        try:
             ids = encode_chat(model.tokenizer, template, messages, model.num_query_tokens, model.image_token_id)
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
@@ -96,16 +106,28 @@ class Service:
             for i in range(asked.n or 1)
         ]
 
-    def _picture(self, url: str, number: int, uploads: Mapping[str, bytes]) -> Picture:
-        try:
+    async def _pictures(self, urls: Sequence[str], uploads: Mapping[str, bytes]) -> list[Picture]:
+        """Those at `urls`, one after the other, so that many in one request do not keep others waiting."""
+        pictures = []
+        for number, url in enumerate(urls, start=1):
+            try:
+                pictures.append(await self._picture(url, uploads))
+            except UserError as error:
+                what = str(error).removeprefix("uploaded image: ")
+                raise ApiError(400, f"picture {number}: {what}", param="messages") from None
+        return pictures
+
+    async def _picture(self, url: str, uploads: Mapping[str, bytes]) -> Picture:
+        def read() -> tuple[bytes, bytes]:
             data = read_picture(url, uploads, self.limits.hosts, self.limits.body_bytes)
-            key = hashlib.sha256(data).digest()
-            if (features := self.scheduler.features.get(key)) is not None:
-                return Picture(key, features=features)
-            image = open_image(data, self.limits.pixels)
-        except UserError as error:
-            raise UserError(f"picture {number}: {str(error).removeprefix('uploaded image: ')}") from None
-        return Picture(key, torch.from_numpy(to_pixels(self.model.image_processor, [image])))
+            return data, hashlib.sha256(data).digest()
+
+        data, key = await asyncio.to_thread(read)
+        if (features := self.scheduler.features.get(key)) is not None:
+            return Picture(key, features=features)
+        processor = self.model.image_processor
+        image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))
+        return Picture(key, torch.from_numpy(to_pixels(processor, [image])))
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:
@@ -113,7 +135,7 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
 
     A picture stands where it was put: before the words, or among them. Nothing that somebody writes marks a place.
     """
-    messages, urls = [], []
+    messages, urls, length = [], [], 0
     for message in asked:
         parts = (
             message.content
@@ -128,8 +150,9 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
                 images += 1
             else:
                 pieces[-1] += part.text
-        if sum(map(len, pieces)) > schema.TEXT:
-            raise ApiError(400, f"a message has more than {schema.TEXT:,} characters", param="messages")
+        length += sum(map(len, pieces))
+        if length > schema.TEXT:
+            raise ApiError(400, f"the messages have more than {schema.TEXT:,} characters", param="messages")
         pieces = [without_marks(piece) for piece in pieces]
         first_words = next((i for i, piece in enumerate(pieces) if piece), images)
         text = pieces[-1] if first_words == images else IMAGE_MARK.join(pieces)

@@ -5,6 +5,8 @@ Knows nothing about the page. A visitor's pictures and the LLM's keys and values
 
 from __future__ import annotations
 
+import atexit
+import functools
 import threading
 import time
 from collections import OrderedDict
@@ -18,6 +20,7 @@ from minigpt4.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from minigpt4.app.decoder import Decoder
     from minigpt4.app.scheduler import Scheduler
     from minigpt4.generation.chat import Chat
 
@@ -231,16 +234,29 @@ class Visits:
             visit.start_again()
 
 
+@functools.cache
+def decoder() -> Decoder:
+    """What decodes the visitors' uploads; its processes start with the first."""
+    from minigpt4.app.decoder import Decoder
+
+    made = Decoder()
+    atexit.register(made.close)
+    return made
+
+
 def opened(picture: Any) -> Image.Image:
     """The picture that was shown; what is wrong with an upload is told without the folder that it lies in."""
-    from minigpt4.images import open_image
+    from minigpt4.images import MAX_PIXELS, open_image
 
-    try:
+    if not isinstance(picture, str):
         return open_image(picture)
+    try:
+        data = Path(picture).read_bytes()
+        return decoder().open(data, MAX_PIXELS)
+    except OSError as error:
+        raise UserError(f"{Path(picture).name}: cannot be read ({error.strerror})") from None
     except UserError as error:
-        if not isinstance(picture, str):
-            raise
-        raise UserError(str(error).replace(f"{Path(picture).parent}/", "")) from None
+        raise UserError(str(error).replace("uploaded image", Path(picture).name, 1)) from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:

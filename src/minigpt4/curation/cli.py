@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from minigpt4.errors import UserError
+from minigpt4.telling import say, shown
 
 curate = typer.Typer(no_args_is_help=True, help="Build stage 2's dataset: describe, refine, filter, select, review.")
 
@@ -24,7 +25,7 @@ _Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds; the 
 
 def _print(counts: Mapping[str, Any]) -> None:
     for name, count in counts.items():
-        typer.echo(f"{name}: {count}")
+        say(shown(f"{name}: {count}"))
 
 
 @curate.command()
@@ -53,7 +54,7 @@ def describe(
     from minigpt4.curation.describe import Describing, add_folder
     from minigpt4.curation.describe import describe as run
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.generation.endpoint import Endpoint
+    from minigpt4.endpoint import Endpoint
 
     how = Describing(min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if instruction is not None:
@@ -63,7 +64,7 @@ def describe(
         raise UserError(f"{images}: no such directory of pictures")
     with Ledger(project, create=images is not None) as ledger:
         if images is not None:
-            typer.echo(f"pictures: {add_folder(ledger, images)}")
+            say(f"pictures: {add_folder(ledger, images)}")
         _print(run(ledger, asked, how, samples=samples, only=only or (), redo=redo, concurrency=concurrency))
 
 
@@ -87,7 +88,7 @@ def refine(
     """
     from minigpt4.curation import refine as refining
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.generation.endpoint import Endpoint
+    from minigpt4.endpoint import Endpoint
 
     how = refining.Refining(min_similarity=min_similarity)
     with Ledger(project) as ledger:
@@ -96,7 +97,7 @@ def refine(
             _print(
                 {"requests": cost.requests, "prompt tokens": cost.prompt_tokens, "answer tokens": cost.answer_tokens}
             )
-            typer.echo(f"cost: {cost.cost(price_in, price_out):.4f} at most, by estimate; nothing was sent")
+            say(f"cost: {cost.cost(price_in, price_out):.4f} at most, by estimate; nothing was sent")
             return
         asked = Endpoint(endpoint, model, timeout=timeout)
         _print(refining.refine(ledger, asked, how, only=only or (), concurrency=concurrency, budget=budget))
@@ -144,7 +145,7 @@ def stats(
 
     with Ledger(project) as ledger:
         _print(summary(ledger)["counts"])
-        typer.echo(f"measures and examples: {filters.write_stats(ledger, filters.load_thresholds(rules), out)}")
+        say(f"measures and examples: {filters.write_stats(ledger, filters.load_thresholds(rules), out)}")
 
 
 @curate.command()
@@ -185,7 +186,7 @@ def review(
     from minigpt4.curation.review import serve
 
     with Ledger(project) as ledger:
-        serve(ledger, host, port, shared, ready=lambda url: typer.echo(f"review at {url} (Ctrl-C ends it)"))
+        serve(ledger, host, port, shared, ready=lambda url: say(f"review at {url} (Ctrl-C ends it)"))
 
 
 @curate.command()
@@ -207,7 +208,7 @@ def export(
         raise UserError(f"there is no format {form!r}; choose cc_sbu_align or imagefolder")
     with Ledger(project) as ledger:
         _print(dataset.export(ledger, out, form, validation=validation, license=license))  # type: ignore[arg-type]
-    typer.echo(f"the dataset is in {out}")
+    say(f"the dataset is in {out}")
 
 
 @curate.command("import")
@@ -227,5 +228,5 @@ def import_(
 
     read_annotations(str(data))  # a mistyped path makes no project
     with Ledger(project, create=True) as ledger:
-        typer.echo(f"new texts: {add_dataset(ledger, data)}")
+        say(f"new texts: {add_dataset(ledger, data)}")
     filter_(project, rules=rules, model=model, only=None)

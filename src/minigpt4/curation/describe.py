@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.descriptions import find_picture, read_annotations
+from minigpt4.data.pairs import LONGEST_TEXT
+from minigpt4.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
 from minigpt4.images import PICTURE_ENDINGS, is_picture
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
@@ -69,10 +70,12 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
     annotations = read_annotations(str(directory))
     refused = {}
     files = {}
-    for image_id, _ in annotations:
+    for image_id, caption in annotations:
         path = find_picture(directory / "image", image_id)
         if path is None:
             refused[image_id] = "there is no such picture in image/"
+        elif len(caption) > LONGEST_TEXT:
+            refused[image_id] = f"its text has more than {LONGEST_TEXT:,} characters"
         else:
             files[image_id] = path
     refused |= ledger.add_pictures(files.items())

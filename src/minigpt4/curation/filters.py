@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from minigpt4.curation import language
 from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image
@@ -83,19 +84,16 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
     """
     if path is None:
         return dict(DEFAULTS)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"rules {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"rules {path}: expected `rule: number` lines")
     for name, value in values.items():
         if name not in DEFAULTS:
             near = difflib.get_close_matches(str(name), DEFAULTS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the rules are {', '.join(DEFAULTS)}"
-            raise UserError(f"rules {path}: there is no rule {name!r}; {hint}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise UserError(f"rules {path}: {name} = {value!r}: expected a number, or null to switch the rule off")
+            raise UserError(f"rules {path}: there is no rule {name!r:.60}; {hint}")
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise UserError(f"rules {path}: {name} = {value!r:.60}: expected a number, or null to switch the rule off")
     return {**DEFAULTS, **values}
 
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from minigpt4.curation.describe import Describing, model_fingerprint
 from minigpt4.curation.language import sentences
 from minigpt4.curation.ledger import Item, Ledger, Picture
+from minigpt4.endpoint import STOPPED
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import STOPPED
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain

@@ -20,7 +20,7 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
-from minigpt4.images import open_image
+from minigpt4.images import open_image, read_image
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
@@ -57,10 +57,7 @@ class Picture:
 
     def read(self) -> bytes:
         """The file's bytes. Raises UserError if it vanished or is another one than the picture that was added."""
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.path}: the picture is gone ({error.strerror})") from None
+        data = read_image(self.path)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise UserError(f"{self.path}: the picture was changed since it was added")
         return data
@@ -203,10 +200,10 @@ class Ledger:
         rows = []
         for name, path in files:
             try:
-                data = path.read_bytes()
+                data = read_image(path)
                 if check:
                     open_image(data)
-            except (OSError, UserError) as error:
+            except UserError as error:
                 refused[name] = str(error)
                 continue
             digest = hashlib.sha256(data).hexdigest()

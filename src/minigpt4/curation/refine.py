@@ -13,8 +13,8 @@ from typing import Any
 
 from minigpt4.curation.language import count_apologies, count_assistant_talk, similarity
 from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens, run_until_stopped
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Endpoint, Reply, Unanswered, estimate_tokens, run_until_stopped
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 

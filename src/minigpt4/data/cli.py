@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from minigpt4.telling import say
+
 data = typer.Typer(no_args_is_help=True, help="Look at data, download them, cache the vision side's features of them.")
 
 _Source = Annotated[
@@ -34,10 +36,10 @@ def inspect(
     from minigpt4.data.sources import Source
 
     found = look(Source(source, caption_key=caption_key), stage=stage, limit=limit)
-    typer.echo(found)
+    say(found)
     if out is not None:
         contact_sheet(found, out)
-        typer.echo(f"contact sheet: {out}")
+        say(f"contact sheet: {out}")
 
 
 @data.command()
@@ -59,13 +61,13 @@ def download(
     from minigpt4.data import download as downloading
 
     if captions is None:
-        typer.echo(downloading.where())
+        say(downloading.where())
         return
     counts = downloading.download(
         captions, out, processes=processes, threads=threads, image_size=image_size, timeout=timeout, limit=limit
     )
     for outcome, count in counts.most_common():
-        typer.echo(f"{outcome}: {count}")
+        say(f"{outcome}: {count}")
 
 
 @data.command()
@@ -88,10 +90,10 @@ def features(
 
     source_ = Source(source, caption_key=caption_key)
     check_sources([source_], stage)  # a wrong path is known before the model is loaded
-    from minigpt4.data.features import encode_source
     from minigpt4.model.precision import resolve_device, training_dtype
     from minigpt4.model.vision import load_vision_side
+    from minigpt4.training.features import encode_source
 
     resolved = resolve_device(device)
     loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
-    typer.echo(encode_source(loaded, out, source_, stage=stage, workers=workers, max_skipped_share=max_skipped))
+    say(encode_source(loaded, out, source_, stage=stage, workers=workers, max_skipped_share=max_skipped))

@@ -21,6 +21,7 @@ from minigpt4.data.sources import Reader, Source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image
+from minigpt4.telling import shown
 
 COLUMNS, THUMBNAIL, TEXT_HEIGHT = 6, 160, 60
 
@@ -53,7 +54,9 @@ class Inspection:
     @property
     def told(self) -> list[str]:
         """A line for each problem."""
-        return [f"problem: {cause} {n}, first at {self.first[cause]}" for cause, n in self.problems.most_common()]
+        return [
+            shown(f"problem: {cause} {n}, first at {self.first[cause]}") for cause, n in self.problems.most_common()
+        ]
 
 
 def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 24) -> Inspection:

@@ -7,19 +7,31 @@ place. Readers hold no open files, so they travel to other processes. Knows noth
 from __future__ import annotations
 
 import functools
-import json
 import math
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.data.descriptions import read_annotations, read_items
-from minigpt4.data.pairs import CAPTION_KEYS, Pair, find_shards, make_pair, read_tar
+from minigpt4.data.pairs import (
+    CAPTION_KEYS,
+    LARGEST_RECORD,
+    TOO_LONG,
+    Pair,
+    find_shards,
+    load_picture,
+    make_pair,
+    parse_record,
+    read_tar,
+    tar_members,
+)  # fmt: skip
 from minigpt4.data.tables import Csv, Hub, JsonLines, Parquet
 from minigpt4.errors import UserError
+from minigpt4.files import TooLargeError, read_file
 from minigpt4.images import is_picture
 
 _USUAL_KEYS = "under the usual keys (" + ", ".join(CAPTION_KEYS) + ")"
@@ -130,18 +142,18 @@ class Tars:
     def count(self) -> int | None:
         """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
         try:
-            stats = [json.loads(file.with_name(f"{file.stem}_stats.json").read_bytes()) for file in self.files]
+            files = [file.with_name(f"{file.stem}_stats.json") for file in self.files]
+            stats = [parse_record(read_file(file, LARGEST_RECORD)) or {} for file in files]
             return sum(int(shard["successes"]) for shard in stats)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None
 
     def keys(self) -> list[str]:
-        with tarfile.open(self.files[0], "r|") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.name.endswith(".json") else None
-                if file is not None:
-                    record = json.loads(file.read())
-                    return list(record) if isinstance(record, dict) else []
+        with self.files[0].open("rb") as file, suppress(tarfile.TarError):
+            for name, place, size in tar_members(file):
+                if name.endswith(".json") and size <= LARGEST_RECORD:
+                    file.seek(place)
+                    return list(parse_record(file.read(size)) or {})
         return []
 
 
@@ -186,7 +198,13 @@ class Folder:
     def read(self, shard: tuple[str, ...], part: int, parts: int, stage: int) -> Iterator[Pair | str]:
         for name in shard[part::parts]:
             path = self.directory / name
-            yield make_pair(str(path), path.read_bytes(), self._record(path), stage, self.caption_key)
+            picture = load_picture(path)
+            try:
+                record = self._record(path)
+            except UserError as error:
+                yield TOO_LONG if isinstance(error, TooLargeError) else "no caption"
+                continue
+            yield make_pair(str(path), picture, record, stage, self.caption_key)
 
     def count(self) -> int:
         return len(self._names)
@@ -199,12 +217,7 @@ class Folder:
         for ending in (".json", ".txt"):
             beside = path.with_suffix(ending)
             if beside.is_file():
-                try:
-                    text = beside.read_text(encoding="utf-8")
-                    record = json.loads(text) if ending == ".json" else {"caption": text}
-                except ValueError:
-                    return {}
-                return record if isinstance(record, dict) else {}
+                return parse_record(read_file(beside, LARGEST_RECORD), ending[1:]) or {}
         return {}
 
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr, TextIO
 
-from minigpt4.data.pairs import BROKEN_SHARD, CAPTION_KEYS, Pair, make_pair
+from minigpt4.data.pairs import (
+    BROKEN_SHARD,
+    CAPTION_KEYS,
+    LARGEST_RECORD,
+    TOO_LARGE,
+    TOO_LONG,
+    Pair,
+    load_picture,
+    make_pair,
+    parse_record,
+)  # fmt: skip
 from minigpt4.errors import UserError
-from minigpt4.images import PICTURE_ENDINGS
+from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS
 
 #: Where a row's picture is looked for: a path (from the file's own directory), bytes, or datasets' {"bytes", "path"}.
 PICTURE_KEYS = ("image", "file_name", "image_path", "path", *PICTURE_ENDINGS)
 LINES_SHARD = 4 << 20  # bytes of a JSONL file
+UNPACKS = "in a part of a table that unpacks to far more than its size"
+MOST_VALUES = 1000  # of a parquet file's column, for each row: a conversation's turns
 
 
 class Table(ABC):
@@ -61,31 +73,44 @@ class JsonLines(Table):
 
     def _rows(self, shard: tuple[Path, int]) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
         path, start = shard
-        for number, line in self._lines(path, start):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if isinstance(record, dict):
-                yield f"{path}:{number}" + (f" from byte {start} on" if start else ""), record, path.parent
+        for number, line in read_lines(path, start, start + LINES_SHARD):
+            record = parse_line(line)
+            if isinstance(record, str):
+                yield record
             else:
-                yield "broken line"
-
-    @staticmethod
-    def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines that start in this stretch of the file, but for empty ones."""
-        with path.open("rb") as file:
-            if start:
-                file.seek(start - 1)
-                file.readline()  # the line that the shard before ends with
-            number, place = 0, file.tell()
-            while place < start + LINES_SHARD and (line := file.readline()):
-                number, place = number + 1, place + len(line)
-                if line.strip():
-                    yield number, line
+                yield f"{path}:{number}" + (f" from byte {start} on" if start else ""), record, path.parent
 
     def count(self) -> int:
-        return sum(1 for shard in self.shards() for _ in self._lines(*shard))
+        return sum(1 for path, start in self.shards() for _ in read_lines(path, start, start + LINES_SHARD))
+
+
+def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a file that start in this stretch of its bytes, but for empty ones; see `read_line`."""
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            read_line(file)  # the one that starts before
+        number = 0
+        while file.tell() < end and (line := read_line(file)):
+            number += 1
+            if line.strip():
+                yield number, line
+
+
+def read_line(file: IO[AnyStr]) -> AnyStr:
+    """The next line. Of one that is longer than LARGEST_RECORD only the start is in memory, and returned."""
+    line = part = file.readline(LARGEST_RECORD + 1)
+    while len(part) > LARGEST_RECORD and part[-1:] not in ("\n", "\r", b"\n"):
+        part = file.readline(LARGEST_RECORD + 1)
+    return line
+
+
+def parse_line(line: bytes) -> dict[str, Any] | str:
+    """The record on a line of JSONL, or the cause why there is none."""
+    if len(line) > LARGEST_RECORD:
+        return TOO_LONG
+    record = parse_record(line)
+    return "broken line" if record is None else record
 
 
 @dataclass(frozen=True)
@@ -100,19 +125,44 @@ class Csv(Table):
 
     def _rows(self, shard: Path) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
         with shard.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.DictReader(file)
+            lines = _CsvLines(file)
+            rows = csv.reader(lines)
+            head: list[str] | None = None
             while True:
+                lines.taken = 0
                 try:
-                    row = next(rows)
-                except StopIteration:
-                    return
+                    row = next(rows, None)
                 except csv.Error:
                     yield "broken line"
                     continue
-                yield f"{shard}:{rows.line_num}", row, shard.parent
+                if row is None:
+                    return
+                if row and head:
+                    yield f"{shard}:{rows.line_num}", dict(zip(head, row)), shard.parent  # noqa: B905 - short ones too
+                head = head or row
 
     def count(self) -> int:
         return sum(1 for file in self.files for _ in self._rows(file))
+
+
+@dataclass
+class _CsvLines:
+    """The lines of a CSV file; a record (of one or more) that is too long ends in an error, and the next follows."""
+
+    file: TextIO
+    taken: int = 0  # characters of this record
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = read_line(self.file)
+        self.taken += len(line)
+        if self.taken > LARGEST_RECORD:
+            raise csv.Error(TOO_LONG)
+        if not line:
+            raise StopIteration
+        return line
 
 
 @dataclass(frozen=True)
@@ -126,19 +176,12 @@ class Parquet(Table):
         return [(file, group) for file in self.files for group in range(_parquet(file).num_row_groups)]
 
     def _rows(self, shard: tuple[Path, int]) -> Iterator[tuple[str, Mapping[str, Any], Path] | str]:
-        import pyarrow
-
         path, group = shard
-        number = 0
-        file = _parquet(path)
         used = {*PICTURE_KEYS, *CAPTION_KEYS, self.caption_key, "instruction", "messages", "json"}
-        columns = [name for name in file.schema_arrow.names if name in used]
         try:
-            for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=columns):
-                for row in batch.to_pylist():
-                    yield f"{path}, row {number} of group {group}", row, path.parent
-                    number += 1
-        except (pyarrow.ArrowException, OSError):
+            for number, row in enumerate(parquet_rows(path, used, group=group)):
+                yield row if isinstance(row, str) else (f"{path}, row {number} of group {group}", row, path.parent)
+        except UserError:
             yield BROKEN_SHARD
 
     def count(self) -> int:
@@ -179,9 +222,50 @@ def _parquet(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path, memory_map=True)
-    except (pyarrow.ArrowException, OSError) as error:
+        # Pages are read when they are needed: a row group may hold thousands of pictures.
+        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
         raise UserError(f"data {path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+def parquet_rows(
+    path: Path, columns: Collection[str | None], group: int | None = None, first: int = 0
+) -> Iterator[dict[str, Any] | str]:
+    """The rows of one row group, or of all, with those of `columns` that are there, or the cause why a row has none.
+
+    In memory there is a page of the file and a few rows: fewer, the more the group could unpack to. A group that is
+    left out counts as its number of rows. Rows before `first` are left out. Raises UserError for a broken file.
+    """
+    import pyarrow
+
+    file = _parquet(path)
+    names = [name for name in file.schema_arrow.names if name in columns]
+    try:
+        for number in range(file.num_row_groups) if group is None else [group]:
+            size = file.metadata.row_group(number).num_rows
+            if first < size:
+                yield from islice(_group_rows(file, number, names), first, None)
+            first = max(0, first - size)
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+def _group_rows(file: Any, group: int, names: list[str]) -> Iterator[dict[str, Any] | str]:
+    part = file.metadata.row_group(group)
+    chunks = [part.column(i) for i in range(part.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
+    # Pictures do not shrink by much, and texts no fiftyfold; a list of millions of values can take a few bytes.
+    if any(
+        chunk.total_uncompressed_size > max(LARGEST_IMAGE, 50 * chunk.total_compressed_size)
+        or chunk.num_values > MOST_VALUES * part.num_rows
+        for chunk in chunks
+    ):
+        yield from repeat(UNPACKS, part.num_rows)
+        return
+    largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    for batch in file.iter_batches(max(1, min(64, 2**28 // max(largest, 1))), row_groups=[group], columns=names):
+        for row in (batch.slice(i, 1) for i in range(batch.num_rows)):
+            yield row.to_pylist()[0] if row.nbytes <= LARGEST_IMAGE + LARGEST_RECORD else TOO_LARGE
 
 
 @functools.lru_cache(maxsize=8)
@@ -195,7 +279,7 @@ def _load_hub(name: str, split: str) -> Any:
     return dataset.decode(False) if dataset.features else dataset
 
 
-def _picture(record: Mapping[str, Any], directory: Path) -> bytes | None:
+def _picture(record: Mapping[str, Any], directory: Path) -> bytes | str | None:
     value = next((record[key] for key in PICTURE_KEYS if record.get(key)), None)
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -203,12 +287,12 @@ def _picture(record: Mapping[str, Any], directory: Path) -> bytes | None:
         return value
     if not isinstance(value, str):
         return None
-    try:
-        if value.startswith("hf://"):  # a file of a hub dataset
-            import fsspec
+    if not value.startswith("hf://"):
+        return load_picture(Path(value) if value.startswith("~") else directory / value)
+    import fsspec  # a file of a hub dataset
 
-            with fsspec.open(value, "rb") as file:
-                return bytes(file.read())
-        return (directory / Path(value).expanduser()).read_bytes()
+    try:
+        with fsspec.open(value, "rb") as file:
+            return bytes(file.read(LARGEST_IMAGE + 1))
     except (OSError, ValueError):
         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minigpt4.errors import UserError
+from minigpt4.telling import say
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.judges import Judge
@@ -87,8 +88,8 @@ def run_suite(
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
     outcome = evaluate(suite, models, out, how=Answering(**how), samples=samples, limit=limit)
-    typer.echo((outcome.directory / TABLE).read_text(encoding="utf-8"))
-    typer.echo(f"every prompt, answer and verdict: {outcome.directory / RESULTS}")
+    say((outcome.directory / TABLE).read_text(encoding="utf-8"))
+    say(f"every prompt, answer and verdict: {outcome.directory / RESULTS}")
 
 
 def judge_from(name: str, prompt: str, directory: Path, how: dict[str, Any]) -> Judge | None:
@@ -168,7 +169,7 @@ def rate(
     """
     from minigpt4.evaluation.rating import serve
 
-    serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
+    serve(directory, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
 
 
 @eval_.command("judge")
@@ -191,7 +192,7 @@ def check_judge(
 
     chosen = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
     for line in measure_judge(chosen, out / "judge", labelled):
-        typer.echo(line)
+        say(line)
 
 
 Images = Annotated[Path | None, typer.Option(help="The directory of the pictures that the files name.")]

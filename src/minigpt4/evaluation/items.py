@@ -5,13 +5,10 @@ A record that is wrong is left out and named (`Fault`), and the others go on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from minigpt4.errors import UserError
 
@@ -79,42 +76,6 @@ class Collection:
             first = f"; the first fault: {self.faults[0]}" if self.faults else ""
             raise UserError(f"{data}: holds nothing to ask about{first}")
         return self
-
-
-def read_document(path: str | Path) -> Any:
-    """What a .yaml, .yml or JSON file holds.
-
-    Raises UserError if the file is missing, or is not of its format as a whole: the file and the line are named.
-    """
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from None
-    try:
-        return yaml.load(text, _NoDoubleKeys) if path.suffix in (".yaml", ".yml") else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: broken YAML ({getattr(error, 'problem', None) or error})") from None
-
-
-class _NoDoubleKeys(yaml.SafeLoader):
-    """YAML whose mappings name each key once: PyYAML would silently keep the last of two tasks of one name."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error
+from minigpt4.files import failed_write_is_a_user_error
 
 
 def digest(value: Any) -> str:
@@ -35,7 +35,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
             row["key"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: is no line of a journal ({error}); delete the line, and what it held is done again"
             ) from None
@@ -76,7 +76,7 @@ class Journal:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, each with its "key", and have them on the disk before this returns."""
         rows = list(rows)
-        with full_disk_is_a_user_error(self.path):
+        with failed_write_is_a_user_error(self.path):
             self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, field_of, read_document
+from minigpt4.evaluation.items import Item, field_of
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Case, LLMJudge, Response, shipped
 from minigpt4.evaluation.run import decide

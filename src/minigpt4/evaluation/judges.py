@@ -17,10 +17,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_document
+from minigpt4.endpoint import Unanswered, run_until_stopped
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, read_document
+from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest, read_rows
-from minigpt4.generation.endpoint import Unanswered, run_until_stopped
 from minigpt4.statistics import cohen_kappa
 from minigpt4.stopping import StopSignals
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from minigpt4.endpoint import Endpoint, Unanswered, run_until_stopped
 from minigpt4.errors import UserError
-from minigpt4.generation.endpoint import Endpoint, Unanswered, run_until_stopped
-from minigpt4.images import open_image
+from minigpt4.images import open_image, read_image
 from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -247,9 +247,11 @@ class Blip2Answerer(Answerer):
             source = sources.resolve(self.name)
             placement = Placement.of(self.how.dtype, self.how.device, None, None)
             try:
-                processor = AutoProcessor.from_pretrained(source)
-                model = Blip2ForConditionalGeneration.from_pretrained(source, dtype=placement.dtype)
-            except (OSError, ValueError) as error:
+                processor = sources.load(AutoProcessor, source)
+                model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
+            except UserError:
+                raise
+            except Exception as error:  # each part has its own exceptions for broken files
                 raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
             processor.tokenizer.padding_side = "left"
             processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
@@ -378,7 +380,7 @@ def picture_url(path: Path) -> str:
     Raises UserError if it cannot be read.
     """
     image = open_image(path)
-    data = path.expanduser().read_bytes()
+    data = read_image(path)
     with Image.open(io.BytesIO(data)) as file:
         upright = file.getexif().get(_ORIENTATION, 1) == 1
         kind = (file.format or "").lower()

@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import read_document
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
 from minigpt4.evaluation.results import RESULTS

@@ -14,6 +14,7 @@ from typing import Any
 
 from minigpt4.files import write_atomically
 from minigpt4.statistics import text
+from minigpt4.telling import shown
 
 RESULTS, TABLE = "results.json", "results.md"
 #: Panels beside each other, and the width of one bar in inches.
@@ -50,7 +51,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return shown(text.replace("\n", " ")).replace("|", "\\|")
 
 
 def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:

@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from minigpt4.errors import UserError
+from minigpt4.errors import UserError, without_password
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
@@ -25,6 +25,7 @@ from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_ans
 from minigpt4.evaluation.results import machine, write_results
 from minigpt4.evaluation.suite import Again, Judged, Suite
 from minigpt4.files import only_process
+from minigpt4.images import open_image, read_image
 from minigpt4.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _open_all(models: Sequence[str], how: Answering) -> dict[str, Answerer]:
     for name in models:
         label, equals, model = name.partition("=")
         if not equals or not label or "/" in label or ":" in label:  # a path or URL may hold "=" too
-            label = model = name
+            label, model = without_password(name), name
         if label in found:
             raise UserError(f"{label}: is named twice; give each model once, or LABEL=MODEL with labels of their own")
         found[label] = open_answerer(model, how)
@@ -170,8 +171,8 @@ def ask(
 def _content(path: Path) -> str:
     """The SHA-256 of an image file."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-    except OSError:
+        return hashlib.sha256(read_image(path)).hexdigest()[:32]
+    except UserError:
         return "unreadable"
 
 
@@ -181,8 +182,6 @@ def _key(answerer: Answerer, item: Item, sample: int, content: str) -> str:
 
 
 def _readable(item: Item) -> bool:
-    from minigpt4.images import open_image
-
     try:
         open_image(item.image)
     except UserError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.generation.endings import decode_text
+from minigpt4.generation.stopping import decode_text
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model.parts import PATCHES_PER_TOKEN
 

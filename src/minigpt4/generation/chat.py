@@ -21,8 +21,10 @@ from transformers import DynamicCache
 
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.generation.endings import Answer
-from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
+from minigpt4.generation.batching import decode, decode_stream
+from minigpt4.generation.decoding import Decoding
+from minigpt4.generation.engine import as_list, encode_pictures
+from minigpt4.generation.stopping import Answer
 from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 class Chat:
     """One conversation with `model`, in the format of `template` (a name or a Template; default: the model's own).
 
-    `streaming` stands in for `engine.decode_stream` without its model: answers that come as a stream may be decoded
+    `streaming` stands in for `batching.decode_stream` without its model: answers that come as a stream may be decoded
     together with those of others (`app.scheduler.Scheduler.stream`).
     """
 
@@ -90,7 +92,7 @@ class Chat:
     def ask(self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any) -> str:
         """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) and all shown before.
 
-        `settings`: the fields of `engine.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
+        `settings`: the fields of `decoding.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
         Setting `cancelled` ends the answer after the token at hand; what was said by then is the answer.
         Raises UserError for a picture that cannot be read, or a conversation longer than the LLM can read.
         """
@@ -100,7 +102,7 @@ class Chat:
         cache = self._cache if decoding.num_beams == 1 else None
         with self._undone_on_failure():
             [answer] = decode(
-                self.model, [turn.ids], turn.features, decoding, self.template.stop, cache=cache, cancelled=cancelled
+                self.model, [turn.ids], [turn.features], decoding, self.template.stop, cache=cache, cancelled=cancelled
             )
         self._keep(turn, answer)
         return answer.text
@@ -134,10 +136,7 @@ class Chat:
                 [f"**{speaker[m.role]}:**", *(f"![]({name})" for name in names), m.text] for m, names in self._turns
             )
             content = "\n\n".join(map(" ".join, lines))
-        try:
-            write_atomically(path, f"{content}\n".encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+        write_atomically(path, f"{content}\n".encode())
         return path
 
     def _turn(self, text: str, image: Any) -> _Turn:

@@ -1,35 +1,23 @@
-"""Answers from a model: many prompts in one batch, or one answer as a stream of text.
+"""Answers from a model: `generate` for many prompts in one batch, `stream` for one answer as pieces of text.
 
-Knows nothing about conversations that go on (see `chat.py`). The decoding loop is transformers' own `generate`; what
-is added here is where an answer ends (EOS, or the template's stop string wherever its tokens fall) and what of it may
-be shown.
+Here prompts and images become token ids and features; `batching.py` decodes them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-)
-from transformers.generation.streamers import BaseStreamer
 
 from minigpt4.errors import UserError
-from minigpt4.generation.endings import Answer, StopString, decode_text, end_tokens, read_answer, showable
+from minigpt4.generation.batching import decode, decode_stream
+from minigpt4.generation.decoding import Decoding
+from minigpt4.generation.stopping import Answer
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message, Template, get_template
@@ -38,79 +26,8 @@ if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
 
 ImageSource = str | Path | bytes | Image.Image
-#: A question, or a conversation whose last word is a question.
+#: A question, or a conversation that ends with a question.
 Prompt = str | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the next token is chosen. The defaults are those of the released demo (sampling).
-
-    `do_sample` defaults to True with one beam and to False with more; `repetition_penalty` (on the answer's own tokens)
-    defaults to 1.05 when sampling and to 1 otherwise, so that `do_sample=False` is the model's plain first choice.
-    `seed` makes sampling repeatable and leaves torch's global generator as it was.
-    """
-
-    max_new_tokens: int = 300
-    do_sample: bool | None = None
-    temperature: float = 1.0
-    top_p: float = 0.9
-    repetition_penalty: float | None = None
-    num_beams: int = 1
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        allowed = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature > 0, "more than 0 (for the most likely token use do_sample=False)"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty is None or self.repetition_penalty > 0, "more than 0"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
-        )
-        for name, fits, expected in allowed:
-            if not fits:
-                raise UserError(f"{name}={getattr(self, name)} does not work: it must be {expected}")
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Decoding:
-        """The decoding that keyword arguments ask for. Raises UserError for one that does not exist."""
-        cls.check_names(settings)
-        return cls(**settings)
-
-    @classmethod
-    def check_names(cls, settings: Iterable[str]) -> None:
-        """Raises UserError for the first that is no setting."""
-        known = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise UserError(f"there is no generation setting {name!r}; the settings are {', '.join(known)}")
-
-    @property
-    def sampling(self) -> bool:
-        return self.num_beams == 1 if self.do_sample is None else self.do_sample
-
-    def generation_config(self, ends: Sequence[int], image_token_id: int) -> GenerationConfig:
-        """transformers' form of it, with nothing left to the defaults that the LLM's own files may carry.
-
-        The repetition penalty is not in it but in `processors`: as part of this it warns at every call that an
-        embedded prompt cannot be penalised, which is what the paper's code does too.
-        """
-        return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=self.sampling,
-            temperature=self.temperature if self.sampling else 1.0,
-            top_p=self.top_p if self.sampling else 1.0,
-            top_k=0 if self.sampling else 50,  # 50 means "not set": anything else is warned of without sampling
-            repetition_penalty=1.0,
-            num_beams=self.num_beams,
-            suppress_tokens=[image_token_id],
-            eos_token_id=list(ends) or None,
-            pad_token_id=ends[0] if ends else 0,  # what stands behind an answer that ended before others in its batch
-        )
-
-    def processors(self) -> list[LogitsProcessor]:
-        penalty = self.repetition_penalty or (1.05 if self.sampling else 1.0)
-        return [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
 
 
 def generate(
@@ -163,7 +80,7 @@ def answers(
     for conversation, pictures in zip(conversations, per_prompt, strict=True):
         messages = _messages(conversation, len(pictures))
         ids.append(encode_chat(model.tokenizer, chat_format, messages, model.num_query_tokens, model.image_token_id))
-    return decode(model, ids, torch.cat(per_prompt), decoding, chat_format.stop)
+    return decode(model, ids, per_prompt, decoding, chat_format.stop)
 
 
 def stream(
@@ -174,7 +91,7 @@ def stream(
     features: Tensor | None = None,
     template: str | Template | None = None,
     **settings: Any,
-) -> Iterator[str]:
+) -> Generator[str, None, Answer]:
     """The answer to one prompt, in pieces of text as they come; joined they are what `generate` returns.
 
     `images`: None, a picture, or a list of pictures; `features`: `(pictures, q, d_qformer)` instead.
@@ -187,160 +104,6 @@ def stream(
     messages = _messages(prompt, len(features))
     ids = encode_chat(model.tokenizer, chat_format, messages, model.num_query_tokens, model.image_token_id)
     return decode_stream(model, ids, features, decoding, chat_format.stop)
-
-
-@torch.no_grad()
-def decode(
-    model: MiniGPT4,
-    ids: Sequence[Sequence[int]],
-    features: Tensor,
-    decoding: Decoding,
-    stop: str,
-    *,
-    cache: Cache | None = None,
-    streamer: BaseStreamer | None = None,
-    cancelled: threading.Event | None = None,
-) -> list[Answer]:
-    """Continue every row of token ids. `features` holds all pictures, in the order of their placeholders.
-
-    With a `cache` (one row only) the positions that it holds are not computed again, and it grows by the new ones.
-    Once `cancelled` is set, decoding ends after the token at hand.
-    """
-    tokenizer, llm = model.tokenizer, model.blip2.language_model
-    new_tokens = room_for_answer(model, max(len(row) for row in ids), decoding)
-    input_ids, mask = left_padded(ids)
-    ends = end_tokens(llm, tokenizer)
-    config = decoding.generation_config(ends, model.image_token_id)
-    config.max_new_tokens = new_tokens
-    criteria: list[StoppingCriteria] = [StopString(tokenizer, stop)] if stop else []
-    if cancelled is not None:
-        criteria.append(_Cancelled(cancelled))
-    with _seeded(decoding.seed, model.device):
-        new_ids = llm.generate(
-            inputs_embeds=model.embed(input_ids.to(model.device), features.to(model.device)),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            logits_processor=decoding.processors(),
-            stopping_criteria=criteria,
-            past_key_values=cache,
-            streamer=streamer,
-        )
-    return [read_answer(tokenizer, row, stop, ends) for row in new_ids.tolist()]
-
-
-def room_for_answer(model: MiniGPT4, prompt: int, decoding: Decoding) -> int:
-    """How many tokens may follow a prompt of so many. Raises UserError if the LLM cannot read even the prompt."""
-    limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
-    if limit and prompt >= limit:
-        raise UserError(
-            f"the conversation is {prompt} tokens long and this LLM reads at most {limit}; "
-            "ask less at once or start a new chat"
-        )
-    return min(decoding.max_new_tokens, limit - prompt) if limit else decoding.max_new_tokens
-
-
-def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor (rows, longest), and its attention mask.
-
-    Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
-    are counted without it, so it changes no answer.
-    """
-    longest = max(len(row) for row in ids)
-    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(ids):
-        input_ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return input_ids, mask
-
-
-def decode_stream(
-    model: MiniGPT4,
-    ids: Sequence[int],
-    features: Tensor,
-    decoding: Decoding,
-    stop: str,
-    *,
-    cache: Cache | None = None,
-    cancelled: threading.Event | None = None,
-) -> Generator[str, None, Answer]:
-    """`decode` for one row, as a generator of pieces of text that returns the `Answer`.
-
-    Decoding runs in a thread of its own. Closing the generator ends it, and whatever it raises is raised here. Setting
-    `cancelled` ends it too, and the answer is what was said by then.
-    """
-    if decoding.num_beams > 1:
-        raise UserError("beams cannot be streamed, for the best answer is known at the end only; use num_beams=1")
-    tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    cancelled = cancelled or threading.Event()
-    result: list[Answer | BaseException] = []
-
-    def work() -> None:
-        try:
-            streamer = _TokenStreamer(tokens)
-            [answer] = decode(
-                model, [ids], features, decoding, stop, cache=cache, streamer=streamer, cancelled=cancelled
-            )
-            result.append(answer)
-        except BaseException as error:
-            result.append(error)
-        finally:
-            tokens.put(None)
-
-    worker = threading.Thread(target=work, name="minigpt4-decode", daemon=True)
-    worker.start()
-    seen: list[int] = []
-    shown = 0
-    try:
-        while (token := tokens.get()) is not None:
-            seen.append(token)
-            safe = showable(decode_text(model.tokenizer, seen), stop)
-            if len(safe) > shown:
-                yield safe[shown:]
-                shown = len(safe)
-    except BaseException:
-        cancelled.set()
-        raise
-    finally:
-        worker.join()
-    [outcome] = result
-    if isinstance(outcome, BaseException):
-        raise outcome
-    if len(outcome.text) > shown:
-        yield outcome.text[shown:]
-    return outcome
-
-
-class _TokenStreamer(BaseStreamer):
-    """Hands each new token to a queue. (transformers' TextIteratorStreamer knows no stop strings.)"""
-
-    def __init__(self, tokens: queue.SimpleQueue[int | None]) -> None:
-        self.tokens = tokens
-
-    def put(self, value: Tensor) -> None:
-        for token in value.flatten().tolist():  # the first call brings the prompt's ids: none, for it is embeddings
-            self.tokens.put(token)
-
-    def end(self) -> None:
-        pass  # the worker marks the end itself, after errors too
-
-
-class _Cancelled(StoppingCriteria):
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _conversations(prompts: Prompt | Sequence[Prompt], pictured: int) -> list[Prompt]:

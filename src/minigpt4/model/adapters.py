@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, with_config
 from torch import Tensor
 
 #: LoRA stands beside these layers of the LLM's attention; the names of most families.
@@ -18,13 +19,14 @@ LORA_LAYERS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")
 LORA_SCALE = 2.0  # alpha / rank
 
 
+@with_config(extra="forbid")  # what another release trains must not be left out in silence
 @dataclass(frozen=True)
 class Trained:
     """What the stages train: the projection, of so many linear layers; the Q-Former too; LoRA of that rank too."""
 
-    projection_layers: int = 1
+    projection_layers: Literal[1, 3] = 1
     qformer: bool = False
-    lora_rank: int = 0
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 class LoRA(torch.nn.Module):

@@ -61,7 +61,7 @@ class MiniGPT4(VisionSide):
     `image_token_id`, `origin`, `stage` (the last stage that it was trained in, or None), `placement` (where it
     lives and in which numbers; None if whoever put it together did not say), `trained` (what its stages train), `lora`
     (LoRA matrices beside the LLM's own; None in all but that variant), `compiled` (whether its training is:
-    `minigpt4.training.fast`).
+    `minigpt4.training.speed`).
     """
 
     def __init__(

@@ -152,8 +152,10 @@ def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any
     try:
         with sources.bars_if_long(sources.Checkpoint(source).size()):
             blip2 = parts.load_whole(source, placement)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        return blip2, tokenizer, BlipImageProcessorPil.from_pretrained(source)
+        tokenizer = sources.load(AutoTokenizer, source)
+        return blip2, tokenizer, sources.load(BlipImageProcessorPil, source)
+    except UserError:
+        raise
     except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
         raise UserError(
             f"{source}: this export cannot be read ({sources.first_line(error)}); export it again"

@@ -54,7 +54,7 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
 
 def empty_graph(config: Blip2Config) -> Any:
     """The network of this configuration without weights. One whose Q-Former has no layers has `PatchGroups` there."""
-    with torch.device("meta"):
+    with parts.readable("the parts' config.json", "network"), torch.device("meta"):
         blip2 = Blip2ForConditionalGeneration(config)
     if config.qformer_config.num_hidden_layers == 0:
         _take_out_qformer(blip2)

@@ -8,6 +8,8 @@ Knows nothing about the projection, or about how the parts work together.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,17 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minigpt4.errors import UserError
 from minigpt4.model.precision import Placement
-from minigpt4.model.sources import Checkpoint, bars_if_long, find_file, fingerprint, first_line, read_json, resolve
+from minigpt4.model.sources import (
+    Checkpoint,
+    bars_if_long,
+    find_file,
+    fingerprint,
+    first_line,
+    load,
+    load_model,
+    read_json,
+    resolve,
+)
 
 IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
@@ -68,10 +80,24 @@ def read_vision_config(name: str | Path, qformer: bool = True) -> tuple[Blip2Vis
             f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
             + " and ".join(needed)
         )
-    vision_config = Blip2VisionConfig(**config["vision_config"])
-    if qformer:
-        return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
-    return vision_config, no_qformer(vision_config), tokens_without_qformer(vision_config)
+    with readable(name, "vision side"):
+        vision_config = Blip2VisionConfig(**config["vision_config"])
+        if qformer:
+            return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
+        return vision_config, no_qformer(vision_config), tokens_without_qformer(vision_config)
+
+
+@contextmanager
+def readable(name: str | Path, what: str) -> Iterator[None]:
+    """Turns what transformers raises for a broken part (whatever Python does) into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name}: cannot be read as a {what} ({first_line(error)}); copy or download it again"
+        ) from None
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
@@ -87,12 +113,14 @@ def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer
     names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
     prefixes = VISION_PREFIXES if qformer else "vision_model."
     tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
+    with readable(name, "vision side"):
+        processor = image_processor(vision_config, read_json(source, "preprocessor_config.json"))
     return VisionQFormer(
         vision_config=vision_config,
         qformer_config=qformer_config,
         num_query_tokens=num_query_tokens,
         tensors=tensors,
-        image_processor=image_processor(vision_config, read_json(source, "preprocessor_config.json")),
+        image_processor=processor,
         fingerprint=fingerprint(tensors),
     )
 
@@ -149,11 +177,11 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
                 model = load_whole(source, placement).language_model
             else:
                 loading = placement.loading(lambda: llm_skeleton(source))
-                model = AutoModelForCausalLM.from_pretrained(source, **loading)
+                model = load_model(AutoModelForCausalLM, source, **loading)
                 model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # each architecture has its own exceptions for broken files
         raise _no_llm(name, first_line(error)) from None
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
 
@@ -174,12 +202,12 @@ def load_whole(source: str | Path, placement: Placement) -> Any:
         # It is a parameter of the whole model, which accelerate takes for a module that is not there.
         warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
         loading = placement.loading(skeleton, prefix=LLM_PREFIX.rstrip("."))
-        return Blip2ForConditionalGeneration.from_pretrained(source, config=_plain_config(source), **loading)
+        return load_model(Blip2ForConditionalGeneration, source, config=_plain_config(source), **loading)
 
 
 def _plain_config(source: str | Path) -> Blip2Config:
     """The configuration of an export, without how its LLM decodes: that is this package's, or the next export's."""
-    config = Blip2Config.from_pretrained(source)
+    config = load(Blip2Config, source)
     for key in DECODING:
         vars(config.text_config).pop(key, None)
     return config
@@ -188,7 +216,7 @@ def _plain_config(source: str | Path) -> Blip2Config:
 def llm_skeleton(source: str | Path) -> Any:
     """The LLM that a part's config.json describes, without weights: on the meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        return AutoModelForCausalLM.from_config(load(AutoConfig, source), trust_remote_code=False)
 
 
 def read_llm_config(name: str | Path) -> Any:
@@ -196,19 +224,23 @@ def read_llm_config(name: str | Path) -> Any:
     source = resolve(name)
     found = read_json(source, "config.json")
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        config = load(AutoConfig, source)
+    except UserError:
+        raise
+    except Exception as error:  # as `load_llm`
         raise _no_llm(name, first_line(error)) from None
     kind = found.get("model_type")
     if kind == "blip-2":
         if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
             return _plain_config(source)
         raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
-    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     architectures = found.get("architectures") or [decoder]
-    decodes = any(name == decoder or str(name).endswith("ForCausalLM") for name in architectures)
+    decodes = isinstance(architectures, list) and any(
+        name == decoder or str(name).endswith("ForCausalLM") for name in architectures
+    )
     if decoder is None or config.is_encoder_decoder or not decodes:
-        raise _no_llm(name, f"model_type {kind!r}, {', '.join(map(str, architectures))}")
+        raise _no_llm(name, f"model_type {kind!r:.40}, {architectures!r:.80}")
     return config
 
 
@@ -222,7 +254,7 @@ def load_tokenizer(name: str | Path) -> Any:
     """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
     try:
         source = resolve(name)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load(AutoTokenizer, source)
     except UserError:
         raise
     except Exception as error:  # each tokenizer has its own exceptions for broken or missing files

@@ -19,19 +19,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AutoTokenizer,
     Blip2Config,
     DynamicCache,
     LlamaConfig,
 )
 
-from minigpt4.data.features import ENCODE_BATCH
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.packed import NOT_PACKED, Packer, Packing
 from minigpt4.model.precision import LOAD_IN
 from minigpt4.model.record import read_record
+from minigpt4.training.features import ENCODE_BATCH
 
 #: Memory is reported for these; the LLM in fewer bits computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)
@@ -150,7 +149,8 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
                 f"{' or '.join(PAPER_LLMS)}"
             )
-        return Blip2Config(**config), {"all": _bytes(source)}
+        with parts.readable(name, "BLIP-2"):
+            return Blip2Config(**config), {"all": _bytes(source)}
     origin, _, _, qformer, _ = read_record(source)
     return _describe_parts(origin.vision_qformer, origin.llm, qformer)
 
@@ -162,7 +162,7 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
     text = parts.read_llm_config(llm)
     if text.model_type == "blip-2":  # an export, whose LLM it is
         text = text.text_config
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = parts.load_tokenizer(llm)
     if parts.IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
     config = Blip2Config(

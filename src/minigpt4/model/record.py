@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minigpt4.documents import check
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.adapters import Trained
@@ -22,6 +25,10 @@ ALIGNMENT_FILE = "alignment.json"
 
 ADAPTERS_FILE = "adapters.safetensors"  # what a variant trains beside the projection
 
+#: A part's name and the sha256 of its weights. Control characters would reach terminals; no path can have a NUL.
+_Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -30,19 +37,37 @@ class Origin:
     On disk `.` and `./...` are places in the directory that holds the record.
     """
 
-    vision_qformer: str
-    vision_fingerprint: str
-    llm: str
-    llm_fingerprint: str
+    vision_qformer: _Name
+    vision_fingerprint: _Digest
+    llm: _Name
+    llm_fingerprint: _Digest
+
+
+class Record(BaseModel):
+    """`alignment.json`, as far as it is read."""
+
+    origin: Origin
+    template: Annotated[
+        Template, BeforeValidator(lambda found: get_template(found) if isinstance(found, str) else found)
+    ]
+    stage: Literal[1, 2] | None
+    qformer: bool = True  # alignments of releases that knew only the form with a Q-Former do not say so
+    trained: Trained = Trained()
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
     if path is None:
         raise UserError(f"{name}: holds no {file}; copy or train the alignment again")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:  # safetensors has one exception for all that can be wrong with a file
         raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
+    if broken := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        raise UserError(f"{path}: {broken[0]} holds numbers that are not finite; copy or train the alignment again")
+    return tensors
 
 
 def check_origin(name: str, recorded: Origin, found: Origin) -> None:
@@ -76,20 +101,14 @@ def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool,
     record = sources.read_json(source, ALIGNMENT_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')}, this package reads "
+            f"{source}: {ALIGNMENT_FILE} has format version {record.get('format_version')!r:.40}, this package reads "
             f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
         )
-    try:
-        recorded = record["template"]
-        template = Template(**recorded) if isinstance(recorded, dict) else get_template(recorded)
-        origin = Origin(**record["origin"])
-        inside = {
-            part: str(Path(source, place).resolve())
-            for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
-            if place == "." or place.startswith("./")
-        }
-        # Alignments of releases that knew only the form with a Q-Former do not say so.
-        trained = Trained(**record.get("trained", {}))
-        return replace(origin, **inside), template, record["stage"], record.get("qformer", True), trained
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source}: {ALIGNMENT_FILE} is incomplete ({error}); copy it again") from None
+    found = check(_RECORD, record, f"{source}: {ALIGNMENT_FILE}")
+    origin = found.origin
+    inside = {
+        part: str(Path(source, place).resolve())
+        for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
+        if place == "." or place.startswith("./")
+    }
+    return replace(origin, **inside), found.template, found.stage, found.qformer, found.trained

@@ -206,10 +206,7 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
     tensors = saved_projection(model)
     buffer = io.BytesIO()
     torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
-    try:
-        write_atomically(out, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another path") from None
+    write_atomically(out, buffer.getvalue())
     return out
 
 

@@ -6,18 +6,19 @@ A source is a local directory or a hub id.
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 
@@ -69,14 +70,73 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
         raise UserError(f"{source}: no such directory, and no model with a {filename} that could be had from the hub")
     if path is None:
         raise UserError(f"{source}: holds no {filename}; {_EXPECTED.get(filename, 'copy or download it again')}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: broken JSON ({error}); copy or download it again") from None
+    content = read_document(path, LARGEST_RECORD)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a JSON {type(content).__name__}, an object was expected")
+    if filename == "config.json":
+        _check_sizes(path, content)
     return content
 
+
+def load(kind: Any, source: str | Path, **settings: Any) -> Any:
+    """`kind.from_pretrained` of one of transformers' classes, which runs no code that lies in the source.
+
+    Raises UserError for a source that holds such code; else what transformers raises for broken files.
+    """
+    for filename in _MAY_NAME_CODE:
+        if find_file(source, filename) and "auto_map" in read_json(source, filename):
+            raise UserError(
+                f"{source}: contains code of its own (auto_map in {filename}), which this package does not run; if "
+                "transformers knows this kind of model without that code, delete the key in a local copy"
+            )
+    if find_file(source, _OWN_GENERATE):
+        raise UserError(f"{source}: contains code of its own ({_OWN_GENERATE}), which this package does not run")
+    return kind.from_pretrained(source, trust_remote_code=False, **settings)
+
+
+def load_model(kind: Any, source: str | Path, **settings: Any) -> Any:
+    """`load` for weights. Raises UserError if one is missing: transformers would draw it at random, and log that."""
+    report = logging.getLogger("transformers.modeling_utils")
+    report.disabled = True  # it is said here, in one line
+    try:
+        model, found = load(kind, source, output_loading_info=True, **settings)
+    finally:
+        report.disabled = False
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
+    return model
+
+
+#: The largest sizes that a config.json may ask for: many times those of the largest models. The network is built
+#: before its weights are read, so what it says must not fill the memory.
+_LARGEST = {
+    "num_hidden_layers": 1024, "hidden_size": 2**17, "intermediate_size": 2**20, "encoder_hidden_size": 2**17,
+    "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**14, "vocab_size": 2**23,
+    "num_query_tokens": 2**14, "image_size": 2**14, "patch_size": 2**14, "n_layer": 1024, "n_embd": 2**17,
+}  # fmt: skip
+
+
+def _check_sizes(path: Path, config: Any) -> None:
+    """Raises UserError if a config.json asks for a network of a size that no model has, in whatever part of it."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        _check_sizes(path, value)
+        largest = _LARGEST.get(key)
+        if (
+            largest
+            and value is not None
+            and not (type(value) is int and (key == "num_hidden_layers" or value > 0) and 0 <= value <= largest)
+        ):
+            raise UserError(f"{path}: {key} = {value!r:.40}: a number up to {largest} was expected")
+
+
+#: Bytes of a record, configuration or index of shards; those of the largest models take a few MB.
+LARGEST_RECORD = 64_000_000
+
+_MAY_NAME_CODE = (
+    "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+_OWN_GENERATE = "custom_generate/generate.py"
 
 _EXPECTED = {
     "config.json": "give the directory of a model",
@@ -106,12 +166,14 @@ class Checkpoint(Mapping[str, Tensor]):
             if path := find_file(source, filename):
                 return dict.fromkeys(self._handle(path).keys(), path)
             if find_file(source, f"{filename}.index.json"):
-                shards = read_json(source, f"{filename}.index.json")["weight_map"]
+                shards = read_json(source, f"{filename}.index.json").get("weight_map")
+                if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                    raise UserError(f"{source}: {filename}.index.json has no weight_map of names; copy it again")
                 return {name: self._shard(shard) for name, shard in shards.items()}
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
     def _shard(self, filename: str) -> Path:
-        path = find_file(self.source, filename)
+        path = find_file(self.source, filename) if filename == Path(filename).name else None
         if path is None:
             raise UserError(f"{self.source}: the shard {filename} that its index names is missing; copy it again")
         return path
@@ -122,7 +184,8 @@ class Checkpoint(Mapping[str, Tensor]):
                 if path.suffix == ".safetensors":
                     self._open[path] = safe_open(path, framework="pt")
                 else:
-                    self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                    loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                    self._open[path] = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
             except Exception as error:  # each format has its own exceptions for a broken file
                 raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None
         return self._open[path]
@@ -130,7 +193,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         handle = self._handle(self._files[name])
         stored = self._prefix + name
-        return handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
+        try:
+            return handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
+        except (KeyError, SafetensorError):
+            raise UserError(f"{self._files[name]}: the tensor {stored} is missing or broken; copy it again") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

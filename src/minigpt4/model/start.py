@@ -122,7 +122,7 @@ def read_projected(name: str | Path) -> Projected:
         words, prefix = parts.llm_skeleton(sources.resolve(llm)), ""
     else:
         with torch.device("meta"):
-            words = Blip2ForConditionalGeneration(Blip2Config.from_pretrained(source)).language_model
+            words = Blip2ForConditionalGeneration(sources.load(Blip2Config, source)).language_model
         whole = sources.Checkpoint(source)
         prefix = next((key.partition("language_model.")[0] for key in whole if "language_model." in key), "")
         tensors = {key: whole[f"{prefix}language_projection.{key}"] for key in ("weight", "bias")}

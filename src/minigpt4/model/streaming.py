@@ -49,7 +49,7 @@ class LLMFiles:
         self.tokenizer = parts.load_tokenizer(described)
         source = sources.resolve(described)
         self.generation_config = (
-            GenerationConfig.from_pretrained(source)
+            sources.load(GenerationConfig, source)
             if not whole and sources.find_file(source, "generation_config.json")
             else GenerationConfig.from_model_config(self.config)
         )

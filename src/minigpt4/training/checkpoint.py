@@ -1,8 +1,7 @@
 """Files that hold all a stopped run needs to go on: trained weights, optimiser state, step, where the data stand.
 
 There is no random state in them: the order of samples follows from the seed, and frozen parts have no dropout. Each
-file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used. Knows nothing
-about when to save.
+file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import hashlib
 import io
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DIGEST = hashlib.sha256().digest_size
+_NAME = re.compile(r"\d{8,}-(nan|inf|-?\d+\.\d+)\.pt")  # step and loss
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint aside and rename it, then delete those that are not kept.
 
-        Raises UserError if there is no space; the former ones are then intact.
+        Raises UserError if it cannot be written; the former ones are then intact.
         """
         trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
         state = {
@@ -63,17 +64,18 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
-        self.directory.mkdir(exist_ok=True)
         path = self.directory / f"{position.step:08d}-{position.loss:.4f}.pt"
-        write_atomically(path, hashlib.sha256(payload).digest() + payload)
-        self._damaged = [damaged for damaged in self._damaged if damaged != path]
-        for damaged in self._damaged:
-            damaged.unlink(missing_ok=True)
-        files = self.files()
-        best = min(files, key=_loss)
-        for old in files[self._keep :]:
-            if old != best:
-                old.unlink()
+        with failed_write_is_a_user_error(path):
+            self.directory.mkdir(exist_ok=True)
+            write_atomically(path, hashlib.sha256(payload).digest() + payload)
+            self._damaged = [damaged for damaged in self._damaged if damaged != path]
+            for damaged in self._damaged:
+                damaged.unlink(missing_ok=True)
+            files = self.files()
+            best = min(files, key=_loss)
+            for old in files[self._keep :]:
+                if old != best:
+                    old.unlink()
 
     def files(self) -> list[Path]:
         """All checkpoints, the last first."""
@@ -93,13 +95,17 @@ class Checkpoints:
                 self._damaged.append(path)
                 continue
             _check(path, state, self._belongs_to)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if parameter.requires_grad:
-                        parameter.copy_(state["trained"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            scaler.load_state_dict(state["scaler"])
-            return Position(state["step"], state["loss"], state["loaders"])
+            try:
+                with torch.no_grad():
+                    for name, parameter in model.named_parameters():
+                        if parameter.requires_grad:
+                            parameter.copy_(state["trained"][name])
+                optimizer.load_state_dict(state["optimizer"])
+                scaler.load_state_dict(state["scaler"])
+                return Position(int(state["step"]), float(state["loss"]), tuple(state["loaders"]))
+            except Exception as error:  # what does not fit raises whatever torch does
+                reason = str(error).partition("\n")[0]
+                raise UserError(f"{path}: does not fit this recipe's model ({reason}); delete it") from None
         if files:
             raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start from the first step")
         return Position()
@@ -114,11 +120,12 @@ def check_checkpoints(directory: Path, belongs_to: Mapping[str, str]) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.pt"), reverse=True)
+    return sorted((path for path in directory.glob("*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def _check(path: Path, state: Mapping[str, Any], belongs_to: Mapping[str, str]) -> None:
-    others = [what for what, mark in belongs_to.items() if state["belongs_to"].get(what) != mark]
+    found = state.get("belongs_to")
+    others = [what for what, mark in belongs_to.items() if not isinstance(found, dict) or found.get(what) != mark]
     if others:
         raise UserError(
             f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former back, "
@@ -127,11 +134,16 @@ def _check(path: Path, state: Mapping[str, Any], belongs_to: Mapping[str, str]) 
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What the file holds, or None if it is damaged."""
-    content = path.read_bytes()
-    if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+    """What the file holds, or None if it is damaged: also one whose digest is right and which holds more than data."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            return None
+        state = torch.load(io.BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch have their own exceptions for what is wrong
+        logger.debug("%s: %s", path, error)
         return None
-    return torch.load(io.BytesIO(content[DIGEST:]), map_location="cpu", weights_only=True)
+    return state if isinstance(state, dict) else None
 
 
 def _loss(path: Path) -> float:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from minigpt4.telling import say
+
 recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
 
 
@@ -18,7 +20,7 @@ def list_recipes() -> None:
     from minigpt4.training.recipe import packaged_recipes
 
     for name, path in packaged_recipes().items():
-        typer.echo(f"{name:<24}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        say(f"{name:<24}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
 
 
 @recipes.command()
@@ -32,7 +34,7 @@ def show(
     """
     from minigpt4.training.recipe import Recipe
 
-    typer.echo(Recipe.load(recipe, overrides or []).to_yaml(), nl=False)
+    say(Recipe.load(recipe, overrides or []).to_yaml(), end="")
 
 
 @recipes.command()
@@ -45,4 +47,4 @@ def explain(
     """
     from minigpt4.training.recipe import explain as explain_key
 
-    typer.echo(explain_key(key))
+    say(explain_key(key))

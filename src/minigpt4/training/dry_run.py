@@ -1,4 +1,4 @@
-"""What a recipe would do, without loading a model: all is checked that can be known before, and put in words."""
+"""`train --dry-run`: what a recipe would do, without loading a model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from minigpt4.data.mixture import count_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.plan import Plan, plan
 from minigpt4.model.precision import resolve_device
-from minigpt4.training.loader import rows_of_each
+from minigpt4.training.checks import check_data, check_output, compute_dtype, mixture, rows_per_process
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import check_data, check_output, compute_dtype, mixture
 
 
 def dry_run(recipe: Recipe, processes: int = 1) -> str:
-    """Check paths, sizes and memory of a run in so many processes, and say what it would do.
+    """Check paths, sizes and memory of a run in `processes` processes; returns what it would do, in words.
 
     Raises:
-        UserError: whatever would stop the run at its start; what does not fit in memory or on the disk too.
+        UserError: anything that would stop the run at its start, or a model that does not fit in memory.
     """
-    rows = rows_of_each(recipe, processes)
+    rows = rows_per_process(recipe, processes)
     check_output(recipe)
     check_data(recipe)
     sources = mixture(recipe)
-    for picture in recipe.sample_pictures:
-        if not Path(picture).is_file():
-            raise UserError(f"sample_pictures: {picture}: no such file")
+    for image in recipe.sample_images:
+        if not Path(image).is_file():
+            raise UserError(f"sample_images: {image}: no such file")
     device = resolve_device(recipe.device)
-    part = rows // recipe.accumulate
+    part = rows // recipe.gradient_accumulation_steps
     if recipe.init:
         found = plan(recipe.init, batch=part, train=True)
     else:
@@ -40,7 +39,7 @@ def dry_run(recipe: Recipe, processes: int = 1) -> str:
     lines = [
         f"stage {recipe.stage}: {recipe.steps:,} steps of {recipe.batch_size} samples: {recipe.num_samples:,} samples",
         f"each step: {processes} x {rows} samples"
-        + (f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""),
+        + (f" in {steps} gradient accumulation steps" if (steps := recipe.gradient_accumulation_steps) > 1 else ""),
         *(_share(recipe, i) for i in range(len(sources))),
         _passes(recipe, pairs),
         f"learning rate: {recipe.warmup_learning_rate:g} -> {recipe.learning_rate:g} in {recipe.warmup_steps:,} steps, "
@@ -84,7 +83,8 @@ def _memory(recipe: Recipe, found: Plan, part: int, dtype: str, device: str) -> 
         there = torch.cuda.get_device_properties(0).total_memory
     text = f"memory of each process: about {(needed or 0) / 1e9:.2f} GB of the {there / 1e9:.2f} GB on this {device}"
     if needed and needed > there and not recipe.shard_llm:
-        raise UserError(f"{text}: it does not fit; give accumulate, load_in, or shard_llm over several processes")
+        remedy = "give gradient_accumulation_steps, load_in, or shard_llm over several processes"
+        raise UserError(f"{text}: it does not fit; {remedy}")
     return text
 
 

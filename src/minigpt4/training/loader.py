@@ -1,11 +1,12 @@
 """What each step trains on, read ahead: batches of cached features, or of pictures as they stream in.
 
-Each process gets its rows of every batch. Where a loader stands is part of a checkpoint, so a run that goes on sees
-what it would have seen. Knows nothing about models, but for the preprocessing of pictures.
+Each process gets its rows of every batch. The loader's place in the data is part of a checkpoint, so a resumed run sees
+the batches that an undisturbed one would have seen.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -20,16 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.data.batches import Batch, Batches, Samples
-from minigpt4.data.features import FeatureCache
-from minigpt4.data.mixture import TRIED, PairStream, judge
+from minigpt4.data.batches import Batch, Batches, Samples, tokenise
+from minigpt4.data.mixture import TRIED, PairStream, judge, tell
 from minigpt4.data.pairs import Pair
+from minigpt4.data.sources import open_source
 from minigpt4.data.workers import in_processes, in_turn
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
+from minigpt4.stopping import StopSignals
+from minigpt4.training.checks import mixture
+from minigpt4.training.distributed import Processes
+from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint, picture_key
+from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from minigpt4.training.recipe import Recipe
+    from minigpt4.model.alignment import MiniGPT4
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -72,6 +80,70 @@ class Loaded:
         batch = replace(self.batch, input_ids=move(self.batch.input_ids), is_target=move(self.batch.is_target))
         features, pixels = (None if tensor is None else move(tensor) for tensor in (self.features, self.pixels))
         return replace(self, batch=batch, features=features, pixels=pixels)
+
+
+def make_loader(
+    recipe: Recipe, model: MiniGPT4, processes: Processes, stop: StopSignals, progress: bool
+) -> tuple[CachedLoader | StreamedLoader, str]:
+    """The batches of the recipe's data, and a fingerprint of the data.
+
+    Without `stream` every image goes through the vision encoder now, unless its features are cached.
+    """
+    open_stream = partial(
+        PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
+    )
+    tokenised = partial(
+        tokenise,
+        model.tokenizer,
+        instructions=recipe.instructions,
+        max_text_tokens=recipe.max_text_tokens,
+        num_query_tokens=model.num_query_tokens,
+        image_token_id=model.image_token_id,
+        template=model.template,
+    )
+    if recipe.stream:
+        once_opened = partial(open_stream, readers=[open_source(source) for source in mixture(recipe)])
+        streamed = StreamedLoader(
+            once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
+        )
+        return streamed, f"stream {recipe.sources}"
+    pairs = open_stream(shuffle_buffer=0, repeat=False)
+    usable, features = _cached_pairs(recipe, model, pairs, processes, stop, progress)
+    # Every process goes through all pairs, but tries to open its share of the images only.
+    unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
+    if skipped and processes.is_main:
+        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
+    samples: Samples = tokenised(usable)
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), features, processes.rank, processes.world)
+    if processes.is_main:
+        loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
+    judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
+    return loader, samples.fingerprint()
+
+
+def _cached_pairs(
+    recipe: Recipe, model: MiniGPT4, pairs: PairStream, processes: Processes, stop: StopSignals, progress: bool
+) -> tuple[list[tuple[bytes, Pair]], FeatureCache]:
+    """(image key, pair without its image) of every usable pair, with all their features in the cache.
+
+    Each of several processes encodes its share, then reads what the others encoded.
+    """
+    fingerprint = features_fingerprint(model)
+    seen: list[tuple[bytes, Pair]] = []
+
+    def noted() -> Iterator[Pair]:
+        for pair in pairs:
+            seen.append((picture_key(pair.picture), replace(pair, picture=b"")))
+            yield pair
+
+    cache = FeatureCache(recipe.feature_cache, fingerprint)
+    mine = islice(noted(), processes.rank, None, processes.world)
+    cache_features(model, cache, mine, pairs.skipped, progress=progress and processes.is_main, check_stop=stop.check)
+    if processes.world > 1:
+        processes.gather(None)  # wait for the others
+        cache = FeatureCache(recipe.feature_cache, fingerprint)
+    return [(key, pair) for key, pair in seen if key in cache], cache
 
 
 class CachedLoader:
@@ -272,13 +344,3 @@ def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, Non
         thread.join()
         if hasattr(items, "close"):
             items.close()
-
-
-def rows_of_each(recipe: Recipe, world: int) -> int:
-    """How many rows of a batch each process trains on. Raises UserError if that does not come out even."""
-    if recipe.batch_size % (world * recipe.accumulate):
-        raise UserError(
-            f"batch_size {recipe.batch_size} cannot be divided over {world} processes x {recipe.accumulate} parts "
-            f"(accumulate); give a multiple of {world * recipe.accumulate}"
-        )
-    return recipe.batch_size // world

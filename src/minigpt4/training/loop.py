@@ -1,7 +1,4 @@
-"""The training loop: one optimiser step after the other, from any step on.
-
-Knows nothing about files: what is done with a step's figures, and when to save, is `run.py`'s business.
-"""
+"""The training loop: one optimizer step after the other, starting at any step. `train.py` logs and saves."""
 
 from __future__ import annotations
 
@@ -18,17 +15,16 @@ from torch import Tensor
 from minigpt4.errors import UserError
 from minigpt4.training.loader import Loaded
 from minigpt4.training.loss import next_token_loss
-from minigpt4.training.schedule import learning_rate
-from minigpt4.training.throughput import memory_mb, operations, peak_operations
+from minigpt4.training.speed import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
-    from minigpt4.training.processes import Processes
+    from minigpt4.training.distributed import Processes
     from minigpt4.training.recipe import Recipe
 
 BETAS = (0.9, 0.999)  # as in the original configs
 FIRST_SCALE = 4096.0  # float16: the loss is multiplied by this at first
-MIN_SCALE = 1.0  # float16: gradients that overflow even unscaled are none
+MIN_SCALE = 1.0  # float16: gradients that overflow even at this scale are a divergence
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,21 @@ class Step:
         return {key: value for key, value in vars(self).items() if key not in hidden}
 
 
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """The learning rate of step `step` (the first is 0).
+
+    Rises linearly from `warmup_learning_rate` at step 0 to `learning_rate` at step `warmup_steps`, then falls along
+    half a cosine to `final_learning_rate` at the last step.
+    """
+    if step < recipe.warmup_steps:
+        rise = recipe.learning_rate - recipe.warmup_learning_rate
+        return recipe.warmup_learning_rate + rise * step / recipe.warmup_steps
+    decay_steps = max(1, recipe.steps - 1 - recipe.warmup_steps)
+    progress = min(1.0, (step - recipe.warmup_steps) / decay_steps)
+    height = recipe.learning_rate - recipe.final_learning_rate
+    return recipe.final_learning_rate + height * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def make_optimizer(model: MiniGPT4, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over what `set_trainable` left trainable; weight decay on matrices only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -84,7 +95,7 @@ def training_steps(
     scaler: torch.amp.GradScaler | None = None,
     stop: Any = None,
 ) -> Iterator[Step]:
-    """Train from step `first_step` (0 is the first) to the recipe's last; yields after each optimiser step.
+    """Train from step `first_step` (0 is the first) to the recipe's last; yields after each optimizer step.
 
     `loaded` begins with the batch of the first step. With `processes` each goes through its own rows, and losses and
     gradients are those of the whole batch. `stop.received` in one process is seen by all, in the step's `stop`.
@@ -112,7 +123,7 @@ def training_steps(
             processes.sum([counts])
         targets, samples, tokens, wishes = counts.tolist()
         optimizer.zero_grad()
-        loss = _backward(model, mine, targets, recipe.accumulate, scaler)
+        loss = _backward(model, mine, targets, recipe.gradient_accumulation_steps, scaler)
         gradients = [p.grad for p in trained if p.grad is not None]
         if processes:
             processes.sum([*gradients, loss])
@@ -141,27 +152,29 @@ def training_steps(
         )  # fmt: skip
 
 
-def _backward(model: MiniGPT4, mine: Loaded, targets: float, parts: int, scaler: torch.amp.GradScaler) -> Tensor:
-    """Add up the gradients of this process's rows, part by part; returns their share of the batch's mean loss."""
+def _backward(
+    model: MiniGPT4, mine: Loaded, targets: float, accumulation_steps: int, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Accumulate the gradients of this process's rows; returns their part of the batch's mean loss."""
     total = torch.zeros((), device=model.device)
-    for part in _parts(mine, parts):
-        share = float(part.batch.is_target.sum()) / targets
-        loss = next_token_loss(model, part.batch, _features(model, part)) * share
+    for piece in _pieces(mine, accumulation_steps):
+        share = float(piece.batch.is_target.sum()) / targets
+        loss = next_token_loss(model, piece.batch, _features(model, piece)) * share
         scaler.scale(loss).backward()
         total += loss.detach()
     return total
 
 
-def _parts(mine: Loaded, count: int) -> Iterator[Loaded]:
+def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
     size = math.ceil(len(mine.batch.pictures) / count)
     for start in range(0, len(mine.batch.pictures), size):
         yield mine if count == 1 else mine.part(slice(start, start + size))
 
 
 @torch.no_grad()
-def features_of(model: MiniGPT4, mine: Loaded, parts: int) -> Tensor:
-    """The features (n, q, d_qformer) of this process's rows, computed part by part where they are not cached."""
-    return torch.cat([_features(model, part) for part in _parts(mine.to(model.device), parts)])
+def features_of(model: MiniGPT4, mine: Loaded, accumulation_steps: int) -> Tensor:
+    """The features (n, q, d_qformer) of this process's rows, computed in pieces if they are not cached."""
+    return torch.cat([_features(model, piece) for piece in _pieces(mine.to(model.device), accumulation_steps)])
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:

@@ -1,7 +1,4 @@
-"""The loss of both stages: next-token cross-entropy on the text that is to be learned, and on nothing else.
-
-Knows nothing about where samples come from or how weights are stepped.
-"""
+"""The loss of both stages: next-token cross-entropy on the target tokens only."""
 
 from __future__ import annotations
 
@@ -64,10 +61,10 @@ class _HeadLoss(torch.autograd.Function):
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            loss, shares = at_logits(head(hidden[part]), targets[part], model.image_token_id, cap)
+            loss, logit_gradient = at_logits(head(hidden[part]), targets[part], model.image_token_id, cap)
             total += loss
             if gradient is not None:
-                torch.mm(shares, head.weight, out=gradient[part])
+                torch.mm(logit_gradient, head.weight, out=gradient[part])
         ctx.gradient = gradient
         return total
 
@@ -77,22 +74,22 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _at_logits(logits: Tensor, targets: Tensor, never: int, cap: float | None) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies of targets (n,), a float32 scalar, and its gradient by the logits (n, words).
+    """Sum of the cross-entropies of targets (n,), a float32 scalar, and its gradient by the logits (n, vocabulary).
 
-    The word `never` is none. Logits are bent by a tanh first so as to stay below `cap`, if there is one.
+    Token `never` is excluded. Logits are soft-capped at `cap` first (Gemma), if it is given.
     """
     if cap:
-        bent = torch.tanh(logits / cap)
-        logits = bent * cap
+        capped = torch.tanh(logits / cap)
+        logits = capped * cap
     logits[:, never] = float("-inf")
     logs = logits.log_softmax(-1, dtype=torch.float32)
     at_target = targets[:, None]
     loss = -logs.gather(1, at_target).sum()
-    shares = logs.exp_()
-    shares.scatter_add_(1, at_target, shares.new_full((1, 1), -1.0).expand_as(at_target))
+    probs = logs.exp_()
+    probs.scatter_add_(1, at_target, probs.new_full((1, 1), -1.0).expand_as(at_target))
     if cap:
-        shares *= 1 - bent.float() ** 2
-    return loss, shares.to(logits.dtype)
+        probs *= 1 - capped.float() ** 2
+    return loss, probs.to(logits.dtype)
 
 
 @cache

@@ -1,38 +1,56 @@
-"""A recipe: everything that decides what one stage of training does, read from YAML and checked before any work.
-
-Knows nothing about models or tensors; reading a recipe is instant.
-"""
+"""A recipe: everything that decides what one stage of training does, read from YAML and checked before any work."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
+
+logger = logging.getLogger(__name__)
+
+
+#: Keys by their former names, which are read for one more release.
+RENAMED = {
+    "accumulate": "gradient_accumulation_steps", "keep_checkpoints": "save_total_limit",
+    "sample_pictures": "sample_images",
+}  # fmt: skip
+#: Keys that may differ in a run that continues: they do not change the losses.
+HARMLESS = {
+    "base", "output", "save_every", "feature_cache", "save_total_limit", "trackers", "max_skipped", "workers",
+    "sample_every", "sample_images", "sample_prompt",
+}  # fmt: skip
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_Whole = Annotated[int, Field(ge=0, le=10**9)]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
 class DataSource(BaseModel):
     """One of several sources of pairs, as an entry of `data`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     path: str = Field(min_length=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
 
 class Recipe(BaseModel):
     """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     base: str | None = Field(
         None, description="A recipe (a file or a shipped name) that all keys come from which are not given here."
@@ -57,7 +75,7 @@ class Recipe(BaseModel):
         False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
     )
     lora_rank: int = Field(
-        0, ge=0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
+        0, ge=0, le=1024, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
@@ -84,12 +102,13 @@ class Recipe(BaseModel):
         description="`true`: pictures are read as they come, and go through the vision side in every step; for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
-    shuffle_buffer: int = Field(
-        10_000, ge=0, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
+    shuffle_buffer: _Whole = Field(
+        10_000, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
     )
     workers: int = Field(
         0,
         ge=0,
+        le=1024,
         description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
         "batches.",
     )
@@ -99,8 +118,8 @@ class Recipe(BaseModel):
     instructions: tuple[str, ...] = Field(
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
     )
-    max_text_tokens: int = Field(
-        32, ge=1, description="Tokens of a caption or description that are kept, its end symbol included."
+    max_text_tokens: _Count = Field(
+        32, description="Tokens of a caption or description that are kept, its end symbol included."
     )
     feature_cache: Path = Field(
         Path("runs/features"),
@@ -108,17 +127,19 @@ class Recipe(BaseModel):
         "and by the vision side's weights.",
     )
     # How
-    steps: int = Field(ge=1, description="Optimiser steps in all.")
-    batch_size: int = Field(ge=1, description="Samples per step, over all processes together.")
-    accumulate: int = Field(
-        1, ge=1, description="Parts in which each process goes through its share of a batch: less memory, same result."
+    steps: _Count = Field(description="Optimizer steps in all.")
+    batch_size: _Count = Field(description="Samples per step, over all processes together.")
+    gradient_accumulation_steps: _Count = Field(
+        1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate, reached after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    warmup_learning_rate: float = Field(1e-6, ge=0, description="Learning rate of the first step of the warm-up.")
-    final_learning_rate: float = Field(0.0, ge=0, description="Learning rate at which the cosine decay ends.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay; biases and norms get none.")
-    seed: int = Field(0, ge=0, description="Seeds the projection's start, the order of samples and the instructions.")
+    learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
+    warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
+    warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
+    final_learning_rate: _Rate = Field(0.0, description="Learning rate at which the cosine decay ends.")
+    weight_decay: _Rate = Field(0.05, description="AdamW's weight decay; biases and norms get none.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
@@ -146,17 +167,15 @@ class Recipe(BaseModel):
     )
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(
-        2, ge=1, description="The last checkpoints that are kept; the one with the lowest loss is kept beside them."
+    save_every: _Count = Field(100, description="Steps between checkpoints.")
+    save_total_limit: _Count = Field(
+        2, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
     )
-    sample_every: int = Field(
-        0, ge=0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none."
-    )
-    sample_pictures: tuple[str, ...] = Field((), description="Pictures that the sample answers are about.")
+    sample_every: _Whole = Field(0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none.")
+    sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
 
     @model_validator(mode="after")
@@ -175,8 +194,8 @@ class Recipe(BaseModel):
             raise ValueError("stage 2 needs at least one of instructions")
         if self.stage == 1 and self.instructions:
             raise ValueError("stage 1 has no instructions; remove them, or set stage=2")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided into accumulate={self.accumulate} parts")
+        if self.batch_size % (pieces := self.gradient_accumulation_steps):
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided by gradient_accumulation_steps={pieces}")
         if self.train_qformer and not (self.stream and self.qformer):
             raise ValueError("train_qformer needs stream=true and a Q-Former: what is trained cannot be cached")
         if self.vision_load_in and not self.stream:
@@ -185,8 +204,8 @@ class Recipe(BaseModel):
             raise ValueError("weights of data need stream=true; cached data are all seen once in each epoch")
         if not self.sources:
             raise ValueError("data names no source")
-        if self.sample_every and not self.sample_pictures:
-            raise ValueError("sample_every needs sample_pictures")
+        if self.sample_every and not self.sample_images:
+            raise ValueError("sample_every needs sample_images")
         return self
 
     @property
@@ -222,7 +241,7 @@ class Recipe(BaseModel):
             UserError: no such recipe, not YAML, or a key or value that is not valid.
         """
         path = find_recipe(name_or_path)
-        return cls.parse(_read(path) | _parse_overrides(overrides), source=str(path))
+        return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -232,7 +251,7 @@ class Recipe(BaseModel):
             UserError: names `source`, the key at fault, and the nearest valid key where there is one.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(_renamed(values, source))
         except ValidationError as error:
             raise UserError(f"{source}: {_explain(error)}") from error
 
@@ -241,22 +260,9 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def differing_keys(self, other: Recipe) -> list[str]:
-        """Keys whose values differ and would change the losses; where files lie and how often they are saved do not."""
-        harmless = {
-            *(
-                "base",
-                "output",
-                "save_every",
-                "feature_cache",
-                "keep_checkpoints",
-                "trackers",
-                "max_skipped",
-                "workers",
-            ),
-            *("sample_every", "sample_pictures", "sample_prompt"),
-        }
+        """Keys whose values differ and would change the losses (paths of files and how often they are saved do not)."""
         return [
-            key for key in type(self).model_fields if key not in harmless and getattr(self, key) != getattr(other, key)
+            key for key in type(self).model_fields if key not in HARMLESS and getattr(self, key) != getattr(other, key)
         ]
 
 
@@ -312,17 +318,28 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a file, those of its `base` beneath them."""
     if path in seen:
         raise UserError(f"recipe {path}: is its own base ({' -> '.join(str(p) for p in (*seen, path))})")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         raise UserError(f"recipe {path} must hold `key: value` lines, but holds {type(values).__name__}")
-    base = values.get("base")
+    own = _renamed({str(key): value for key, value in values.items()}, f"recipe {path}")
+    base = own.get("base")
     if base is None:
-        return {str(key): value for key, value in values.items()}
+        return own
     beside = path.parent / str(base)
-    return _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path)) | dict(values) | {"base": None}
+    beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
+    return beneath | own | {"base": None}
+
+
+def _renamed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The same with former names of keys replaced, and a notice for each. Raises UserError if both names are given."""
+    new = dict(values)
+    for former, name in RENAMED.items():
+        if former in new:
+            if name in new:
+                raise UserError(f"{source}: {former} is the former name of {name}; give only {name}")
+            logger.warning("%s: %s is called %s now; the former name works for one more release", source, former, name)
+            new[name] = new.pop(former)
+    return new
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -332,9 +349,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"{override!r} is not an override; write key=value, for example steps=100")
         try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value in {override!r} is not valid YAML; quote it if it holds : # [ or {{") from error
+            values[key.strip()] = parse_yaml(value, "line")
+        except UserError as error:
+            hint = "quote it if it holds : # [ or {"
+            raise UserError(f"the value in {override!r:.80} is not valid YAML ({error}); {hint}") from None
     return values
 
 
@@ -351,7 +369,7 @@ def _explain(error: ValidationError) -> str:
         return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    return f"{key} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
 def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from minigpt4.curation import filters
 from minigpt4.curation.describe import Describing
 from minigpt4.curation.language import count_fragments
 from minigpt4.curation.ledger import Item
-from minigpt4.generation.endings import Answer
+from minigpt4.generation.stopping import Answer
 from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure
 from pocket.measure.truth import check, statements

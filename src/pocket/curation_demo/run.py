@@ -24,10 +24,10 @@ from minigpt4.curation.grounding import ground
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.curation.refine import Refining, refine
 from minigpt4.curation.select import best_samples, select
+from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import write_files
 from minigpt4.files import new_directory
-from minigpt4.generation.endpoint import Endpoint
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
 from pocket.curation_demo.measures import (
@@ -197,7 +197,7 @@ def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
 
 def _train(out: Path, name: str, model: str, seed: int, overrides: Sequence[str]) -> Path:
     from minigpt4.training.recipe import Recipe
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
 
     places = {"init": model, "data": out / "data" / name, "output": out / "stage2" / f"{name}-{seed}"}
     places["feature_cache"] = out / "features"

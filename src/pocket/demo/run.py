@@ -134,7 +134,7 @@ def _load_recipes(out: Path, names: tuple[str, str], overrides: Sequence[str]) -
 
 def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) -> tuple[Path, Path]:
     """Draw the data of both stages and train both; returns the directories of their alignments."""
-    from minigpt4.training.run import train
+    from minigpt4.training.train import train
     from pocket.data.training_sets import write_stage1, write_stage2
 
     made = []

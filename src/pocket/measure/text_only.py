@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.generation.endings import end_tokens, read_answer
+from minigpt4.generation.stopping import end_tokens, read_answer
+from minigpt4.model.sources import load
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
 from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure
@@ -31,8 +32,8 @@ def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> dict[
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(llm, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    tokenizer = load(AutoTokenizer, llm, padding_side="left")
+    model = load(AutoModelForCausalLM, llm, dtype=torch.float32).eval()
     ends = end_tokens(model, tokenizer)
     template = get_template("pocket")
     first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] // 2

@@ -204,7 +204,7 @@ class Workshop:
 
     def train(self, arm: Arm, seed: int) -> str:
         """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
-        from minigpt4.training.run import train
+        from minigpt4.training.train import train
 
         if arm.recipe is None:
             return self.parts.baseline

@@ -25,6 +25,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.results import RESULTS, TABLE, machine, write_files
 from minigpt4.files import only_process
 from minigpt4.statistics import Rate
+from minigpt4.telling import LogFormatter
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.claims import CLAIMS, Outcome
 from pocket.reproduce.experiments import ALL_SKILLS, Arm, ablated, arm_without, jobs
@@ -116,7 +117,8 @@ def _begin(log: Path) -> None:
     os.setsid()  # Ctrl-C is for the command, which then ends its processes
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
-    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.basicConfig()
+    logging.getLogger().handlers[0].setFormatter(LogFormatter("%(asctime)s %(message)s"))
     for name in ("minigpt4", "pocket"):
         logging.getLogger(name).setLevel(logging.INFO)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.errors import UserError
+from minigpt4.model.sources import load
 from minigpt4.prompts.templates import TEMPLATES
 from pocket.text.conversations import Piece, caption_text, conversation
 from pocket.text.lookup_drills import LOOKUP_SEEDS, lookup_text
@@ -166,7 +167,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
         texts = [text for seed in seeds for text, _ in LANGUAGE.pieces(seed)]
         texts += [text for seed in seeds for text, _ in CAPTIONER.pieces(seed)]
         train_tokenizer(texts).save_pretrained(path)
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    return load(PreTrainedTokenizerFast, path)
 
 
 def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

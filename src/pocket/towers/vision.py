@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minigpt4.files import new_directory
+from minigpt4.model.sources import load
 from pocket.text.phrases import NO_FACT, caption, dense_caption
 from pocket.towers.pretrain import Pretraining, pretrain
 from pocket.world import world
@@ -85,7 +86,7 @@ def configuration(captioner: str | Path) -> Blip2Config:
         cross_attention_frequency=2, encoder_hidden_size=256, max_position_embeddings=1,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    text = AutoConfig.from_pretrained(captioner)
+    text = load(AutoConfig, captioner)
     text._name_or_path = ""  # else the saved configuration names a directory of the machine that made it
     return Blip2Config(
         vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=NUM_QUERY_TOKENS,
@@ -272,10 +273,10 @@ def build_vision(
         blip2.config.text_config._name_or_path = ""  # as in `configuration`
         blip2.requires_grad_(True)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(captioner)
+        tokenizer = load(AutoTokenizer, captioner)
         blip2 = Blip2ForConditionalGeneration(configuration(captioner))
         nn.init.normal_(blip2.query_tokens, std=0.5)
-        blip2.language_model = AutoModelForCausalLM.from_pretrained(captioner, dtype=torch.float32)
+        blip2.language_model = load(AutoModelForCausalLM, captioner, dtype=torch.float32)
     blip2.language_model.set_attn_implementation("eager")
     blip2.language_model.requires_grad_(False)
     # At this size eager attention is the faster one on a CPU.

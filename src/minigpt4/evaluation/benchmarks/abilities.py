@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Collection, Item, field_of, read_document
+from minigpt4.evaluation.items import Collection, Item, field_of
 from minigpt4.evaluation.judges import Case, Judge, PeopleJudge, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate, cohen_kappa

@@ -18,8 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of, read_document
+from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of
 
 ImageId = int | str
 T = TypeVar("T")

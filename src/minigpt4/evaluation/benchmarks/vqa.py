@@ -24,9 +24,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of, well_formed
-from minigpt4.evaluation.items import Collection, Fault, Item, field_of, read_document
+from minigpt4.evaluation.items import Collection, Fault, Item, field_of
 from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.generation.jobs import Task, read_tasks, run
+from minigpt4.generation.batch_job import Task, read_tasks, run
 
 PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "progress": False}
 

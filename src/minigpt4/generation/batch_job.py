@@ -18,9 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt4.data.tables import parquet_rows, parse_line, read_lines
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
-from minigpt4.generation.engine import Decoding, answers
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.generation.decoding import Decoding
+from minigpt4.generation.engine import answers
 from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.progress import progress_bar
 
@@ -104,30 +107,23 @@ def _task(row: Any, where: str, path: Path, prompt: str | None) -> Task:
         raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
     if isinstance(image, bytes):
         return Task(where, row["read"], question)
-    return Task(image, path.parent / Path(image).expanduser(), question)
+    return Task(image, Path(image) if image.startswith("~") else path.parent / image, question)
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: broken JSON ({error})") from None
+    for number, line in read_lines(path):
+        record = parse_line(line)
+        if isinstance(record, str):
+            raise UserError(f"{path}:{number}: broken JSON ({record})")
+        yield f"{path}:{number}", record
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows, each with a function `read` that reads its picture once more: only a few are ever in memory."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        pictures = _Pictures(path)
-        for number, row in enumerate(pictures.rows(0, ["image", "prompt"])):
-            yield f"{path}:{number}", {**row, "read": partial(pictures.read, number)}
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+    pictures = _Pictures(path)
+    for number, row in enumerate(parquet_rows(path, ["image", "prompt"])):
+        usable = {"image": b"left out"} if isinstance(row, str) else row
+        yield f"{path}:{number}", {**usable, "read": partial(pictures.read, number)}
 
 
 class _Pictures:
@@ -141,25 +137,13 @@ class _Pictures:
     def read(self, number: int) -> bytes:
         """The file of the picture in that row. A later row than the last is found by reading on."""
         if number < self._next or self._next == 0:
-            self._rows, self._next = self.rows(number, ["image"]), number
+            self._rows, self._next = parquet_rows(self._path, ["image"], first=number), number
         row = next(itertools.islice(self._rows, number - self._next, None))
         self._next = number + 1
+        if isinstance(row, str):
+            raise UserError(row)
         image = row["image"]
         return image["bytes"] if isinstance(image, dict) else image
-
-    def rows(self, first: int, columns: Sequence[str]) -> Iterator[Any]:
-        """These columns of the rows from `first` on; in memory there is a page of the file, and a batch of rows."""
-        import pyarrow.parquet
-
-        # Pages are read when they are needed: a row group may hold thousands of pictures.
-        with pyarrow.parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=2**20) as file:
-            there = [name for name in columns if name in file.schema_arrow.names]
-            groups = list(range(file.num_row_groups))
-            while groups and first >= (size := file.metadata.row_group(groups[0]).num_rows):
-                first -= size
-                del groups[0]
-            batches = file.iter_batches(batch_size=8, row_groups=groups, columns=there)
-            yield from itertools.islice((row for batch in batches for row in batch.to_pylist()), first, None)
 
 
 def run(
@@ -175,7 +159,7 @@ def run(
     """Answer all `tasks` and write one line for each to `out`, in order; what `out` holds already is not done again.
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
-    say), and is compared when the job goes on. `settings` are the fields of `engine.Decoding`. A line has `image`,
+    say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
     `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for a picture that
     cannot be read.
 
@@ -201,7 +185,7 @@ def run(
             if decoding.seed is not None:
                 settings["seed"] = decoding.seed + start
             lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
-            with full_disk_is_a_user_error(out):
+            with failed_write_is_a_user_error(out):
                 file.write(b"".join(line.text for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
@@ -253,8 +237,8 @@ def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
     record = out.with_name(f".{out.name}.job.json")
     try:
         if out.exists() and out.stat().st_size:
-            former = json.loads(record.read_text()) if record.is_file() else None
-            if former is None:
+            former = read_document(record) if record.is_file() else None
+            if not isinstance(former, dict):
                 raise UserError(f"{out}: exists, and holds something else than a job's answers; give another file")
             differing = [key for key in job if former.get(key) != job[key]]
             if differing:
@@ -267,6 +251,6 @@ def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
             return data.count(b"\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(job).encode())
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{out}: cannot be written ({error})") from None
     return 0

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from minigpt4.listening import listen
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 
 if sys.platform == "win32":
     pytest.skip("gloo and signals as on Unix", allow_module_level=True)
@@ -44,10 +44,10 @@ def runs(
     train(recipe("carried over by one", **carried), progress=False)
     two = [
         recipe("two", feature_cache=root / "features-of-two"),
-        recipe("accumulated", accumulate=2),
+        recipe("accumulated", gradient_accumulation_steps=2),
         recipe("sharded", shard_llm=True),
-        recipe("stream", **streamed, workers=2, accumulate=2),
-        recipe("carried over", **carried, accumulate=2),
+        recipe("stream", **streamed, workers=2, gradient_accumulation_steps=2),
+        recipe("carried over", **carried, gradient_accumulation_steps=2),
         recipe("odd", batch_size=7),
     ]
     files = []
@@ -91,7 +91,8 @@ def test_two_processes_train_as_one(runs: tuple[Path, str], name: str) -> None:
 
 
 def test_a_batch_that_does_not_come_out_even(runs: tuple[Path, str]) -> None:
-    assert "batch_size 7 cannot be divided over 2 processes x 1 parts (accumulate); give a multiple of 2" in runs[1]
+    problem = "batch_size 7 cannot be divided over 2 processes x 1 gradient_accumulation_steps; give a multiple of 2"
+    assert problem in runs[1]
     assert not (runs[0] / "odd").exists()
 
 

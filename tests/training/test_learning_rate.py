@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from minigpt4.training.loop import learning_rate
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.schedule import learning_rate
 
 PAPER = Recipe.load(
     "pocket-stage1",

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.generation.vllm_plugin import register
+from minigpt4.vllm.plugin import register
 
 
 def test_vllm_finds_the_plugin() -> None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt4.errors import UserError
-from minigpt4.generation.vllm_plugin import MISSING
 from minigpt4.model import sources
+from minigpt4.vllm.plugin import MISSING
 
 
 def serve(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.generation.continuous import ContinuousBatch, Row
-from minigpt4.generation.endings import AnswerReader, decode_text, read_answer
-from minigpt4.generation.engine import Decoding, answers, encode_pictures
+from minigpt4.generation.batching import ContinuousBatch, Row
+from minigpt4.generation.decoding import Decoding
+from minigpt4.generation.engine import answers, encode_pictures
+from minigpt4.generation.stopping import AnswerReader, decode_text, read_answer
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 

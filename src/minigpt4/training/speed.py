@@ -1,6 +1,6 @@
-"""What is done to a model once, before it is trained, so that its steps are fast. None of it changes what is computed.
+"""Training speed: how layers are compiled and attention computed, and how much work a step is.
 
-The same for `minigpt4 train` and for `bench/training.py`. Knows nothing about recipes or data.
+None of it changes what is computed. `minigpt4 train` and `bench/training.py` use the same functions.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
@@ -66,9 +67,9 @@ def attention_written_out(
     """
     scores = query @ key.transpose(-1, -2)
     largest = scores.amax(-1, keepdim=True)
-    shares = ((scores.float() - largest.float()) * query.shape[-1] ** -0.5).exp()
-    seen = (shares.to(value.dtype) @ value) / shares.sum(-1, keepdim=True)
-    return seen.to(value.dtype).transpose(1, 2).contiguous(), None
+    weights = ((scores.float() - largest.float()) * query.shape[-1] ** -0.5).exp()
+    mixed = (weights.to(value.dtype) @ value) / weights.sum(-1, keepdim=True)
+    return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(WRITTEN_OUT, attention_written_out)
@@ -76,3 +77,46 @@ AttentionInterface.register(WRITTEN_OUT, attention_written_out)
 
 def _in_8_bits(part: torch.nn.Module) -> bool:
     return any(isinstance(module, EightBitLinear) for module in part.modules())
+
+
+#: Dense bfloat16 (and float16) tensor-core operations per second, from NVIDIA's data sheets; a name's part -> peak.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "L4": 121e12}
+
+
+def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Operations per second that the device's maker states for `dtype`; None where they are not known."""
+    if device.type != "cuda" or dtype is torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def operations(model: MiniGPT4, tokens: float, targets: float, pictures: float) -> float:
+    """Operations that a step needs in matrix products with weights; attention itself is left out, as usual.
+
+    `tokens` are those that the LLM reads: all but padding and each row's last. A token takes 2 per weight forwards and
+    as many backwards (to its own input: weights are frozen); the head, and what a packed LLM's last layer does to each
+    token by itself, work for targets only, and the vision side for `pictures` that are not cached, forwards.
+    """
+    blip2 = model.blip2
+    head = blip2.language_model.get_output_embeddings().weight.numel()
+    body = _weights(blip2.language_model.base_model) - blip2.language_model.get_input_embeddings().weight.numel()
+    at_targets = sum(map(_weights, model.packer.at_asked)) if model.packer else 0
+    work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
+    if pictures:
+        vision = blip2.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        per_picture = _weights(blip2.vision_model) * patches + _weights(blip2.qformer) * model.num_query_tokens
+        work += 2.0 * per_picture * pictures
+    return work
+
+
+def _weights(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory in MB: on CUDA the most that tensors have taken so far, else what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return psutil.Process().memory_info().rss / 1e6

@@ -1,7 +1,7 @@
 """The processes of a run and the device of each, on accelerate: one process, or many that `torchrun` started.
 
 Every process holds the frozen parts (or, with FSDP, its share of the LLM) and goes through its rows of each batch;
-gradients of what is trained are added up over all. Knows nothing about recipes or what is trained.
+gradients of the trained parts are added up over all.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class Processes:
             plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
             name = "-".join(part for part in output.parts if part.strip("./")) or "run"
             mark = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]
-            how = {
+            settings_of = {
                 "wandb": {"name": name, "id": mark, "resume": "allow", "dir": str(output)},
                 "trackio": {"name": f"{name}-{mark[:6]}", "resume": "allow"},
             }
-            self._accelerator.init_trackers(project, config=plain, init_kwargs=how)
+            self._accelerator.init_trackers(project, config=plain, init_kwargs=settings_of)
 
     def track(self, figures: dict[str, float], step: int) -> None:
         if self._tracked:

@@ -2,7 +2,7 @@
 
 Two things that vLLM does not know by itself: the architecture that an export names, and that the chat template's stop
 string ends an answer. Kept light, for vLLM loads it in each of its processes, whichever model they serve; the model is
-in `vllm_model.py`. Written for vLLM 0.32.
+in `model.py`. Written for vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def register() -> None:
         raise UserError(MISSING) from None
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():  # vLLM may load its plugins more than once
         # By name: importing the model here could initialise CUDA before vLLM has started its workers.
-        ModelRegistry.register_model(ARCHITECTURE, f"minigpt4.generation.vllm_model:{ARCHITECTURE}")
+        ModelRegistry.register_model(ARCHITECTURE, f"minigpt4.vllm.model:{ARCHITECTURE}")
         SamplingParams.update_from_generation_config = _with_stop_string(SamplingParams.update_from_generation_config)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import email.utils
+import logging
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import pytest
 
 from endpoint import Server
+from minigpt4 import endpoint as module
+from minigpt4.endpoint import Endpoint, Unanswered, split_address, work_concurrently
 from minigpt4.errors import UserError
-from minigpt4.generation import endpoint as module
-from minigpt4.generation.endpoint import Endpoint, Unanswered, work_concurrently
 
 TALK = [{"role": "user", "content": "A red ball."}]
 KEY = "sk-very-secret-5551"
@@ -125,3 +127,47 @@ def test_work_is_limited_and_recorded_when_it_ends_early() -> None:
     assert most == 3
     assert 4 < len(recorded) < 12
     assert set(range(5)) <= set(recorded)
+
+
+@pytest.mark.parametrize(
+    ("signed", "header"),
+    [
+        ("me:p%40ss:w", "Basic bWU6cEBzczp3"),
+        (":secret", "Basic OnNlY3JldA=="),
+        ("sk-in-address", "Bearer sk-in-address"),
+    ],
+)
+def test_a_password_in_the_address_is_used_and_not_shown(
+    serve: Callable[..., Server], caplog: pytest.LogCaptureFixture, signed: str, header: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = serve("ok", "status:500", "status:401")
+    endpoint = Endpoint(server.url.replace("://", f"://{signed}@"), "any", attempts=2)
+    assert endpoint.url == server.url
+    endpoint.ask(TALK, max_tokens=50, temperature=0)
+    with pytest.raises(UserError) as caught:
+        endpoint.ask(TALK, max_tokens=50, temperature=0)
+    assert [request["key"] for request in server.requests] == [header] * 3
+    for secret in (signed, unquote(signed), header.split()[1]):
+        assert secret not in str(caught.value)
+        assert secret not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:word/x@host/v1", "http://me:word#x@host/v1", "http://me:word?x@host/v1", "ftp://me:word@host/v1",
+     "http://me:word@/v1", "http://me:word@host:99999/v1", "http://me:word@host/v1?key=word", "http://[::1/word",
+     "me:word@host/v1"],
+)  # fmt: skip
+def test_addresses_that_cannot_be_read_are_not_repeated(url: str) -> None:
+    with pytest.raises(UserError, match="base URL") as caught:
+        Endpoint(url, "any")
+    assert "word@" not in str(caught.value)
+    assert "=word" not in str(caught.value)
+    assert "word" not in str(caught.value).replace("password", "")
+
+
+def test_messages_lose_passwords() -> None:
+    mistake = UserError("openai:http://me:secret@host:80/v1#a@b and x@y, https://u@h: http://h/a@b")
+    assert str(mistake) == "openai:http://host:80/v1#a@b and x@y, https://h: http://h/a@b"
+    assert split_address("http://[::1]:8000/v1")[0] == "http://[::1]:8000/v1"

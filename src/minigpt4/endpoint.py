@@ -8,6 +8,7 @@ from the environment, and nothing here returns or prints it.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from minigpt4.errors import UserError
 
@@ -62,11 +64,32 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text) / 4)
 
 
+def split_address(url: str) -> tuple[str, str, str | None]:
+    """(the address without them, user, password) of an endpoint's base URL; a user alone is a key.
+
+    Raises UserError, which shows nothing of them, for what is no base URL.
+    """
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        netloc = f"{host}:{parts.port}" if parts.port is not None else host
+    except ValueError:  # an impossible port: perhaps a password with a / in it
+        netloc = None
+    if not netloc or parts.scheme not in ("http", "https") or parts.query or parts.fragment or "@" in parts.path:
+        raise UserError(
+            "the endpoint's address is no base URL such as http://localhost:8000/v1 (write : / @ ? # in a user or "
+            "password as %3A %2F %40 %3F %23)"
+        )
+    password = None if parts.password is None else unquote(parts.password)
+    return parts._replace(netloc=netloc).geturl(), unquote(parts.username or ""), password
+
+
 class Endpoint:
     """An endpoint and the model that it is asked for. Safe to use from several threads.
 
     Args:
-        url: The base, as in `http://localhost:8000/v1`.
+        url: The base, as in `http://localhost:8000/v1`. `http://USER:PASSWORD@host/v1` signs in so, and
+            `http://KEY@host/v1` is a key in place of the environment's; both are kept out of `self.url`.
         timeout: Seconds for one attempt.
         attempts: How often one question is asked at most.
         stopped: Ends pauses and attempts early once it is set.
@@ -87,15 +110,18 @@ class Endpoint:
             import openai
         except ImportError:
             raise UserError("asking an endpoint needs the client library: pip install openai") from None
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"endpoint {url!r}: give a base URL such as http://localhost:8000/v1")
-        key = os.environ.get(KEY_VARIABLE, "").strip() or "none"
+        self.url, user, password = split_address(url)
+        key = (password is None and user) or os.environ.get(KEY_VARIABLE, "").strip() or "none"
         if not key.isascii() or not key.isprintable():
             raise UserError(f"the key in {KEY_VARIABLE} holds characters that no key has; copy it again")
-        self.url, self.model, self.attempts = url, model, attempts
+        basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self.model, self.attempts = model, attempts
         self.stopped = stopped or threading.Event()
         self._openai: Any = openai
-        self._client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
+        self._client = openai.OpenAI(
+            base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
+            default_headers=None if password is None else {"Authorization": f"Basic {basic}"},
+        )  # fmt: skip
         self._random = random.Random()
 
     def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import sqlite3
@@ -25,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.run import train
+from minigpt4.training.train import train
 from tiny import picture_file
 
 
@@ -122,7 +124,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     train(stage1, progress=False)
     messages = [record.message for record in caplog.records]
     assert f"{last}: the checkpoint is damaged; going on from the one before it" in messages
-    assert "going on from step 6 of 8" in messages
+    assert "continuing from step 6 of 8" in messages
     assert (alignment / "projection.safetensors").read_bytes() == trained
     shutil.rmtree(alignment)
     for path in (stage1.output / "checkpoints").glob("*.pt"):
@@ -132,11 +134,76 @@ def test_of_damaged_checkpoints_the_one_before_is_used(stage1: Recipe, caplog: p
     assert before.exists()
 
 
+def test_checkpoints_of_somebody_else(stage1: Recipe, tmp_path: Path) -> None:
+    """Cut at any place, or with a right digest and something else in them: one line, and no code of theirs runs."""
+    alignment = train(stage1, progress=False)
+    shutil.rmtree(alignment)
+    *others, last = sorted((stage1.output / "checkpoints").glob("*.pt"))
+    for other in others:
+        other.unlink()
+    good = last.read_bytes()
+    state = torch.load(io.BytesIO(good[32:]), weights_only=True)
+
+    def with_digest(content: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+    command = "import pathlib; pathlib.Path({!r}).touch()".format(str(tmp_path / "ran"))
+    evil = pickle.dumps(Evil(command))
+    damaged = [good[:length] for length in (33, len(good) - 1)]
+    damaged += [hashlib.sha256(evil).digest() + evil, with_digest([1])]
+    odd = [
+        with_digest({**state, "trained": {}}),
+        with_digest({**state, "optimizer": 5}),
+        with_digest({**state, "belongs_to": 5}),
+    ]
+    for content, told in [(c, "every checkpoint is damaged") for c in damaged] + [(c, last.name) for c in odd]:
+        last.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            train(stage1, progress=False)
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    last.write_bytes(good)
+    (last.parent / "notes.pt").touch()
+    assert train(stage1, progress=False) == alignment
+
+
+class Evil:
+    """Runs a line of Python when it is unpickled."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __reduce__(self) -> Any:
+        return exec, (self.line,)
+
+
+def test_an_output_that_can_no_longer_be_written(stage1: Recipe) -> None:
+    """One line says so, what was saved stays as it is, and the run goes on once it can."""
+    alignment = train(stage1, progress=False)
+    trained = (alignment / "projection.safetensors").read_bytes()
+    shutil.rmtree(alignment)
+    checkpoints = stage1.output / "checkpoints"
+    max(checkpoints.glob("*.pt")).unlink()
+    kept = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    checkpoints.rename(stage1.output / "away")
+    checkpoints.touch()
+    with pytest.raises(UserError, match=r"checkpoints/.*\.pt: cannot be written \(.*what was saved before is intact"):
+        train(stage1, progress=False)
+    checkpoints.unlink()
+    (stage1.output / "away").rename(checkpoints)
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == kept
+    train(stage1, progress=False)
+    assert (alignment / "projection.safetensors").read_bytes() == trained
+
+
 def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:
     """Steps 1 to 4 learn, later ones unlearn: the best is old, and stays."""
     recipe = with_values(
         stage1, steps=10, save_every=1, learning_rate=3.0, warmup_steps=9, warmup_learning_rate=1e-3,
-        keep_checkpoints=2, dtype="float32",
+        save_total_limit=2, dtype="float32",
     )  # fmt: skip
     train(recipe, progress=False)
     kept = sorted((recipe.output / "checkpoints").glob("*.pt"))
@@ -148,7 +215,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(stage1: Recipe) -> None:
 def test_sample_answers_and_the_summary(stage1: Recipe, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     picture = str(tmp_path / "red.png")
-    train(with_values(stage1, sample_every=4, sample_pictures=[picture], sample_prompt="What?"), progress=False)
+    train(with_values(stage1, sample_every=4, sample_images=[picture], sample_prompt="What?"), progress=False)
     samples = [json.loads(line) for line in (stage1.output / "samples.jsonl").read_text().splitlines()]
     assert [(sample["step"], sample["picture"]) for sample in samples] == [(4, picture), (8, picture)]
     summary = (stage1.output / "summary.md").read_text()
@@ -221,7 +288,7 @@ def test_a_projection_from_another_model(stage1: Recipe, tmp_path: Path, stream:
     there = train(stage1, progress=False)
     recipe = with_values(
         stage1, output=tmp_path / "next", projection_from=str(there), learning_rate=1e-12, warmup_learning_rate=0,
-        steps=2, dtype="float32", stream=stream, save_every=1, keep_checkpoints=2,
+        steps=2, dtype="float32", stream=stream, save_every=1, save_total_limit=2,
     )  # fmt: skip
     here = train(recipe, progress=False)
     weights = [load_file(path / "projection.safetensors")["weight"] for path in (there, here)]

@@ -8,11 +8,18 @@ import psutil
 import pytest
 import torch
 
-from minigpt4.data.features import FeatureCache, Index, cache_features, encode_source, features_fingerprint, picture_key
 from minigpt4.data.mixture import Source
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.errors import UserError
 from minigpt4.model.alignment import MiniGPT4
+from minigpt4.training.features import (
+    FeatureCache,
+    Index,
+    cache_features,
+    encode_source,
+    features_fingerprint,
+    picture_key,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +71,8 @@ def test_unreadable_pictures_are_left_out(model: MiniGPT4, pairs: list[Pair], tm
 def test_what_is_encoded_survives_a_stop(
     model: MiniGPT4, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt4.data.features.ENCODE_BATCH", 4)
-    monkeypatch.setattr("minigpt4.data.features.SHARD_SIZE", 8)
+    monkeypatch.setattr("minigpt4.training.features.ENCODE_BATCH", 4)
+    monkeypatch.setattr("minigpt4.training.features.SHARD_SIZE", 8)
     calls = iter(range(100))
 
     def stop_at_the_twentieth_picture() -> None:
@@ -156,7 +163,7 @@ def test_the_loss_from_the_cache_is_that_from_pictures(
 
 
 def test_the_index_finds_every_key_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.data.features.SORTED_AT", 1000)
+    monkeypatch.setattr("minigpt4.training.features.SORTED_AT", 1000)
     keys = np.random.default_rng(0).integers(0, 256, (5000, 32), dtype=np.uint8)
     keys[1::2, :8] = keys[::2, :8]  # pairs of keys that begin alike
     places = np.column_stack([np.zeros(2000, np.int32), np.arange(2000, dtype=np.int32)])

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from minigpt4.generation.endings import StopString, read_answer, showable
+from minigpt4.generation.stopping import StopString, read_answer, showable
 
 PIECES = ["</s>", "#", "##", "###", ".##", "#H", ".", "red", "Ġ", "H", ".###", "Ċ", "Ã", "¨"]
 

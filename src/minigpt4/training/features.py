@@ -3,7 +3,7 @@
 A feature tensor is found by the SHA-256 of its picture's file, in a directory that is named after the vision side's
 weights; so runs and stages share one cache, and another tower's features are never taken by mistake. Shards are
 safetensors files, written aside and renamed, and read memory-mapped; where each picture's features lie is an index in
-memory of 40 bytes a picture. Knows nothing about texts or training.
+memory of 40 bytes a picture.
 """
 
 from __future__ import annotations

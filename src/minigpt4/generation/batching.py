@@ -8,18 +8,147 @@ clients.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from minigpt4.generation.engine import Decoding, left_padded
+from minigpt4.errors import UserError
+from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.generation.stopping import Answer, AnswerReader, StopString, end_tokens, read_answer
 
 if TYPE_CHECKING:
     from minigpt4.model.alignment import MiniGPT4
+
+
+def decode(
+    model: MiniGPT4,
+    ids: Sequence[Sequence[int]],
+    features: Sequence[Tensor],
+    decoding: Decoding,
+    stop: str,
+    *,
+    cache: DynamicCache | None = None,
+    cancelled: threading.Event | None = None,
+) -> list[Answer]:
+    """Continue every row of token ids; `features` holds each row's images, (images, q, d_qformer).
+
+    A `cache` (one row, no beams) holds keys and values of the first of its ids, and grows by the new ones.
+    Setting `cancelled` ends decoding after the current token. Raises UserError if a row is too long for the LLM.
+    """
+    cancelled = cancelled or threading.Event()
+    decoding = replace(decoding, max_new_tokens=room_for_answer(model, max(map(len, ids)), decoding))
+    ends = end_tokens(model.blip2.language_model, model.tokenizer)
+    if decoding.num_beams > 1:
+        return _beam_search(model, ids, features, decoding, stop, ends, cancelled)
+    rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
+    readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
+    batch = ContinuousBatch(model)
+    batch.join(rows)
+    while batch.rows:
+        for row in batch.rows:
+            readers[row].read(row.chosen().token)
+        done = [row for row in batch.rows if readers[row].ended or row.is_full or cancelled.is_set()]
+        if cache is not None and done:
+            cache.layers[:] = batch.read_by(done[0]).layers
+        batch.leave(done)
+        if batch.rows:
+            batch.step()
+    return [readers[row].finish()[0] for row in rows]
+
+
+def decode_stream(
+    model: MiniGPT4,
+    ids: Sequence[int],
+    features: Tensor,
+    decoding: Decoding,
+    stop: str,
+    *,
+    cache: DynamicCache | None = None,
+    cancelled: threading.Event | None = None,
+) -> Generator[str, None, Answer]:
+    """`decode` for one row, as a generator of pieces of text that returns the `Answer`.
+
+    Each piece is computed when it is asked for. Closing the generator ends decoding and leaves `cache` as it was;
+    setting `cancelled` ends it too, and the text up to then is the answer.
+    """
+    if decoding.num_beams > 1:
+        raise UserError("beams cannot be streamed, because the best answer is known at the end only; use num_beams=1")
+    decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
+    reader = AnswerReader(model.tokenizer, [stop], end_tokens(model.blip2.language_model, model.tokenizer))
+    row, batch = Row(ids, features, decoding, past=cache), ContinuousBatch(model)
+    batch.join([row])
+    while True:
+        piece = reader.read(row.chosen().token)
+        if piece:
+            yield piece
+        if reader.ended or row.is_full or (cancelled is not None and cancelled.is_set()):
+            break
+        batch.step()
+    if cache is not None:
+        cache.layers[:] = batch.read_by(row).layers
+    answer, rest = reader.finish()
+    if rest:
+        yield rest
+    return answer
+
+
+@torch.no_grad()
+def _beam_search(
+    model: MiniGPT4,
+    ids: Sequence[Sequence[int]],
+    features: Sequence[Tensor],
+    decoding: Decoding,
+    stop: str,
+    ends: Sequence[int],
+    cancelled: threading.Event,
+) -> list[Answer]:
+    input_ids, mask = left_padded(ids)
+    criteria: list[StoppingCriteria] = [_Cancelled(cancelled), *([StopString(model.tokenizer, stop)] if stop else [])]
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        if decoding.seed is not None:
+            torch.manual_seed(decoding.seed)
+        new_ids = model.blip2.language_model.generate(
+            inputs_embeds=model.embed(input_ids.to(model.device), torch.cat(list(features)).to(model.device)),
+            attention_mask=mask.to(model.device),
+            generation_config=decoding.beam_search_config(ends, model.image_token_id),
+            logits_processor=decoding.processors(),
+            stopping_criteria=criteria,
+        )
+    return [read_answer(model.tokenizer, row, stop, ends) for row in new_ids.tolist()]
+
+
+class _Cancelled(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor (rows, longest), and its attention mask.
+
+    Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
+    are counted without it, so it changes no answer.
+    """
+    longest = max(len(row) for row in ids)
+    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(ids):
+        input_ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return input_ids, mask
 
 
 @dataclass(frozen=True)
@@ -55,11 +184,23 @@ class Row:
     def __post_init__(self) -> None:
         self._generator: torch.Generator | None = None
         self._processors = LogitsProcessorList(self.decoding.processors())
-        if self.decoding.sampling:  # as, and in the order in which, `generate` does it
+        if self.decoding.sampling:  # in the order of transformers' `generate`
             if self.decoding.temperature != 1:
                 self._processors.append(TemperatureLogitsWarper(self.decoding.temperature))
             if self.decoding.top_p < 1:
                 self._processors.append(TopPLogitsWarper(self.decoding.top_p))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the answer has as many tokens as it may have."""
+        return len(self.tokens) >= self.decoding.max_new_tokens
+
+    def chosen(self) -> Chosen:
+        """The newest token. Raises what went wrong in choosing it."""
+        if self.failed is not None:
+            raise self.failed
+        assert self.newest is not None
+        return self.newest
 
     def choose(self, logits: Tensor, likeliest: int) -> None:
         """Take the next token from its logits (vocabulary,), of which `likeliest` is the greatest."""

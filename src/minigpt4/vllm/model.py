@@ -1,6 +1,6 @@
 """MiniGPT-4 as vLLM runs it: its BLIP-2, with images where the prompt says.
 
-Imported by vLLM alone, after `vllm_plugin.register`. The network is vLLM's own; what differs from its BLIP-2 is the
+Imported by vLLM alone, after `plugin.register`. The network is vLLM's own; what differs from its BLIP-2 is the
 prompt (each `<image>` makes room for an image at its place, any number of them, where BLIP-2 puts one image before the
 text) and that `<image>` is never an answer.
 """

@@ -1,0 +1,139 @@
+"""JSON and YAML files that somebody else may have written: read within bounds, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from minigpt4.errors import UserError
+from minigpt4.files import read_file
+
+T = TypeVar("T")
+
+#: Bytes of a file that is read at one go. The largest of the field (VQAv2's annotations) take 0.4 GB.
+LARGEST_JSON, LARGEST_YAML = 1_000_000_000, 1_000_000
+_DEEPEST, _LONGEST_NUMBER = 32, 40
+
+
+def read_document(path: str | Path, largest: int = LARGEST_JSON) -> Any:
+    """What a .yaml, .yml or JSON file of at most `largest` bytes holds.
+
+    Raises UserError if the file is missing, too large, or not of its format as a whole: file and line are named.
+    """
+    is_yaml = Path(path).suffix in (".yaml", ".yml")
+    return read_yaml(path) if is_yaml else parse_json(_read_text(path, largest), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, whatever its name ends in; errors as `read_document`."""
+    return parse_yaml(_read_text(path, LARGEST_YAML), str(path))
+
+
+def _read_text(path: str | Path, largest: int) -> str:
+    try:
+        return read_file(path, largest, "a YAML or JSON file").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+
+
+def parse_json(text: str, name: str) -> Any:
+    """What a JSON text holds. Raises UserError that names it as `name`, and the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}:{error.lineno}: broken JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{name}: broken JSON (nested too deeply)") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{name}: broken JSON ({str(error).partition(';')[0]})") from None
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """What a YAML text holds. Raises UserError that names it as `name`, and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise UserError(f"{where}: broken YAML ({getattr(error, 'problem', None) or _line(error)})") from None
+    except Exception as error:  # what PyYAML makes of odd numbers, dates and tags raises whatever Python does
+        raise UserError(f"{name}: broken YAML ({_line(error)})") from None
+
+
+def check(adapter: TypeAdapter[T], value: Any, name: str) -> T:
+    """`value` as the type of `adapter`. Raises UserError that names it as `name`, and the first key at fault."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{name}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first mistake that a schema found, with its key, in one line."""
+    mistake = error.errors(include_url=False)[0]
+    key = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "missing":
+        return f"{key!r} is missing"
+    if mistake["type"] == "value_error":
+        return f"{key}: {mistake['ctx']['error']}"
+    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML of bounded depth, without aliases (a few of them stand for billions of values).
+
+    Each key stands once in its mapping: PyYAML would silently keep the last of two tasks of one name.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _mistake(f"aliases such as *{event.anchor} are not read; write the value out", event)
+        if self._depth == _DEEPEST:
+            raise _mistake(f"nested more than {_DEEPEST} deep", event)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise _mistake("a character that no text holds", node)
+        return text
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key.value, str) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise _mistake(f"the key {key.value!r} stands there twice", key)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _number(loader: _Loader, node: Any) -> Any:
+    """An integer or a float of a length that numbers have: of longer ones the arithmetic alone takes minutes."""
+    if len(str(node.value)) > _LONGEST_NUMBER:
+        raise _mistake(f"a number of {len(node.value)} characters", node)
+    whole = node.tag.endswith("int")
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
+
+
+def _mistake(problem: str, where: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, where.start_mark)

@@ -1,0 +1,97 @@
+"""How the next token is chosen, and how many may follow a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from minigpt4.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt4.model.alignment import MiniGPT4
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Generation settings. The defaults are those of the released demo (sampling).
+
+    `do_sample` defaults to True with one beam and to False with more; `repetition_penalty` (on the answer's own tokens)
+    defaults to 1.05 when sampling and to 1 otherwise, so that `do_sample=False` is the model's plain first choice.
+    `seed` makes sampling repeatable: each prompt has a generator of its own, so its answer does not depend on the
+    others in its batch. torch's global generator stays as it was.
+    """
+
+    max_new_tokens: int = 300
+    do_sample: bool | None = None
+    temperature: float = 1.0
+    top_p: float = 0.9
+    repetition_penalty: float | None = None
+    num_beams: int = 1
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        allowed = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "more than 0 (for the most likely token use do_sample=False)"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty is None or self.repetition_penalty > 0, "more than 0"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+        )
+        for name, fits, expected in allowed:
+            if not fits:
+                raise UserError(f"{name}={getattr(self, name)} does not work: it must be {expected}")
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Decoding:
+        """The decoding for these keyword arguments. Raises UserError for an unknown one."""
+        cls.check_names(settings)
+        return cls(**settings)
+
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises UserError for the first unknown setting."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise UserError(f"there is no generation setting {name!r}; the settings are {', '.join(known)}")
+
+    @property
+    def sampling(self) -> bool:
+        return self.num_beams == 1 if self.do_sample is None else self.do_sample
+
+    def beam_search_config(self, ends: Sequence[int], image_token_id: int) -> GenerationConfig:
+        """transformers' form of it, without any of the defaults that the LLM's own files may carry.
+
+        `processors` holds the repetition penalty: here it would warn at every call that an embedded prompt cannot be
+        penalised, which the paper's code does not do either.
+        """
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.sampling,
+            temperature=self.temperature if self.sampling else 1.0,
+            top_p=self.top_p if self.sampling else 1.0,
+            top_k=0 if self.sampling else 50,  # 50 means "not set"; anything else causes a warning without sampling
+            repetition_penalty=1.0,
+            num_beams=self.num_beams,
+            suppress_tokens=[image_token_id],
+            eos_token_id=list(ends) or None,
+            pad_token_id=ends[0] if ends else 0,  # fills up answers that ended before others in their batch
+        )
+
+    def processors(self) -> list[LogitsProcessor]:
+        penalty = self.repetition_penalty or (1.05 if self.sampling else 1.0)
+        return [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
+
+
+def room_for_answer(model: MiniGPT4, prompt: int, decoding: Decoding) -> int:
+    """How many tokens may follow a prompt of `prompt` tokens. Raises UserError if the LLM cannot read the prompt."""
+    limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
+    if limit and prompt >= limit:
+        raise UserError(
+            f"the conversation is {prompt} tokens long and this LLM reads at most {limit}; "
+            "ask less at once or start a new chat"
+        )
+    return min(decoding.max_new_tokens, limit - prompt) if limit else decoding.max_new_tokens

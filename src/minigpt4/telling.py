@@ -1,0 +1,44 @@
+"""Text from outside on a terminal, in a log or a table: what could act there is shown as an escape sequence instead.
+
+File names, model names, recipes, other people's data and a model's answers may hold anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+# Control characters (terminals obey them, also C1), line and paragraph separators, marks that turn the direction of
+# writing (what is read is then not what is there), and lone surrogates, which cannot be written.
+_UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
+LONGEST_LINE = 4000
+_ONE_LINE = re.compile(f"[{_UNSAFE}]")
+_LINES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
+
+
+def shown(text: object, *, lines: bool = False) -> str:
+    r"""`text` as str, safe to print: "\x1b[2J" becomes `\x1b[2J` in plain letters, and so do line breaks.
+    More than 4,000 characters are cut.
+
+    With `lines`, line breaks and tabs stay: for text that is laid out here. Names in it must be shown one by one.
+    """
+    text = str(text)
+    if not lines and len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}... ({len(text):,} characters)"
+    unsafe = _LINES if lines else _ONE_LINE
+    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: object, *, err: bool = False, end: str = "\n") -> None:
+    """Print `text`, which may have several lines, to standard output, or with `err` to standard error."""
+    print(shown(text, lines=True), end=end, file=sys.stderr if err else sys.stdout, flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Log records that are safe to print; those of this package are one line each, but for a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        ours = record.name.startswith("minigpt4") and not record.exc_info
+        return shown(super().format(record), lines=not ours)

@@ -1,0 +1,242 @@
+"""A training run, from a recipe to an alignment on disk. `train` lists its steps; the loop itself is in `loop.py`.
+
+If a run ends early (a kill, Ctrl-C, a full disk), the same command continues from its last checkpoint, with the losses
+that an undisturbed run would have had. Its files lie in the recipe's `output`: `recipe.yaml`, `metrics.jsonl`,
+`checkpoints/`, `curves.png`, `summary.md` and, when it is done, `alignment/`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.data.mixture import judge
+from minigpt4.errors import UserError
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.model.adapters import Trained
+from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.model.eight_bits import hold_in
+from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
+from minigpt4.model.start import carry_projection, fit_to_words, start_among_words
+from minigpt4.progress import progress_bar
+from minigpt4.stopping import StopSignals
+from minigpt4.training.checkpoint import Checkpoints, Position
+from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, digest, rows_per_process
+from minigpt4.training.distributed import Processes
+from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
+from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
+from minigpt4.training.recipe import Recipe
+from minigpt4.training.report import Metrics, draw_curves, write_summary
+from minigpt4.training.speed import make_fast
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, *, progress: bool = True) -> Path:
+    """Carry out a recipe, or what is left of it; returns the directory of the resulting alignment.
+
+    Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal.
+
+    Raises:
+        UserError: missing data or parts, parts that do not fit, an `output` that holds another recipe's run,
+            divergence, a full disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after everything is saved; its message says how to continue.
+    """
+    alignment = recipe.output / "alignment"
+    processes = Processes(recipe.device, recipe.trackers, recipe.output)
+    rows_per_process(recipe, processes.world)
+    if processes.on_main(lambda: check_all(recipe)):
+        logger.info("%s: already trained, nothing to do", alignment)
+        return alignment
+    with StopSignals() as stop:
+        run = Run(recipe, processes, stop, progress)
+        run.resume()
+        run.take_steps()
+        run.report()
+    if processes.is_main:
+        run.model.save_pretrained(alignment, overwrite=True)
+    return alignment
+
+
+def load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
+    """The recipe's model on this process's device: frozen, but for what its stage trains, and made fast."""
+    device = processes.device
+    check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
+    if "int8" in (recipe.load_in, recipe.vision_load_in) and not recipe.compile and processes.is_main:
+        logger.warning("int8 without compile=true is slower than bfloat16; add it, unless the run is a short one")
+    if device.type == "cpu":
+        free_large_tensors_at_once()
+    model = _assemble(recipe, dtype=compute_dtype(recipe, device), device=device, load_in=recipe.load_in)
+    if model.trained.qformer and not recipe.stream:
+        raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
+    if recipe.vision_load_in:
+        hold_in(recipe.vision_load_in, model.blip2.vision_model)
+    set_trainable(model, recipe.stage)
+    if recipe.shard_llm:
+        processes.shard(model.blip2.language_model)
+    make_fast(model, recipe.compile)
+    return model.train()
+
+
+def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
+    if recipe.init:
+        return MiniGPT4.from_pretrained(recipe.init, **placement)
+    vision_qformer, llm, template = recipe.parts
+    trained = Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank)
+    model = MiniGPT4.assemble(
+        vision_qformer, llm, template=template, qformer=recipe.qformer, trained=trained, seed=recipe.seed, **placement
+    )
+    if recipe.projection_from:
+        carry_projection(model, recipe.projection_from)
+    else:
+        start_among_words(model)
+    return model
+
+
+class Run:
+    """A run: its model, data, optimizer and files. `done` counts the steps that are finished."""
+
+    def __init__(self, recipe: Recipe, processes: Processes, stop: StopSignals, progress: bool) -> None:
+        """Loads the model, and brings the images' features into the cache unless the recipe streams them."""
+        self.recipe, self.processes, self.stop, self.progress = recipe, processes, stop, progress
+        self.model = load_model(recipe, processes)
+        self.loader, data = make_loader(recipe, self.model, processes, stop, progress)
+        self.optimizer, self.scaler = make_optimizer(self.model, recipe), make_scaler(self.model)
+        marks = {"data": data, "vision side": self.model.vision_fingerprint, "LLM": self.model.llm_fingerprint}
+        digests = {name: digest(mark) for name, mark in marks.items()}
+        self.checkpoints = Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, digests)
+        self.done = 0
+        self._losses: list[float] = []  # since the last checkpoint
+        self._data_state: dict[str, Any] | None = None
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint, if there is one: weights, optimizer, place in the data."""
+        position = self.checkpoints.load(self.model, self.optimizer, self.scaler)
+        self.done = position.step
+        if self.done and self.recipe.stream:
+            self._data_state = joined(position.loaders)
+        if self.done and self.processes.is_main:
+            logger.info("continuing from step %d of %d", self.done, self.recipe.steps)
+
+    def take_steps(self) -> None:
+        """Train up to the last step, or until a signal asks to stop; log, save and sample on the way."""
+        recipe, is_main = self.recipe, self.processes.is_main
+        if self.processes.device.type == "cpu":
+            keep_freed_memory()
+        loaded = read_ahead(self.loader.start(self.done, self._data_state))
+        with closing(loaded), self._logs() as metrics, progress_bar(self.progress and is_main) as bar:
+            task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
+            batches = self._fit_projection(loaded)
+            for step in training_steps(
+                self.model, self.optimizer, batches, recipe, self.done,
+                processes=self.processes, scaler=self.scaler, stop=self.stop,
+            ):  # fmt: skip
+                self.done = step.step
+                self._log(step, metrics)
+                bar.update(task, completed=self.done, note=_note(step))
+                if self.done % recipe.save_every == 0 or self.done == recipe.steps or step.stop:
+                    self._save(step)
+                    if is_main and bar.disable:
+                        logger.info("step %d of %d: %s, %s", self.done, recipe.steps, _note(step), _more(step, recipe))
+                if recipe.sample_every and self.done % recipe.sample_every == 0:
+                    self._sample()
+                if step.stop and self.done < recipe.steps:
+                    break
+
+    def report(self) -> None:
+        """Write curves and summary.
+
+        Raises KeyboardInterrupt if steps are left, UserError if too many pairs could not be used.
+        """
+        recipe = self.recipe
+        skipped: Counter[str] = Counter()
+        for each in self.processes.gather(self.loader.skipped):
+            skipped.update(each)
+        if self.processes.is_main:
+            title = f"stage {recipe.stage}: {recipe.data_named}"
+            draw_curves(recipe.output / "metrics.jsonl", recipe.output / "curves.png", title)
+            write_summary(recipe, self.processes, skipped)
+        if self.done < recipe.steps:
+            raise KeyboardInterrupt(f"stopped at step {self.done} of {recipe.steps}; the same command continues there")
+        judge(recipe.data_named, sum(self.processes.gather(self.loader.seen)), skipped, recipe.max_skipped)
+
+    @contextmanager
+    def _logs(self) -> Iterator[Metrics | None]:
+        """The metrics file (in the main process) and the trackers, closed whatever happens."""
+        output = self.recipe.output
+        metrics = None
+        if self.processes.is_main:
+            for leftover in (*output.glob(LEFTOVERS), *output.glob(f"checkpoints/{LEFTOVERS}")):
+                leftover.unlink()
+            write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
+            metrics = Metrics(output / "metrics.jsonl", self.done)
+        self.processes.start_trackers("minigpt4", output, self.recipe.model_dump(mode="json"))
+        try:
+            yield metrics
+        finally:
+            if metrics:
+                metrics.close()
+            self.processes.end_trackers()
+
+    def _log(self, step: Step, metrics: Metrics | None) -> None:
+        self._losses.append(step.loss)
+        if metrics:
+            metrics.add(step)
+        self.processes.track({key: value for key, value in step.figures().items() if key != "step"}, step.step)
+
+    def _save(self, step: Step) -> None:
+        loaders = tuple(self.processes.gather(step.loader))
+        position = Position(step.step, statistics.fmean(self._losses), loaders)
+        self._losses.clear()
+        if self.processes.is_main:
+            self.checkpoints.save(position, self.model, self.optimizer, self.scaler)
+
+    def _fit_projection(self, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+        """Fit a projection from another LLM to this one's words on the first batch; returns all batches, that included.
+
+        Its image tokens get the mean and the spread of word embeddings.
+        """
+        if not self.recipe.projection_from or self.done:
+            return loaded
+        first = next(loaded)
+        features = features_of(self.model, first, self.recipe.gradient_accumulation_steps)
+        fit_to_words(self.model, torch.cat(self.processes.gather(features.cpu())).to(self.model.device))
+        return chain([first], loaded)
+
+    def _sample(self) -> None:
+        """Add answers about the recipe's images to `samples.jsonl`. If the LLM is sharded, all processes take part."""
+        recipe = self.recipe
+        if not (self.processes.is_main or recipe.shard_llm):
+            return
+        images = list(recipe.sample_images)
+        answers = self.model.generate(images, [recipe.sample_prompt] * len(images), do_sample=False, max_new_tokens=80)
+        self.model.train()
+        if self.processes.is_main:
+            path = recipe.output / "samples.jsonl"
+            with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
+                for image, answer in zip(images, answers, strict=True):
+                    file.write(json.dumps({"step": self.done, "image": image, "answer": answer}) + "\n")
+                    logger.info("step %d, %s: %s", self.done, image, answer)
+
+
+def _note(step: Step) -> str:
+    return f"loss {step.loss:.3f}, {step.samples_per_second:.0f} samples/s"
+
+
+def _more(step: Step, recipe: Recipe) -> str:
+    """Further figures of a step, and the time that is left."""
+    left = (recipe.steps - step.step) * recipe.batch_size / step.samples_per_second
+    mfu = "" if step.mfu is None else f"MFU {step.mfu:.0%}, "
+    return (
+        f"{step.tokens_per_second:.0f} tokens/s, {mfu}waiting for data {step.data_wait:.0%}, "
+        f"{step.memory_mb:.0f} MB, {left / 60:.0f} min left"
+    )
