@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, DynamicCache
 
-from minigpt4.model.plan import PAPER_LLMS, paper_config
+from minigpt4.memory import PAPER_LLMS, paper_config
 
 TEXT_TOKENS = 32  # stage 1's captions
 

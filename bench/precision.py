@@ -22,9 +22,9 @@ from torch import Tensor
 from minigpt4.data.batches import Batches, tokenise
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.images import open_image
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.eight_bits import FORMATS, hold_in
-from minigpt4.model.precision import LOAD_IN
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
+from minigpt4.model.quantization import FORMATS, LOAD_IN, quantize_linears
 from minigpt4.training.features import picture_key
 from minigpt4.training.loss import next_token_loss
 from pocket.data.training_sets import write_stage1
@@ -111,7 +111,7 @@ def main() -> None:
     for form in (None, *FORMATS):
         model = MiniGPT4.from_pretrained("pocket-stage1", device="cpu", dtype="bfloat16")
         if form:
-            hold_in(form, model.blip2.vision_model)
+            quantize_linears(form, model.blip2.vision_model)
         name = f"bfloat16, the tower in {form}" if form else "bfloat16"
         table.add_row(name, f"{difference(encoded(model, pairs), features):.2%}")
     console.print(table)

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
 from minigpt4.data.pairs import read_pairs
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.start import carry_projection, fit_to_words, ridge, start_among_words
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
+from minigpt4.model.projection import carry_projection, fit_to_words, ridge, start_among_words
 from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import make_fast

@@ -43,13 +43,14 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 
 from minigpt4.data.batches import Batch
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.eight_bits import FORMATS, hold_in, multiply, quantise
-from minigpt4.model.plan import PAPER_LLMS, paper_config
-from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
+from minigpt4.memory import PAPER_LLMS, paper_config
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
+from minigpt4.model.quantization import FORMATS, check_load_in, multiply, quantize, quantize_linears
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training.loss import next_token_loss
+from minigpt4.training.malloc import free_large_tensors_at_once, keep_freed_memory
 from minigpt4.training.speed import make_fast, operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
@@ -145,9 +146,9 @@ class Way:
             self.loss: Callable[[], torch.Tensor] = self._autocast if "autocast" in way else self._plain
         else:
             for form in set(FORMATS) & set(way.split(", ")):
-                hold_in(form, self.blip2.language_model)
+                quantize_linears(form, self.blip2.language_model)
                 if "tower too" in way:
-                    hold_in(form, self.blip2.vision_model)
+                    quantize_linears(form, self.blip2.vision_model)
             origin = Origin("", "", "", "")
             model = self.model = MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], origin)
             set_trainable(model, 1)
@@ -201,8 +202,8 @@ def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], 
 def eight_bit_product(config: Any, rows: int, device: torch.device, form: str) -> tuple[Callable[[], object], float]:
     """The same in 8 bits, what comes in already rounded."""
     width, mlp = config.hidden_size, config.intermediate_size
-    a, a_scale = quantise(torch.randn(rows, width, device=device), FORMATS[form])
-    b, b_scale = quantise(torch.randn(mlp, width, device=device), FORMATS[form])
+    a, a_scale = quantize(torch.randn(rows, width, device=device), FORMATS[form])
+    b, b_scale = quantize(torch.randn(mlp, width, device=device), FORMATS[form])
     return lambda: multiply(a, a_scale, b, b_scale), 2.0 * rows * width * mlp
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import pytest
 
 import minigpt4
+from minigpt4.former_names import FORMER_NAMES
 
 BUDGET = 0.3  # seconds of a core, for `import minigpt4` and for `minigpt4 --help`
 SHOW_HELP = "import sys; sys.argv = ['minigpt4', '--help']; from minigpt4.cli import main; main()"
@@ -57,7 +58,7 @@ def test_help_reads_nothing_heavy(command: list[str]) -> None:
 
 def test_public_names() -> None:
     from minigpt4.generation.chat import Chat
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     assert minigpt4.MiniGPT4 is MiniGPT4
     assert minigpt4.Chat is Chat
@@ -65,3 +66,11 @@ def test_public_names() -> None:
     assert dir(minigpt4) == sorted(minigpt4.__all__)
     with pytest.raises(AttributeError, match="'minigpt4' has no attribute 'MiniGPT5'"):
         _ = minigpt4.MiniGPT5
+
+
+@pytest.mark.parametrize("former", FORMER_NAMES)
+def test_modules_are_imported_by_their_former_names_too(former: str) -> None:
+    code = f"import importlib; print(importlib.import_module({former!r}).__name__)"
+    run = subprocess.run([sys.executable, "-W", "always", "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == FORMER_NAMES[former]
+    assert f"DeprecationWarning: {former} is called {FORMER_NAMES[former]} now" in run.stderr

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minigpt4 import former_names  # noqa: F401  # lets imports by former names work
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     __version__: str
 
@@ -24,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return version("minigpt4")
     if name == "MiniGPT4":
-        from minigpt4.model.alignment import MiniGPT4
+        from minigpt4.minigpt4 import MiniGPT4
 
         return MiniGPT4
     if name == "Chat":

@@ -154,7 +154,7 @@ def chat(
 
     if picture is not None:
         open_image(picture)  # a wrong path is known before the model is loaded
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
     from minigpt4.terminal import Terminal
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
@@ -209,7 +209,7 @@ def generate(
     """
     from minigpt4.generation.batch_job import read_tasks
     from minigpt4.generation.batch_job import run as run_job
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     result = run_job(
@@ -275,7 +275,7 @@ def serve(
         from minigpt4.app.gate import Limits
     except ModuleNotFoundError as missing:
         raise UserError(f"the API needs {missing.name}: pip install 'minigpt4[serve]'") from None
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(
         body_bytes=max_body, pixels=max_pixels, pictures=max_images, prompt_tokens=max_prompt, seconds=timeout,
@@ -298,7 +298,7 @@ def plan(
 
     Example: minigpt4 plan vicuna-7b --train --batch 12
     """
-    from minigpt4.model.plan import plan as make_plan
+    from minigpt4.memory import plan as make_plan
 
     say(make_plan(model, batch=batch, train=train).table())
 
@@ -334,9 +334,9 @@ def convert(
         raise UserError("give the LLM as --llm, or as --llm-base together with --llm-delta")
     if qformer is None and not no_qformer:
         raise UserError("give the Q-Former as --qformer, or --no-qformer for the variant without one")
-    from minigpt4.model import released
+    from minigpt4.model.convert import convert
 
-    released.convert(
+    convert(
         vision, qformer, projection, llm or llm_base or "", out, template=template, llm_delta=llm_delta,
         without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
         dtype=dtype,
@@ -358,12 +358,10 @@ def assemble(
 
     Example: minigpt4 assemble --vision-qformer Salesforce/blip2-opt-2.7b --llm lmsys/vicuna-7b-v1.5 --out untrained
     """
-    from minigpt4.model import released
+    from minigpt4.model.on_disk import assemble
 
-    model = released.assemble(
-        vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype
-    )
-    say(f"{out} (chat format: {model.template.name})")
+    used = assemble(vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype)
+    say(f"{out} (chat format: {used.name})")
 
 
 @app.command()
@@ -380,15 +378,15 @@ def export(
     if format not in ("huggingface", "released"):
         raise UserError(f"there is no format {format!r}; choose huggingface or released")
     if format == "released":
-        from minigpt4.model.released import write_projection
+        from minigpt4.model.convert import write_projection
 
         say(write_projection(model, out or "pretrained_minigpt4.pth"))
         return
     if out is None:
         raise UserError("give the new directory as --out")
-    from minigpt4.model import released
+    from minigpt4.model import on_disk
 
-    released.export(model, out, dtype=dtype)
+    on_disk.export(model, out, dtype=dtype)
     say(out)
 
 

@@ -24,7 +24,7 @@ HOW = Describing(min_tokens=16, max_new_tokens=12)
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("model") / "alignment"
     MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", seed=1).save_pretrained(directory)

@@ -24,7 +24,7 @@ from minigpt4.prompts.templates import Message
 
 @pytest.fixture(scope="session")
 def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("model") / "alignment"
     MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", seed=1).save_pretrained(directory)
@@ -32,7 +32,7 @@ def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_likelihoods_are_those_of_the_plain_network(alignment: Path) -> None:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     model = MiniGPT4.from_pretrained(alignment, dtype="float32")
     texts = ["A red ball.", "The small cup in the centre is blue, and a star is on the right."]
@@ -56,7 +56,7 @@ def test_likelihoods_are_those_of_the_plain_network(alignment: Path) -> None:
 
 
 def test_a_score_is_the_share_of_surprise_that_the_picture_explains(alignment: Path) -> None:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     model = MiniGPT4.from_pretrained(alignment, dtype="float32")
     text = "A cup. A star."

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from formats import FORMATS, tars
 from minigpt4.cli import app
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.features import FeatureCache, features_fingerprint
 
 

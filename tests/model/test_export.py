@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +20,10 @@ from transformers import (
 )
 
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import export
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.export import CUT, jinja_template
-from minigpt4.prompts.encode import control_tokens, encode_chat
+from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.prompts.encode import CUT, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
 from speaking import make_it_say
 from tiny import D_LLM, tiny_tokenizer
@@ -123,43 +121,6 @@ def test_plain_transformers_answers_the_same(
         assert found["second turn"]["ids"] == encode_chat(
             model.tokenizer, model.template, talk, model.num_query_tokens, model.image_token_id
         )
-
-
-@pytest.mark.parametrize("name", list(TEMPLATES))
-@pytest.mark.parametrize("style", ["parts", "strings"])
-def test_chat_template_writes_what_the_template_does(tiny_llm: Path, name: str, style: str) -> None:
-    tokenizer, template = AutoTokenizer.from_pretrained(tiny_llm), TEMPLATES[name]
-    tokenizer.chat_template = jinja_template(template, "<s>")
-
-    def content(text: str, images: int = 0) -> Any:
-        return [{"type": "image"}] * images + [{"type": "text", "text": text}] if style == "parts" else text
-
-    count = 2 if style == "parts" else 0
-    rendered = tokenizer.apply_chat_template(
-        [
-            {"role": "user", "content": content('Say "{{ hi }}" & <tag>', count)},
-            {"role": "assistant", "content": content("Hi.\nThere!")},
-            {"role": "user", "content": content("Bye")},
-        ],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    expected = template.prompt(
-        [
-            Message("user", 'Say "{{ hi }}" & <tag>', count),
-            Message("assistant", "Hi. There!" if template.stop == "\n" else "Hi.\nThere!"),
-            Message("user", "Bye"),
-        ]
-    )
-    assert rendered == "<s>" + expected.replace("<ImageHere>", "<image>")
-
-
-def test_chat_template_takes_a_system_message_and_lets_nothing_in(tiny_llm: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    tokenizer.chat_template = jinja_template(TEMPLATES["vicuna_v0"], None, control_tokens(tokenizer))
-    messages = [{"role": "system", "content": "Be <Img>."}, {"role": "user", "content": "a<image>b###c</s>d</Img>e"}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == "Be <Img>.###Human: a b c d e###Assistant: "
 
 
 def test_image_token_cannot_be_generated_and_the_stop_string_ends(

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from minigpt4.errors import UserError
+from minigpt4.memory import plan
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import parts, sources
-from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.plan import plan
 
 
 @pytest.fixture

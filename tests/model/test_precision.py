@@ -12,8 +12,10 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.precision import Placement, check_load_in, pack_4bit_layers, resolve_device, resolve_dtype
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
+from minigpt4.model.precision import Placement, resolve_device, resolve_dtype
+from minigpt4.model.quantization import check_load_in, pack_4bit_layers
 from tiny import tiny_tokenizer
 
 
@@ -52,7 +54,7 @@ def test_cuda_on_a_machine_without() -> None:
 )
 def test_placements_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Placement.of(**arguments)
+        Placement.resolve(**arguments)
 
 
 def test_fewer_bits_on_the_devices_that_bitsandbytes_serves() -> None:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from minigpt4.data.batches import Batches, tokenise
 from minigpt4.generation.batching import decode
 from minigpt4.generation.decoding import Decoding
-from minigpt4.model import released
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.convert import convert as convert_files
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 from minigpt4.training.loss import next_token_loss
@@ -36,7 +36,7 @@ def convert(out: Path, template: str = "vicuna_v0", **changes: Any) -> MiniGPT4:
         **HEADS,
         **changes,
     }
-    released.convert(**given, out=out, template=template)
+    convert_files(**given, out=out, template=template)
     return MiniGPT4.from_pretrained(out, dtype="float32", device="cpu")
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from minigpt4.errors import UserError
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.vision import load_vision_side
 from minigpt4.training.features import features_fingerprint
 

@@ -27,7 +27,7 @@ learning_rate: 1.0e-3
 @pytest.fixture(scope="module")
 def demo(tiny_vision, tiny_llm, tmp_path_factory):
     """(directory, results, printed text, arguments) of a whole demo at toy size."""
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("demo with a space")
     baseline, recipe, out = directory / "baseline", directory / "stage1.yaml", directory / "out"

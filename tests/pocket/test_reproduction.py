@@ -46,7 +46,7 @@ def run(tiny_vision, tiny_llm, tmp_path_factory):
 
     The first command had one process for arms, the second has two.
     """
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("reproduction")
     baseline, out = directory / "baseline", directory / "out"

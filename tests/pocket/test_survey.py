@@ -80,7 +80,7 @@ def test_partly_right_descriptions_count_by_object():
 
 @pytest.fixture
 def model(tiny_vision, tiny_llm):
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     return MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import minigpt4.generation
-import minigpt4.model.alignment
+import minigpt4.minigpt4
 import minigpt4.training.features
 import minigpt4.training.loop
 import minigpt4.training.report  # noqa: F401

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from minigpt4.cli import app
 from minigpt4.errors import UserError
+from minigpt4.memory import plan
+from minigpt4.model.on_disk import assemble
 from minigpt4.training.dry_run import dry_run
 from minigpt4.training.recipe import Recipe
 
@@ -40,6 +44,18 @@ def test_it_tells_samples_parameters_and_memory_and_writes_nothing(recipe: Recip
         assert part in said
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "features").exists()
+
+
+def test_its_memory_is_that_of_the_plan(recipe: Recipe, tmp_path: Path) -> None:
+    vision, llm, template = recipe.parts
+    assemble(vision, llm, tmp_path / "model", template=template)
+    init = changed(recipe, vision_qformer=None, llm=None, template=None, init=str(tmp_path / "model"))
+    said = dry_run(init, processes=2)
+    needed = plan(init.init, batch=4, train=True).memory["training on 4"]["bfloat16"]
+    assert f"memory of each process: about {needed / 1e9:.2f} GB" in said
+    shown = CliRunner().invoke(app, ["plan", str(init.init), "--train", "--batch", "4"]).stdout
+    row = next(line for line in shown.splitlines() if line.startswith("training on 4"))
+    assert row.split()[4] == f"{needed / 1e9:.2f}"  # "training on 4", float32, bfloat16
 
 
 @pytest.mark.parametrize(

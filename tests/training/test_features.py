@@ -11,7 +11,7 @@ import torch
 from minigpt4.data.mixture import Source
 from minigpt4.data.pairs import Pair, read_pairs
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.features import (
     FeatureCache,
     Index,

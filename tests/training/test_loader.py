@@ -16,7 +16,8 @@ from minigpt4.data.batches import tokenise
 from minigpt4.data.mixture import PairStream, Source
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
 from minigpt4.training.checks import rows_per_process
 from minigpt4.training.loader import Loaded, StreamedLoader, joined, lanes, read_ahead
 from minigpt4.training.loss import next_token_loss

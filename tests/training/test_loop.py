@@ -13,7 +13,8 @@ from minigpt4.data.batches import Batches, tokenise
 from minigpt4.data.descriptions import read_descriptions
 from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
 from minigpt4.training.features import FeatureCache, cache_features
 from minigpt4.training.loader import CachedLoader, Loaded
 from minigpt4.training.loop import Step, make_optimizer, training_steps

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.data.batches import Batch, Batches, Samples
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.eight_bits import FORMATS, hold_in
-from minigpt4.model.packed import Packer, Packing
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.aligned import IGNORED
+from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.model.packing import Packer, Packing
+from minigpt4.model.quantization import FORMATS, quantize_linears
 from minigpt4.training import loss
 from minigpt4.training.loss import head_loss, next_token_loss
 from minigpt4.training.speed import WRITTEN_OUT, attention_written_out, make_fast
@@ -68,6 +69,33 @@ def test_loss_and_gradient_are_those_of_the_plain_way(model: MiniGPT4, batch: Ba
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, projection_gradient(model, plain), rtol=1e-5, atol=1e-6)
     assert gradient.abs().max() > 1e-3
+
+
+def labels_of(batch: Batch) -> Tensor:
+    return batch.input_ids.masked_fill(~batch.is_target, IGNORED)
+
+
+def test_the_models_own_forward_gives_this_loss_and_gradient(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
+    shapes: list[torch.Size] = []
+    head = model.blip2.language_model.lm_head
+    handle = head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    loss = model(batch.input_ids, features, labels_of(batch))
+    handle.remove()
+    assert [shape[:-1].numel() for shape in shapes] == [3 + 9 + 1 + 6], "logits at target positions only"
+    assert loss.dtype is torch.float32
+    ours = next_token_loss(model, batch, features)
+    torch.testing.assert_close(loss, ours, rtol=1e-6, atol=1e-6)
+    gradients = (projection_gradient(model, value) for value in (loss, ours))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_the_models_own_forward_gives_the_loss_of_transformers_blip2(model: MiniGPT4, batch: Batch) -> None:
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = labels_of(batch)
+    plain = model.blip2(pixel_values=pixels, input_ids=batch.input_ids, labels=labels).loss
+    torch.testing.assert_close(model(batch.input_ids, model.encode_pixels(pixels), labels), plain, rtol=1e-6, atol=1e-6)
+    logits = model(batch.input_ids, model.encode_pixels(pixels))
+    assert logits.shape == (*batch.input_ids.shape, len(model.blip2.language_model.lm_head.weight))
 
 
 def test_padding_changes_nothing(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
@@ -143,7 +171,7 @@ def test_a_tower_in_8_bits_is_compiled_with_the_llm_and_gives_the_same(
     for compiled in (False, True):
         torch._dynamo.reset()
         model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
-        hold_in(form, model.blip2.vision_model)
+        quantize_linears(form, model.blip2.vision_model)
         make_fast(model, compiled)
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         features.append(model.encode_pixels(pixels))
@@ -204,13 +232,13 @@ def small_llm(kind: str, **settings: Any) -> Any:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gpt_neox"])
 def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> None:
     llm = small_llm(kind)
-    packer = Packer.of(llm)
+    packer = Packer.try_packing(llm)
     assert packer
     is_real = torch.arange(9) < torch.tensor([4, 9, 1])[:, None]
     embeddings = torch.randn(3, 9, 32, requires_grad=True)
     asked, wanted = torch.tensor([3, 6, 12, 13]), torch.randn(4, 32)
     padded = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[is_real][asked]
-    packed = packer.hidden_states(embeddings[is_real], Packing.of(is_real), asked)
+    packed = packer.hidden_states(embeddings[is_real], Packing.from_mask(is_real), asked)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     expected, found = (torch.autograd.grad((hidden * wanted).sum(), embeddings)[0] for hidden in (padded, packed))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -223,7 +251,7 @@ def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> 
 def test_an_llm_with_another_attention_is_trained_on_padded_rows(kind: str, settings: dict[str, Any]) -> None:
     llm = small_llm(kind, **settings)
     before = llm.config._attn_implementation
-    assert Packer.of(llm) is None
+    assert Packer.try_packing(llm) is None
     assert llm.config._attn_implementation == before
 
 

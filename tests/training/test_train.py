@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.train import train
 from tiny import picture_file

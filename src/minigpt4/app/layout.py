@@ -27,8 +27,6 @@ EXAMPLES = (
 DRAFT_QUESTION = EXAMPLES[1][2]
 #: The decoding of the paper's demo: temperature, top-p, repetition penalty, beams, longest answer.
 PAPER = (1.0, 0.9, 1.05, 1, 300)
-#: Files of pictures are deleted when they are so old.
-KEPT_SECONDS = 7200
 
 
 class Layout:
@@ -36,7 +34,7 @@ class Layout:
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
-        with gr.Blocks(title="MiniGPT-4", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as self.blocks:
+        with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as self.blocks:
             gr.HTML(
                 "<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them. "
                 'Ask about a picture.</p><button id="theme" type="button">Dark or light</button></header>'

@@ -28,7 +28,7 @@ from minigpt4.generation.engine import no_features
 from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

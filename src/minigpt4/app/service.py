@@ -26,7 +26,7 @@ from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 #: Below this a temperature takes the likeliest token anyway, and dividing by it overflows.
 COLD = 1e-3

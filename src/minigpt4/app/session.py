@@ -60,7 +60,7 @@ class Models:
             return self._loaded[name]
         with self._lock:  # transformers cannot be imported by two threads at once
             from minigpt4.app.scheduler import Scheduler
-            from minigpt4.model.alignment import MiniGPT4
+            from minigpt4.minigpt4 import MiniGPT4
 
             if name not in self._loaded:
                 model = MiniGPT4.from_pretrained(self.names[name], **self.loading)

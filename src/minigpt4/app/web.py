@@ -1,25 +1,24 @@
 """The page: chat about pictures in a browser (`minigpt4 web`); here is what happens on it.
 
 Its controls are in `layout.py`, what visitors say and see is kept in `session.py`, what is made of it to be shown in
-`render.py`. Only this file, `layout.py` and `serving.py` know Gradio.
+`render.py`. Only this file, `layout.py`, `serving.py` and `page_gate.py` know Gradio.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import time
+import re
 from collections.abc import Callable, Iterator
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from minigpt4.app import render
-from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, KEPT_SECONDS, PAPER, Layout, model_answer
+from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, PAPER, Layout, model_answer
 from minigpt4.app.session import Models, Visit, Visits, opened
+from minigpt4.app.uploads import Uploads
 from minigpt4.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,16 +42,17 @@ def decoding(temperature: float, top_p: float, penalty: float, beams: float, len
 
 
 class Page(Layout):
-    """The page about `models`. `visits` is who is on it; `folder` holds the pictures that are shown to them."""
+    """The page about `models`. `visits` is who is on it; `uploads` holds their pictures, sent and shown."""
 
-    def __init__(self, models: Models, folder: Path) -> None:
+    def __init__(self, models: Models, uploads: Uploads) -> None:
         super().__init__(list(models.names))
         self.models = models
-        self.folder = folder
+        self.uploads = uploads
         self.visits = Visits(models)
         with self.blocks:
             self._wire()
             self.blocks.unload(self._leave)
+            gr.api(_refuse, api_visibility="private", concurrency_limit=None)
         self.blocks.queue(api_open=False, max_size=256)
 
     # -- what happens when
@@ -63,11 +63,11 @@ class Page(Layout):
             self.save_site, self.word, self.query, self.heat,
         ]  # fmt: skip
         # So many are answered at once, each by a thread that waits for the next piece of its answer: fewer than the
-        # threads that Gradio has, so that what is quick comes at once.
-        model: dict[str, Any] = {
-            "concurrency_limit": 32, "concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private",
-        }  # fmt: skip
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # threads that Gradio has, so that what is quick comes at once. Gradio preprocesses nothing: the gate has
+        # checked the inputs, and Gradio would decode pictures without a limit.
+        common: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+        model: dict[str, Any] = {"concurrency_limit": 32, "concurrency_id": "model", **common}
+        quick: dict[str, Any] = {"concurrency_limit": None, **common}
         self.composer.submit(self._submit, [self.composer, *self.sliders], changed, **model)
         self.composer.stop(self._stop, None, None, **quick)
         self.chatbot.retry(self._retry, self.sliders, changed, **model)
@@ -99,6 +99,23 @@ class Page(Layout):
                 None, None, None, js="() => window.minigpt4.room('Side by side')", api_visibility="private"
             )
 
+    def events(self) -> dict[int, list[Any]]:
+        """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
+        return {
+            number: list(event.inputs)
+            for number, event in self.blocks.fns.items()
+            if event.fn is not None and event.fn not in (self._leave, _refuse)
+        }
+
+    @property
+    def refusal(self) -> int:
+        """The number of the event that fails with the message that is its input."""
+        return next(number for number, event in self.blocks.fns.items() if event.fn is _refuse)
+
+    def awaits(self, session: str) -> bool:
+        """Whether there are answers for this session, or will be."""
+        return session in self.blocks._queue.pending_messages_per_session
+
     def _visit(self, request: gr.Request) -> Visit:
         return self.visits.of(str(request.session_hash))
 
@@ -106,7 +123,7 @@ class Page(Layout):
         self.visits.leave(str(request.session_hash))
 
     def _submit(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
-        yield from self._ask(self._visit(request), message["text"], message["files"], sliders)
+        yield from self._ask(self._visit(request), message["text"], _paths(message), sliders)
 
     def _example(self, number: int) -> Callable[..., Iterator[Update]]:
         name, _, question = EXAMPLES[number]
@@ -153,7 +170,7 @@ class Page(Layout):
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
         if problem is not None:  # nothing that was typed is lost
-            files = [picture if isinstance(picture, str) else self._shown(picture) for picture in pictures]
+            files = [picture if isinstance(picture, str) else self.uploads.show(picture) for picture in pictures]
             composer["value"] = {"text": question, "files": files}
         yield {
             self.chatbot: self._messages(visit),
@@ -190,7 +207,7 @@ class Page(Layout):
         messages: list[dict[str, Any]] = []
         for number, turn in enumerate(visit.turns):
             if not (turn.files and all(map(os.path.exists, turn.files))):  # asked again with every piece of an answer
-                turn.files = [self._shown(picture) for picture in turn.pictures]
+                turn.files = [self.uploads.show(picture) for picture in turn.pictures]
             messages += [
                 {"role": "user", "content": {"path": file, "alt_text": "The picture that you showed"}}
                 for file in turn.files
@@ -204,18 +221,6 @@ class Page(Layout):
     def _owners(self, visit: Visit) -> list[int]:
         """For each of the chat's messages the number of its turn."""
         return [number for number, turn in enumerate(visit.turns) for _ in range(len(turn.pictures) + 2)]
-
-    def _shown(self, picture: Any) -> str:
-        """A file of the picture for the chat, made by us from its pixels: what was uploaded is never sent back."""
-        small = picture.copy()
-        small.thumbnail((768, 768))
-        for old in self.folder.iterdir():
-            if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # made again if it is still shown
-                old.unlink(missing_ok=True)
-        path = self.folder / f"{hashlib.sha256(small.tobytes()).hexdigest()[:32]}.png"
-        if not path.exists():
-            small.save(path)
-        return str(path)
 
     def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop.set()
@@ -248,12 +253,14 @@ class Page(Layout):
 
     def _attach(self, sketch: Any, message: Any) -> Update:
         try:
-            return {self.composer: _with(message, self._shown(_drawing(sketch))), self.status: ""}
+            return {self.composer: _with(message, self.uploads.show(_drawing(sketch))), self.status: ""}
         except UserError as error:
             return {self.status: _told(str(error))}
 
     def _photo(self, photo: Any, message: Any) -> Update:
-        return gr.skip() if photo is None else {self.composer: _with(message, self._shown(photo)), self.camera: None}
+        if photo is None:
+            return gr.skip()
+        return {self.composer: _with(message, self.uploads.show(opened(photo["path"]))), self.camera: None}
 
     # -- what the model looked at
 
@@ -267,6 +274,8 @@ class Page(Layout):
 
     def _look_at_word(self, request: gr.Request, place: str) -> Update:
         """`place`: the number of the turn, and that of the word in its answer; a newer answer may be coming."""
+        if not re.fullmatch(r"\d{1,9}\.\d{1,9}", place):
+            return gr.skip()
         turn, word = map(int, place.split("."))
         return self._look(self._visit(request), turn, word, None) | {self.query: None}
 
@@ -322,14 +331,14 @@ class Page(Layout):
         visit = self._visit(request)
         if not visit.turns:
             return gr.skip()
-        files = [self._shown(picture) for picture in visit.pictures[-1:]]
+        files = [self.uploads.show(picture) for picture in visit.pictures[-1:]]
         return {self.duel: {"text": visit.turns[-1].question, "files": files}}
 
     def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         visit = self._visit(request)
         columns = dict(zip(self.models.names, self.columns, strict=True))
         try:
-            pictures = [opened(path) for path in message["files"]]
+            pictures = [opened(path) for path in _paths(message)]
             shown = "".join(f'<img src="{render.data_url(picture, 320)}" alt="The picture">' for picture in pictures)
             yield {
                 self.duel: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
@@ -351,6 +360,10 @@ class Page(Layout):
         }
 
 
+def _refuse(message: str) -> None:
+    raise gr.Error(message, print_exception=False)
+
+
 def _explained(error: Exception) -> str:
     """One line for whoever asked; what is no mistake of theirs goes to the log too."""
     if isinstance(error, UserError):
@@ -363,12 +376,16 @@ def _told(problem: str | None) -> str:
     return f'<p role="alert" class="problem">{escape(problem.rstrip("."))}.</p>' if problem else ""
 
 
+def _paths(message: Any) -> list[str]:
+    return [file["path"] for file in message["files"]]
+
+
 def _drawing(sketch: Any) -> Any:
-    drawing = (sketch or {}).get("composite")
-    if drawing is None or drawing.getextrema()[-1][1] == 0:
+    drawing = opened(sketch["composite"]["path"]) if sketch else None
+    if drawing is None or drawing.convert("L").getextrema()[0] == 255:  # the sheet is white
         raise UserError("The sheet is empty; draw something first")
     return drawing
 
 
 def _with(message: Any, picture: str) -> dict[str, Any]:
-    return {"text": (message or {}).get("text") or "", "files": [*((message or {}).get("files") or []), picture]}
+    return {"text": message["text"], "files": [*_paths(message), picture]}

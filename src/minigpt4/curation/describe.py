@@ -23,7 +23,7 @@ from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class _Local:
     @property
     def model(self) -> MiniGPT4:
         if self._model is None:
-            from minigpt4.model.alignment import MiniGPT4
+            from minigpt4.minigpt4 import MiniGPT4
 
             self._model = MiniGPT4.from_pretrained(self.name)
         return self._model

@@ -26,6 +26,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
+from minigpt4.telling import shown
 from minigpt4.text_failures import foreign_share
 
 logger = logging.getLogger(__name__)
@@ -229,8 +230,8 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path, examples: int
                 key=lambda pair: abs(pair[0] - threshold),
             )[:examples]
             for value, item in near:
-                text = " ".join(item.text.split()).replace("<", "&lt;")
-                lines.append(f"- {title} ({value:.3g}), {item.picture.name}: {text}")
+                line = f"- {title} ({value:.3g}), {item.picture.name}: {' '.join(item.text.split())}"
+                lines.append(shown(line).replace("<", "&lt;"))
         lines.append("")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)

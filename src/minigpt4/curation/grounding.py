@@ -34,7 +34,7 @@ from minigpt4.prompts.templates import Message
 from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def ground(
     `others` pictures of the project, drawn for each picture from `seed`, take its place. Raises UserError for fewer
     than two pictures, KeyboardInterrupt after Ctrl-C; what is scored is recorded.
     """
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)

@@ -57,7 +57,10 @@ class Picture:
 
     def read(self) -> bytes:
         """The file's bytes. Raises UserError if it vanished or is another one than the picture that was added."""
-        data = read_image(self.path)
+        try:
+            data = read_image(self.path)
+        except UserError as error:
+            raise UserError(f"{error}; the picture that was added is gone") from None
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise UserError(f"{self.path}: the picture was changed since it was added")
         return data

@@ -117,7 +117,7 @@ def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
 def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Item], count: int) -> np.ndarray:
     if count < 2 or model is None:
         return np.zeros(len(items), dtype=int)
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     features = Features(MiniGPT4.from_pretrained(model), [item.picture for item in items])
     gone = [item.picture.name for item in items if not features.has(item.picture.name)]

@@ -89,18 +89,21 @@ def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tu
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            read_line(file)  # the one that starts before
+            read_line(file, end)  # the one that starts before
         number = 0
-        while file.tell() < end and (line := read_line(file)):
+        while file.tell() < end and (line := read_line(file, end)):
             number += 1
             if line.strip():
                 yield number, line
 
 
-def read_line(file: IO[AnyStr]) -> AnyStr:
-    """The next line. Of one that is longer than LARGEST_RECORD only the start is in memory, and returned."""
+def read_line(file: IO[AnyStr], end: float = math.inf) -> AnyStr:
+    """The next line. Of one that is longer than LARGEST_RECORD only the start is in memory, and returned.
+
+    Such a line is not followed further than to the place `end`.
+    """
     line = part = file.readline(LARGEST_RECORD + 1)
-    while len(part) > LARGEST_RECORD and part[-1:] not in ("\n", "\r", b"\n"):
+    while len(part) > LARGEST_RECORD and part[-1:] not in ("\n", "\r", b"\n") and file.tell() < end:
         part = file.readline(LARGEST_RECORD + 1)
     return line
 
@@ -263,7 +266,7 @@ def _group_rows(file: Any, group: int, names: list[str]) -> Iterator[dict[str, A
         yield from repeat(UNPACKS, part.num_rows)
         return
     largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
-    for batch in file.iter_batches(max(1, min(64, 2**28 // max(largest, 1))), row_groups=[group], columns=names):
+    for batch in file.iter_batches(max(1, min(64, 2**26 // max(largest, 1))), row_groups=[group], columns=names):
         for row in (batch.slice(i, 1) for i in range(batch.num_rows)):
             yield row.to_pylist()[0] if row.nbytes <= LARGEST_IMAGE + LARGEST_RECORD else TOO_LARGE
 

@@ -24,7 +24,7 @@ from minigpt4.images import open_image, read_image
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
 #: How BLIP-2 is asked, as its authors do.
@@ -169,7 +169,7 @@ class LocalAnswerer(Answerer):
     @property
     def model(self) -> MiniGPT4:
         if self._model is None:
-            from minigpt4.model.alignment import MiniGPT4
+            from minigpt4.minigpt4 import MiniGPT4
 
             how = self.how
             self._model = MiniGPT4.from_pretrained(self.name, dtype=how.dtype, load_in=how.load_in, device=how.device)
@@ -243,7 +243,7 @@ class Blip2Answerer(Answerer):
             from minigpt4.model.precision import Placement
 
             source = sources.resolve(self.name)
-            placement = Placement.of(self.how.dtype, self.how.device, None, None)
+            placement = Placement.resolve(self.how.dtype, self.how.device, None, None)
             try:
                 processor = sources.load(AutoProcessor, source)
                 model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)

@@ -22,7 +22,7 @@ from minigpt4.model.parts import PATCHES_PER_TOKEN
 if TYPE_CHECKING:
     from PIL import Image
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 
 def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
@@ -37,7 +37,7 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
     return found
 
 
-def token_influence(model: MiniGPT4, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
+def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
     """How much each image token sways the choice of the tokens `ids[start:end]`: (pictures, q), sum 1.
 
     The length of the gradient of their log-probability at each image token. It asks for no layer: the pocket LLM's
@@ -60,7 +60,7 @@ def token_influence(model: MiniGPT4, ids: Sequence[int], features: Tensor, start
 
 
 @torch.no_grad()
-def patch_attention(model: MiniGPT4, images: Sequence[str | bytes | Image.Image]) -> Tensor:
+def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Image]) -> Tensor:
     """Where each image token comes from: (n, q, rows, columns), each sums to 1.
 
     The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.

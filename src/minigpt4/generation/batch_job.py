@@ -28,7 +28,7 @@ from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class _Pictures:
 
 
 def run(
-    load_model: Callable[[], MiniGPT4],
+    load_model: Callable[[], AlignedModel],
     tasks: Sequence[Task],
     out: str | Path,
     *,
@@ -205,7 +205,7 @@ class _Line:
     tokens: int | None
 
 
-def _answer(model: MiniGPT4, batch: Sequence[Task], settings: dict[str, Any]) -> list[_Line]:
+def _answer(model: AlignedModel, batch: Sequence[Task], settings: dict[str, Any]) -> list[_Line]:
     pictures, errors = {}, {}
     for i, task in enumerate(batch):
         try:

@@ -28,11 +28,11 @@ from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.generation.stopping import Answer, AnswerReader, StopString, end_tokens, read_answer
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 
 def decode(
-    model: MiniGPT4,
+    model: AlignedModel,
     ids: Sequence[Sequence[int]],
     features: Sequence[Tensor],
     decoding: Decoding,
@@ -68,7 +68,7 @@ def decode(
 
 
 def decode_stream(
-    model: MiniGPT4,
+    model: AlignedModel,
     ids: Sequence[int],
     features: Tensor,
     decoding: Decoding,
@@ -105,7 +105,7 @@ def decode_stream(
 
 @torch.no_grad()
 def _beam_search(
-    model: MiniGPT4,
+    model: AlignedModel,
     ids: Sequence[Sequence[int]],
     features: Sequence[Tensor],
     decoding: Decoding,
@@ -226,7 +226,7 @@ class Row:
 class ContinuousBatch:
     """The rows that `model` is answering. In float32 each gets the tokens that it would get alone."""
 
-    def __init__(self, model: MiniGPT4) -> None:
+    def __init__(self, model: AlignedModel) -> None:
         self.model = model
         self.rows: list[Row] = []
         self._cache = DynamicCache()  # of all rows, each standing at the right end

@@ -29,7 +29,7 @@ from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 
 class Chat:
@@ -41,7 +41,7 @@ class Chat:
 
     def __init__(
         self,
-        model: MiniGPT4,
+        model: AlignedModel,
         template: str | Template | None = None,
         streaming: Callable[..., Generator[str, None, Answer]] | None = None,
     ) -> None:

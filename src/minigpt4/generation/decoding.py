@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLog
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Decoding:
         return [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
 
 
-def room_for_answer(model: MiniGPT4, prompt: int, decoding: Decoding) -> int:
+def room_for_answer(model: AlignedModel, prompt: int, decoding: Decoding) -> int:
     """How many tokens may follow a prompt of `prompt` tokens. Raises UserError if the LLM cannot read the prompt."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     if limit and prompt >= limit:

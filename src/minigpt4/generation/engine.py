@@ -23,7 +23,7 @@ from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message, Template, get_template
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
 ImageSource = str | Path | bytes | Image.Image
 #: A question, or a conversation that ends with a question.
@@ -31,7 +31,7 @@ Prompt = str | Sequence[Message]
 
 
 def generate(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompts: Prompt | Sequence[Prompt] = (),
     *,
@@ -46,7 +46,7 @@ def generate(
 
 @torch.no_grad()
 def answers(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompts: Prompt | Sequence[Prompt] = (),
     *,
@@ -84,7 +84,7 @@ def answers(
 
 
 def stream(
-    model: MiniGPT4,
+    model: AlignedModel,
     images: Any = None,
     prompt: Prompt = "",
     *,
@@ -145,7 +145,7 @@ def _pictures(images: Any, count: int) -> list[list[ImageSource]]:
 
 
 def encode_pictures(
-    model: MiniGPT4, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
+    model: AlignedModel, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
 ) -> list[Tensor]:
     """For each prompt the features `(pictures, q, d_qformer)` of its pictures.
 
@@ -176,7 +176,7 @@ def content_key(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def no_features(model: MiniGPT4) -> Tensor:
+def no_features(model: AlignedModel) -> Tensor:
     """The features (0, q, d_qformer) of no picture."""
     width = model.blip2.config.qformer_config.hidden_size
     return torch.zeros((0, model.num_query_tokens, width), dtype=model.dtype, device=model.device)

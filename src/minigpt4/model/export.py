@@ -1,119 +1,189 @@
-"""The model as one whole Hugging Face directory, which plain transformers loads and which answers the same.
+"""Write a whole Hugging Face directory that plain transformers loads and that answers the same.
 
-Writes and reads that directory. What our own code does when it builds prompts is written down there in transformers'
-terms: a chat template that puts `<image>` placeholders where the images stand, and a generation config that stops
-where the template says. Knows nothing about how the parts were found or trained.
+Its settings say in transformers' terms what this package's code does: a chat template puts `<image>` where an image
+stands, and a generation config stops where the template says. Weights come from a loaded model or, a few tensors at a
+time, from files (`on_disk.py`).
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer, GenerationConfig, LlavaProcessor
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from torch import Tensor
+from transformers import GenerationConfig, LlavaProcessor
+from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
+from minigpt4.files import new_directory
 from minigpt4.model import parts, sources
-from minigpt4.model.precision import Placement
+from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.loading import write_record, write_tensors
+from minigpt4.model.lora import Trained
+from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
-from minigpt4.prompts.templates import IMAGE_MARK, Template
-
-if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+from minigpt4.prompts.jinja import jinja_template
+from minigpt4.prompts.templates import IMAGE_TOKEN, Template
 
 ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
-#: Key of the template's stop string in generation_config.json, for our plugin for vLLM. It is not `stop_strings`, for
-#: with that transformers' `generate` refuses to run without a tokenizer; what stops that is `_biases`.
+#: Key of the template's stop string in generation_config.json, for our vLLM plugin. It is not `stop_strings`, since
+#: with that transformers' `generate` refuses to run without a tokenizer; transformers stops by `_biases`.
 STOP_STRING = "stop_string"
-#: Added to a logit, it decides: more than any difference of logits, and finite, as JSON demands.
+#: A bias on a logit that outweighs any difference of logits, and is finite, as JSON demands.
 SURELY = 10_000.0
-#: Ways to write a stop string that are looked for, the shortest first: each is compared at every new token.
+#: How many tokenizations of a stop string are looked for, the shortest first: each is compared at every new token.
 SPELLINGS = 32
+#: Bytes of a shard.
+SHARD_SIZE = 2 * 10**9
+#: Tensors by name, each read when it is written.
+Unread = Mapping[str, Callable[[], Tensor]]
 
 
-def write_export(model: MiniGPT4, directory: Path) -> None:
-    """Write weights (in their present dtype), configurations, processor and tokenizer to an empty `directory`."""
-    with sources.bars_if_long(model.blip2.get_memory_footprint()):
-        model.blip2.save_pretrained(directory)
-    write_settings(model, directory)
+def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
+    """Write a loaded model as an export: see `MiniGPT4.export`."""
+    if model.placement and (model.placement.load_in or model.placement.spread):
+        held = f"load_in={model.placement.load_in!r}" if model.placement.load_in else "device='auto'"
+        raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
+    blip2, origin = model.blip2, model.origin
+    merged = model.lora.merged() if model.lora else nullcontext()
+    if model.trained.qformer:  # its features are not those of the original Q-Former
+        origin = replace(origin, vision_fingerprint=model.trained_vision())
+    with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
+        # Of tied weights only the first has a name here.
+        once = {name for name, _ in (*blip2.named_parameters(), *blip2.named_buffers())}
+        state = {name: tensor for name, tensor in blip2.state_dict().items() if name in once}
+        state = revert_weight_conversion(blip2, state)
+        for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
+            part.config.dtype = part.dtype
+        write_export(model, new, {name: partial(state.__getitem__, name) for name in state}, origin)
 
 
-def write_settings(model: MiniGPT4, directory: Path) -> None:
-    """Write all of an export but its weights: configurations, processor and tokenizer."""
+def write_export(
+    model: AlignedModel,
+    directory: Path,
+    tensors: Unread,
+    origin: Origin,
+    *,
+    shard_size: int = SHARD_SIZE,
+    dtype: torch.dtype | None = None,
+    release: Callable[[], None] = lambda: None,
+) -> None:
+    """Write `tensors`, by their names in `model.blip2`, and the settings of `model` to an empty `directory`.
+
+    The weights in `model` are not used, so they may be on the meta device. Tensors keep their dtype unless `dtype` is
+    given; `release` is called after each shard. transformers has no model for the variants without a Q-Former or with
+    several projection layers, so they are written as an alignment with its parts beside it, in `vision` and `llm`.
+    `origin` is recorded; if it lacks the fingerprint of the LLM, that of the written LLM is added.
+    """
+    write = partial(_write_shards, capacity=shard_size, dtype=dtype, release=release)
+    if _is_whole(model):
+        write(directory, tensors)
+        _write_settings(model, directory)
+        if not origin.llm_fingerprint:
+            llm = sources.fingerprint(sources.Checkpoint(directory, parts.LLM_PREFIX))
+            origin = replace(origin, llm_fingerprint=llm)
+    else:
+        alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
+        write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
+        write(directory / "llm", _named(tensors, parts.LLM_PREFIX, parts.LLM_PREFIX))
+        projection = _named(tensors, "language_projection.", "language_projection.")
+        write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
+        _write_parts_settings(model, directory)
+        origin = parts_inside(directory, model.has_qformer)
+    write_record(model, directory, origin, Trained(model.trained.projection_layers))
+
+
+def _is_whole(model: AlignedModel) -> bool:
+    return model.has_qformer and model.trained.projection_layers == 1
+
+
+def _named(tensors: Unread, prefixes: str | tuple[str, ...], removed: str) -> Unread:
+    return {name.removeprefix(removed): read for name, read in tensors.items() if name.startswith(prefixes)}
+
+
+def _write_shards(
+    directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None, release: Callable[[], None]
+) -> None:
+    """Write a checkpoint in Hugging Face's layout, each shard as soon as it holds `capacity` bytes."""
+    directory.mkdir(exist_ok=True)
+    pending: dict[str, Tensor] = {}
+    shards: list[list[str]] = []
+    total = 0
+    for i, (name, read) in enumerate(tensors.items()):
+        tensor = read()
+        pending[name] = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        size = sum(held.nbytes for held in pending.values())
+        if size >= capacity or i == len(tensors) - 1:
+            save_file(pending, directory / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+            shards.append(list(pending))
+            total += size
+            pending = {}
+            release()
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        numbered = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        filename = numbered if len(shards) > 1 else "model.safetensors"
+        (directory / f"shard-{i}.safetensors").rename(directory / filename)
+        weight_map |= dict.fromkeys(names, filename)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_settings(model: AlignedModel, directory: Path) -> None:
+    """Write configurations, processor and tokenizer."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
     biases = _biases(tokenizer, model.template, model.image_token_id, ends)
     blip2.config.save_pretrained(directory)
     _edit_json(directory / "config.json", ends, biases)
     GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[model.image_token_id],
-        sequence_bias=biases,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[model.image_token_id], sequence_bias=biases,
         renormalize_logits=True,  # else beams are ranked as if `<image>` had a share of the probability
-        # The released demo's. Its repetition penalty is left out, for vLLM would apply it to greedy answers too.
-        max_new_tokens=300,
-        do_sample=True,
-        temperature=1.0,
-        top_p=0.9,
+        # The released demo's, without its repetition penalty, which vLLM would apply to greedy answers too.
+        max_new_tokens=300, do_sample=True, temperature=1.0, top_p=0.9,
         **{STOP_STRING: model.template.stop},
-    ).save_pretrained(directory)
-    # BLIP-2's own processor knows no chat template and puts every image before the text. LLaVA's puts them where
-    # `<image>` stands, as one token for each patch and some more: here one patch, and the other query tokens.
+    ).save_pretrained(directory)  # fmt: skip
+    # BLIP-2's own processor has no chat template and puts every image before the text. LLaVA's puts them where
+    # `<image>` stands: a token for each patch and additional ones. Here one patch, and the other image tokens.
     processor = LlavaProcessor(
-        model.image_processor,
-        tokenizer,
-        patch_size=blip2.config.vision_config.image_size,
-        num_additional_image_tokens=model.num_query_tokens - 1,
-        vision_feature_select_strategy="full",
+        model.image_processor, tokenizer, patch_size=blip2.config.vision_config.image_size,
+        num_additional_image_tokens=model.num_query_tokens - 1, vision_feature_select_strategy="full",
         chat_template=jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut),
-        image_token=parts.IMAGE_TOKEN,
-    )
+        image_token=IMAGE_TOKEN,
+    )  # fmt: skip
     processor.save_pretrained(directory)
     if cut:
         _keep_cutting(directory)
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
 
 
-def write_parts(model: MiniGPT4, directory: Path) -> None:
-    """Write the frozen parts of a variant that transformers has no model for as two directories, `vision` and `llm`.
-
-    `vision` holds the tower as a Blip2VisionModel or, where there is a Q-Former, a BLIP-2's vision side.
-    """
-    blip2 = model.blip2
-    with sources.bars_if_long(blip2.get_memory_footprint()):
-        if model.has_qformer:
-            (directory / "vision").mkdir()
-            names = [key for key in blip2.state_dict() if key.startswith(parts.VISION_PREFIXES)]
-            tensors = {name: blip2.state_dict()[name].cpu().contiguous() for name in names}
-            save_file(tensors, directory / "vision" / "model.safetensors", metadata={"format": "pt"})
-        else:
-            blip2.vision_model.save_pretrained(directory / "vision")
-        blip2.language_model.save_pretrained(directory / "llm")
-    write_parts_settings(model, directory)
-    if model.has_qformer:  # over the tower's own
+def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
+    """Write the settings of `vision` (a Blip2VisionModel, or the vision side of a BLIP-2) and of `llm`."""
+    blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
+    llm, vision = blip2.language_model, blip2.vision_model
+    if model.has_qformer:
         config = {
             "model_type": "blip-2",
             "num_query_tokens": model.num_query_tokens,
-            "vision_config": blip2.config.vision_config.to_dict(),
+            "vision_config": vision.config.to_dict(),
             "qformer_config": blip2.config.qformer_config.to_dict(),
         }
         (directory / "vision" / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
-
-
-def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
-    """Write all of these two but their weights: configurations, image processor, tokenizer, generation config."""
-    llm, (tokenizer, cut) = model.blip2.language_model, _exported_tokenizer(model)
-    tower = model.blip2.vision_model
-    tower.config.architectures = [type(tower).__name__]
-    tower.config.save_pretrained(directory / "vision")
+    else:
+        vision.config.architectures = [type(vision).__name__]
+        vision.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
     llm.config.architectures = [type(llm).__name__]
     llm.config.save_pretrained(directory / "llm")
@@ -128,10 +198,10 @@ def write_parts_settings(model: MiniGPT4, directory: Path) -> None:
         _keep_cutting(directory / "llm")
 
 
-def _exported_tokenizer(model: MiniGPT4) -> tuple[Any, str]:
-    """A copy of the tokenizer that gives a prompt, tokenised whole, the ids that `prompts.encode` gives its pieces.
+def _exported_tokenizer(model: AlignedModel) -> tuple[Any, str]:
+    """A copy of the tokenizer that gives a whole prompt the ids that `prompts.encode` gives its pieces.
 
-    With it, what its chat template has to put where it cuts: `CUT`, or nothing.
+    Also what its chat template must write where the tokenizer cuts: `CUT`, or "".
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     if model.template.stop in tokenizer.get_vocab() and not puts_space_first(tokenizer):
@@ -142,122 +212,31 @@ def _exported_tokenizer(model: MiniGPT4) -> tuple[Any, str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and getattr(backend.pre_tokenizer, "prepend_scheme", "never") != "never":
         backend.pre_tokenizer.prepend_scheme = "always"  # the space after special tokens, as the original has it
-        tokenizer.legacy = True  # under this name some tokenizers write it down
+        tokenizer.legacy = True  # some tokenizers save it under this name
         tokenizer.init_kwargs["legacy"] = True
     return tokenizer, _cut_pieces(tokenizer)
 
 
-def read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any]:
-    """(BLIP-2 model where `placement` says, tokenizer, image processor) of an export."""
-    try:
-        with sources.bars_if_long(sources.Checkpoint(source).size()):
-            blip2 = parts.load_whole(source, placement)
-        tokenizer = sources.load(AutoTokenizer, source)
-        return blip2, tokenizer, sources.load(BlipImageProcessorPil, source)
-    except UserError:
-        raise
-    except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
-        raise UserError(
-            f"{source}: this export cannot be read ({sources.first_line(error)}); export it again"
-        ) from None
-
-
-def jinja_template(template: Template, bos_token: str | None, control: Collection[str] = (), cut: str = "") -> str:
-    """The chat template that renders messages in transformers' form exactly as `Template.prompt` does.
-
-    Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
-    A space replaces all that texts spell out of `control`, `<image>`, the stop string and, but for system texts, the
-    template's tags, as in `prompts.encode.plain_message`.
-    `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own.
-    """
-    before, between, after = template.user_parts
-    image = template.image.rstrip(" ").replace(IMAGE_MARK, parts.IMAGE_TOKEN)
-    gap = template.image[len(template.image.rstrip(" ")) :]
-    values = {
-        "bos": bos_token or "",
-        "stop": template.stop,
-        "system": template.system,
-        "system_end": template.system_end,
-        "before": before,
-        "between": between,
-        "after": after,
-        "image": image,
-        "gap": gap,
-        "before_answer": template.before_answer,
-        "after_answer": template.after_answer,
-        "cut": cut,
-        "control": sorted({*control, parts.IMAGE_TOKEN, template.stop} - {""}, key=lambda token: (-len(token), token)),
-        "tags": template.tags,
-    }
-    settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
-    return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
-
-
-# The chat, in Jinja.
-_CHAT_TO_USER = """\
-{%- macro words(content, forbidden=tags) -%}
-  {%- set texts = [content] -%}
-  {%- if content is not string -%}
-    {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
-  {%- endif -%}
-  {%- set said = namespace(text=texts | join) -%}
-  {%- for token in control + forbidden -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
-  {{- said.text -}}
-{%- endmacro -%}
-{{- bos -}}
-{%- if messages[0].role == "system" -%}{{ words(messages[0].content, []) }}{%- else -%}{{ system }}{%- endif -%}
-{{- system_end -}}
-{%- for message in messages -%}
-  {%- if message.role == "user" -%}
-    {{- before -}}
-"""
-_CHAT_AFTER_USER = """\
-    {{- after -}}
-  {%- elif message.role == "assistant" -%}
-    {{- before_answer -}}{{- cut -}}{{- words(message.content) -}}{{- cut -}}{{- after_answer -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
-"""
-_IMAGES_FIRST = """\
-    {%- if message.content is not string -%}
-      {%- for part in message.content if part.type == "image" -%}{{ image }}{{ gap }}{%- endfor -%}
-    {%- endif -%}
-    {{- between -}}{{- words(message.content) -}}
-"""
-_IMAGES_IN_PLACE = """\
-    {%- if message.content is string -%}{{ words(message.content) }}
-    {%- else -%}
-      {%- set said = namespace(text=false) -%}
-      {%- for part in message.content -%}
-        {%- if part.type == "image" -%}{{ image }}{%- if not said.text -%}{{ gap }}{%- endif -%}
-        {%- elif part.type == "text" -%}{{ words([part]) }}{%- set said.text = true -%}
-        {%- endif -%}
-      {%- endfor -%}
-    {%- endif -%}
-"""
-
-
 def _cut_pieces(tokenizer: Any) -> str:
-    """Make `tokenizer` cut texts at `CUT`, and return that; or return "" if it is not to cut, or nobody can make it."""
+    """Make `tokenizer` cut texts at `CUT` and return `CUT`; return "" if it need not or cannot cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or puts_space_first(tokenizer):  # `encode_chat` tokenises those conversations whole
         return ""
-    if CUT not in backend.to_str():  # else it comes from an export
+    if CUT not in backend.to_str():  # an export's tokenizer cuts already
         cut, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
         backend.pre_tokenizer = cut if own is None else pre_tokenizers.Sequence([cut, own])
     return CUT
 
 
 def _keep_cutting(directory: Path) -> None:
-    """Name no class for the tokenizer: its own would build its own pre-tokenizer, whatever tokenizer.json says."""
+    """Name a general tokenizer class: the original class would ignore the pre-tokenizer in tokenizer.json."""
     path = directory / "tokenizer_config.json"
     settings = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"}
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
-    """The LLM's own end tokens, and those tokens that are the template's stop string."""
+    """The LLM's own end tokens, and tokens that are the whole stop string of the template."""
     own = llm.generation_config.eos_token_id
     ends = [own] if isinstance(own, int) else list(own or [])
     spellings = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (stop, " " + stop))
@@ -266,10 +245,10 @@ def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
 
 
 def _biases(tokenizer: Any, template: Template, image_token_id: int, ends: list[int]) -> list[list[Any]]:
-    """`sequence_bias` for transformers' `generate`: `<image>` never, and EOS surely after the template's stop string.
+    """`sequence_bias` for transformers' `generate`: never `<image>`, and always EOS after the template's stop string.
 
-    The end tokens alone cannot do that where the stop string is cut into several tokens. Those tokens are looked for
-    that hold nothing but a part of it, and of a space before it.
+    End tokens alone cannot stop at a stop string of several tokens. Only tokens that are parts of the stop string count
+    (the first one with or without a space).
     """
     biases: list[list[Any]] = [[[image_token_id], -SURELY]]
     if template.before_answer.rstrip().endswith(template.stop.strip()):  # an answer would end before it begins
@@ -281,7 +260,7 @@ def _biases(tokenizer: Any, template: Template, image_token_id: int, ends: list[
 
 
 def _spellings(vocabulary: Mapping[str, int], text: str, first: bool = False) -> Iterator[list[int]]:
-    """All ways to write `text` in tokens; the `first` one may hold a space before it, in either sort of vocabulary."""
+    """All ways to write `text` in tokens; a space (in either kind of vocabulary) may precede the `first` token."""
     if not text:
         yield []
     for length in range(1, len(text) + 1):
@@ -293,7 +272,7 @@ def _spellings(vocabulary: Mapping[str, int], text: str, first: bool = False) ->
 
 
 def _edit_json(path: Path, ends: list[int], biases: list[list[Any]]) -> None:
-    """Say in config.json what vLLM dispatches on, and what the LLM goes by when it gets no generation config."""
+    """Add to config.json the architecture that vLLM looks for, and settings for `generate` without a config."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [ARCHITECTURE]
     config["text_config"] |= {"eos_token_id": ends, **dict(zip(parts.DECODING, (biases, True), strict=True))}

@@ -41,8 +41,8 @@ from minigpt4.model.sources import (
     read_json,
     resolve,
 )
+from minigpt4.prompts.templates import IMAGE_TOKEN
 
-IMAGE_TOKEN = "<image>"
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
 LLM_PREFIX = "language_model."
 TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own

@@ -16,7 +16,7 @@ from torch import Tensor
 from minigpt4.documents import check
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
-from minigpt4.model.adapters import Trained
+from minigpt4.model.lora import Trained
 from minigpt4.prompts.templates import Template, get_template
 
 FORMAT_VERSION = 1

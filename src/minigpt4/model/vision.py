@@ -1,7 +1,4 @@
-"""The frozen vision side: pictures in, features out. What it gives is cached, so it is loaded without an LLM too.
-
-Knows nothing about the projection, the LLM or texts.
-"""
+"""The frozen vision side: images in, features out. It can be loaded without an LLM, to cache features."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from transformers import LlamaConfig
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model import parts, sources
-from minigpt4.model.adapters import Trained
 from minigpt4.model.graph import make_graph, put_tensors
+from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
 from minigpt4.model.record import ADAPTERS_FILE, Origin, check_origin, load_tensors, read_record
 
@@ -28,11 +25,15 @@ if TYPE_CHECKING:
     from transformers import Blip2ForConditionalGeneration
 
 
-class VisionSide(torch.nn.Module):
-    """Vision tower and Q-Former of a BLIP-2 graph.
+#: Images that are encoded together when features are cached.
+ENCODE_BATCH = 64
 
-    Attributes: `blip2` (the network), `image_processor`, `origin` (the parts it came from), `trained` (what its stages
-    train, the Q-Former perhaps).
+
+class VisionSide(torch.nn.Module):
+    """Vision encoder and Q-Former of a BLIP-2 graph.
+
+    Attributes: `blip2` (the network), `image_processor`, `origin` (where the parts came from), `trained` (what the
+    stages train, which may include the Q-Former).
     """
 
     blip2: Blip2ForConditionalGeneration
@@ -47,25 +48,25 @@ class VisionSide(torch.nn.Module):
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
-        """Pictures -> features (n, num_query_tokens, d_qformer). Raises UserError for one that cannot be read."""
+        """Images -> features (n, num_query_tokens, d_qformer). Raises UserError if one cannot be read."""
         opened = [open_image(image) for image in images]
         return self.encode_pixels(torch.from_numpy(to_pixels(self.image_processor, opened)))
 
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Preprocessed pictures (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
-        return self.ask_queries(self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state)
+        """Preprocessed images (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
+        return self.run_qformer(self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state)
 
-    def ask_queries(self, patches: Tensor) -> Tensor:
-        """The tower's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer), by the Q-Former."""
+    def run_qformer(self, patches: Tensor) -> Tensor:
+        """The vision encoder's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer)."""
         queries = self.blip2.query_tokens.expand(len(patches), -1, -1)
-        seen = patches.float() if queries.dtype is torch.float32 else patches  # one that is trained is in float32
+        seen = patches.float() if queries.dtype is torch.float32 else patches  # a trained one is in float32
         features = self.blip2.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
         return features.to(patches.dtype)
 
     @property
     def num_query_tokens(self) -> int:
-        """How many places an image takes in the LLM's input."""
+        """Image tokens of an image in the LLM's input."""
         return self.blip2.config.num_query_tokens
 
     @property
@@ -74,30 +75,30 @@ class VisionSide(torch.nn.Module):
 
     @property
     def vision_fingerprint(self) -> str:
-        """Changes when the weights of the vision side do: the key under which its outputs may be cached."""
+        """Changes when the weights of the vision side do: the key for cached features."""
         return self._trained_vision or self.origin.vision_fingerprint
 
     def adapter_names(self) -> list[str]:
-        """Names of the parameters that this variant trains beside the projection."""
+        """Names of the parameters that this variant trains in addition to the projection."""
         prefixes = ("blip2.qformer.", "blip2.query_tokens") if self.trained.qformer else ()
         return [name for name, _ in self.named_parameters() if name.startswith(("lora.", *prefixes))]
 
     def put_adapters(self, tensors: Mapping[str, Tensor], name: str) -> None:
-        """Put a trained Q-Former or LoRA matrices in their places, in the dtype that the places have.
+        """Load a trained Q-Former or LoRA matrices, in the model's dtypes.
 
         Raises UserError if they do not fit; `name` is the alignment's.
         """
-        places = {key: self.get_parameter(key) for key in self.adapter_names()}
-        if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in places.items()}:
+        parameters = {key: self.get_parameter(key) for key in self.adapter_names()}
+        if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in parameters.items()}:
             raise UserError(f"{name}: {ADAPTERS_FILE} does not fit the parts that it names; train the alignment again")
         with torch.no_grad():
-            for key, place in places.items():
-                place.copy_(tensors[key])
+            for key, parameter in parameters.items():
+                parameter.copy_(tensors[key])
         if self.trained.qformer:
             self._trained_vision = self.trained_vision()
 
     def trained_vision(self) -> str:
-        """The fingerprint of a vision side whose Q-Former was trained, under which its features may be cached."""
+        """The fingerprint of a vision side whose Q-Former was trained."""
         mark = hashlib.sha256(self.origin.vision_fingerprint.encode())
         tensors = {name: self.get_parameter(name).detach().cpu() for name in self.adapter_names()}
         vision = {name: t for name, t in tensors.items() if name.startswith("blip2.")}
@@ -108,19 +109,19 @@ class VisionSide(torch.nn.Module):
 def load_vision_side(
     name_or_path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
 ) -> VisionSide:
-    """The vision side of an alignment, a pocket name or an export, without reading the LLM.
+    """The vision side of an alignment or an export, without reading the LLM.
 
-    It gives the features, and has the fingerprint, of `MiniGPT4.from_pretrained` with these arguments. Raises UserError
-    if anything of it is missing, broken, or does not fit together.
+    Its features and fingerprint are those of `MiniGPT4.from_pretrained` with these arguments. Raises UserError if
+    anything is missing, broken, or does not fit together.
     """
     source = sources.resolve(name_or_path)
     origin, _, _, qformer, trained = read_record(source)
-    placement = Placement.of(dtype, device)
+    placement = Placement.resolve(dtype, device)
     whole = sources.find_file(source, "config.json") is not None  # an export holds the parts itself
     vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, qformer)
     if not whole:
         check_origin(str(name_or_path), origin, replace(origin, vision_fingerprint=vision.fingerprint))
-    # Transformers makes the graph with an LLM: with the smallest, on the meta device, which is taken out again.
+    # transformers makes the graph with an LLM: a tiny one on the meta device, which is removed again.
     no_llm = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     blip2 = make_graph(vision, no_llm, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)

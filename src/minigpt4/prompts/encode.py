@@ -1,11 +1,8 @@
-"""From text with image marks to token ids with image placeholders.
+"""From text with image marks to token ids; an image is `num_query_tokens` placeholders in a row.
 
-Knows nothing about models or images: an image is `num_query_tokens` placeholders in a row. Every piece between two
-marks is tokenised on its own, as in the original implementation.
-
-Sentencepiece tokenizers (Llama's, Vicuna's, Mistral's) put a space before whatever they are given. The released
-checkpoints were trained on text in which that space stands at the start of each piece and after each special token,
-and nowhere else; so with such a tokenizer the pieces between images are never cut into smaller ones.
+Each piece between two marks is tokenised on its own, as in the original implementation. Sentencepiece tokenizers
+(Llama's, Vicuna's, Mistral's) put a space before every text. In the training text of the released checkpoints it stands
+at the start of each piece and after each special token only, so with these tokenizers pieces are never cut further.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_ma
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Stands in a rendered chat where a piece ends that is tokenised on its own. An exported tokenizer cuts there and
-#: drops it. Unicode reserves this code point for a program's own use: no text holds it.
+#: Marks the end of a piece in a rendered chat; an exported tokenizer cuts there and drops it. Unicode reserves this
+#: code point for internal use, so no text contains it.
 CUT = "\ufdd0"
 
 
@@ -31,9 +28,9 @@ def encode(
 ) -> list[int]:
     """Token ids of `text`, with `num_query_tokens` times `image_token_id` in place of every `<ImageHere>`.
 
-    `bos` puts the tokenizer's BOS (if it has one) before everything; without it `text` goes on from text that was
-    encoded before, so the tokenizer's own space is not put in front. No other special token is added. Special tokens
-    that the text spells out are taken as such: text from outside goes through `plain` first.
+    `bos` puts the tokenizer's BOS (if it has one) first; without `bos`, `text` continues earlier text, so the
+    tokenizer's own space is left out. Special tokens spelled out in the text are encoded as such: text from users must
+    go through `plain` first.
     """
     ids = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
     for i, piece in enumerate(text.split(IMAGE_MARK)):
@@ -44,7 +41,7 @@ def encode(
 
 
 def puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space of its own before a text (sentencepiece's dummy prefix)."""
+    """True if the tokenizer puts a space before every text (sentencepiece's dummy prefix)."""
     first = tokenizer.convert_ids_to_tokens(_ids(tokenizer, "a")[:1])
     return bool(first) and first[0].startswith(("\u2581", "\u0120"))  # sentencepiece's and byte-level BPE's space
 
@@ -52,12 +49,12 @@ def puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, goes_on: bool) -> list[int]:
     if not piece or not puts_space_first(tokenizer):
         return _ids(tokenizer, piece)
-    # Newer tokenizers put the space before the first word only, not after special tokens: hence each stretch alone.
+    # Newer tokenizers put the space before the first word only, not after special tokens: encode stretches alone.
     special = "|".join(re.escape(token) for token in sorted(control_tokens(tokenizer), key=len, reverse=True))
     ids: list[int] = []
     for i, stretch in enumerate(re.split(f"({special})", piece) if special else [piece]):
         if goes_on and i == 0 and stretch:
-            before = "\n"  # a token of its own in every such vocabulary: it takes the space
+            before = "\n"  # takes the space; a token of its own in every such vocabulary
             ids += _ids(tokenizer, before + stretch)[len(_ids(tokenizer, before)) :]
         elif stretch:
             ids += _ids(tokenizer, stretch)
@@ -75,7 +72,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name: str) -> None:
-    """Raises UserError if the tokenizer of the LLM `name` cannot write the template: unknown or missing tokens."""
+    """Raises UserError if the tokenizer of the LLM `name` lacks tokens that the template needs."""
     written = (template.system, template.system_end, template.user, template.assistant, template.image, template.stop)
     for token in re.findall(r"</?s>|<\|\w+\|>", "".join(written)):
         if token not in tokenizer.get_vocab():
@@ -92,9 +89,9 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name:
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
-    """`text` without the spellings of control tokens, nor of the `reserved` strings of a template.
+    """`text` with a space in place of control tokens and the `reserved` strings of a template.
 
-    Each becomes a space, so that nobody can smuggle in the end of a turn, or an image that is not there.
+    Otherwise a text could end a turn, or claim an image that is not there.
     """
     control = control_tokens(tokenizer).union(reserved) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
@@ -102,10 +99,7 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
 
 
 def plain_message(tokenizer: PreTrainedTokenizerBase, template: Template, message: Message) -> Message:
-    """The message as `plain` text: it says nothing that only the template may say.
-
-    In system texts tags may stand (they are of no use there), for the released one speaks of `<Img>` itself.
-    """
+    """The message as `plain` text; tags stay in system texts, as the released one contains a harmless `<Img>`."""
     tags = () if message.role == "system" else template.tags
     return replace(message, text=plain(tokenizer, message.text, template.stop, *tags))
 
@@ -117,11 +111,11 @@ def encode_chat(
     num_query_tokens: int,
     image_token_id: int,
 ) -> list[int]:
-    """Token ids of a whole conversation up to the place where the next answer starts.
+    """Token ids of a whole conversation up to the next answer.
 
-    Each answer is tokenised apart from what stands around it, as it was when it was generated, so the ids equal those
-    that a chat collects in its cache. Only where the tokenizer puts a space before every text (`puts_space_first`) the
-    conversation is tokenised whole, as the original does: there the ids are those that the checkpoints were taught.
+    Each answer is tokenised on its own, as it was generated, so the ids equal those in a chat's KV cache. Only if the
+    tokenizer puts a space before every text (`puts_space_first`), the conversation is tokenised whole, as the original
+    does: these are the ids that the released checkpoints were trained on.
     """
     messages = [plain_message(tokenizer, template, message) for message in messages]
     if puts_space_first(tokenizer):

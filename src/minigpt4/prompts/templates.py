@@ -1,7 +1,7 @@
-"""Chat formats: how a conversation about images becomes the text that an LLM was taught to continue.
+"""Chat formats: how a conversation about images becomes the text that an LLM was trained to continue.
 
-Knows nothing about tokenizers or tensors. The place of an image in a text is the mark `<ImageHere>`; `encode.py`
-turns it into placeholder tokens. Exact strings matter here: they are the protocol of the released checkpoints.
+`<ImageHere>` marks an image in a text; `encode.py` turns it into placeholder tokens. Exact strings matter: they are the
+format of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Literal
 from minigpt4.errors import UserError
 
 IMAGE_MARK = "<ImageHere>"
+IMAGE_TOKEN = "<image>"  # its token in a tokenizer
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation.
 
-    `images` counts the images that belong to it. They stand before the text, unless the text says where with one
-    `<ImageHere>` for each of them.
+    `images` is the number of its images. They stand before the text, unless the text contains one `<ImageHere>` for
+    each of them.
     """
 
     role: Literal["system", "user", "assistant"]
@@ -33,9 +34,8 @@ class Message:
 class Template:
     """One chat format.
 
-    `user` and `assistant` are the turns with `{text}` in them (`{images}` too in the user's), `system` opens every
-    conversation and is followed by `system_end`, `image` is how one image is wrapped, and `stop` is the string that
-    ends an answer.
+    `system` opens every conversation and is followed by `system_end`; `user` and `assistant` are turns with `{text}`
+    (and `{images}`) in them; `image` wraps an image; `stop` is the string that ends an answer.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Template:
     stop: str
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text up to the place where the next answer starts; images are marked `<ImageHere>`.
+        """The text up to the next answer, with `<ImageHere>` for images.
 
-        The first message may be a system message, which replaces the template's own. After that user and assistant
-        take turns, and the user has the last word.
+        The first message may be a system message, which replaces the template's own. Then user and assistant take
+        turns, and the user's turn is the last. Raises UserError otherwise.
         """
         system, turns = self.system, list(messages)
         if turns and turns[0].role == "system":
@@ -64,7 +64,7 @@ class Template:
         return system + self.system_end + "".join(self._turn(message) for message in turns) + self.before_answer
 
     def continuation(self, message: Message) -> str:
-        """What follows an answer (given without its stop string) when the user speaks again.
+        """The text from an answer (without its stop string) to the next answer.
 
         `prompt(first) + answer + continuation(second)` equals `prompt([first, answer, second])`, so a chat that keeps
         its KV cache feeds only this.
@@ -73,25 +73,25 @@ class Template:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What in the format looks like a tag, such as `</Img>` or `[/INST]`: words that only the format may write."""
+        """Tags in the format, like `</Img>` or `[/INST]`, which messages may not contain."""
         written = self.user + self.assistant + self.image.replace(IMAGE_MARK, "")
         return tuple(dict.fromkeys(re.findall(r"</?\w+>|\[/?\w+\]|<\|\w+\|>", written)))
 
     @property
     def user_parts(self) -> tuple[str, str, str]:
-        """What stands before the images of a user's turn, between them and the text, and after the text."""
+        """The text of a user's turn before its images, between images and text, and after the text."""
         before, _, rest = self.user.partition("{images}")
         between, _, after = rest.partition("{text}")
         return before, between, after
 
     @property
     def before_answer(self) -> str:
-        """What an answer follows on."""
+        """The text before an answer."""
         return self.assistant.partition("{text}")[0]
 
     @property
     def after_answer(self) -> str:
-        """What closes an answer."""
+        """The text after an answer."""
         return self.assistant.partition("{text}")[2]
 
     def _turn(self, message: Message) -> str:
@@ -102,7 +102,7 @@ class Template:
         return before + images + between + text + after
 
     def _place_images(self, message: Message) -> tuple[str, str]:
-        """(what stands before the text, the text with its own marks wrapped)."""
+        """(images before the text, the text with its own marks wrapped)."""
         if message.images == 0:
             return "", without_marks(message.text)
         pieces = message.text.split(IMAGE_MARK)
@@ -117,7 +117,7 @@ class Template:
 
 
 def without_marks(text: str) -> str:
-    """`text` with a space for each `<ImageHere>` (nothing in its place could bring two halves of another together)."""
+    """`text` with a space in place of each `<ImageHere>` (removing one could join two halves of another)."""
     return text.replace(IMAGE_MARK, " ")
 
 
@@ -126,51 +126,33 @@ _RELEASED_SYSTEM = (
     "You will be able to see the image once I provide it to you. Please answer my questions."
 )
 
+_TAGGED = f"<Img>{IMAGE_MARK}</Img> "
+
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
         Template(
-            name="vicuna_v0",
-            system=_RELEASED_SYSTEM,
-            system_end="###",
-            user="Human: {images}{text}###",
-            assistant="Assistant: {text}###",
-            image=f"<Img>{IMAGE_MARK}</Img> ",
-            stop="###",
+            name="vicuna_v0", system=_RELEASED_SYSTEM, system_end="###", user="Human: {images}{text}###",
+            assistant="Assistant: {text}###", image=_TAGGED, stop="###",
         ),
         Template(
-            name="llama2",
-            system=_RELEASED_SYSTEM,
-            system_end="",
-            user="<s>[INST] {images}{text}",
-            assistant=" [/INST] {text}",
-            image=f"<Img>{IMAGE_MARK}</Img> ",
-            stop="</s>",
+            name="llama2", system=_RELEASED_SYSTEM, system_end="", user="<s>[INST] {images}{text}",
+            assistant=" [/INST] {text}", image=_TAGGED, stop="</s>",
         ),
         Template(
-            name="pocket",
-            system="",
-            system_end="###",
-            user="Human: {images}{text}###",
-            assistant="Assistant: {text}###",
-            image=f"<Img>{IMAGE_MARK}</Img> ",
-            stop="###",
+            name="pocket", system="", system_end="###", user="Human: {images}{text}###",
+            assistant="Assistant: {text}###", image=_TAGGED, stop="###",
         ),
         Template(
-            name="blip2",
-            system="",
-            system_end="",
-            user="{images}Question: {text} ",
-            assistant="Answer: {text}\n",
-            image=IMAGE_MARK,
-            stop="\n",
+            name="blip2", system="", system_end="", user="{images}Question: {text} ", assistant="Answer: {text}\n",
+            image=IMAGE_MARK, stop="\n",
         ),
     )
-}
+}  # fmt: skip
 
 
 def get_template(template: str | Template) -> Template:
-    """The template of that name, or the one given. Raises UserError for a name that does not exist."""
+    """The template of that name, or the given one. Raises UserError if there is no such name."""
     if isinstance(template, Template):
         return template
     if template not in TEMPLATES:
@@ -186,9 +168,9 @@ def stage1_text(caption: str) -> tuple[str, str]:
 def stage2_text(asked: str | Sequence[Message], description: str, template: Template | None = None) -> tuple[str, str]:
     """(prompt, target) of stage 2: a conversation with an instruction, then the description (paper, section 3.3).
 
-    `asked` is the instruction, or the conversation up to the question. The paper's form is that of templates that stop
-    at `###`, and of none; other templates give their own, without their system text. The space before `###Assistant`
-    is the released training format; in chat there is none.
+    `asked` is the instruction, or the conversation up to the question. Without a template, and for templates that stop
+    at `###`, this is the paper's form; other templates give their own without the system text. The space before
+    `###Assistant` is in the released training format only, not in chat.
     """
     paper = template is None or template.stop == "###"
     if isinstance(asked, str) and paper:

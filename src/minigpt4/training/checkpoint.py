@@ -22,7 +22,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

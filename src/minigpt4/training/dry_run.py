@@ -9,7 +9,7 @@ import psutil
 
 from minigpt4.data.mixture import count_pairs
 from minigpt4.errors import UserError
-from minigpt4.model.plan import Plan, plan
+from minigpt4.memory import Plan, plan
 from minigpt4.model.precision import resolve_device
 from minigpt4.training.checks import check_data, check_output, compute_dtype, mixture, rows_per_process
 from minigpt4.training.recipe import Recipe

@@ -29,6 +29,7 @@ from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image
+from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ENCODE_BATCH = 64
 SHARD_SIZE = 512
 KEY_BYTES = 32
 SORTED_AT = 1 << 16  # recent keys that are worth sorting in

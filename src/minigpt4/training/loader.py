@@ -35,7 +35,7 @@ from minigpt4.training.features import FeatureCache, cache_features, features_fi
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
     from minigpt4.training.distributed import Processes
     from minigpt4.training.recipe import Recipe
 
@@ -186,7 +186,7 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
         return model.encode_pixels(part.pixels)
     with torch.no_grad():
         patches = model.blip2.vision_model(part.pixels.to(model.device)).last_hidden_state
-    return model.ask_queries(patches)
+    return model.run_qformer(patches)
 
 
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:

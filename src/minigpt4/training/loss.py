@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minigpt4.model.packed import LONGEST, Packing
+from minigpt4.model.packing import LONGEST, Packing
 
 if TYPE_CHECKING:
     from minigpt4.data.batches import Batch
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 #: Logits in memory at a time, in float32: so many that the head's products are long, so few that they do not count.
 CHUNK = {"cpu": 2**22, "cuda": 2**28}
@@ -33,7 +33,9 @@ def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
         matters = predicts_target | (inputs == model.image_token_id)
         is_read = matters.flip(1).cumsum(1).flip(1) > 0  # a row is read up to its last prediction
         embeddings = model.embed(inputs[is_read][None], features.to(device))[0]
-        hidden = model.packer.hidden_states(embeddings, Packing.of(is_read), predicts_target[is_read].nonzero()[:, 0])
+        hidden = model.packer.hidden_states(
+            embeddings, Packing.from_mask(is_read), predicts_target[is_read].nonzero()[:, 0]
+        )
     else:
         hidden = model.hidden_states(inputs, features.to(device))[predicts_target]
     return head_loss(model, hidden, input_ids[:, 1:][predicts_target])

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from minigpt4.errors import UserError
-from minigpt4.model.eight_bits import EightBitLinear
+from minigpt4.model.quantization import EightBitLinear
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 
 #: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,
@@ -101,7 +101,7 @@ def operations(model: MiniGPT4, tokens: float, targets: float, pictures: float) 
     blip2 = model.blip2
     head = blip2.language_model.get_output_embeddings().weight.numel()
     body = _weights(blip2.language_model.base_model) - blip2.language_model.get_input_embeddings().weight.numel()
-    at_targets = sum(map(_weights, model.packer.at_asked)) if model.packer else 0
+    at_targets = sum(map(_weights, model.packer.last_layer_modules)) if model.packer else 0
     work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
     if pictures:
         vision = blip2.config.vision_config

@@ -22,11 +22,10 @@ import torch
 from minigpt4.data.mixture import judge
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4, set_trainable
-from minigpt4.model.eight_bits import hold_in
-from minigpt4.model.precision import check_load_in, free_large_tensors_at_once, keep_freed_memory
-from minigpt4.model.start import carry_projection, fit_to_words, start_among_words
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
+from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checkpoint import Checkpoints, Position
@@ -34,6 +33,7 @@ from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, digest
 from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
+from minigpt4.training.malloc import free_large_tensors_at_once, keep_freed_memory
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import Metrics, draw_curves, write_summary
 from minigpt4.training.speed import make_fast
@@ -79,7 +79,7 @@ def load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     if recipe.vision_load_in:
-        hold_in(recipe.vision_load_in, model.blip2.vision_model)
+        quantize_linears(recipe.vision_load_in, model.blip2.vision_model)
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
         processes.shard(model.blip2.language_model)

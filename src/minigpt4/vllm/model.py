@@ -21,7 +21,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 
-from minigpt4.model.parts import IMAGE_TOKEN
+from minigpt4.prompts.templates import IMAGE_TOKEN
 
 
 class MiniGPT4ProcessingInfo(Blip2ProcessingInfo):

@@ -37,10 +37,10 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="minigpt4-") as scratch:
         export = sources.resolve(model)
         if not sources.find_file(export, "config.json"):
-            from minigpt4.model import released
+            from minigpt4.model import on_disk
 
             export = Path(scratch) / "export"
-            released.export(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
+            on_disk.export(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
         environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
         import torch
 

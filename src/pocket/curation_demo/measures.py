@@ -158,7 +158,7 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
     import torch
 
     from minigpt4.generation.engine import answers
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     model = MiniGPT4.from_pretrained(aligned)
     rng = random.Random(0)

@@ -31,7 +31,7 @@ from pocket.world import world
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 #: The models of the table: key, name, what it is.
 MODELS = (
@@ -156,7 +156,7 @@ def ask_all(
 
     Pictures go through a vision side once, however many models share it.
     """
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     def load(key: str) -> MiniGPT4:
         if key == "untrained":

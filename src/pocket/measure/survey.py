@@ -21,7 +21,7 @@ from pocket.world import world
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 #: What the projection is never trained on; their mean is the figure that the paper gives as 65 %.
 ABILITIES = ("poem", "story", "recipe", "advertise", "funny", "website", "count", "follow_up")

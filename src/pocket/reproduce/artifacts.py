@@ -30,7 +30,7 @@ from pocket.world.world import SEEDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Workshop:
         return self.directory(arm, seed) / f"answers-{'-'.join(map(str, asked))}.json"
 
     def _ask(self, arm: Arm, seed: int, aligned: str) -> None:
-        from minigpt4.model.alignment import MiniGPT4
+        from minigpt4.minigpt4 import MiniGPT4
 
         survey = self.exam(arm, seed)
         model = MiniGPT4.from_pretrained(aligned)

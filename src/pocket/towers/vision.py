@@ -261,7 +261,7 @@ def build_vision(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2ForConditionalGeneration
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
 
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -324,7 +324,7 @@ def save_vision_side(blip2: Blip2ForConditionalGeneration, captioner: str, work:
     from safetensors.torch import save_file
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.minigpt4 import MiniGPT4
     from minigpt4.model.parts import VISION_PREFIXES
 
     out = work / "vision"

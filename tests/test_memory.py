@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.model.plan import plan
+from minigpt4.memory import plan
 from tiny import tiny_tokenizer, write_shard
 
 
@@ -152,7 +152,7 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(middling: Path) -> dict[str, dict[str, int]]:
     """The plan's memory, made in a process of its own as the command does."""
     made = f"plan({str(middling)!r}, train=True).memory"
-    code = f"import json; from minigpt4.model.plan import plan; print(json.dumps({made}))"
+    code = f"import json; from minigpt4.memory import plan; print(json.dumps({made}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     return json.loads(run.stdout)
 

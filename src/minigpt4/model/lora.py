@@ -1,20 +1,24 @@
-"""What the paper's variants train beside, or in place of, the one linear layer (section 4.4).
-
-Knows nothing about how they are trained or stored.
-"""
+"""LoRA, and which parts each stage of a variant trains (paper, sections 3 and 4.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-#: LoRA stands beside these layers of the LLM's attention; the names of most families.
+from minigpt4.errors import UserError
+from minigpt4.model.quantization import pack_4bit_layers
+
+if TYPE_CHECKING:
+    from minigpt4.model.aligned import AlignedModel
+
+STAGES = (1, 2)
+#: The attention layers of the LLM that get LoRA, by their names in most families.
 LORA_LAYERS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")
 LORA_SCALE = 2.0  # alpha / rank
 
@@ -22,18 +26,37 @@ LORA_SCALE = 2.0  # alpha / rank
 @with_config(extra="forbid")  # what another release trains must not be left out in silence
 @dataclass(frozen=True)
 class Trained:
-    """What the stages train: the projection, of so many linear layers; the Q-Former too; LoRA of that rank too."""
+    """What the stages train: a projection of `projection_layers` linear layers, the Q-Former, LoRA of `lora_rank`."""
 
     projection_layers: Literal[1, 3] = 1
     qformer: bool = False
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
-class LoRA(torch.nn.Module):
-    """Low-rank matrices beside an LLM's frozen attention weights: `y = W x + 2 B A x` (Hu et al., 2021).
+def set_trainable(model: AlignedModel, stage: int) -> list[str]:
+    """Freeze all parameters but those that `stage` trains, and return the names of the trained ones.
 
-    They hang on the LLM's layers by hooks, so its own weights keep their names, may be quantised, and are shared out
-    as ever. `A` is drawn from a seed of its own and `B` is zero: at first the LLM is unchanged.
+    Both stages train the projection only (paper, sections 3.1 and 3.3); variants train more (`model.trained`). Trained
+    parameters become float32, since steps of 1e-4 vanish in bfloat16. Raises UserError if there is no such stage.
+    """
+    if stage not in STAGES:
+        raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, STAGES))}")
+    pack_4bit_layers(model, allowed=False)
+    trained, adapters = [], set(model.adapter_names())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("blip2.language_projection.") or name in adapters)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            trained.append(name)
+    model.stage = stage
+    return trained
+
+
+class LoRA(torch.nn.Module):
+    """Low-rank matrices beside the frozen attention weights of an LLM: `y = W x + 2 B A x` (Hu et al., 2021).
+
+    Hooks add them to the outputs of the LLM's layers, so its own weights keep their names and may be quantized or
+    sharded. `A` is drawn from a fixed seed and `B` starts at zero, so that the LLM is unchanged at first.
     """
 
     def __init__(self, llm: Any, rank: int) -> None:
@@ -51,11 +74,14 @@ class LoRA(torch.nn.Module):
             self.register_parameter(f"{i}_up", torch.nn.Parameter(torch.zeros(layer.out_features, rank, device=device)))
             layer.register_forward_hook(self._hook(i))
 
+    def _matrices(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.get_parameter(f"{i}_down"), self.get_parameter(f"{i}_up")
+
     def _hook(self, i: int) -> Any:
         def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._off:
                 return output
-            down, up = self.get_parameter(f"{i}_down"), self.get_parameter(f"{i}_up")
+            down, up = self._matrices(i)
             x = inputs[0]
             return output + LORA_SCALE * ((x @ down.to(x).T) @ up.to(x).T).to(output)
 
@@ -63,12 +89,12 @@ class LoRA(torch.nn.Module):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """The LLM's own weights hold the sum while the block runs, as an export needs them."""
+        """Add the matrices to the LLM's own weights while the block runs, as an export needs them."""
         kept = {name: layer.weight.data for name, layer in self._layers.items()}
         try:
             self._off = True
             for i, layer in enumerate(self._layers.values()):
-                down, up = self.get_parameter(f"{i}_down"), self.get_parameter(f"{i}_up")
+                down, up = self._matrices(i)
                 with torch.no_grad():
                     layer.weight.data = (layer.weight.float() + LORA_SCALE * up @ down).to(layer.weight)
             yield

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, T5Config
 
 from minigpt4.errors import UserError
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.start import carry_projection, fit_to_words, start_among_words
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import Trained
+from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
 from tiny import tiny_tokenizer
 
 FEATURES = torch.randn(3, 4, 24, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,8 @@
-"""The files that the paper's authors released, and ours: what was trained with one runs in the other.
+"""The authors' released files, both ways: what was trained with one code runs in the other.
 
-Three files hold the original's frozen vision side and its projection: `eva_vit_g.pth` (the tower),
-`blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, the norm between tower and Q-Former) and
-`pretrained_minigpt4*.pth` (the projection). All sizes are read off the tensors; only head counts cannot be. Knows
-nothing about LLMs: those are Hugging Face directories already.
+Three files hold the original's vision side and projection: `eva_vit_g.pth` (the vision encoder),
+`blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, and the norm between encoder and Q-Former) and
+`pretrained_minigpt4*.pth` (the projection). Sizes are read from the tensors; only head counts cannot be.
 """
 
 from __future__ import annotations
@@ -12,29 +11,25 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
-from minigpt4.model.adapters import Trained
-from minigpt4.model.alignment import MiniGPT4
-from minigpt4.model.graph import fresh_projection
+from minigpt4.model.on_disk import LLMFiles, saved_projection, write_model
 from minigpt4.model.precision import resolve_dtype
-from minigpt4.model.record import PROJECTION_FILE, check_origin, read_record
-from minigpt4.model.streaming import LLMFiles, write_model
 from minigpt4.prompts.templates import get_template
 
 VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
+_LAYERS = "Qformer.bert.encoder.layer."
 
-#: What tells the files apart: a tensor that only this one has, and what to call it.
+#: The files by a tensor that only one of them has.
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
     "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
@@ -42,13 +37,9 @@ _KINDS = {
 }
 
 _BLOCK = {
-    "norm1": "layer_norm1",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
+    "norm1": "layer_norm1", "attn.qkv": "self_attn.qkv", "attn.proj": "self_attn.projection",
+    "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
 
 
 def convert(
@@ -65,62 +56,39 @@ def convert(
     qformer_heads: int | None = None,
     image_size: int | None = None,
     dtype: str | None = None,
-) -> MiniGPT4:
-    """Write the model in these files as an export to the new directory `out`, and return it without its weights.
+) -> None:
+    """Write the model in these files as an export to the new directory `out`.
 
-    `llm` is a directory or hub id, with `llm_delta` that of the base which the delta is added to. Head counts default
-    to heads of size 88 in the tower and 64 in the Q-Former. `image_size` in pixels; another one than the tower's
-    interpolates its position embedding. `dtype` defaults to what the files hold.
-
-    Raises:
-        UserError: a file that is not what it should be, or parts that do not fit together.
+    `llm` is a directory or hub id; with `llm_delta` it is the base that the delta is added to. Heads default to a size
+    of 88 in the vision encoder and 64 in the Q-Former. `image_size` is in pixels; the position embedding is
+    interpolated if it differs from the encoder's. `dtype` defaults to that of the files. Raises UserError if a file is
+    not what it should be, or the parts do not fit together.
     """
     chosen = get_template(template)
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    side = read_vision_side(vision, qformer, without_qformer, vision_heads, qformer_heads, image_size)
-    weights = read_projection(projection)
+    side = _vision_side(vision, qformer, without_qformer, (vision_heads, qformer_heads), image_size)
+    found = _read(projection, "llama_proj.weight")
+    weight = found.take("llama_proj.weight")
+    weights = {"weight": weight, "bias": found.take("llama_proj.bias", (len(weight),), "its weight")}
     files = LLMFiles(llm, llm_delta)
-    return write_model(out, side, str(vision), weights, files, template=chosen, dtype=kept, stage=2)
+    write_model(out, side, str(vision), weights, files, template=chosen, dtype=kept, stage=2)
 
 
-def assemble(
-    vision_qformer: str | Path,
-    llm: str | Path,
-    out: str | Path,
-    *,
-    template: str | None = None,
-    qformer: bool = True,
-    seed: int = 0,
-    dtype: str | None = None,
-) -> MiniGPT4:
-    """Write an export of Hugging Face parts with a fresh projection to the new directory `out`.
-
-    The arguments are those of `MiniGPT4.assemble`; the LLM is read shard by shard. Returns the model without weights.
-    """
-    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    chosen = None if template is None else get_template(template)
-    side = parts.load_vision_qformer(vision_qformer, qformer)
-    files = LLMFiles(llm)
-    projection = fresh_projection(side, files.config, seed).state_dict()
-    return write_model(out, side, str(vision_qformer), projection, files, template=chosen, dtype=kept)
-
-
-def read_vision_side(
+def _vision_side(
     vision: str | Path,
     qformer: str | Path | None,
-    without_qformer: bool = False,
-    vision_heads: int | None = None,
-    qformer_heads: int | None = None,
-    image_size: int | None = None,
+    without_qformer: bool,
+    heads: tuple[int | None, int | None],
+    image_size: int | None,
 ) -> parts.VisionQFormer:
-    """The released vision side in transformers' names and configurations, its tensors memory-mapped.
+    """The released vision side with transformers' names and configurations, its tensors memory-mapped.
 
-    Without a Q-Former, the file with the Q-Former only gives the norm that follows the tower; if it is left out, that
-    norm is the original's fresh one, which changes no more than mean and variance.
+    Without a Q-Former, the `qformer` file gives only the norm after the encoder; without that file, the norm is the
+    original's initial one (weight 1, bias 0).
     """
     tower = _read(vision, "patch_embed.proj.weight")
     others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
-    config, tensors = _tower(tower, vision_heads, image_size)
+    config, tensors = _tower(tower, heads[0], image_size)
     if qformer is None and without_qformer:
         others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
         others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
@@ -130,76 +98,14 @@ def read_vision_side(
     if without_qformer:
         queries, qformer_config = parts.tokens_without_qformer(config), parts.no_qformer(config)
     else:
-        qformer_config, queries, more = _qformer(others, config.hidden_size, qformer_heads)
+        qformer_config, queries, more = _qformer(others, config.hidden_size, heads[1])
         tensors |= more
-    return parts.VisionQFormer(
-        vision_config=config,
-        qformer_config=qformer_config,
-        num_query_tokens=queries,
-        tensors=tensors,
-        image_processor=parts.image_processor(config),
-        fingerprint=sources.fingerprint(tensors),
-    )
-
-
-def read_projection(path: str | Path) -> dict[str, Tensor]:
-    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of the released file's projection."""
-    found = _read(path, "llama_proj.weight")
-    weight = found.take("llama_proj.weight")
-    bias = found.take("llama_proj.bias", (len(weight),), "its weight")
-    return {"weight": weight, "bias": bias}
-
-
-def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> MiniGPT4:
-    """Write an alignment, or another export, as an export to the new directory `out`; returns it without its weights.
-
-    As `MiniGPT4.export`, but the LLM passes through memory a few tensors at a time. `dtype` defaults to what the files
-    hold. Raises UserError if the alignment's parts are not those that it was trained with.
-    """
-    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    source = sources.resolve(model)
-    origin, template, stage, qformer, trained = read_record(source)
-    if trained != Trained():  # what was trained is spread over the parts
-        loaded = MiniGPT4.from_pretrained(model, dtype=kept, device="cpu")
-        loaded.export(out)
-        return loaded
-    whole = sources.find_file(source, "config.json") is not None
-    vision = parts.load_vision_qformer(model if whole else origin.vision_qformer, qformer)
-    llm = LLMFiles(model if whole else origin.llm)
-    if not whole:
-        found = replace(origin, vision_fingerprint=vision.fingerprint, llm_fingerprint=llm.fingerprint())
-        check_origin(str(model), origin, found)
-    return write_model(
-        out, vision, str(model), saved_projection(model), llm, template=template, origin=origin, stage=stage, dtype=kept
-    )
-
-
-def saved_projection(model: str | Path) -> dict[str, Tensor]:
-    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of an alignment or export; nothing else of it is read."""
-    source = sources.resolve(model)
-    record = sources.read_json(source, "alignment.json")
-    if path := sources.find_file(source, PROJECTION_FILE):
-        try:
-            tensors = load_file(path)
-        except Exception as error:  # safetensors has one exception for all that can be wrong with a file
-            raise UserError(f"{path}: cannot be read ({sources.first_line(error)}); copy it again") from None
-        if "trained" in record:
-            raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
-    else:
-        whole = sources.Checkpoint(source)
-        tensors = {}
-        for name in ("weight", "bias"):
-            if f"language_projection.{name}" not in whole:
-                raise UserError(f"{model}: holds no language_projection.{name}; give an alignment or an export")
-            tensors[name] = whole[f"language_projection.{name}"]
-    return tensors
+    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
+    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
 
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
-    """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path.
-
-    Nothing else of the model is read.
-    """
+    """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
@@ -227,20 +133,20 @@ class _Tensors:
         return self.tensors[name]
 
     def count(self, pattern: str) -> int:
-        """How many layers there are: one more than the highest number in names that match."""
+        """The number of layers: one more than the highest number in names that match."""
         numbers = [int(match[1]) for name in self.tensors if (match := re.match(pattern, name))]
         return max(numbers, default=-1) + 1
 
 
 def _read(path: str | Path, mark: str) -> _Tensors:
-    """The tensors of a `.pth`, memory-mapped. `mark` is the tensor by which the expected kind of file is known."""
+    """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:
-        # Files from before torch 1.6 cannot be mapped, so those are read.
+        # Files from before torch 1.6 cannot be mapped, so they are read.
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch have their own exceptions for what is wrong with a file
+    except Exception as error:  # pickle, zipfile and torch have their own exceptions
         reason = sources.first_line(error)
         if "GLOBAL" in str(error):  # a function or class, by its name in pickles
             raise UserError(
@@ -266,7 +172,7 @@ def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> 
 
 
 def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
-    """Configuration and tensors of the tower: all blocks but the last, whose output the paper does not use."""
+    """Configuration and tensors of the vision encoder: all blocks but the last, whose output the paper does not use."""
     patch = file.take("patch_embed.proj.weight")
     width, channels, side, _ = patch.shape
     blocks = file.count(r"blocks\.(\d+)\.") - 1
@@ -293,13 +199,12 @@ def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> tuple[B
         "mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,),
         "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
     }  # fmt: skip
+    embeddings = "vision_model.embeddings."
     tensors = {
-        "vision_model.embeddings.class_embedding": file.take("cls_token", (1, 1, width)),
-        "vision_model.embeddings.position_embedding": _interpolate(positions, grid, size // side),
-        "vision_model.embeddings.patch_embedding.weight": file.take(
-            "patch_embed.proj.weight", (width, channels, side, side)
-        ),
-        "vision_model.embeddings.patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
+        f"{embeddings}class_embedding": file.take("cls_token", (1, 1, width)),
+        f"{embeddings}position_embedding": _interpolate(positions, grid, size // side),
+        f"{embeddings}patch_embedding.weight": file.take("patch_embed.proj.weight", (width, channels, side, side)),
+        f"{embeddings}patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
     }
     for i in range(blocks):
         block, layer = f"blocks.{i}.", f"vision_model.encoder.layers.{i}."
@@ -326,14 +231,14 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     """Configuration, number of queries, and tensors of the Q-Former, without the branch that reads text."""
     layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
     _, queries, width = file.take("query_tokens").shape
-    crossing = [i for i in range(layers) if f"{_layer(i)}crossattention.self.query.weight" in file.tensors]
+    crossing = [i for i in range(layers) if f"{_LAYERS}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
     if crossing != list(range(0, layers, step)) or not layers:
         raise UserError(
             f"{file.path}: layers {crossing} of its Q-Former's {layers} attend to the image; every second one, or "
             "another regular choice from layer 0 on, was expected"
         )
-    inner = len(file.take(f"{_layer(0)}intermediate_query.dense.weight"))
+    inner = len(file.take(f"{_LAYERS}0.intermediate_query.dense.weight"))
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -353,7 +258,7 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     tensors = {"query_tokens": file.take("query_tokens", (1, queries, width))}
     both("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm", width)
     for i in range(layers):
-        theirs, ours = _layer(i), f"qformer.encoder.layer.{i}."
+        theirs, ours = f"{_LAYERS}{i}.", f"qformer.encoder.layer.{i}."
         for attention in ("attention", "crossattention") if i in crossing else ("attention",):
             for name in ("query", "key", "value"):
                 read = vision_width if attention == "crossattention" and name != "query" else width
@@ -364,7 +269,3 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
         both(f"{theirs}output_query.dense", f"{ours}output_query.dense", width, inner)
         both(f"{theirs}output_query.LayerNorm", f"{ours}output_query.LayerNorm", width)
     return config, queries, tensors
-
-
-def _layer(number: int) -> str:
-    return f"Qformer.bert.encoder.layer.{number}."

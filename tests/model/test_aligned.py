@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
-from minigpt4.model.alignment import MiniGPT4, set_trainable
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.lora import set_trainable
 from minigpt4.prompts.templates import TEMPLATES
 from tiny import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
 
@@ -88,7 +89,7 @@ def test_padding_on_the_right_changes_nothing(model: MiniGPT4, pictures: list[Im
 @pytest.mark.parametrize("count", [0, 2])
 def test_places_and_features_must_agree(model: MiniGPT4, pictures: list[Image.Image], count: int) -> None:
     features = model.encode_images(pictures)[:count]
-    with pytest.raises(ValueError, match=f"4 image places in input_ids, but {4 * count} vectors"):
+    with pytest.raises(ValueError, match=f"4 positions for image tokens, but features give {4 * count}"):
         model.embed(prompt(40), features)
 
 

@@ -1,8 +1,7 @@
-"""Starts for the projection that are better than chance: among words, or another BLIP-2's own, carried over.
+"""The projection from features to image tokens: fresh, or started from word embeddings or another BLIP-2's projection.
 
-A Q-Former comes with a projection into the LLM that it was trained with. Both LLMs have embeddings of many of the same
-words, so a ridge regression from the one's to the other's carries what is projected there over to here. Nothing is
-trained, and no picture is needed. Knows nothing about recipes.
+A Q-Former comes with a projection into the LLM that it was trained with. Both LLMs embed many of the same words, so a
+ridge regression from one LLM's embeddings to the other's carries that projection over, without training or images.
 """
 
 from __future__ import annotations
@@ -15,26 +14,54 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
+from minigpt4.model.parts import PATCHES_PER_TOKEN
 from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, load_tensors, read_record
 
 if TYPE_CHECKING:
-    from minigpt4.model.alignment import MiniGPT4
+    from minigpt4.model.aligned import AlignedModel
 
-RIDGE = 1e-2  # of the mean squared length of what is regressed on
-#: Fewer words in common than this cannot tell how the embeddings belong together.
+RIDGE = 1e-2  # of the mean squared norm of the regressors
+#: A regression on fewer words in common than this is meaningless.
 MIN_SHARED = 256
 SPACES = ("Ġ", "▁")  # how tokenizers write the space before a word
 
 
+def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int, layers: int = 1) -> torch.nn.Module:
+    """An untrained projection: `Linear(d_qformer, d_llm)` with bias and torch's own initialisation, in float32.
+
+    More `layers` are `Linear(d_llm, d_llm)`, each after a GELU (paper, section 4.4).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        width = text_config.hidden_size
+        projection = torch.nn.Linear(vision.qformer_config.hidden_size, width)
+        more = [module for _ in range(layers - 1) for module in (torch.nn.GELU(), torch.nn.Linear(width, width))]
+    return torch.nn.Sequential(projection, *more) if more else projection
+
+
+class PatchGroups(torch.nn.Module):
+    """Takes the place of the Q-Former in the variant that projects the ViT's patches (paper, section 4.4); no weights.
+
+    Drops the class token and concatenates every `PATCHES_PER_TOKEN` neighbouring patches: (n, 1 + p, d) ->
+    (n, p / 4, 4 d). The projection is then `Linear(4 d, d_llm)`.
+    """
+
+    def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor) -> BaseModelOutput:
+        patches = encoder_hidden_states[:, 1:]
+        count, _, width = patches.shape
+        return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, PATCHES_PER_TOKEN * width))
+
+
 @dataclass(frozen=True)
 class Projected:
-    """A projection with the word embeddings of the LLM that it projects into.
+    """A projection with the word embeddings of its LLM.
 
-    `weight` (d_llm, d_qformer), `bias` (d_llm), `embeddings` (vocabulary, d_llm), all float32; `vocabulary` has the row
-    of each word, `vision_fingerprint` belongs to the vision side before it.
+    `weight` (d_llm, d_qformer), `bias` (d_llm) and `embeddings` (vocabulary, d_llm) are float32; `vocabulary` maps
+    words to rows of `embeddings`; `vision_fingerprint` is that of the vision side.
     """
 
     weight: Tensor
@@ -44,11 +71,10 @@ class Projected:
     vision_fingerprint: str
 
 
-def carry_projection(model: MiniGPT4, name: str | Path) -> None:
-    """Let the model's projection start as that of another BLIP-2 with the same vision side, `name`.
+def carry_projection(model: AlignedModel, name: str | Path) -> None:
+    """Start the model's projection from that of `name`: an alignment or BLIP-2 checkpoint with the same vision side.
 
-    `name` is an alignment or a BLIP-2 checkpoint, with whatever LLM. Raises UserError if it has no such projection or
-    another vision side.
+    Raises UserError if `name` has no projection of one layer, or another vision side.
     """
     theirs = read_projected(name)
     if theirs.vision_fingerprint != model.vision_fingerprint:
@@ -73,11 +99,11 @@ def carry_projection(model: MiniGPT4, name: str | Path) -> None:
         projection.bias.copy_(theirs.bias @ carry[:-1] + carry[-1])
 
 
-def start_among_words(model: MiniGPT4) -> None:
-    """Let image tokens start around the LLM's mean word embedding: it becomes the bias of the projection's last layer.
+def start_among_words(model: AlignedModel) -> None:
+    """Start image tokens near the LLM's mean word embedding, which becomes the bias of the projection's last layer.
 
-    What all words have in common an LLM may need in every token that it reads; the pocket LLM finds positions by it.
-    Where they have little in common, as in most LLMs, this changes little.
+    An LLM may need in every token what all its words have in common: the pocket LLM finds positions by it. In most LLMs
+    the mean is small and this changes little.
     """
     projection: Any = model.blip2.language_projection
     last: Any = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
@@ -87,11 +113,11 @@ def start_among_words(model: MiniGPT4) -> None:
 
 
 @torch.no_grad()
-def fit_to_words(model: MiniGPT4, features: Tensor) -> None:
-    """Move and scale a projection of one layer: what it makes of `features` gets the words' mean and spread.
+def fit_to_words(model: AlignedModel, features: Tensor) -> None:
+    """Shift and scale a projection of one layer, so that image tokens get the mean and spread of word embeddings.
 
-    `features` (n, q, d_qformer) are those of some pictures. The spread is the mean distance from the mean, over all
-    image tokens and over all of the LLM's word embeddings. A carried-over projection comes out many times as wide.
+    `features` (n, q, d_qformer) are those of some images. The spread is the mean distance from the mean, over all image
+    tokens and over all word embeddings of the LLM. A carried-over projection starts with many times that spread.
     """
     projection: Any = model.blip2.language_projection
     embeddings = model.blip2.language_model.get_input_embeddings().weight.float()
@@ -103,7 +129,10 @@ def fit_to_words(model: MiniGPT4, features: Tensor) -> None:
 
 
 def check_projection_from(name: str | Path) -> bool:
-    """Whether `name` is an alignment, in a moment. Raises UserError if it is that no more than a BLIP-2 checkpoint."""
+    """True if `name` is an alignment (checked without loading it).
+
+    Raises UserError if it is neither an alignment nor a BLIP-2 checkpoint.
+    """
     source = sources.resolve(name)
     if sources.find_file(source, "config.json") is None and sources.find_file(source, ALIGNMENT_FILE):
         return True
@@ -113,7 +142,7 @@ def check_projection_from(name: str | Path) -> bool:
 
 
 def read_projected(name: str | Path) -> Projected:
-    """The projection of an alignment or of a BLIP-2 checkpoint, its LLM's words, and which vision side it has."""
+    """The projection of an alignment or a BLIP-2 checkpoint, with its LLM's word embeddings."""
     source = sources.resolve(name)
     if check_projection_from(name):
         origin = read_record(source)[0]
@@ -136,14 +165,14 @@ def read_projected(name: str | Path) -> Projected:
 
 
 def ridge(x: Tensor, y: Tensor, strength: float = RIDGE) -> Tensor:
-    """(d + 1, e): the linear map with bias from x (n, d) to y (n, e) that fits best, held small by `strength`."""
+    """Ridge regression with bias from x (n, d) to y (n, e): (d + 1, e), the bias last."""
     a = torch.cat([x, torch.ones(len(x), 1)], 1)
     gram = a.T @ a
     return torch.linalg.solve(gram + strength * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ y)
 
 
 def _embeddings(checkpoint: sources.Checkpoint, skeleton: Any, name: str) -> Tensor:
-    """The word embeddings in a checkpoint, by any of the names under which the model has them."""
+    """The word embeddings in a checkpoint, under any of their names in the model."""
     words = skeleton.get_input_embeddings().weight
     names = [key for key, p in skeleton.named_parameters(remove_duplicate=False) if p is words]
     found = next((key for key in names if key in checkpoint), None)
@@ -153,5 +182,5 @@ def _embeddings(checkpoint: sources.Checkpoint, skeleton: Any, name: str) -> Ten
 
 
 def _plain(word: str) -> str:
-    """A token as text, the space before it written in one way, whichever tokenizer it is of."""
+    """A token as text, with the same space before it whatever the tokenizer writes."""
     return word.replace(SPACES[0], " ").replace(SPACES[1], " ")

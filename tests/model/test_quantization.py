@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from minigpt4.errors import UserError
-from minigpt4.model.eight_bits import FORMATS, EightBitLinear, hold_in, quantise
-from minigpt4.model.precision import check_float8, check_load_in
+from minigpt4.model.quantization import (
+    FORMATS,
+    EightBitLinear,
+    check_float8,
+    check_load_in,
+    quantize,
+    quantize_linears,
+)
 from minigpt4.model.vision import load_vision_side
 from pocket.world.draw import draw
 from pocket.world.world import SEEDS, sample
@@ -26,7 +32,7 @@ def test_rounding_keeps_rows_of_any_size(form: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(6, 256) * torch.tensor([1e-6, 1e-3, 1.0, 1e3, 1e4, 0.0])[:, None]
     for dtype in (torch.float32, torch.bfloat16):
-        rounded, scale = quantise(x.to(dtype), FORMATS[form])
+        rounded, scale = quantize(x.to(dtype), FORMATS[form])
         assert (rounded.dtype, scale.dtype) == (FORMATS[form], torch.float32)
         assert all(relative(rounded[i].float() * scale[i], x[i]) < ROUNDING[form] for i in range(5))
         assert not rounded[5].float().any()
@@ -71,7 +77,7 @@ def test_the_head_and_layers_that_hardware_does_not_take_stay() -> None:
             return self.head
 
     tiny = Tiny()
-    hold_in("fp8", tiny)
+    quantize_linears("fp8", tiny)
     kinds = [type(layer).__name__ for layer in (*tiny.body, tiny.head)]
     assert kinds == ["EightBitLinear", "Linear", "Linear", "Linear"]
 
@@ -82,7 +88,7 @@ def test_a_vision_tower_in_8_bits_gives_nearly_the_same_features(form: str) -> N
     pictures = [draw(sample(SEEDS["evaluation"][0] + 910_000 + i), 96) for i in range(6)]
     exact = load_vision_side("pocket", device="cpu")
     expected = exact.encode_images(pictures)
-    hold_in(form, exact.blip2.vision_model)
+    quantize_linears(form, exact.blip2.vision_model)
     layers = [module for module in exact.blip2.vision_model.modules() if isinstance(module, torch.nn.Linear)]
     assert {type(layer) for layer in layers} == {EightBitLinear}
     found = exact.encode_images(pictures)

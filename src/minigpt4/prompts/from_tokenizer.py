@@ -1,35 +1,37 @@
-"""An LLM's own chat format, as its tokenizer's chat template writes it, in the form of a `Template`.
-
-Knows nothing about models: it has the tokenizer render conversations and sees what stands around the texts.
-"""
+"""An LLM's own chat format as a `Template`, found by rendering conversations with its tokenizer's chat template."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.prompts.encode import CUT, control_tokens
+from minigpt4.prompts.encode import CUT, check_template, control_tokens
 from minigpt4.prompts.templates import IMAGE_MARK, TEMPLATES, Message, Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Texts that no template holds, and that none trims.
+#: Texts that no template contains or trims.
 _FIRST, _ANSWER, _SECOND = "qzfirstq", "qzanswerq", "qzsecondq"
 
 
 def choose_template(template: str | Template | None, tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
-    """The template asked for; without one the LLM's own or, if its tokenizer has none, the released `vicuna_v0`."""
+    """The given template; by default the LLM's own or, if its tokenizer has none, the released `vicuna_v0`.
+
+    Raises UserError if the tokenizer of the LLM called `llm` cannot write it.
+    """
     if template is not None:
-        return get_template(template)
-    return own_template(tokenizer, llm) if tokenizer.chat_template else TEMPLATES["vicuna_v0"]
+        chosen = get_template(template)
+    else:
+        chosen = own_template(tokenizer, llm) if tokenizer.chat_template else TEMPLATES["vicuna_v0"]
+    check_template(tokenizer, chosen, llm)
+    return chosen
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
-    """The chat format of the LLM called `llm`, images wrapped as in the released formats.
+    """The chat format of the LLM called `llm`, with images wrapped as in the released formats.
 
-    Raises:
-        UserError: its chat template cannot be taken apart into turns.
+    Raises UserError if its chat template cannot be split into turns.
     """
     question = {"role": "user", "content": _FIRST}
     answer = {"role": "assistant", "content": _ANSWER}
@@ -40,7 +42,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         two = _render(tokenizer, [question, answer, follow_up], True)
         opening, before_answer = one.split(_FIRST)
         after_answer = closed.split(_ANSWER)[1]
-        # Some write a space before an answer that they leave to the LLM when it is to answer.
+        # Some templates write a space before an answer, but leave it to the LLM when it is to answer.
         heading = two.split(_FIRST)[1].split(_ANSWER)[0]
         if heading.rstrip() == before_answer:
             two = two.replace(heading + _ANSWER, before_answer + _ANSWER)
@@ -61,7 +63,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         for expected, messages in ((one, [first]), (two, talk)):
             if template.prompt(messages) != expected.removeprefix(tokenizer.bos_token or ""):
                 raise ValueError("its turns are not written one like the other")
-    except Exception as error:  # templates are programs, which may raise what they like
+    except Exception as error:  # templates are programs and may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{llm}: the chat template of its tokenizer cannot be used ({reason}); give one of "
@@ -72,19 +74,19 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
     rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    return rendered.replace(CUT, "")  # an export's template marks its pieces
+    return rendered.replace(CUT, "")  # an export's template marks pieces
 
 
 def _stop(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> str:
-    """What ends an answer: the first special token behind it, the words there, or the tokenizer's EOS."""
+    """The stop string: the first special token after an answer, the text there, or the tokenizer's EOS."""
     found = {after_answer.find(token): token for token in control_tokens(tokenizer) if token in after_answer}
     return found[min(found)] if found else after_answer.strip() or str(tokenizer.eos_token)
 
 
 def end_at_stop(llm: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-    """Let the LLM's generation config end at the template's stop string if that is a special token.
+    """Add the template's stop string to the LLM's end tokens if it is a special token.
 
-    Special tokens are left out of the text of an answer, where the stop string is looked for otherwise.
+    Special tokens are left out of the text of an answer, where other stop strings are looked for.
     """
     if template.stop in control_tokens(tokenizer):
         own = llm.generation_config.eos_token_id

@@ -1,0 +1,245 @@
+"""How much memory a model needs, before it is loaded: the one estimator of `minigpt4 plan` and `train --dry-run`.
+
+Parameters are counted on a network without weights; the memory of a job is computed by formula from the parts'
+config.json. The formulas are those of transformers' own layers, and the margins are measured: on a model of 90 million
+parameters they are within 15 % of a process's peak (`tests/test_memory.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Blip2Config, LlamaConfig
+
+from minigpt4.errors import UserError
+from minigpt4.model import parts, sources
+from minigpt4.model.graph import empty_graph
+from minigpt4.model.quantization import LOAD_IN
+from minigpt4.model.record import read_record
+from minigpt4.model.vision import ENCODE_BATCH
+from minigpt4.prompts.templates import IMAGE_TOKEN
+
+#: Memory is reported for these; a quantized LLM computes in bfloat16.
+PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)
+#: Tokens of a job: text around the image and the longest answer in chat, the text of a sample in training.
+PROMPT_TOKENS, NEW_TOKENS, TRAINED_TOKENS = 60, 300, 160
+#: Bytes of Python and its libraries in a process without a model, measured with torch for CPUs.
+PROCESS = 380_000_000
+#: Numbers that a training step keeps for each token, by the bytes of one: so many times the LLM's width in each layer,
+#: then so many times its width and its MLP's width outside of the layers. In 16 bits norms keep float32 copies.
+KEPT = {4: (5, 7, 2), 2: (7, 19, 0)}
+#: A step's memory on a CPU for each byte of its tensors: freed memory is kept for later ones and partly stays unused.
+#: Measured at a width of 1,024 in both dtypes. (Returning memory at once would give 1.0, but takes half as long again.)
+HOLES = 1.9
+#: The paper's LLMs (Llama 7B and 13B): width, MLP width, layers, heads.
+PAPER_LLMS = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40, 40)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model, and its number of parameters."""
+
+    name: str
+    parameters: int
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the model called `name` needs.
+
+    `memory` gives bytes by job ("weights", "chat", "batch of 8", "training on 8") and precision. A job's bytes are the
+    peak of the whole process on a CPU: `PROCESS` of them are Python's and the libraries', which on a GPU do not count.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    memory: dict[str, dict[str, int | None]]
+
+    def table(self) -> str:
+        """Parameters and memory as text, memory in GB (10^9 bytes)."""
+        lines = [f"{self.name}", "", f"{'parameters':<24}{'frozen':>16}{'trained':>14}"]
+        for part in self.parts:
+            frozen, trained = ("", f"{part.parameters:,}") if part.trained else (f"{part.parameters:,}", "")
+            lines.append(f"{part.name:<24}{frozen:>16}{trained:>14}")
+        frozen, trained = (f"{sum(p.parameters for p in self.parts if p.trained is t):,}" for t in (False, True))
+        lines += [f"{'all':<24}{frozen:>16}{trained:>14}", ""]
+        lines.append(f"{'memory in GB':<24}" + "".join(f"{precision:>10}" for precision in PRECISIONS))
+        for job, row in self.memory.items():
+            cells = ("-" if (held := row[p]) is None else f"{held / 1e9:.2f}" for p in PRECISIONS)
+            lines.append(f"{job:<24}" + "".join(f"{cell:>10}" for cell in cells))
+        return "\n".join([*lines, "", _NOTES])
+
+
+_NOTES = (
+    f"Peaks of the whole process on a CPU; {PROCESS / 1e9:.2f} GB of them are Python and its libraries, which on a GPU "
+    f"do not count.\nChat and batch: one image, {PROMPT_TOKENS} tokens of text and an answer of up to {NEW_TOKENS} for "
+    f"each prompt. Training: {TRAINED_TOKENS} tokens of text for each sample.\n"
+    "8bit, 4bit, fp8, int8: the LLM's linear layers, all else in bfloat16."
+)
+
+
+def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool] | None = None) -> Plan:
+    """The plan for `name`: `vicuna-7b`, `vicuna-13b`, or what `MiniGPT4.from_pretrained` takes.
+
+    With `of`, the plan for these parts: vision side, LLM, and whether there is a Q-Former. Of a model on the hub only
+    its configurations are downloaded. Raises UserError if it is not a model.
+    """
+    config, files = _describe_parts(*of) if of else _describe(name)
+    skeleton = empty_graph(config)
+    memory: dict[str, dict[str, int | None]] = {"weights": {}}
+    for precision in PRECISIONS:
+        size = 4 if precision == "float32" else 2
+        jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
+        if train:
+            jobs[f"training on {batch}"] = _training(config, batch, size)
+        vision, llm, unpacked = _weights(skeleton, precision)
+        memory["weights"][precision] = vision + llm
+        for job, working in jobs.items():
+            peak = PROCESS + max(vision + llm + working + unpacked, _loading(files, vision, llm))
+            memory.setdefault(job, {})[precision] = peak
+    if train:
+        memory[f"training on {batch}"]["float16"] = None  # needs gradient scaling, which recipes do not offer
+    return Plan(str(name), _parts(skeleton), memory)
+
+
+def paper_config(name: str = "vicuna-7b", layers: int | None = None) -> Blip2Config:
+    """The paper's model: EVA ViT-g/14, 32 queries, Llama 7B or 13B with `<image>` added to its 32,000 words.
+
+    `layers` overrides how many layers the LLM has.
+    """
+    width, mlp, depth, heads = PAPER_LLMS[name]
+    llm = LlamaConfig(
+        vocab_size=32001, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers or depth,
+        num_attention_heads=heads, max_position_embeddings=2048, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    return Blip2Config(text_config=llm, num_query_tokens=32, image_token_index=32000)  # whose defaults are the paper's
+
+
+def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
+    """The whole model's configuration, and the bytes of the files that hold "vision" and "llm" (or "all" of it)."""
+    if str(name) in PAPER_LLMS:
+        return paper_config(str(name)), {}
+    source = sources.resolve(name)
+    if sources.find_file(source, "config.json"):
+        config = sources.read_json(source, "config.json")
+        if config.get("model_type") != "blip-2":
+            raise UserError(
+                f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
+                f"{' or '.join(PAPER_LLMS)}"
+            )
+        with parts.readable(name, "BLIP-2"):
+            return Blip2Config(**config), {"all": _bytes(source)}
+    origin, _, _, qformer, _ = read_record(source)
+    return _describe_parts(origin.vision_qformer, origin.llm, qformer)
+
+
+def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[Blip2Config, dict[str, int | None]]:
+    """The same for a model of these parts."""
+    vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
+    vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
+    text = parts.read_llm_config(llm)
+    if text.model_type == "blip-2":  # an export, whose LLM it is
+        text = text.text_config
+    tokenizer = parts.load_tokenizer(llm)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
+    config = Blip2Config(
+        vision_config=vision_config, qformer_config=qformer_config, text_config=text, image_token_index=0,
+        num_query_tokens=num_query_tokens,
+    )  # fmt: skip
+    return config, {"vision": _bytes(vision), "llm": _bytes(llm)}
+
+
+def _bytes(source: str | Path) -> int | None:
+    return sources.Checkpoint(source).size() if isinstance(source, Path) else None
+
+
+def _parts(skeleton: Any) -> tuple[Part, ...]:
+    # Without a Q-Former, `query_tokens` is a buffer.
+    queries = [skeleton.query_tokens] if isinstance(skeleton.query_tokens, torch.nn.Parameter) else []
+    return (
+        Part("vision tower", _count(skeleton.vision_model.parameters())),
+        Part("Q-Former and queries", _count([*queries, *skeleton.qformer.parameters()])),
+        Part("projection", _count(skeleton.language_projection.parameters()), trained=True),
+        Part("LLM", _count(skeleton.language_model.parameters())),
+    )
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
+    """Bytes of the vision side with the projection, of the LLM, and of one layer if layers are unpacked to compute."""
+    vision, qformer, projection, llm = (part.parameters for part in _parts(skeleton))
+    size = 4 if precision == "float32" else 2
+    side = size * vision + (4 if precision == "float16" else size) * qformer + 4 * projection  # as transformers does
+    if precision not in LOAD_IN:
+        return side, size * llm, 0
+    model = skeleton.language_model
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
+    weights = _count(layer.weight for layer in linears)
+    # 4 bits: an 8-bit scale for each 64 weights, and a scale of these for each 256. 8 bits: a scale for each row.
+    held = (
+        weights * (1 / 2 + 1 / 64 + 4 / 64 / 256)
+        if precision == "4bit"
+        else weights + 4 * sum(layer.out_features for layer in linears)
+    )
+    unpacked = {"4bit": 7, "fp8": 1}.get(precision, 0) * max(layer.weight.numel() for layer in linears)
+    return side, int(held) + size * (llm - weights), unpacked
+
+
+def _loading(files: dict[str, int | None], vision: int, llm: int) -> int:
+    """Bytes at the peak of loading on a CPU. A file that is converted is in memory twice, before (mapped) and after.
+
+    A file that needs no conversion stays mapped and is the weight itself.
+    """
+    of_vision, of_llm = files.get("vision", files.get("all")) or 0, files.get("llm")
+    if of_llm is None:  # one file, or none on this machine
+        return vision + llm + (0 if abs(of_vision - vision - llm) < 0.02 * of_vision else of_vision)
+    if abs(of_llm - llm) < 0.02 * of_llm:
+        return of_vision + vision  # nothing of the mapped LLM was read yet
+    return llm + max(of_llm, of_vision + vision)
+
+
+def _encoding(config: Blip2Config, images: int, size: int) -> int:
+    """Bytes at the peak of encoding: the pixels, and the MLP of a vision layer. A number takes `size` bytes."""
+    vision = config.vision_config
+    pixels = images * 3 * vision.image_size**2 * (4 if size == 4 else 6)  # float32, and a copy in 16 bits
+    tokens = images * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    return pixels + tokens * size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+
+
+def _chat(config: Blip2Config, images: int, size: int) -> int:
+    """Bytes at the peak of so many answers: encoding, reading the prompts, or the KV cache at the last token."""
+    llm = config.text_config
+    read = images * (config.num_query_tokens + PROMPT_TOKENS)
+    heads = getattr(llm, "num_key_value_heads", None) or llm.num_attention_heads
+    head_size = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
+    layer = 2 * size * heads * head_size  # keys and values of a token
+    prefill = read * (llm.num_hidden_layers * layer + size * (4 * llm.hidden_size + 3 * _mlp(llm)))
+    last = (read + images * NEW_TOKENS) * (llm.num_hidden_layers + 1) * layer  # a layer's cache is copied to grow
+    return max(_encoding(config, images, size), prefill, last)
+
+
+def _training(config: Blip2Config, samples: int, size: int) -> int:
+    """Bytes at the peak of training: encoding a batch for the feature cache, or a step. Logits come in small chunks."""
+    llm, longest = config.text_config, config.num_query_tokens + TRAINED_TOKENS
+    in_layer, width, mlp = KEPT[size]
+    kept = llm.num_hidden_layers * (
+        in_layer * llm.hidden_size + 3 * _mlp(llm) + llm.num_attention_heads * longest  # the last: attention weights
+    )
+    step = samples * longest * size * (kept + width * llm.hidden_size + mlp * _mlp(llm))
+    return max(_encoding(config, ENCODE_BATCH, size), int(HOLES * step))
+
+
+def _mlp(llm: Any) -> int:
+    """The width of the LLM's MLP, by the names in transformers' configurations."""
+    named = (getattr(llm, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    return next(filter(None, named), 4 * llm.hidden_size)
