@@ -1,7 +1,7 @@
 """The demo: draw data, align the pocket model in both stages, measure it on held-out pictures, show what it says.
 
 This is the whole recipe in one place, from nothing to a table of rates: what `pocket demo` runs. It trains through
-`training/run.py` by the packaged recipes, asks through `questions.py`, and writes results.json and demo.html.
+`minigpt4.training` by the packaged recipes, asks through `measure/survey.py`, and writes results.json and demo.html.
 """
 
 from __future__ import annotations
