@@ -30,6 +30,7 @@ FORMER_NAMES = {
     "minigpt4.model.released": "minigpt4.model.convert",
     "minigpt4.model.start": "minigpt4.model.projection",
     "minigpt4.model.streaming": "minigpt4.model.on_disk",
+    "minigpt4.prompts.own": "minigpt4.prompts.from_tokenizer",
     "minigpt4.training.run": "minigpt4.training.train",
 }
 
