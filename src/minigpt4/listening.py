@@ -1,12 +1,15 @@
-"""Listening on an address: the socket, the names that it may be called by, its URL."""
+"""Listening on an address: the socket, its URL, and which requests come from another website."""
 
 from __future__ import annotations
 
+import re
 import socket
+from collections.abc import Collection, Mapping
 
 from minigpt4.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]+)?")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,6 +26,32 @@ def names(host: str) -> list[str] | None:
     A page from elsewhere could otherwise reach a server on loopback by a name of its own that it points here.
     """
     return [*LOOPBACK, "[::1]"] if host in LOOPBACK else None
+
+
+def known_host(headers: Mapping[str, str], host_names: Collection[str] | None) -> bool:
+    """Whether the Host header is well formed and, unless `host_names` is None, one of them. The port does not matter.
+
+    `headers` has lower-case keys, or does not care, as those of Starlette and `http.server`.
+    """
+    match = _HOST.fullmatch((headers.get("host") or "").lower())
+    return match is not None and (host_names is None or match[1] in host_names)
+
+
+def same_site(headers: Mapping[str, str], host_names: Collection[str] | None) -> bool:
+    """Whether a request that changes something comes from our own page, or from no browser at all.
+
+    Browsers say where a request comes from in Sec-Fetch-Site, older ones only in Origin; a page cannot forge either.
+    `headers` and `host_names` as in `known_host`, which must hold too.
+    """
+    if not known_host(headers, host_names):
+        return False
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site in ("same-origin", "none")
+    if origin is not None:  # the scheme may be that of a proxy in front
+        scheme, _, asked = origin.lower().partition("://")
+        return scheme in ("http", "https") and asked == (headers.get("host") or "").lower()
+    return True
 
 
 def url(host: str, listening: socket.socket) -> str:
