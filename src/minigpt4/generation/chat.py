@@ -23,7 +23,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.generation.endings import Answer
 from minigpt4.generation.engine import Decoding, as_list, decode, decode_stream, encode_pictures
-from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
+from minigpt4.prompts.encode import encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Chat:
 
     def set_system(self, text: str | None) -> None:
         """Tell the model how to behave, in place of the template's own words (None: these again), and start again."""
-        system = self._own.system if text is None else plain(self.model.tokenizer, text, self._own.stop)
-        self.template = replace(self._own, system=without_marks(system))
+        told = text and plain_message(self.model.tokenizer, self._own, Message("system", text)).text
+        self.template = replace(self._own, system=self._own.system if told is None else without_marks(told))
         self.reset()
 
     @property

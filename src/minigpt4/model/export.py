@@ -166,7 +166,8 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
     Images are `{"type": "image"}` parts; each becomes one `<image>` at its place. BOS, if there is one, is written out.
     A space replaces all that texts spell out of `control`, `<image>`, the stop string and, but for system texts, the
     template's tags, as in `prompts.encode.plain_message`.
-    `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own.
+    `cut` stands around each earlier answer, which `prompts.encode.encode_chat` tokenises on its own, and after a text
+    that ends in the sign with which the template goes on; a space does where the tokenizer cannot cut.
     """
     before, between, after = template.user_parts
     image = template.image.rstrip(" ").replace(IMAGE_MARK, parts.IMAGE_TOKEN)
@@ -184,7 +185,11 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
         "before_answer": template.before_answer,
         "after_answer": template.after_answer,
         "cut": cut,
-        "control": sorted({*control, parts.IMAGE_TOKEN, template.stop} - {""}, key=lambda token: (-len(token), token)),
+        "seam": cut or " ",
+        "follows": (after + template.before_answer)[:1],
+        "control": sorted(
+            {*control, parts.IMAGE_TOKEN, template.stop, CUT} - {""}, key=lambda text: (-len(text), text)
+        ),
         "tags": template.tags,
     }
     settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
@@ -193,17 +198,19 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
 
 # The chat, in Jinja.
 _CHAT_TO_USER = """\
-{%- macro words(content, forbidden=tags) -%}
+{%- macro words(content, forbidden=tags, follows="") -%}
   {%- set texts = [content] -%}
   {%- if content is not string -%}
     {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
   {%- endif -%}
   {%- set said = namespace(text=texts | join) -%}
   {%- for token in control + forbidden -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
-  {{- said.text -}}
+  {{- said.text -}}{%- if follows.strip() and said.text[-1:] == follows -%}{{ seam }}{%- endif -%}
 {%- endmacro -%}
 {{- bos -}}
-{%- if messages[0].role == "system" -%}{{ words(messages[0].content, []) }}{%- else -%}{{ system }}{%- endif -%}
+{%- if messages[0].role == "system" -%}{{ words(messages[0].content, [], system_end[:1]) }}
+{%- else -%}{{ system }}
+{%- endif -%}
 {{- system_end -}}
 {%- for message in messages -%}
   {%- if message.role == "user" -%}
@@ -212,7 +219,9 @@ _CHAT_TO_USER = """\
 _CHAT_AFTER_USER = """\
     {{- after -}}
   {%- elif message.role == "assistant" -%}
-    {{- before_answer -}}{{- cut -}}{{- words(message.content) -}}{{- cut -}}{{- after_answer -}}
+    {{- before_answer -}}{{- cut -}}
+    {{- words(message.content, follows="" if cut else after_answer[:1]) -}}
+    {{- cut -}}{{- after_answer -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
@@ -221,15 +230,16 @@ _IMAGES_FIRST = """\
     {%- if message.content is not string -%}
       {%- for part in message.content if part.type == "image" -%}{{ image }}{{ gap }}{%- endfor -%}
     {%- endif -%}
-    {{- between -}}{{- words(message.content) -}}
+    {{- between -}}{{- words(message.content, follows=follows) -}}
 """
 _IMAGES_IN_PLACE = """\
-    {%- if message.content is string -%}{{ words(message.content) }}
+    {%- if message.content is string -%}{{ words(message.content, follows=follows) }}
     {%- else -%}
       {%- set said = namespace(text=false) -%}
       {%- for part in message.content -%}
         {%- if part.type == "image" -%}{{ image }}{%- if not said.text -%}{{ gap }}{%- endif -%}
-        {%- elif part.type == "text" -%}{{ words([part]) }}{%- set said.text = true -%}
+        {%- elif part.type == "text" -%}{{ words([part], follows=follows if loop.last else "") }}
+        {%- set said.text = true -%}
         {%- endif -%}
       {%- endfor -%}
     {%- endif -%}
