@@ -13,6 +13,7 @@ import logging
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.files import full_disk_is_a_user_error, write_atomically
+from minigpt4.files import full_disk_is_a_user_error, only_process, write_atomically
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.recipe import Recipe
@@ -46,8 +47,8 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal.
 
     Raises:
-        UserError: data or parts that are not there or do not fit, an `output` with another recipe's run, divergence,
-            no space left.
+        UserError: data or parts that are not there or do not fit, an `output` with another recipe's run or at which
+            another process is at work, divergence, no space left.
         KeyboardInterrupt: Ctrl-C or SIGTERM, once all is saved; its message says how to go on.
     """
     from minigpt4.training.loader import rows_of_each
@@ -65,16 +66,18 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
         check_data(recipe)
         _check_llm(recipe)
         _make_output(recipe.output)
+        held.enter_context(only_process(recipe.output, "train"))
         return False
 
-    if processes.on_main(prepare):
-        return alignment
-    with StopSignals() as stop:
-        model = _load_model(recipe, processes)
-        loader, data = _prepare_data(recipe, model, processes, stop, progress)
-        _run_steps(recipe, model, loader, data, processes, stop, progress)
-    if processes.is_main:
-        model.save_pretrained(alignment, overwrite=True)
+    with ExitStack() as held:
+        if processes.on_main(prepare):
+            return alignment
+        with StopSignals() as stop:
+            model = _load_model(recipe, processes)
+            loader, data = _prepare_data(recipe, model, processes, stop, progress)
+            _run_steps(recipe, model, loader, data, processes, stop, progress)
+        if processes.is_main:
+            model.save_pretrained(alignment, overwrite=True)
     return alignment
 
 
@@ -84,7 +87,9 @@ def check_output(recipe: Recipe) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output}: is a file; give a directory")
     if not saved.is_file():
-        if output.is_dir() and any(not path.match(LEFTOVERS) for path in output.iterdir()):
+        if output.is_dir() and any(
+            not path.match(LEFTOVERS) for path in output.iterdir() if path.name != ".train.lock"
+        ):
             raise UserError(f"output {output}: exists, and holds something else than a training run; give another one")
         return
     if not any(output.glob("checkpoints/*.pt")) and not (output / "alignment").is_dir():
