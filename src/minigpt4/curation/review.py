@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+from minigpt4.local_page import image_response, page_app, person, serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -191,9 +191,9 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
     return found
 
 
-def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
-    """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
-    app = page_app("minigpt4 curate review", "minigpt4.curation", "review.html", hosts)
+def create_app(desk: Desk, host: str) -> FastAPI:
+    """The page, to be served on `host`, and its few requests."""
+    app = page_app("minigpt4 curate review", "minigpt4.curation", "review.html", host)
     from fastapi import Body, HTTPException, Response
 
     def shown(reviewer: str, index: int | None) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
             data = desk.items[within(index)].picture.read()
         except UserError as error:
             raise HTTPException(410, str(error)) from None
-        return Response(data, media_type=media_type(data))
+        return image_response(data)
 
     @app.post("/api/items/{index}")
     def decide(
@@ -246,7 +246,10 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
     @app.post("/api/undo")
     def undo(reviewer: str = Body(embed=True)) -> dict[str, Any]:
         name = person(reviewer)
-        index = desk.undo(name)
+        try:
+            index = desk.undo(name)
+        except UserError as error:
+            raise HTTPException(507, str(error)) from None
         if index is None:
             raise HTTPException(404, "there is nothing to undo")
         return shown(name, index)
@@ -257,4 +260,4 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
 def serve(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
     with ledger.lock("review"):
-        serve_app(create_app(Desk(ledger, shared), allowed_hosts(host)), host, port, ready)
+        serve_app(create_app(Desk(ledger, shared), host), host, port, ready)

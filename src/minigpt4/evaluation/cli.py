@@ -157,6 +157,9 @@ def reliability(
 @eval_.command()
 def rate(
     directory: Annotated[Path, typer.Argument(help="Where the answers are: OUT/abilities of an earlier run.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the images; none outside it is shown. Default: DIRECTORY.")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
         "127.0.0.1"
     ),
@@ -168,7 +171,7 @@ def rate(
     """
     from minigpt4.evaluation.rating import serve
 
-    serve(directory, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
+    serve(directory, images, host, port, ready=lambda url: typer.echo(f"rating at {url} (Ctrl-C ends it)"))
 
 
 @eval_.command()

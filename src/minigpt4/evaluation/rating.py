@@ -7,6 +7,7 @@ and which is best, ties allowed. Every judgement is in a journal at once. `ratin
 
 from __future__ import annotations
 
+import logging
 import random
 import statistics
 import threading
@@ -22,10 +23,12 @@ from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.people import RATINGS, agreement, answer_key
 from minigpt4.evaluation.table import RESULTS
 from minigpt4.files import only_process
-from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+from minigpt4.local_page import image_response, page_app, person, serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
 
 VERDICTS = {"yes": True, "no": False, "unsure": None}
 #: A longer pause than this is no time spent on a question, in seconds.
@@ -42,7 +45,7 @@ class Question:
     image: Path
     prompt: str
     success: str
-    answers: Mapping[str, str]
+    answers: dict[str, str]
 
 
 class Desk:
@@ -135,26 +138,31 @@ def read_questions(directory: Path) -> list[Question]:
     success = results.get("success") if isinstance(results, dict) else None
     if not isinstance(success, dict):
         raise UserError(f"{path}: says nowhere what counts as success; people judge the suite `abilities`")
-    groups: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in results["answers"]:
-        group = groups.setdefault((row["item"], row["sample"]), {"row": row, "answers": {}})
-        group["answers"][answer_key(row["item"], row["prompt"], row["answer"])] = row["answer"]
-    found = []
-    for (item, sample), group in groups.items():
-        row = group["row"]
-        found.append(
-            Question(
-                item, sample, row["task"], Path(row["image"]), row["prompt"], success.get(item, ""), group["answers"]
-            )
-        )
+    try:
+        found = _questions(results["answers"], success)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is not as minigpt4 writes it ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{path}: holds no answers to judge")
     return found
 
 
-def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
-    """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
-    app = page_app("minigpt4 eval rate", "minigpt4.evaluation", "rating.html", hosts)
+def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) -> list[Question]:
+    found: dict[tuple[str, int], Question] = {}
+    for row in rows:
+        texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")]
+        if not all(isinstance(text, str) for text in [*texts, success.get(row["item"], "")]):
+            raise TypeError("an answer holds something else than texts")
+        item, task, image, prompt, answer = (text.encode("utf-8", "replace").decode() for text in texts)
+        question = Question(item, row["sample"], task, Path(image), prompt, success.get(item, ""), {})
+        answers = found.setdefault((item, row["sample"]), question).answers
+        answers[answer_key(item, row["prompt"], row["answer"])] = answer
+    return list(found.values())
+
+
+def create_app(desk: Desk, images: Path, host: str) -> FastAPI:
+    """The page, to be served on `host`, and its few requests. It shows images that lie in `images`, and no others."""
+    app = page_app("minigpt4 eval rate", "minigpt4.evaluation", "rating.html", host)
     from fastapi import Body, HTTPException, Response
 
     def shown(rater: str, index: int | None) -> dict[str, Any]:
@@ -181,11 +189,10 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
 
     @app.get("/pictures/{index}")
     def picture(index: int) -> Response:
-        try:
-            data = desk.questions[within(index)].image.read_bytes()
-        except OSError as error:
-            raise HTTPException(410, f"the picture is gone ({error.strerror})") from None
-        return Response(data, media_type=media_type(data))
+        image = desk.questions[within(index)].image
+        if not lies_in(image, images):
+            raise HTTPException(404, "this image lies outside of the folder given with --images")
+        return image_response(image)
 
     @app.post("/api/questions/{index}")
     def decide(
@@ -206,8 +213,25 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
     return app
 
 
-def serve(directory: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
-    questions = read_questions(directory)  # a wrong directory is known before anything is written
+def lies_in(image: Path, folder: Path) -> bool:
+    """Whether the image is a file in the folder or below it, wherever links lead."""
+    try:
+        return image.resolve().is_relative_to(folder.resolve()) and image.is_file()
+    except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
+        return False
+
+
+def serve(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page until Ctrl-C; `ready` is given its address.
+
+    The results may be someone else's and name any file, so images are shown from the folder `images` alone, by default
+    `directory`. Raises UserError if the port is taken.
+    """
+    questions, images = read_questions(directory), images or directory  # a wrong directory is known before all else
+    if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
+        logger.warning(
+            "%d images are not shown, for they do not lie in %s (the first is %r); give their folder with --images",
+            len(hidden), images, str(hidden[0]),
+        )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
-        serve_app(create_app(Desk(questions, journal), allowed_hosts(host)), host, port, ready)
+        serve_app(create_app(Desk(questions, journal), images, host), host, port, ready)
