@@ -1,54 +1,23 @@
-"""A small web page for people who judge things: guarded against other pages, served until Ctrl-C."""
+"""A web app for people at this machine: guarded against other websites, served until Ctrl-C."""
 
 from __future__ import annotations
 
-import io
 import json
-import secrets
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.listening import known_host, listen, names, same_site, url
+from minigpt4.listening import known_host, listen, same_site, url
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Response
+    from fastapi import FastAPI
 
 #: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
 MAX_BODY = 65_536
 
 
-def page_app(title: str, package: str, file: str, host: str) -> FastAPI:
-    """An app that shows the page `file` of `package`, with `__NONCE__` in it replaced, and refuses other pages.
-
-    `host` is the address that it is served on: on loopback it is asked for by loopback's names alone. Raises UserError
-    without FastAPI.
-    """
-    try:
-        from fastapi import FastAPI
-        from fastapi.responses import HTMLResponse
-    except ImportError:
-        raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
-    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
-    nonce = secrets.token_urlsafe(16)
-    page = resources.files(package).joinpath(file).read_text(encoding="utf-8").replace("__NONCE__", nonce)
-    policy = (
-        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
-        f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-    )
-    app.add_middleware(_Guard, host_names=names(host), policy=policy)
-
-    @app.get("/", response_class=HTMLResponse)
-    def root() -> str:
-        return page
-
-    return app
-
-
-class _Guard:
+class Guard:
     """Lets in what our own page asks, with a body of a sane size and content; the answers run nothing but our page."""
 
     def __init__(self, app: Any, host_names: Collection[str] | None, policy: str) -> None:
@@ -106,32 +75,6 @@ def _wrong(body: bytes | bytearray) -> tuple[int, str] | None:
     except (ValueError, RecursionError):  # broken or deep, half a character, a number without an end
         return 400, "JSON of plain texts and numbers was expected"
     return None
-
-
-def person(name: str) -> str:
-    """The name that somebody gives. Raises HTTPException for one that is empty, too long, or of no letters."""
-    from fastapi import HTTPException
-
-    name = " ".join(name.split())
-    if not (1 <= len(name) <= 40 and name.isprintable()):
-        raise HTTPException(400, "give a name of 1 to 40 letters")
-    return name
-
-
-def image_response(image: Path | bytes) -> Response:
-    """The image, decoded and encoded anew, so that nothing but an image ever leaves. Raises HTTPException else."""
-    from fastapi import HTTPException, Response
-
-    from minigpt4.data.images import open_image
-
-    try:
-        shown = open_image(image)
-    except UserError:
-        raise HTTPException(404, "this image cannot be shown") from None
-    shown.thumbnail((2048, 2048))
-    buffer = io.BytesIO()
-    shown.save(buffer, "PNG", compress_level=1)
-    return Response(buffer.getvalue(), media_type="image/png")
 
 
 def serve_app(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from curating import TEXTS, assert_one_line, run
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.review import LEASE_SECONDS, Desk, TakenError, create_app, differences
+from minigpt4.curation.review import LEASE_SECONDS, Desk, create_app, differences
 from minigpt4.errors import UserError
+from minigpt4.labelling import TakenError
 from pages import ask, assert_guarded, routes_of, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

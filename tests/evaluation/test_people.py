@@ -68,7 +68,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     assert "minigpt4 eval rate" in (directory / "results.md").read_text()
     poems = lambda texts: [text for text in texts if "poem" in text]  # noqa: E731
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal)
+        desk = Desk(read_questions(directory), journal, directory)
         judge(desk, "Ann", lambda text: "yes" if "poem" in text else "no", poems)
         judge(desk, "Ben", lambda text: "yes" if "fine " in text else "no", lambda texts: texts)
         assert desk.progress("Ann")["waiting"] == 0
@@ -86,7 +86,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     [between] = found["preferences"]
     assert (between["wins"], between["ties"], between["losses"]) == (2, 3, 0)
     with Journal(directory / RATINGS) as journal:
-        judge(Desk(read_questions(directory), journal), "Cid", lambda text: "yes", lambda texts: [])
+        judge(Desk(read_questions(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
     answered()
     assert figures(directory, "good")["poem"] == (2, 3, 0)
     assert figures(directory, "bad")["poem"] == (0, 3, 0)
@@ -95,7 +95,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
 def test_the_page_tells_nobody_whose_an_answer_is(answered: Callable[[], Path]) -> None:
     directory = answered()
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal)
+        desk = Desk(read_questions(directory), journal, directory)
         told, first = "", set()
         for number in range(40):
             rater = f"rater {number}"
@@ -151,8 +151,8 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
     given["answers"] = [{**answer, "sample": i, "image": str(image)} for i, image in enumerate([*shown, *hidden])]
     (directory / "results.json").write_text(json.dumps(given))
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal)
-        assert routes_of(create_app(desk, directory, "127.0.0.1")) == {
+        desk = Desk(read_questions(directory), journal, directory)
+        assert routes_of(create_app(desk, "127.0.0.1")) == {
             ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/before"), ("GET", "/pictures/{index}"),
             ("POST", "/api/questions/{index}"),
         }  # fmt: skip

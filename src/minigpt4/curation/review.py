@@ -10,29 +10,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from importlib import resources
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import cohen_kappa
-from minigpt4.local_page import image_response, page_app, person, serve_app
+from minigpt4.labelling import Labelling, TakenError, person, seconds_left
+from minigpt4.local_page import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 LEASE_SECONDS = 600.0
 VERDICTS = ("accept", "edit", "reject")
-
-
-class TakenError(ValueError):
-    """Somebody else has this text, or has decided on it."""
 
 
 @dataclass
@@ -54,6 +50,13 @@ class Desk:
         if not self.items:
             raise UserError(f"{self.ledger.project}: there is no text to review; describe, refine and filter first")
         self._settings = self.ledger.settings("review", {"shared": self.shared})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def image(self, index: int) -> bytes:
+        """The text's image, as it was when it was added."""
+        return self.items[index].picture.read()
 
     def is_shared(self, item: Item) -> bool:
         """Whether everyone decides on this text: drawn by its picture's name, so it stays when texts are added."""
@@ -151,18 +154,13 @@ class Desk:
         with self._lock:
             done = sum(bool(item.reviews) for item in self.items)
             waiting = sum(self._waits(i, item, reviewer) for i, item in enumerate(self.items))
-            mine = sorted(
-                (item.reviews[reviewer] for item in self.items if reviewer in item.reviews), key=lambda e: e.seq
-            )
-            times = [datetime.fromisoformat(event.at).timestamp() for event in mine[-21:]]
-            # A gap of minutes is a pause and no pace.
-            gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False) if later - earlier < 300]
+            mine = [item.reviews[reviewer].at for item in self.items if reviewer in item.reviews]
             return {
                 "total": len(self.items),
                 "done": done,
                 "mine": len(mine),
                 "waiting": waiting,
-                "seconds left": round(statistics.median(gaps) * waiting) if gaps else None,
+                "seconds left": seconds_left(mine, waiting),
                 "agreement": self.agreement(),
             }
 
@@ -193,38 +191,14 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
 
 def create_app(desk: Desk, host: str) -> FastAPI:
     """The page, to be served on `host`, and its few requests."""
-    app = page_app("minigpt4 curate review", "minigpt4.curation", "review.html", host)
-    from fastapi import Body, HTTPException, Response
+    page = Labelling(desk, resources.files(__package__).joinpath("review.html"), "item", "reviewer", host)
+    from fastapi import Body, HTTPException
 
-    def shown(reviewer: str, index: int | None) -> dict[str, Any]:
-        return {
-            "item": None if index is None else desk.look(reviewer, index),
-            "progress": desk.progress(reviewer),
-        }
-
-    def within(index: int) -> int:
-        if not 0 <= index < len(desk.items):
-            raise HTTPException(404, f"there are texts 1 to {len(desk.items)}")
-        return index
-
-    @app.get("/api/next")
-    def next_item(reviewer: str) -> dict[str, Any]:
-        name = person(reviewer)
-        return shown(name, desk.next(name))
-
-    @app.get("/api/items/{index}")
+    @page.app.get("/api/items/{index}")
     def look(index: int, reviewer: str) -> dict[str, Any]:
-        return shown(person(reviewer), within(index))
+        return page.shown(person(reviewer), page.within(index))
 
-    @app.get("/pictures/{index}")
-    def picture(index: int) -> Response:
-        try:
-            data = desk.items[within(index)].picture.read()
-        except UserError as error:
-            raise HTTPException(410, str(error)) from None
-        return image_response(data)
-
-    @app.post("/api/items/{index}")
+    @page.app.post("/api/items/{index}")
     def decide(
         index: int,
         reviewer: str = Body(),
@@ -233,28 +207,18 @@ def create_app(desk: Desk, host: str) -> FastAPI:
         text: str | None = Body(None, max_length=20_000),
     ) -> dict[str, Any]:
         name = person(reviewer)
-        try:
-            desk.decide(name, within(index), source, verdict, text)
-        except TakenError as error:
-            raise HTTPException(409, str(error)) from None
-        except UserError as error:
-            raise HTTPException(507, str(error)) from None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return shown(name, desk.next(name))
+        desk.decide(name, page.within(index), source, verdict, text)
+        return page.next(name)
 
-    @app.post("/api/undo")
+    @page.app.post("/api/undo")
     def undo(reviewer: str = Body(embed=True)) -> dict[str, Any]:
         name = person(reviewer)
-        try:
-            index = desk.undo(name)
-        except UserError as error:
-            raise HTTPException(507, str(error)) from None
+        index = desk.undo(name)
         if index is None:
             raise HTTPException(404, "there is nothing to undo")
-        return shown(name, index)
+        return page.shown(name, index)
 
-    return app
+    return page.app
 
 
 def serve(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[str], None]) -> None:

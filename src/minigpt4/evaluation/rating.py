@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import random
-import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.people import RATINGS, agreement, answer_key
 from minigpt4.evaluation.table import RESULTS
 from minigpt4.files import only_process
-from minigpt4.local_page import image_response, page_app, person, serve_app
+from minigpt4.labelling import Labelling, person, seconds_left
+from minigpt4.local_page import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERDICTS = {"yes": True, "no": False, "unsure": None}
-#: A longer pause than this is no time spent on a question, in seconds.
-PAUSE = 300.0
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,25 @@ class Question:
 
 
 class Desk:
-    """Hands out questions and takes judgements. Safe to use from several threads."""
+    """Hands out questions and takes judgements. Safe to use from several threads.
 
-    def __init__(self, questions: Sequence[Question], journal: Journal) -> None:
-        self.questions = questions
+    Images are shown from the folder `images` alone.
+    """
+
+    def __init__(self, questions: Sequence[Question], journal: Journal, images: Path) -> None:
+        self.questions, self.images = questions, images
         self.journal = journal
         self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def image(self, index: int) -> Path:
+        """The image that was asked about. Raises UserError if it lies elsewhere."""
+        image = self.questions[index].image
+        if not lies_in(image, self.images):
+            raise UserError("it lies outside of the folder given with --images")
+        return image
 
     def order(self, rater: str) -> list[int]:
         """The questions in this rater's own order, so that a few raters who stop early cover all tasks alike."""
@@ -115,13 +127,11 @@ class Desk:
             rows = list(self.journal)
             mine = [row for row in rows if row["rater"] == rater]
             waiting = sum(self._key(rater, i) not in self.journal for i in range(len(self.questions)))
-        times = sorted(datetime.fromisoformat(row["at"]).timestamp() for row in mine)[-21:]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b - a < PAUSE]
         return {
             "total": len(self.questions),
             "waiting": waiting,
             "raters": len({row["rater"] for row in rows}),
-            "seconds left": round(statistics.median(gaps) * waiting) if gaps else None,
+            "seconds left": seconds_left((row["at"] for row in mine), waiting),
             "agreement": agreement(rows),
         }
 
@@ -160,41 +170,18 @@ def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) ->
     return list(found.values())
 
 
-def create_app(desk: Desk, images: Path, host: str) -> FastAPI:
-    """The page, to be served on `host`, and its few requests. It shows images that lie in `images`, and no others."""
-    app = page_app("minigpt4 eval rate", "minigpt4.evaluation", "rating.html", host)
-    from fastapi import Body, HTTPException, Response
+def create_app(desk: Desk, host: str) -> FastAPI:
+    """The page, to be served on `host`, and its few requests."""
+    page = Labelling(desk, resources.files(__package__).joinpath("rating.html"), "question", "rater", host)
+    from fastapi import Body
 
-    def shown(rater: str, index: int | None) -> dict[str, Any]:
-        return {
-            "question": None if index is None else desk.look(rater, index),
-            "progress": desk.progress(rater),
-        }
-
-    def within(index: int) -> int:
-        if not 0 <= index < len(desk.questions):
-            raise HTTPException(404, f"there are {len(desk.questions)} questions")
-        return index
-
-    @app.get("/api/next")
-    def next_question(rater: str) -> dict[str, Any]:
-        name = person(rater)
-        return shown(name, desk.next(name))
-
-    @app.get("/api/before")
+    @page.app.get("/api/before")
     def before(rater: str, index: int) -> dict[str, Any]:
         name, order = person(rater), desk.order(person(rater))
-        at = order.index(within(index)) if index >= 0 else len(order)
-        return shown(name, order[max(0, at - 1)])
+        at = order.index(page.within(index)) if index >= 0 else len(order)
+        return page.shown(name, order[max(0, at - 1)])
 
-    @app.get("/pictures/{index}")
-    def picture(index: int) -> Response:
-        image = desk.questions[within(index)].image
-        if not lies_in(image, images):
-            raise HTTPException(404, "this image lies outside of the folder given with --images")
-        return image_response(image)
-
-    @app.post("/api/questions/{index}")
+    @page.app.post("/api/questions/{index}")
     def decide(
         index: int,
         rater: str = Body(),
@@ -202,15 +189,10 @@ def create_app(desk: Desk, images: Path, host: str) -> FastAPI:
         best: list[str] = Body(),  # noqa: B008
     ) -> dict[str, Any]:
         name = person(rater)
-        try:
-            desk.decide(name, within(index), answers, best)
-        except UserError as error:
-            raise HTTPException(507, str(error)) from None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return shown(name, desk.next(name))
+        desk.decide(name, page.within(index), answers, best)
+        return page.next(name)
 
-    return app
+    return page.app
 
 
 def lies_in(image: Path, folder: Path) -> bool:
@@ -234,4 +216,4 @@ def serve(directory: Path, images: Path | None, host: str, port: int, ready: Cal
             len(hidden), images, str(hidden[0]),
         )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
-        serve_app(create_app(Desk(questions, journal), images, host), host, port, ready)
+        serve_app(create_app(Desk(questions, journal, images), host), host, port, ready)
