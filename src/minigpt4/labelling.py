@@ -1,7 +1,7 @@
 """A web page on which people judge one thing after another: what review and rating have in common.
 
-Each names itself, is handed what waits for it, decides, and sees how far all have come. What is judged and what becomes
-of a decision is the desk's.
+People give a name, get what waits for them, decide, and see how far all have come. The desk knows what is judged, and
+records the decisions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 import statistics
 from collections.abc import Iterable
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,13 +51,15 @@ class Desk(Protocol):
 class Labelling:
     """The app of a page: `app` has the routes that all pages have, the methods help with a page's own.
 
-    `page` is the page's file, with `__NONCE__` in it; `shows` and `asks` are the names of a thing that is judged and of
-    a person who judges in requests and answers. `host` is the address that it is served on: on loopback it is asked for
-    by loopback's names alone. Of errors, UserError (what cannot be written, say) is answered with 507, TakenError with
-    409, other ValueErrors with 400. Raises UserError without FastAPI.
+    `html` names the package and the file of what the page holds beside the common `labelling.html`; `shows` and `asks`
+    are the names of a thing that is judged and of a person who judges in requests and answers. `host` is the address
+    that it is served on: on loopback it is asked for by loopback's names alone. Of errors, UserError (what cannot be
+    written, say) is answered with 507, TakenError with 409, other ValueErrors with 400.
+
+    Raises UserError without FastAPI.
     """
 
-    def __init__(self, desk: Desk, page: Path | Any, shows: str, asks: str, host: str) -> None:
+    def __init__(self, desk: Desk, title: str, html: tuple[str, str], shows: str, asks: str, host: str) -> None:
         try:
             from fastapi import FastAPI, Query
             from fastapi.responses import HTMLResponse, JSONResponse
@@ -65,7 +68,11 @@ class Labelling:
         self.desk, self.shows = desk, shows
         self.app: FastAPI = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         nonce = secrets.token_urlsafe(16)
-        html = page.read_text(encoding="utf-8").replace("__NONCE__", nonce)
+        own = files(html[0]).joinpath(html[1]).read_text(encoding="utf-8")
+        page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
+        parts = {"DESK": own, "TITLE": title, "SHOWS": shows, "ASKS": asks}
+        for name, text in (*parts.items(), ("NONCE", nonce)):
+            page = page.replace(f"__{name}__", text)
         policy = (
             f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
             f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
@@ -78,7 +85,7 @@ class Labelling:
 
         @self.app.get("/", response_class=HTMLResponse)
         def root() -> str:
-            return html
+            return page
 
         @self.app.get("/api/next")
         def waiting(name: str = Query(alias=asks)) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +190,7 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
 
 def create_app(desk: Desk, host: str) -> FastAPI:
     """The page, to be served on `host`, and its few requests."""
-    page = Labelling(desk, resources.files(__package__).joinpath("review.html"), "item", "reviewer", host)
+    page = Labelling(desk, "Review descriptions", ("minigpt4.curation", "review.html"), "item", "reviewer", host)
     from fastapi import Body, HTTPException
 
     @page.app.get("/api/items/{index}")

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,7 @@ def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) ->
 
 def create_app(desk: Desk, host: str) -> FastAPI:
     """The page, to be served on `host`, and its few requests."""
-    page = Labelling(desk, resources.files(__package__).joinpath("rating.html"), "question", "rater", host)
+    page = Labelling(desk, "Judge answers", ("minigpt4.evaluation", "rating.html"), "question", "rater", host)
     from fastapi import Body
 
     @page.app.get("/api/before")
