@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minigpt4.errors import UserError
-from minigpt4.listening import names
-from minigpt4.local_page import Guard
+from minigpt4.local_web import Guard, names
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Response

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt4.app.session import Models
 from minigpt4.errors import UserError
-from minigpt4.listening import listen, names, url
+from minigpt4.local_web import listen, names, url
 
 MAX_UPLOAD = "20mb"
 #: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.

@@ -21,7 +21,7 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.statistics import cohen_kappa
 from minigpt4.labelling import Labelling, TakenError, person, seconds_left
-from minigpt4.local_page import serve_app
+from minigpt4.local_web import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

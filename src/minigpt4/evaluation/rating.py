@@ -23,7 +23,7 @@ from minigpt4.evaluation.people import RATINGS, agreement, answer_key
 from minigpt4.evaluation.table import RESULTS
 from minigpt4.files import only_process
 from minigpt4.labelling import Labelling, person, seconds_left
-from minigpt4.local_page import serve_app
+from minigpt4.local_web import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

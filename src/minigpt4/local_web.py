@@ -1,20 +1,70 @@
-"""A web app for people at this machine: guarded against other websites, served until Ctrl-C."""
+"""Serving on an address: the socket, its URL, which requests come from another website, and apps guarded from those."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+import re
+import socket
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import UserError
-from minigpt4.listening import known_host, listen, same_site, url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
 MAX_BODY = 65_536
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]+)?")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address; port 0 takes a free one. Raises UserError if it cannot be had."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
+
+
+def names(host: str) -> list[str] | None:
+    """What a request's Host header may say, None for anything.
+
+    A page from elsewhere could otherwise reach a server on loopback by a name of its own that it points here.
+    """
+    return [*LOOPBACK, "[::1]"] if host in LOOPBACK else None
+
+
+def known_host(headers: Mapping[str, str], host_names: Collection[str] | None) -> bool:
+    """Whether the Host header is well formed and, unless `host_names` is None, one of them. The port does not matter.
+
+    `headers` has lower-case keys, or does not care, as those of Starlette and `http.server`.
+    """
+    match = _HOST.fullmatch((headers.get("host") or "").lower())
+    return match is not None and (host_names is None or match[1] in host_names)
+
+
+def same_site(headers: Mapping[str, str], host_names: Collection[str] | None) -> bool:
+    """Whether a request that changes something comes from our own page, or from no browser at all.
+
+    Browsers say where a request comes from in Sec-Fetch-Site, older ones only in Origin; a page cannot forge either.
+    `headers` and `host_names` as in `known_host`, which must hold too.
+    """
+    if not known_host(headers, host_names):
+        return False
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site in ("same-origin", "none")
+    if origin is not None:  # the scheme may be that of a proxy in front
+        scheme, _, asked = origin.lower().partition("://")
+        return scheme in ("http", "https") and asked == (headers.get("host") or "").lower()
+    return True
+
+
+def url(host: str, listening: socket.socket) -> str:
+    """The address for people, with the port that was taken."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
 
 
 class Guard:
