@@ -151,6 +151,9 @@ def reliability(
 @eval_.command()
 def rate(
     directory: Annotated[Path, typer.Argument(help="Where the answers are: OUT/abilities of an earlier run.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the images; files outside it are not shown. Default: DIRECTORY.")
+    ] = None,
     host: options.Host = options.HOST,
     port: options.Port = 8430,
 ) -> None:
@@ -160,7 +163,7 @@ def rate(
     """
     from minigpt4.evaluation.rating import serve
 
-    serve(directory, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
+    serve(directory, images, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
 
 
 @eval_.command("judge")
