@@ -22,6 +22,8 @@ FORMER_NAMES = {
     "minigpt4.generation.endings": "minigpt4.generation.stopping",
     "minigpt4.generation.endpoint": "minigpt4.endpoint",
     "minigpt4.generation.jobs": "minigpt4.generation.batch_job",
+    "minigpt4.listening": "minigpt4.local_web",
+    "minigpt4.local_page": "minigpt4.local_web",
     "minigpt4.model.adapters": "minigpt4.model.lora",
     "minigpt4.model.alignment": "minigpt4.minigpt4",
     "minigpt4.model.eight_bits": "minigpt4.model.quantization",

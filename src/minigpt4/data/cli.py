@@ -11,19 +11,19 @@ from minigpt4.telling import say
 
 data = typer.Typer(no_args_is_help=True, help="Look at data, download them, cache the vision side's features of them.")
 
-SourceArg = Annotated[
+SourceName = Annotated[
     str,
     typer.Argument(help="Tar shards ({00000..00012}.tar), a directory, .jsonl, .csv, .parquet, or hub:NAME[:SPLIT]."),
 ]
-StageArg = Annotated[int, typer.Option(min=1, max=2, help="1: captions. 2: descriptions, instructions, conversations.")]
-CaptionKeyArg = Annotated[str | None, typer.Option(help="Column or JSON key of the text; the usual ones by default.")]
+Stage = Annotated[int, typer.Option(min=1, max=2, help="1: captions. 2: descriptions, instructions, conversations.")]
+CaptionKey = Annotated[str | None, typer.Option(help="Column or JSON key of the text; the usual ones by default.")]
 
 
 @data.command()
 def inspect(
-    source: SourceArg,
-    stage: StageArg = 1,
-    caption_key: CaptionKeyArg = None,
+    source: SourceName,
+    stage: Stage = 1,
+    caption_key: CaptionKey = None,
     limit: Annotated[int, typer.Option(min=1, help="Pairs to look at, from the start.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Write a contact sheet of 24 pictures, as sheet.png.")] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`minigpt4 recipe ...`, and the command of `minigpt4 data` that runs the model: parsing and printing only."""
+"""`minigpt4 recipe ...` and `data features`: parsing and printing only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from minigpt4.data.cli import CaptionKeyArg, SourceArg, StageArg, data
+from minigpt4 import cli_options as options
+from minigpt4.data.cli import CaptionKey, SourceName, Stage, data
 from minigpt4.telling import say
 
 recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
@@ -54,15 +55,15 @@ def explain(
 
 @data.command()
 def features(
-    source: SourceArg,
+    source: SourceName,
     model: Annotated[str, typer.Option(help="Whose vision side: an alignment or an export, or pocket.")],
     out: Annotated[Path, typer.Option(help="The cache, which recipes name as feature_cache.")],
-    stage: StageArg = 1,
-    caption_key: CaptionKeyArg = None,
+    stage: Stage = 1,
+    caption_key: CaptionKey = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures.")] = 0,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable pairs that ends it.")] = 0.1,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as training takes by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; CUDA if there is one.")] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
 ) -> None:
     """Run the frozen vision side over a source once, and keep its output for training. Goes on where it was stopped.
 
@@ -70,12 +71,12 @@ def features(
     """
     from minigpt4.data.mixture import Source, check_sources
 
-    source_ = Source(source, caption_key=caption_key)
-    check_sources([source_], stage)  # a wrong path is known before the model is loaded
+    pairs = Source(source, caption_key=caption_key)
+    check_sources([pairs], stage)  # a wrong path is known before the model is loaded
     from minigpt4.model.precision import resolve_device, training_dtype
     from minigpt4.model.vision import load_vision_side
     from minigpt4.training.features import encode_source
 
     resolved = resolve_device(device)
     loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
-    say(encode_source(loaded, out, source_, stage=stage, workers=workers, max_skipped_share=max_skipped))
+    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped_share=max_skipped))
