@@ -140,7 +140,7 @@ def reliability(
     data: Annotated[Path | None, typer.Option(help="A folder of pictures; pocket pictures by default.")] = None,
     out: Out = Path("runs/eval"),
     count: Annotated[int, typer.Option(min=1, max=50_000, help="Pictures to ask about.")] = 100,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Who has not ended by then has no end.")] = 300,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Answers cut off here count as unfinished.")] = 300,
     samples: Samples = 1,
     *,
     how: dict[str, Any],
