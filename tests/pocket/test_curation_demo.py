@@ -14,7 +14,7 @@ from minigpt4.errors import UserError
 from minigpt4.statistics import Rate
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo
-from pocket.curation_demo.measures import judge
+from pocket.curation_demo.measures import truth_of
 from pocket.curation_demo.report import markdown
 from pocket.measure.truth import statements
 from pocket.text.phrases import description
@@ -46,7 +46,7 @@ def test_true_descriptions_hold_nothing_false_and_nothing_broken() -> None:
 
     for seed in range(demo.CURATED, demo.CURATED + 300):
         picture = world.sample(seed)
-        truth = judge(picture, description(picture, random.Random(seed)))
+        truth = truth_of(picture, description(picture, random.Random(seed)))
         assert truth.true > 1
         assert not truth.bad
 
