@@ -45,10 +45,6 @@ class Estimate:
     prompt_tokens: int
     answer_tokens: int
 
-    def cost(self, price_in: float, price_out: float) -> float:
-        """In the currency of the prices, which are for a million tokens of prompt and of answer."""
-        return (self.prompt_tokens * price_in + self.answer_tokens * price_out) / 1e6
-
 
 def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     """Why an answer is not taken for the text that was asked for; None if it is.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from minigpt4 import cli_options as options
 from minigpt4.data.cli import CaptionKey, SourceName, Stage, data
 from minigpt4.telling import say
 
@@ -61,8 +62,8 @@ def features(
     caption_key: CaptionKey = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures.")] = 0,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable pairs that ends it.")] = 0.1,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; as training takes by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; CUDA if there is one.")] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
 ) -> None:
     """Run the frozen vision side over a source once, and keep its output for training. Goes on where it was stopped.
 
