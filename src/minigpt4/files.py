@@ -1,7 +1,4 @@
-"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full.
-
-Knows nothing about what is in them.
-"""
+"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -295,8 +292,11 @@ def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[
 
     Raises UserError at once if another process is at it, unless `wait` is set.
     """
-    import fcntl  # not on Windows
-
+    try:
+        import fcntl
+    except ImportError:  # on Windows nothing keeps it out
+        yield
+        return
     path = directory / f".{work}.lock"
     try:
         file = path.open("a+", encoding="utf-8")

@@ -198,7 +198,7 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
         except UnidentifiedImageError:
             kind = kind_of(data)
             if kind in formats:
-                raise _DamagedError(f"{name}: broken or truncated picture ({kind}); save or download it again") from None
+                raise _DamagedError(f"{name}: broken or truncated picture ({kind}); download it again") from None
             what = f"a {kind}; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}" if kind else "not a picture"
             raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
         except Image.DecompressionBombError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minigpt4.app.session import Models
 from minigpt4.errors import UserError
-from minigpt4.listening import listen, names, url
+from minigpt4.local_web import listen, names, url
 
 PREFIX = "minigpt4-page-"
 

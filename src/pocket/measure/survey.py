@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABILITIES = ("poem", "story", "recipe", "advertise", "funny", "website", "count", "follow_up")
 #: The first questions of the conversations that a follow-up question ends; measured too, beside the mean.
 FIRST_QUESTIONS = ("colour", "where", "exists")
-#: More than the longest good answer (a recipe of 90 tokens): who has not ended by then does not end.
+#: More than the longest good answer (a recipe of 90 tokens); an answer that is cut off here counts as unfinished.
 MAX_NEW_TOKENS = 160
 #: Drawn larger than the vision tower's input, so that the image processor has its usual work to do.
 PICTURE_SIZES = (256, 224)
@@ -111,6 +111,14 @@ def write_pictures(survey: Survey, directory: Path) -> list[Path]:
     return paths
 
 
+def encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+    """What the model's vision side gives for the pictures: (pictures, q, d_qformer)."""
+    import torch
+
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    return torch.cat([model.encode_images(batch) for batch in batches])
+
+
 def put(
     survey: Survey,
     model: MiniGPT4,
@@ -122,7 +130,7 @@ def put(
     """Put every question to `model`, greedily and in batches; one record per question, in order.
 
     Args:
-        features: What `model.encode_images` gave for the survey's pictures: (pictures, q, d_qformer).
+        features: What `encode` gave for the survey's pictures.
         progress: Called after each batch with the number of answers it gave.
     """
     from minigpt4.generation.engine import answers
