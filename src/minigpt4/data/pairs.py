@@ -145,7 +145,7 @@ def make_pairs(
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip(" \t\r\n#"))  # nothing but signs of a heading is no text
 
 
 def _clean(text: str) -> str:
