@@ -39,7 +39,7 @@ from minigpt4.data.pairs import (
     make_pairs,
     parse_record,
     read_beside,
-)
+)  # fmt: skip
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
@@ -175,13 +175,12 @@ class Tars(Reader):
             return [Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")]
         if max([size for ending, (_, size) in members.items() if ending != "picture"], default=0) > LARGEST_RECORD:
             return [Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")]
-        record, trouble = read_beside(
-            lambda e: _read(file, *members[e]) if e in members else None, name, self.caption_key
-        )
-        missing = Cause(
-            NO_PICTURE, f"{name}: no picture beside it in the archive ({', '.join(PICTURE_ENDINGS[:5])}, ...)"
-        )
-        picture = _read(file, *members["picture"]) if "picture" in members else missing
+
+        def read(ending: str) -> bytes | None:
+            return _read(file, *members[ending]) if ending in members else None
+
+        record, trouble = read_beside(read, name, self.caption_key)
+        picture = read("picture") or Cause(NO_PICTURE, f"{name}: the archive holds no picture of that name")
         return make_pairs(name, picture, record, stage, self.caption_key, trouble)
 
     def count(self) -> int | None:
@@ -203,10 +202,10 @@ class Tars(Reader):
 
 
 def holds_pairs(path: Path) -> bool:
-    """Whether a tar has an image near its start."""
+    """Whether a tar has an image."""
     try:
         with path.open("rb") as file:
-            names = islice((name for name, *_ in tar_members(file)), 100)
+            names = islice((name for name, *_ in tar_members(file)), WAITING)
             return any(name.rpartition(".")[2].lower() in PICTURE_ENDINGS for name in names)
     except (tarfile.TarError, OSError):
         return True  # reading it says what is wrong
@@ -220,11 +219,11 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
     """
     key, members = "", dict[str, tuple[int, int]]()
     waiting: dict[str, dict[str, tuple[int, int]]] = {}
+    broken = False
 
     def ended() -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
         if key:
-            other = waiting.pop(key, {})
-            whole = {**members, **other}
+            whole = {**members, **waiting.pop(key, {})}
             if ("picture" in whole and len(whole) > 1) or len(waiting) >= WAITING:
                 yield key, whole
             else:
@@ -243,12 +242,11 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
             if ending in ("picture", *TEXT_ENDINGS):
                 members.setdefault(ending, (place, size))
     except tarfile.TarError:
-        yield from ended()
-        yield from waiting.items()
-        yield None, {}
-        return
+        broken = True
     yield from ended()
     yield from waiting.items()
+    if broken:
+        yield None, {}
 
 
 def tar_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

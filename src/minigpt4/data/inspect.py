@@ -20,7 +20,7 @@ from minigpt4.data.pairs import Cause, Pair
 from minigpt4.data.sources import Reader, Source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.images import open_image
+from minigpt4.images import kind_of, open_image
 from minigpt4.telling import shown
 
 COLUMNS, THUMBNAIL, TEXT_HEIGHT = 6, 160, 60
@@ -85,7 +85,7 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
             else:
                 found.words.append(len(item.text.split()))
                 found.sides.append(min(picture.size))
-                found.formats[Image.open(io.BytesIO(item.picture)).format or "?"] += 1
+                found.formats[kind_of(item.picture) or "?"] += 1
                 if stage == 2:
                     form = "conversation" if item.messages else "instruction" if item.instruction else "description"
                     found.forms[form] += 1

@@ -99,6 +99,7 @@ def _open_folder(folder: Path, key: str | None) -> Reader:
             + "".join(f"; {note}" for note in (*notes, *_not_read(files, (), folder)))
         )
     chosen, note = _train_alone(images, folder, folders=True)
+    chosen.sort(key=str)  # an order of release 0.1, in which its trainings go on
     what = f"reads {len(chosen)} images with the texts beside them"
     return Folder(tuple(chosen), key, (what, *note, *notes, *_not_read(files, (), folder)), loose.texts)
 
