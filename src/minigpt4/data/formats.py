@@ -498,7 +498,7 @@ def json_records(path: Path) -> Iterator[Any]:
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if at < len(text):
-        raise UserError(f"{path}: is no array of JSON objects from here on: {text[at : at + 40]!r}")
+        raise UserError(f"{path}: is not JSON from here on: {text[at : at + 40]!r}")
 
 
 def _start(path: Path) -> bytes:
