@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.app.api import make_server
-from minigpt4.app.gate import Limits
-from minigpt4.app.service import Service
+from minigpt4.app.api.gate import Limits
+from minigpt4.app.api.server import make_server
+from minigpt4.app.api.service import Service
 from minigpt4.listening import names
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pytest
 from api_server import Running, serving, shown, wait_until
 from PIL import Image
 
-from minigpt4.app import gate
-from minigpt4.app.api import create_app
+from minigpt4.app.api import gate
+from minigpt4.app.api.server import create_app
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4

@@ -23,7 +23,7 @@ from PIL import Image
 
 from minigpt4.app import decoder as limits
 from minigpt4.app.decoder import Decoder
-from minigpt4.app.session import opened
+from minigpt4.app.page.session import opened
 from minigpt4.errors import UserError
 from minigpt4.images import SENT_FORMATS, fit, open_image, size_of, to_pixels
 
@@ -200,7 +200,7 @@ def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path:
 def test_the_api_answers_others_meanwhile_and_ends_in_time(
     varied: MiniGPT4, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 2)
+    monkeypatch.setattr("minigpt4.app.api.server.ENDING_SECONDS", 2)
     body = {"model": "toy", "messages": [user("What?", shown(slow_jpeg()))]}
     good = shown(png(photo))
     before = workers()
@@ -231,7 +231,7 @@ def test_the_api_answers_others_meanwhile_and_ends_in_time(
 def test_an_answer_without_an_end_is_broken_off(
     endless: MiniGPT4, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 1)
+    monkeypatch.setattr("minigpt4.app.api.server.ENDING_SECONDS", 1)
     body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000}
     waiting: list[Any] = []
     with serving(endless, batch=1) as server:

@@ -24,10 +24,10 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from minigpt4.app.page_gate import MAX_EVENT, MAX_FILES, ROUTES
-from minigpt4.app.session import Models
-from minigpt4.app.uploads import PER_VISITOR, Uploads
-from minigpt4.app.web import Page
+from minigpt4.app.page.gate import MAX_EVENT, MAX_FILES, ROUTES
+from minigpt4.app.page.page import Page
+from minigpt4.app.page.session import Models
+from minigpt4.app.page.uploads import PER_VISITOR, Uploads
 from minigpt4.errors import UserError
 
 START = "from minigpt4.cli import main; main()"
@@ -303,7 +303,7 @@ def test_the_page_tells_no_path_of_the_server(visitor: Callable[..., Client]) ->
     for path in ("/", "/config"):
         text = ann.get(path, Accept_Encoding="gzip, br")[1].decode()
         assert "gradio_api/file=describe.png" in text
-        assert "app/assets" not in text
+        assert "page/assets" not in text
         assert tempfile.gettempdir() + "/" not in text
     assert ann.get("/gradio_api/file=describe.png")[1].startswith(b"\x89PNG")
 
@@ -353,9 +353,9 @@ def test_only_pictures_within_limits_are_taken(visitor: Callable[..., Client]) -
 
 
 def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.app.uploads.PER_VISITOR", (3, 10_000))
-    monkeypatch.setattr("minigpt4.app.uploads.IN_ALL", (5, 10_000))
-    monkeypatch.setattr("minigpt4.app.uploads.MAX_SHOWN", 4)
+    monkeypatch.setattr("minigpt4.app.page.uploads.PER_VISITOR", (3, 10_000))
+    monkeypatch.setattr("minigpt4.app.page.uploads.IN_ALL", (5, 10_000))
+    monkeypatch.setattr("minigpt4.app.page.uploads.MAX_SHOWN", 4)
     uploads = Uploads(tmp_path)
     assert PER_VISITOR[1] > 20_000_000
     tokens = [uploads.add("ann", png((number, 0, 0))) for number in range(4)]
@@ -372,7 +372,7 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     last = uploads.add("ann", heavy.getvalue())
     uploads.add("cem", heavy.getvalue())
     assert uploads.sent_by("ann", last) is None, "in bytes too"
-    monkeypatch.setattr("minigpt4.app.uploads.KEPT_SECONDS", -1)
+    monkeypatch.setattr("minigpt4.app.page.uploads.KEPT_SECONDS", -1)
     uploads.forget_old()
     assert [*uploads.sent.iterdir(), *uploads.pictures.iterdir()] == []
     with pytest.raises(UserError):

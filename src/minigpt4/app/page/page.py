@@ -15,10 +15,10 @@ from typing import Any
 
 import gradio as gr
 
-from minigpt4.app import render
-from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, PAPER, Layout, model_answer
-from minigpt4.app.session import Models, Visit, Visits, opened
-from minigpt4.app.uploads import Uploads
+from minigpt4.app.page import render
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, PAPER, Layout, model_answer
+from minigpt4.app.page.session import Models, Visit, Visits, opened
+from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ def page(openapi: Schema) -> str:
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
     ]
-    empty = resources.files("minigpt4.app").joinpath("assets/api.html").read_text(encoding="utf-8")
+    empty = resources.files("minigpt4.app.page").joinpath("assets/api.html").read_text(encoding="utf-8")
     return empty.replace("__PARTS__", "\n".join(parts))
 
 

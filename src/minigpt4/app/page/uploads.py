@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.app.session import opened
+from minigpt4.app.page.session import opened
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from minigpt4.app import render
+from minigpt4.app.page import render
 
-ASSETS = Path(str(resources.files("minigpt4.app"))) / "assets"
+ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
 
 #: One example for each ability: its picture's name, what its card says, and the question.
 EXAMPLES = (

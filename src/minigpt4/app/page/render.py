@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from minigpt4.app.session import Turn
+    from minigpt4.app.page.session import Turn
 
 #: A drawn stand-in for pictures that a page names and that nobody has: hills under a sun.
 _NO_PICTURE = base64.b64encode(
@@ -149,5 +149,5 @@ def conversation_page(turns: Sequence[Turn], model: str) -> str:
         parts.append(f"<section>{shown}<h2>{escape(turn.question)}</h2><pre>{escape(turn.answer)}</pre>")
         page = find_page(turn.answer)
         parts.append((website(page, None) if page else "") + "</section>")
-    empty = resources.files("minigpt4.app").joinpath("assets/conversation.html").read_text(encoding="utf-8")
+    empty = resources.files("minigpt4.app.page").joinpath("assets/conversation.html").read_text(encoding="utf-8")
     return empty.replace("__MODEL__", escape(model)).replace("__PARTS__", "\n".join(parts))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from minigpt4.app import schema
+from minigpt4.app.api import schema
+from minigpt4.app.api.gate import ApiError, Limits, Metrics
+from minigpt4.app.api.remote_images import read_picture
 from minigpt4.app.decoder import Decoder
-from minigpt4.app.gate import ApiError, Limits, Metrics
-from minigpt4.app.pictures import read_picture
 from minigpt4.app.scheduler import Picture, Scheduler, Task
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer

@@ -22,10 +22,10 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from minigpt4.app import description, schema
-from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
+from minigpt4.app.api import description, schema
+from minigpt4.app.api.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
+from minigpt4.app.api.service import Service
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
-from minigpt4.app.service import Service
 from minigpt4.listening import listen, names, url
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from minigpt4.app.layout import ASSETS, EXAMPLES
-from minigpt4.app.web import Page
+from minigpt4.app.page.layout import ASSETS, EXAMPLES
+from minigpt4.app.page.page import Page
 from minigpt4.errors import UserError
 from minigpt4.listening import known_host, same_site
 
