@@ -278,7 +278,7 @@ def serve(
     from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(
-        body_bytes=max_body, pixels=max_pixels, pictures=max_images, prompt_tokens=max_prompt, seconds=timeout,
+        body_bytes=max_body, pixels=max_pixels, images=max_images, prompt_tokens=max_prompt, seconds=timeout,
         batch=max_batch, queue=max_queue, hosts=tuple(host.lower() for host in allow_images_from or ()),
     )  # fmt: skip
     serve_api(

@@ -1,6 +1,6 @@
-"""Pictures of requests: where they may come from, and what is taken over from the network.
+"""Images of requests: where they may come from, and what is taken over from the network.
 
-A picture is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
+An image is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
 address. Nothing that a client says is ever a path of this machine.
 """
 
@@ -24,12 +24,12 @@ REDIRECTS = 3
 SECONDS = 10.0
 
 
-def read_picture(
+def read_image(
     url: str, uploads: Mapping[str, bytes], hosts: Collection[str] = (), max_bytes: int = 20_000_000
 ) -> bytes:
-    """The encoded picture that `url` stands for. Raises UserError, in words for the client.
+    """The encoded image that `url` stands for. Raises UserError, in words for the client.
 
-    `uploads` are the files of the request by name, `hosts` those from which pictures may be fetched.
+    `uploads` are the files of the request by name, `hosts` those from which images may be fetched.
     """
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":

@@ -1,4 +1,4 @@
-"""The HTTP API that OpenAI's clients speak: chat completions with pictures, streamed or whole, n at a time.
+"""The HTTP API that OpenAI's clients speak: chat completions with images, streamed or whole, n at a time.
 
 From what the scheduler reports to a response. Who may ask and how much is settled before (see `gate.py`), and what a
 request means in `service.py`.
@@ -7,198 +7,199 @@ request means in `service.py`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from minigpt4.app.api import description, schema
-from minigpt4.app.api.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
+from minigpt4.app.api import errors
+from minigpt4.app.api.gate import Gate, Limits, PatientProtocol, room_for_connections
+from minigpt4.app.api.schema import ChatRequest
 from minigpt4.app.api.service import Service
-from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
+from minigpt4.app.scheduler import AnswerRequest, BusyError, Done, LateError, Piece
 from minigpt4.listening import listen, names, url
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schema.ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500)
-}
 #: Of the 10 s that service managers grant between SIGTERM and SIGKILL, those for answers that are being written.
 ENDING_SECONDS = 7
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
+        }
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "An error, as OpenAI's", "content": {"application/json": {"schema": _ERROR}}}
+    for status in (400, 401, 403, 404, 408, 413, 429, 500)
+}
+_ANSWERS = {"description": "OpenAI's chat completion; with `stream` its chunks", "content": {"text/event-stream": {}}}
 _MULTIPART = {
     "schema": {
         "type": "object",
         "required": ["request"],
-        "properties": {"request": {"type": "string", "description": "The JSON; its pictures are cid:NAME."}},
+        "properties": {"request": {"type": "string", "description": "The JSON; its images are cid:NAME."}},
         "additionalProperties": {"type": "string", "format": "binary"},
     }
 }
 
 
 class Exchange:
-    """A request's tasks on their way: submits them, and collects what is reported of them."""
+    """The answers to one HTTP request: submits them to the scheduler, and makes responses of what it reports."""
 
-    def __init__(self, service: Service, asked: schema.ChatRequest, tasks: list[Task]) -> None:
-        self.service, self.asked, self.tasks = service, asked, tasks
+    def __init__(self, service: Service, asked: ChatRequest, requests: list[AnswerRequest]) -> None:
+        self.service, self.asked, self.requests = service, asked, requests
         key = secrets.token_hex(12)
         self.head: dict[str, Any] = {"id": f"chatcmpl-{key}", "created": int(time.time()), "model": service.name}
         self._events: asyncio.Queue[tuple[int, Piece | Done | Exception]] = asyncio.Queue()
-        self._open = len(tasks)
-        self._started = time.monotonic()
-        self.written = 0
+        self._started, self._written = time.monotonic(), 0
         loop = asyncio.get_running_loop()
-        for index, task in enumerate(tasks):
-            task.report = self._reporter(loop, index)
+        for index, request in enumerate(requests):
+            request.report = partial(self._report, loop, index)
         try:
-            service.scheduler.submit(tasks)
+            service.scheduler.submit(requests)
         except BusyError as error:
-            raise busy(error.retry_after) from None
+            raise errors.busy(error.retry_after) from None
 
-    def _reporter(self, loop: asyncio.AbstractEventLoop, index: int) -> Callable[[Piece | Done | Exception], None]:
-        def report(event: Piece | Done | Exception) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-        return report
+    def _report(self, loop: asyncio.AbstractEventLoop, index: int, event: Piece | Done | Exception) -> None:
+        loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
     def cancel(self) -> None:
-        """Nobody waits any more: the tasks leave the batch."""
-        for task in self.tasks:
-            task.cancelled = True
+        """Drop the answers: nobody waits any more."""
+        for request in self.requests:
+            request.cancelled = True
 
     async def events(self) -> AsyncIterator[tuple[int, Piece | Done]]:
         """What happens, as it happens, until all answers have ended. Raises ApiError if one fails."""
-        metrics = self.service.metrics
-        metrics.prompt_tokens.inc(len(self.tasks[0].ids))
-        first = True
-        while self._open:
+        metrics, running, first = self.service.metrics, len(self.requests), True
+        metrics.prompt_tokens.inc(len(self.requests[0].ids))
+        while running:
             index, event = await self._events.get()
             if isinstance(event, LateError):
-                message = f"the request took more than the {self.service.limits.seconds:g} s allowed"
-                raise ApiError(408, message, "timeout", type="timeout_error")
+                raise errors.late(self.service.limits.seconds)
             if isinstance(event, Exception):
-                raise ApiError(500, "the model failed", "server_error", type="server_error")
+                raise errors.ApiError(500, "the model failed")
             if first:
                 metrics.first_token.observe(time.monotonic() - self._started)
                 first = False
             if isinstance(event, Done):
-                self._open -= 1
-                self.written += event.tokens
+                running -= 1
+                self._written += event.tokens
                 metrics.new_tokens.inc(event.tokens)
             yield index, event
 
-    def usage(self) -> schema.Usage:
-        read = len(self.tasks[0].ids)
-        return schema.Usage(prompt_tokens=read, completion_tokens=self.written, total_tokens=read + self.written)
+    def _usage(self) -> dict[str, int]:
+        read, written = len(self.requests[0].ids), self._written
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
-    async def whole(self) -> schema.ChatCompletion:
+    async def whole(self) -> dict[str, Any]:
         """All answers when the last has ended."""
-        chosen: list[list[schema.TokenLogprob]] = [[] for _ in self.tasks]
-        choices: list[Any] = [None] * len(self.tasks)
+        pieces: list[list[Piece]] = [[] for _ in self.requests]
+        choices: list[Any] = [None] * len(self.requests)
         async for index, event in self.events():
             if isinstance(event, Piece):
-                chosen[index] += self._logprobs([event])
-                continue
-            kept = chosen[index][: _answered(event)]
-            choices[index] = schema.Choice(
-                index=index,
-                message=schema.OutMessage(content=event.answer.text),
-                logprobs=schema.Logprobs(content=kept) if self.asked.logprobs else None,
-                finish_reason="stop" if event.answer.ended else "length",
-            )
-        return schema.ChatCompletion(**self.head, choices=choices, usage=self.usage())
+                pieces[index].append(event)
+            else:
+                choices[index] = {
+                    "index": index,
+                    "message": {"role": "assistant", "content": event.answer.text, "refusal": None},
+                    "logprobs": self._logprobs(pieces[index][: _kept(event)]),
+                    "finish_reason": _reason(event),
+                }
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self._usage()}
 
-    async def chunks(self) -> AsyncIterator[schema.ChatCompletionChunk]:
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answers in pieces. Log-probabilities come with the text that they belong to, or with the next."""
-        pending: list[list[Piece]] = [[] for _ in self.tasks]
-        told: list[int | None] = [None] * len(self.tasks)
+        pending: list[list[Piece]] = [[] for _ in self.requests]
+        sent: list[int | None] = [None] * len(self.requests)  # log-probabilities; None before the first chunk
         async for index, event in self.events():
             if isinstance(event, Piece):
                 pending[index].append(event)
                 ready = pending[index] if event.text else []
             else:
-                ready = pending[index][: max(0, _answered(event) - (told[index] or 0))]
-            if event.text or ready or told[index] is None:
-                delta = schema.Delta(content=event.text)
-                if told[index] is None:
-                    delta = schema.Delta(role="assistant", content=event.text)
-                logprobs = schema.Logprobs(content=self._logprobs(ready)) if self.asked.logprobs else None
-                yield self._chunk(index, delta, logprobs)
-                told[index] = (told[index] or 0) + len(ready)
+                ready = pending[index][: max(0, _kept(event) - (sent[index] or 0))]
+            if event.text or ready or sent[index] is None:
+                role = {"role": "assistant"} if sent[index] is None else {}
+                yield self._chunk(index, {**role, "content": event.text}, self._logprobs(ready))
+                sent[index] = (sent[index] or 0) + len(ready)
                 pending[index] = pending[index][len(ready) :]
             if isinstance(event, Done):
-                reason = "stop" if event.answer.ended else "length"
-                yield self._chunk(index, schema.Delta(), None, reason)
+                yield self._chunk(index, {}, None, _reason(event))
         if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
-            yield schema.ChatCompletionChunk(**self.head, choices=[], usage=self.usage())
+            yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
 
-    def _chunk(
-        self, index: int, delta: schema.Delta, logprobs: schema.Logprobs | None = None, reason: Any = None
-    ) -> schema.ChatCompletionChunk:
-        choice = schema.ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)
-        return schema.ChatCompletionChunk(**self.head, choices=[choice])
+    def _chunk(self, index: int, delta: dict[str, str], logprobs: Any, reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, pieces: Sequence[Piece]) -> list[schema.TokenLogprob]:
+    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         if not self.asked.logprobs:
-            return []
+            return None
 
-        def told(token: int, logprob: float) -> dict[str, Any]:
+        def entry(token: int, logprob: float) -> dict[str, Any]:
             text = self.service.model.tokenizer.decode([token], clean_up_tokenization_spaces=False)
             whole = "\ufffd" not in text  # else a part of a character
             # No probability at all has no place in JSON; OpenAI writes -9999 too.
             return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
 
-        return [
-            schema.TokenLogprob(
-                **told(piece.chosen.token, piece.chosen.logprob or 0.0),
-                top_logprobs=[schema.TopLogprob(**told(*pair)) for pair in piece.chosen.likeliest],
-            )
-            for piece in pieces
+        chosen = [piece.chosen for piece in pieces]
+        content = [
+            {**entry(each.token, each.logprob or 0.0), "top_logprobs": [entry(*pair) for pair in each.likeliest]}
+            for each in chosen
         ]
+        return {"content": content, "refusal": None}
 
 
-def _answered(done: Done) -> int:
+def _reason(done: Done) -> str:
+    return "stop" if done.answer.ended else "length"
+
+
+def _kept(done: Done) -> int:
     """How many of the generated tokens stand in the answer whole."""
     return len(done.answer.tokens) - done.answer.respelled
 
 
 class _Events(StreamingResponse):
-    """Server-sent events; the tasks behind them end with the connection, however it ends."""
+    """Server-sent events; the answers behind them end with the connection, however it ends."""
 
-    def __init__(self, exchange: Exchange, first: schema.ChatCompletionChunk, rest: AsyncIterator[Any]) -> None:
+    def __init__(self, exchange: Exchange, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> None:
         super().__init__(
             self._lines(first, rest), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
         self.exchange = exchange
 
-    async def _lines(self, first: schema.ChatCompletionChunk, rest: AsyncIterator[Any]) -> AsyncIterator[str]:
-        yield _event(first)
+    async def _lines(self, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+        yield f"data: {json.dumps(first)}\n\n"
         try:
             async for chunk in rest:
-                yield _event(chunk)
+                yield f"data: {json.dumps(chunk)}\n\n"
             yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield f"data: {error.response().body.decode()}\n\n"
+        except HTTPException as error:
+            yield f"data: {bytes(errors.response(error).body).decode()}\n\n"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self.exchange.cancel()
-
-
-def _event(chunk: schema.ChatCompletionChunk) -> str:
-    return f"data: {chunk.model_dump_json()}\n\n"
 
 
 async def _unless_gone(request: Request, waited_for: Awaitable[Any]) -> Any:
@@ -215,6 +216,26 @@ async def _unless_gone(request: Request, waited_for: Awaitable[Any]) -> Any:
     finally:
         answer.cancel()
         hung_up.cancel()
+
+
+async def _answer(service: Service, asked: ChatRequest, request: Request) -> Response:
+    """The response to a request for chat completions."""
+    gone = Response(status_code=499)
+    requests = await _unless_gone(request, service.requests(asked, request.scope.get("uploads", {})))
+    if requests is None:
+        return gone
+    exchange, streaming = Exchange(service, asked, requests), False
+    try:
+        if not asked.stream:
+            found = await _unless_gone(request, exchange.whole())
+            return gone if found is None else JSONResponse(found)
+        chunks = exchange.chunks()
+        first = await _unless_gone(request, anext(chunks))  # until it is there, an error is a response
+        streaming = first is not None
+        return _Events(exchange, first, chunks) if streaming else gone
+    finally:
+        if not streaming:
+            exchange.cancel()
 
 
 def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -234,62 +255,44 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
         Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
         retry_after=lambda: service.scheduler.retry_after,
     )  # fmt: skip
-    _add_error_shapes(app)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return errors.response(error)
+
+    for kind in (RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
 
     @app.post(
         "/v1/chat/completions",
-        response_model=None,
-        responses={200: {"model": schema.ChatCompletion, "content": {"text/event-stream": {}}}, **_ERRORS},
+        responses={200: _ANSWERS, **_ERRORS},
         openapi_extra={"requestBody": {"content": {"multipart/form-data": _MULTIPART}}},
     )
-    async def chat_completions(body: schema.ChatRequest, request: Request) -> Any:
-        """Answer a conversation about pictures: at once, or with `stream` as server-sent events."""
-        tasks = await _unless_gone(request, service.tasks(body, request.scope.get("uploads", {})))
-        if tasks is None:
-            return Response(status_code=499)
-        exchange = Exchange(service, body, tasks)
-        streaming = False
-        try:
-            if not body.stream:
-                found = await _unless_gone(request, exchange.whole())
-                return Response(status_code=499) if found is None else found
-            chunks = exchange.chunks()
-            first = await _unless_gone(request, anext(chunks))  # until it is there, an error is a response
-            if first is None:
-                return Response(status_code=499)
-            streaming = True
-            return _Events(exchange, first, chunks)
-        finally:
-            if not streaming:
-                exchange.cancel()
+    async def chat_completions(body: ChatRequest, request: Request) -> Any:
+        """Answer a conversation about images: at once, or with `stream` as server-sent events."""
+        return await _answer(service, body, request)
 
     @app.get("/v1/models", responses=_ERRORS)
-    async def models() -> schema.ModelList:
+    async def models() -> dict[str, Any]:
         """The one model that is served."""
-        return schema.ModelList(data=[schema.Model(id=service.name, created=service.created, owned_by="minigpt4")])
+        return {"object": "list", "data": [service.card]}
 
     @app.get("/v1/models/{name:path}", responses=_ERRORS)
-    async def model(name: str) -> schema.Model:
+    async def model(name: str) -> dict[str, Any]:
         """The model of that name."""
         service.check_model(name)
-        return schema.Model(id=service.name, created=service.created, owned_by="minigpt4")
+        return service.card
 
     @app.get("/health", responses=_ERRORS)
-    async def health() -> schema.Health:
+    async def health() -> dict[str, str]:
         """Whether the model can answer."""
         if not service.scheduler.alive:
-            raise ApiError(500, "the scheduler has died", "server_error", type="server_error")
-        return schema.Health()
+            raise errors.ApiError(500, "the scheduler has died")
+        return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response, responses=_ERRORS)
     async def metrics() -> Any:
         """Counts and times in Prometheus's format."""
         return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Any:
-        """The API's description, for people."""
-        return HTMLResponse(description.page(app.openapi()))
 
     return app
 
@@ -308,29 +311,6 @@ def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Non
             logging.getLogger("uvicorn.error").warning("no file descriptors are left for more connections")
 
     return handle
-
-
-def _add_error_shapes(app: FastAPI) -> None:
-    """Errors of every sort in OpenAI's shape."""
-
-    @app.exception_handler(ApiError)
-    async def of_ours(request: Request, error: ApiError) -> Any:
-        return error.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def of_shape(request: Request, error: RequestValidationError) -> Any:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body")
-        what = str(first["msg"]).removeprefix("Value error, ")
-        return ApiError(400, f"{where}: {what}" if where else what, param=where or None).response()
-
-    @app.exception_handler(HTTPException)
-    async def of_path(request: Request, error: HTTPException) -> Any:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def of_nobodys(request: Request, error: Exception) -> Any:
-        return ApiError(500, "the server failed", "server_error", type="server_error").response()
 
 
 def make_server(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> uvicorn.Server:
