@@ -232,7 +232,7 @@ def test_an_answer_without_an_end_is_broken_off(
     endless: MiniGPT4, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("minigpt4.app.api.server.ENDING_SECONDS", 1)
-    body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000}
+    body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000, "temperature": 0}
     waiting: list[Any] = []
     with serving(endless, batch=1) as server:
         begun = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)

@@ -36,29 +36,16 @@ if TYPE_CHECKING:
 
 #: Of the 10 s that service managers grant between SIGTERM and SIGKILL, those for answers that are being written.
 ENDING_SECONDS = 7
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
-        }
-    },
-}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "An error, as OpenAI's", "content": {"application/json": {"schema": _ERROR}}}
+    status: {"description": 'An error: {"error": {"message", "type", "param", "code"}}'}
     for status in (400, 401, 403, 404, 408, 413, 429, 500)
 }
 _ANSWERS = {"description": "OpenAI's chat completion; with `stream` its chunks", "content": {"text/event-stream": {}}}
 _MULTIPART = {
-    "schema": {
-        "type": "object",
-        "required": ["request"],
-        "properties": {"request": {"type": "string", "description": "The JSON; its images are cid:NAME."}},
-        "additionalProperties": {"type": "string", "format": "binary"},
-    }
+    "type": "object",
+    "required": ["request"],
+    "properties": {"request": {"type": "string", "description": "The JSON; its images are cid:NAME."}},
+    "additionalProperties": {"type": "string", "format": "binary"},
 }
 
 
@@ -265,7 +252,7 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
     @app.post(
         "/v1/chat/completions",
         responses={200: _ANSWERS, **_ERRORS},
-        openapi_extra={"requestBody": {"content": {"multipart/form-data": _MULTIPART}}},
+        openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _MULTIPART}}}},
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """Answer a conversation about images: at once, or with `stream` as server-sent events."""
