@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import pytest
-from api_server import png, serving, shown, user, wait_until
+from api_server import encoded, png, serving, shown, slow_jpeg, user, wait_until
 from PIL import Image
 
 from minigpt4.app import decoder as limits
@@ -31,19 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minigpt4 import MiniGPT4
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def slow_jpeg(side: int = 4000, scans: int = 20_000) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: each costs a pass over all pixels."""
-    data = encoded(Image.new("L", (side, side), 100), "JPEG", progressive=True)
-    last = data[[found.start() for found in re.finditer(b"\xff\xda", data)][-1] : -2]
-    return data[:-2] + last * scans + b"\xff\xd9"
 
 
 @pytest.fixture(scope="module")

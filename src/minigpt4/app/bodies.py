@@ -77,6 +77,16 @@ def _too_many() -> HTTPException:
     return HTTPException(429, f"too much is being sent to this server; try again in {wait} s", {"Retry-After": wait})
 
 
+def replayed(body: bytes, receive: Any) -> Any:
+    """An ASGI `receive` that gives a body which was read already, and then goes on with `receive`."""
+    messages = [{"type": "http.request", "body": body}]
+
+    async def again() -> Any:
+        return messages.pop() if messages else await receive()
+
+    return again
+
+
 async def read_form(
     headers: Headers, body: bytes, max_files: int, max_fields: int
 ) -> list[tuple[str, str | None, bytes]]:

@@ -121,24 +121,19 @@ class RecentFeatures:
         self._lock = threading.Lock()
         self._held: OrderedDict[bytes, tuple[float, Tensor]] = OrderedDict()  # the longest unused first
 
-    def get(self, key: bytes) -> Tensor | None:
+    def recall(self, key: bytes, new: Tensor | None = None) -> Tensor | None:
+        """The features of the image with this key: `new` ones, which are kept, or those that are held."""
+        now = time.monotonic()
         with self._lock:
-            self._forget()
-            _, features = self._held.pop(key, (0.0, None))
+            while self._held and next(iter(self._held.values()))[0] < now - self.seconds:
+                self._held.popitem(last=False)
+            _, held = self._held.pop(key, (now, None))
+            features = held if new is None else new
             if features is not None:
-                self._held[key] = (time.monotonic(), features)
+                self._held[key] = (now, features)
+            if len(self._held) > self.size:
+                self._held.popitem(last=False)
             return features
-
-    def put(self, key: bytes, features: Tensor) -> None:
-        with self._lock:
-            self._held.pop(key, None)
-            self._held[key] = (time.monotonic(), features)
-            self._forget()
-
-    def _forget(self) -> None:
-        oldest = time.monotonic() - self.seconds
-        while self._held and (len(self._held) > self.size or next(iter(self._held.values()))[0] < oldest):
-            self._held.popitem(last=False)
 
 
 class Scheduler:
@@ -279,14 +274,14 @@ class Scheduler:
 
     def _encode(self, images: Sequence[SentImage]) -> dict[bytes, Tensor]:
         """Features of all images by key; each that is not known is encoded once."""
-        known = {image.key: self.features.get(image.key) if image.features is None else image.features
+        known = {image.key: self.features.recall(image.key) if image.features is None else image.features
                  for image in images}  # fmt: skip
         new = {image.key: image.pixels for image in images if known[image.key] is None and image.pixels is not None}
         if new:
             encoded = self.model.encode_pixels(torch.cat(list(new.values())))
             for key, found in zip(new, encoded, strict=True):
                 known[key] = found
-                self.features.put(key, found.clone())  # a view would keep the whole batch alive
+                self.features.recall(key, found.clone())  # a view would keep the whole batch alive
         self.encoded += len(new)
         self.reused += len(images) - len(new)
         return {key: found for key, found in known.items() if found is not None}

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.app.api.errors import ApiError, busy, response
-from minigpt4.app.bodies import SMALL, Bodies, read_form
+from minigpt4.app.bodies import SMALL, Bodies, read_form, replayed
 from minigpt4.listening import known_host, same_site
 
 #: Seconds that the head of a request may take, and that a client may leave an answer unread.
@@ -151,7 +151,7 @@ class Gate:
             await asyncio.to_thread(check_shape, asked)
         else:
             check_shape(asked)
-        await self.app(scope, _replayed(asked, receive), send)
+        await self.app(scope, replayed(asked, receive), send)
 
 
 def check_shape(body: bytes) -> None:
@@ -176,15 +176,6 @@ def check_shape(body: bytes) -> None:
 
 
 _NO_MARKS = bytes(set(range(256)) - set(b"[]{}:,"))
-
-
-def _replayed(body: bytes, receive: Any) -> Any:
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Any:
-        return messages.pop() if messages else await receive()
-
-    return again
 
 
 async def _without_files(scope: Any, headers: Headers, body: bytes, limits: Limits) -> tuple[Any, bytes]:

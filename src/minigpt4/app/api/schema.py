@@ -45,22 +45,23 @@ class ImagePart(_Request):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class SystemMessage(_Request):
+class _Message(_Request):
+    name: str | None = None
+
+
+class SystemMessage(_Message):
     role: Literal["system", "developer"]
     content: Content[TextPart]
-    name: str | None = None
 
 
-class UserMessage(_Request):
+class UserMessage(_Message):
     role: Literal["user"]
     content: Content[Part]
-    name: str | None = None
 
 
-class AssistantMessage(_Request):
+class AssistantMessage(_Message):
     role: Literal["assistant"]
     content: Content[TextPart]
-    name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None

@@ -115,7 +115,7 @@ class Service:
             return data, hashlib.sha256(data).digest()
 
         data, key = await asyncio.to_thread(read)
-        if (features := self.scheduler.features.get(key)) is not None:
+        if (features := self.scheduler.features.recall(key)) is not None:
             return SentImage(key, features=features)
         processor = self.model.image_processor
         image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from minigpt4.app.bodies import Bodies, read_form
+from minigpt4.app.bodies import Bodies, read_form, replayed
 from minigpt4.app.page.layout import ASSETS, EXAMPLES
 from minigpt4.app.page.page import Page
 from minigpt4.errors import UserError
@@ -208,10 +208,7 @@ class PageGate:
         """Ask Gradio, and put tokens for the paths in its answer, of which each message is whole (an event, a page)."""
         # Without compression.
         kept = [each for each in request.scope["headers"] if each[0] not in (b"accept-encoding", b"content-length")]
-        messages = [] if body is None else [{"type": "http.request", "body": body}]
-
-        async def receive() -> Any:
-            return messages.pop() if messages else await request.receive()
+        receive = request.receive if body is None else replayed(body, request.receive)
 
         async def without_paths(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -5,7 +5,6 @@ A visitor's images and the LLM's keys and values live as long as the visit.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import threading
@@ -63,7 +62,10 @@ class Models:
             return self._loaded[name]
 
     def close(self) -> None:
-        """Break off what is being answered, and take no more questions."""
+        """Break off what is being answered and decoded, and take no more questions."""
+        if decoder.cache_info().currsize:
+            decoder().close()
+            decoder.cache_clear()
         for scheduler in self._loaded.values():
             scheduler.close(finish=False)
 
@@ -235,9 +237,7 @@ def decoder() -> Decoder:
     """What decodes the visitors' uploads; its processes start with the first."""
     from minigpt4.app.decoder import Decoder
 
-    made = Decoder()
-    atexit.register(made.close)
-    return made
+    return Decoder()
 
 
 def opened(image: str | bytes | Image.Image) -> Image.Image:
