@@ -1,7 +1,4 @@
-"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full.
-
-Knows nothing about what is in them.
-"""
+"""Paths as people write them; files and directories that appear whole or not at all, also when the process is killed."""
 
 from __future__ import annotations
 
@@ -22,6 +19,17 @@ class TooLargeError(UserError):
     """A file has more bytes than are read of its kind."""
 
 
+def expanded(path: str | Path) -> str:
+    """The path with the home directory in place of a leading `~`, which shells leave alone in `key=~/x` and in files.
+
+    Raises UserError if there is no home directory.
+    """
+    found = os.path.expanduser(path)
+    if found.split(os.sep)[0] == "~":
+        raise UserError(f"{path}: this user has no home directory (HOME is not set); give the whole path")
+    return found
+
+
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
 
@@ -29,7 +37,7 @@ def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     cannot be read; `what` it should be is for the message.
     """
     try:
-        path = Path(path).expanduser()
+        path = Path(expanded(path))
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise UserError(f"{path}: is a directory; give the path of {what}")
@@ -43,7 +51,7 @@ def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UserError:
         raise
-    except (ValueError, RuntimeError):  # a NUL byte, a user who is not there
+    except ValueError:  # a NUL byte
         raise UserError(f"{path}: no file has such a name; give the path of {what}") from None
     if len(data) > largest:
         raise TooLargeError(f"{path}: has more than the {largest:,} bytes that are read of {what}")
@@ -59,7 +67,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     Raises UserError if `path` exists and is not empty, unless `overwrite` is set and it holds the file `marker`, that
     is, unless it is an earlier one of the same sort: nothing else is ever deleted.
     """
-    path = Path(path).expanduser()
+    path = Path(expanded(path))
     _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")

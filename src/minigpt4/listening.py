@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from minigpt4.errors import UserError
 
@@ -18,6 +20,16 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); give another --port") from None
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Takes the proxy variables out of the environment for a while: loopback needs none, and clients break on some."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def names(host: str) -> list[str] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minigpt4.app.session import Models
 from minigpt4.errors import UserError
-from minigpt4.listening import listen, names, url
+from minigpt4.listening import listen, names, url, without_proxies
 
 PREFIX = "minigpt4-page-"
 
@@ -39,11 +39,12 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio as gr
-        import uvicorn
-        from fastapi import FastAPI
-    except ImportError:
-        raise UserError("the page needs Gradio: pip install 'minigpt4[web]'") from None
+        with without_proxies():  # Gradio makes clients when it is imported
+            import gradio as gr
+            import uvicorn
+            from fastapi import FastAPI
+    except ImportError as error:
+        raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else uvicorn ends the process by it, files and all
     with listen(host, port) as listening, _folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")

@@ -115,9 +115,7 @@ def make_loader(
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
     samples: Samples = tokenised(usable)
-    loader = CachedLoader(
-        Batches(samples, recipe.batch_size, recipe.seed), features, processes.rank, processes.world
-    )
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), features, processes.rank, processes.world)
     if processes.is_main:
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
