@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from urllib.parse import unquote
 
 import pytest
 
 from endpoint import Server
 from minigpt4 import endpoint as module
-from minigpt4.endpoint import Endpoint, Unanswered, split_address, work_concurrently
+from minigpt4.endpoint import Endpoint, Unanswered, split_address
 from minigpt4.errors import UserError
 
 TALK = [{"role": "user", "content": "A red ball."}]
@@ -117,16 +118,33 @@ def test_work_is_limited_and_recorded_when_it_ends_early() -> None:
             raise UserError("enough")
         return -task
 
-    def record(task: int, found: int) -> bool:
+    def record(task: int, found: object) -> None:
         assert found == -task
         recorded.append(task)
-        return True
 
     with pytest.raises(UserError, match="enough"):
-        work_concurrently(range(100), work, record, concurrency=3, stopped=threading.Event())
+        Endpoint("http://127.0.0.1:9/v1", "any").ask_each(range(100), work, record, 3)
     assert most == 3
     assert 4 < len(recorded) < 12
     assert set(range(5)) <= set(recorded)
+
+
+@pytest.mark.parametrize(("outcomes", "ends"), [("....x", False), ("..xx.x", False), ("xx", True), ("..xxx..", True)])
+def test_failures_in_a_row_end_the_work_and_a_single_one_does_not(outcomes: str, ends: bool) -> None:
+    recorded: list[str] = []
+
+    def work(task: int) -> str:
+        if outcomes[task] == "x":
+            raise Unanswered("HTTP 500")
+        return "."
+
+    def record(task: int, found: object) -> None:
+        recorded.append("x" if isinstance(found, Unanswered) else str(found))
+
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "any")
+    with pytest.raises(UserError, match="HTTP 500; what was answered is recorded") if ends else nullcontext():
+        endpoint.ask_each(range(len(outcomes)), work, record, 1)
+    assert "".join(recorded) == outcomes[: 5 if outcomes == "..xxx.." else None]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from minigpt4 import cli_options as options
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
@@ -29,7 +30,7 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """`~` is the home directory also where no shell has said so: `--out=~/x`, a quoted path, no shell at all."""
-        return super().parse_args(ctx, [re.sub("^(--[a-z-]+=)?(~.*)", _at_home, arg, flags=re.DOTALL) for arg in args])
+        return super().parse_args(ctx, [re.sub("^(--[a-z-]+=)?(~(?:/.*)?)$", _at_home, arg) for arg in args])
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -62,7 +63,7 @@ def _is_main_process() -> bool:
 
 
 def _process() -> str:
-    """Which of several processes speaks: a mistake may be found in one of them only."""
+    """The rank as a prefix, since only one process may hit the error."""
     return "" if _is_main_process() else f" (process {os.environ['RANK']})"
 
 
@@ -137,27 +138,18 @@ def train(
         say(alignment)
 
 
-_Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
-_LoadIn = Annotated[
-    str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), fp8 or int8.")
-]
-_Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out; CUDA if there is one.")
-]
-
-
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
+    model: options.Model,
     picture: Annotated[Path | None, typer.Argument(help="The picture to talk about.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat format; the model's own by default.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
+    template: options.Template = None,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed | None = None,
     show: Annotated[bool, typer.Option("--show/--no-show", help="Draw pictures in the terminal.")] = True,
-    dtype: _Dtype = None,
-    load_in: _LoadIn = None,
-    device: _Device = None,
+    dtype: options.Dtype = None,
+    load_in: options.LoadIn = None,
+    device: options.Device = None,
 ) -> None:
     """Talk about a picture in the terminal. /help lists what else can be typed.
 
@@ -181,15 +173,15 @@ def chat(
 
 @app.command()
 def web(
-    model: Annotated[str, typer.Argument(help="pocket, or a model's directory or hub id.")] = "pocket",
+    model: options.Model = "pocket",
     beside: Annotated[
         list[str] | None, typer.Option(help="Another model to choose and compare; may be given several times.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to serve on; 0.0.0.0 lets others in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 7860,
-    dtype: _Dtype = None,
-    load_in: _LoadIn = None,
-    device: _Device = None,
+    host: options.Host = options.HOST,
+    port: options.Port = 7860,
+    dtype: options.Dtype = None,
+    load_in: options.LoadIn = None,
+    device: options.Device = None,
 ) -> None:
     """Open a page in the browser to chat about pictures, draw websites, and see what the model looked at.
 
@@ -204,18 +196,18 @@ def web(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")],
+    model: options.Model,
     images: Annotated[str, typer.Option(help="A directory, a pattern, a .jsonl or a .parquet file.")],
     out: Annotated[Path, typer.Option(help="Where the answers go, one line of JSON each; a job there goes on.")],
     prompt: Annotated[str | None, typer.Option(help="The question about every picture without one of its own.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 0.0,
+    batch_size: options.BatchSize = options.BATCH_SIZE,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
+    temperature: options.Temperature = 0.0,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams to search.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Makes answers at a temperature above 0 repeatable.")] = None,
-    dtype: _Dtype = None,
-    load_in: _LoadIn = None,
-    device: _Device = None,
+    seed: options.Seed | None = None,
+    dtype: options.Dtype = None,
+    load_in: options.LoadIn = None,
+    device: options.Device = None,
 ) -> None:
     """Ask about many pictures, in batches. A job that was stopped goes on where its file ends.
 
@@ -242,14 +234,10 @@ def generate(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory.")] = (
-        "pocket"
-    ),
+    model: options.Model = "pocket",
     engine: Annotated[str, typer.Option(help="local, or vllm where it is installed.")] = "local",
-    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: options.Host = options.HOST,
+    port: options.Port = 8000,
     name: Annotated[str | None, typer.Option(help="What requests call the model; its own name by default.")] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="MINIGPT4_API_KEY", help="What clients must send. Better in the environment.")
@@ -257,18 +245,14 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")] = 128,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 120,
-    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request.")] = 20_000_000,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 16_000_000,
-    max_images: Annotated[int, typer.Option(min=0, help="Pictures of a request.")] = 8,
-    max_prompt: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a request; all the LLM reads by default.")
-    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Maximum pixels per image.")] = 16_000_000,
+    max_images: Annotated[int, typer.Option(min=0, help="Maximum images per request.")] = 8,
     allow_images_from: Annotated[
         list[str] | None, typer.Option(help="A host from which pictures may be fetched; none by default.")
     ] = None,
-    dtype: _Dtype = None,
-    load_in: _LoadIn = None,
-    device: _Device = None,
+    dtype: options.Dtype = None,
+    load_in: options.LoadIn = None,
+    device: options.Device = None,
 ) -> None:
     """Answer OpenAI's clients over HTTP: chat completions with pictures.
 
@@ -292,8 +276,8 @@ def serve(
     from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(
-        body_bytes=max_body, pixels=max_pixels, pictures=max_images, prompt_tokens=max_prompt, seconds=timeout,
-        batch=max_batch, queue=max_queue, hosts=tuple(host.lower() for host in allow_images_from or ()),
+        pixels=max_pixels, pictures=max_images, seconds=timeout, batch=max_batch, queue=max_queue,
+        hosts=tuple(host.lower() for host in allow_images_from or ()),
     )  # fmt: skip
     serve_api(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
@@ -306,21 +290,15 @@ def serve(
 def plan(
     model: Annotated[str, typer.Argument(help="vicuna-7b, vicuna-13b, pocket, or a model's directory or hub id.")],
     train: Annotated[bool, typer.Option("--train", help="Show what training needs too.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures answered or trained on together.")] = 8,
+    batch_size: options.BatchSize = options.BATCH_SIZE,
 ) -> None:
     """Show parameters and the memory that chat, batches and training need, without loading any weights.
 
-    Example: minigpt4 plan vicuna-7b --train --batch 12
+    Example: minigpt4 plan vicuna-7b --train --batch-size 12
     """
     from minigpt4.memory import plan as make_plan
 
-    say(make_plan(model, batch=batch, train=train).table())
-
-
-_NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory for the model.")]
-_WrittenDtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; as the files hold it by default.")
-]
+    say(make_plan(model, batch=batch_size, train=train).table())
 
 
 @app.command()
@@ -328,16 +306,22 @@ def convert(
     vision: Annotated[Path, typer.Option(help="The tower: eva_vit_g.pth.")],
     projection: Annotated[Path, typer.Option(help="The projection: pretrained_minigpt4*.pth.")],
     template: Annotated[str, typer.Option(help="Chat format it was trained for: vicuna_v0 or llama2.")],
-    out: _NewDirectory,
+    out: options.NewDirectory,
     qformer: Annotated[Path | None, typer.Option(help="The Q-Former: blip2_pretrained_flant5xxl.pth.")] = None,
     no_qformer: Annotated[bool, typer.Option("--no-qformer", help="The variant that has none.")] = False,
     llm: Annotated[str | None, typer.Option(help="The LLM: a directory or hub id.")] = None,
-    llm_base: Annotated[str | None, typer.Option(help="Instead: the LLaMA that a Vicuna delta is added to ...")] = None,
-    llm_delta: Annotated[str | None, typer.Option(help="... and the delta.")] = None,
-    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the tower; of size 88.")] = None,
-    qformer_heads: Annotated[int | None, typer.Option(help="Attention heads of the Q-Former; of size 64.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; another than the tower's interpolates.")] = None,
-    dtype: _WrittenDtype = None,
+    llm_base: Annotated[
+        str | None, typer.Option(help="Base LLaMA weights, if the LLM is given as a Vicuna delta.")
+    ] = None,
+    llm_delta: Annotated[str | None, typer.Option(help="The Vicuna delta.")] = None,
+    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the ViT (default: width / 88).")] = None,
+    qformer_heads: Annotated[
+        int | None, typer.Option(help="Attention heads of the Q-Former (default: width / 64).")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Input size in pixels; position embeddings are interpolated if it differs.")
+    ] = None,
+    dtype: options.WrittenDtype = None,
 ) -> None:
     """Turn the files that the paper's authors released into a Hugging Face directory.
 
@@ -362,11 +346,13 @@ def convert(
 def assemble(
     vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
     llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory or hub id.")],
-    out: _NewDirectory,
-    template: Annotated[str | None, typer.Option(help="Chat format; the LLM's own by default.")] = None,
-    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="Project the tower's patches themselves.")] = False,
+    out: options.NewDirectory,
+    template: options.Template = None,
+    no_qformer: Annotated[
+        bool, typer.Option("--no-qformer", help="Feed ViT patches to the projection, without a Q-Former.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
-    dtype: _WrittenDtype = None,
+    dtype: options.WrittenDtype = None,
 ) -> None:
     """Put Hugging Face parts together with an untrained projection, ready for `minigpt4 train ... init=DIR`.
 
@@ -383,7 +369,7 @@ def export(
     model: Annotated[str, typer.Argument(help="An alignment or an export, or pocket.")],
     out: Annotated[Path | None, typer.Option(help="A new directory, or a new .pth file.")] = None,
     format: Annotated[str, typer.Option(help="huggingface, or released: the projection as a .pth.")] = "huggingface",
-    dtype: _WrittenDtype = None,
+    dtype: options.WrittenDtype = None,
 ) -> None:
     """Write a whole Hugging Face directory, or the projection for the original code.
 

@@ -9,6 +9,7 @@ from the environment, and nothing here returns or prints it.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 import math
@@ -16,13 +17,17 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from minigpt4.errors import UserError
+from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Where the key is looked for; a local endpoint needs none.
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -92,20 +97,11 @@ class Endpoint:
             `http://KEY@host/v1` is a key in place of the environment's; both are kept out of `self.url`.
         timeout: Seconds for one attempt.
         attempts: How often one question is asked at most.
-        stopped: Ends pauses and attempts early once it is set.
     Raises:
         UserError: the client library is not installed, or the key holds characters that no header can.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        timeout: float = 120.0,
-        attempts: int = 6,
-        stopped: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, url: str, model: str, *, timeout: float = 120.0, attempts: int = 6) -> None:
         try:
             import openai
         except ImportError:
@@ -116,7 +112,7 @@ class Endpoint:
             raise UserError(f"the key in {KEY_VARIABLE} holds characters that no key has; copy it again")
         basic = base64.b64encode(f"{user}:{password}".encode()).decode()
         self.model, self.attempts = model, attempts
-        self.stopped = stopped or threading.Event()
+        self.stopped = threading.Event()  # ends pauses and attempts early once it is set
         self._openai: Any = openai
         self._client = openai.OpenAI(
             base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
@@ -163,6 +159,54 @@ class Endpoint:
             if attempt + 1 < self.attempts:
                 self.stopped.wait(self._pause(attempt) if asked is None else asked)
         raise Unanswered(reason, paid)
+
+    def ask_each(
+        self,
+        tasks: Sequence[T],
+        work: Callable[[T], R],
+        record: Callable[[T, R | Unanswered], bool | None],
+        concurrency: int,
+    ) -> None:
+        """`record(task, work(task))` for all tasks, at most `concurrency` of them at work at once.
+
+        `record` runs in the caller's thread as soon as its result is there; it returns False to stop. If `work` raises
+        Unanswered, `record` gets that. What is under way when the work stops is waited for and recorded too: it may
+        have been paid.
+
+        Raises:
+            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed.
+            KeyboardInterrupt: Ctrl-C or SIGTERM.
+            Exception: another one that `work` raised.
+        """
+        waiting, running = iter(tasks), dict[Future[R], T]()
+        failed, most = list[str](), max(3, concurrency)
+        going, trouble = True, None
+        self.stopped.clear()
+        with StopSignals() as stop, ThreadPoolExecutor(concurrency, thread_name_prefix="minigpt4-ask") as pool:
+            while running or (going and not stop.received):
+                for task in itertools.islice(waiting, concurrency - len(running) if going and not stop.received else 0):
+                    running[pool.submit(work, task)] = task
+                if not running:
+                    break
+                ended = wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done
+                if stop.received:
+                    self.stopped.set()
+                for future in ended:
+                    task, error = running.pop(future), future.exception()
+                    if error is not None and not isinstance(error, Unanswered):
+                        trouble, going = trouble or error, False
+                        continue
+                    failed = [*failed, str(error)] if error else []
+                    if record(task, error or future.result()) is False or len(failed) >= most:
+                        going = False
+        if trouble is not None:
+            raise trouble
+        if stop.received:
+            raise KeyboardInterrupt(STOPPED)
+        if failed and len(failed) >= min(most, len(tasks)):
+            raise UserError(
+                f"endpoint {self.url}: {failed[-1]}; what was answered is recorded, run the same command again later"
+            )
 
     def _pause(self, attempt: int) -> float:
         """Seconds before the next attempt: doubled each time, between half of it and all of it at random."""
@@ -222,74 +266,5 @@ def _asked_pause(header: str | None) -> float | None:
     return min(max(seconds, 0.0), LONGEST_WAIT_ASKED) if math.isfinite(seconds) else None
 
 
-def work_concurrently(
-    tasks: Sequence[Any],
-    work: Callable[[Any], Any],
-    record: Callable[[Any, Any], bool],
-    *,
-    concurrency: int,
-    stopped: threading.Event,
-) -> None:
-    """`record(task, work(task))` for all tasks, at most `concurrency` of them at work at once.
-
-    `record` runs in the caller's thread as soon as its result is there, and returns whether to go on. What is under way
-    when it says no, when `stopped` is set, or when work raises is waited for and recorded too: it may have been paid.
-    An exception that `work` raises is raised at the end.
-    """
-    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-
-    waiting = iter(tasks)
-    running: dict[Future[Any], Any] = {}
-    going, trouble = True, None
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="minigpt4-ask") as pool:
-        while True:
-            while going and not stopped.is_set() and len(running) < concurrency:
-                task = next(waiting, None)
-                if task is None:
-                    going = False
-                    break
-                running[pool.submit(work, task)] = task
-            if not running:
-                break
-            for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                if (error := future.exception()) is not None:
-                    trouble, going = trouble or error, False
-                elif not record(task, future.result()):
-                    going = False
-    if trouble is not None:
-        raise trouble
-
-
 #: What Ctrl-C prints when everything that came back is kept.
 STOPPED = "stopped; what is done is recorded, and the same command goes on from there"
-
-
-def run_until_stopped(
-    tasks: Sequence[Any],
-    work: Callable[[Any], Any],
-    record: Callable[[Any, Any], bool],
-    concurrency: int,
-    stopped: threading.Event,
-    received: Callable[[], bool],
-) -> None:
-    """`work_concurrently`, ended as soon as `received` says that a signal came and what is under way is recorded.
-
-    Raises KeyboardInterrupt then.
-    """
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            if received():
-                stopped.set()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        work_concurrently(tasks, work, record, concurrency=concurrency, stopped=stopped)
-    finally:
-        done.set()
-        watcher.join()
-    if received():
-        raise KeyboardInterrupt(STOPPED)

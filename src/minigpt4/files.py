@@ -1,4 +1,4 @@
-"""Paths as people write them; files and directories that appear whole or not at all, also when the process is killed."""
+"""Paths as people write them, and files and directories that appear whole or not at all, also after a kill."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class TooLargeError(UserError):
 
 
 def expanded(path: str | Path) -> str:
-    """The path with the home directory in place of a leading `~`, which shells leave alone in `key=~/x` and in files.
+    """The path with the home directory for a leading `~`: no shell has put it there in files, or in `key=~/x`.
 
-    Raises UserError if there is no home directory.
+    Raises UserError if there is none.
     """
-    found = os.path.expanduser(path)
-    if found.split(os.sep)[0] == "~":
-        raise UserError(f"{path}: this user has no home directory (HOME is not set); give the whole path")
-    return found
+    try:
+        return str(Path(path).expanduser() if str(path).startswith("~") else path)
+    except RuntimeError:
+        raise UserError(f"{path}: no home directory is known for ~; give the whole path") from None
 
 
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
@@ -182,8 +182,11 @@ def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[
 
     Raises UserError at once if another process is at it, unless `wait` is set.
     """
-    import fcntl  # not on Windows
-
+    try:
+        import fcntl
+    except ImportError:  # on Windows nothing keeps it out
+        yield
+        return
     path = directory / f".{work}.lock"
     try:
         file = path.open("a+", encoding="utf-8")

@@ -22,6 +22,8 @@ FORMER_NAMES = {
     "minigpt4.generation.endings": "minigpt4.generation.stopping",
     "minigpt4.generation.endpoint": "minigpt4.endpoint",
     "minigpt4.generation.jobs": "minigpt4.generation.batch_job",
+    "minigpt4.listening": "minigpt4.local_web",
+    "minigpt4.local_page": "minigpt4.local_web",
     "minigpt4.model.adapters": "minigpt4.model.lora",
     "minigpt4.model.alignment": "minigpt4.minigpt4",
     "minigpt4.model.eight_bits": "minigpt4.model.quantization",
@@ -30,6 +32,7 @@ FORMER_NAMES = {
     "minigpt4.model.released": "minigpt4.model.convert",
     "minigpt4.model.start": "minigpt4.model.projection",
     "minigpt4.model.streaming": "minigpt4.model.on_disk",
+    "minigpt4.prompts.own": "minigpt4.prompts.from_tokenizer",
     "minigpt4.training.run": "minigpt4.training.train",
 }
 

@@ -171,9 +171,9 @@ class Terminal:
 
 
 def dropped(text: str) -> Path:
-    """The path in what people type, or terminals write when a file is dropped on them: the first reading that is there.
+    """The path in what people type, or a terminal writes when a file is dropped on it: the first that exists.
 
-    Plain, in quotes, escaped for a shell, as a file:// URL, with Windows' back-slashes (and drives, as WSL mounts them).
+    Plain, in quotes, escaped for a shell, a file:// URL, with Windows' back-slashes (and drives, as WSL mounts them).
     """
     words = [text, text.strip(), text.strip().strip("'\"")]
     with suppress(ValueError):  # a quote without its second, no URL

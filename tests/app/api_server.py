@@ -20,7 +20,7 @@ from PIL import Image
 from minigpt4.app.api import make_server
 from minigpt4.app.gate import Limits
 from minigpt4.app.service import Service
-from minigpt4.listening import names
+from minigpt4.local_web import names
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4

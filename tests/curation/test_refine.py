@@ -153,16 +153,14 @@ def test_a_budget_is_kept_across_runs(project: Path, serve: Callable[..., Server
     assert len(server.requests) == asked
 
 
-def test_a_dry_run_tells_the_cost_and_sends_nothing(project: Path) -> None:
+def test_a_dry_run_tells_the_tokens_and_sends_nothing(project: Path) -> None:
     result = run(
-        "refine", project, "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run", "--price-in", 1,
-        "--price-out", 4,
+        "refine", project, "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     told = dict(line.split(": ", 1) for line in result.stdout.splitlines())
     assert told["requests"] == "12"
-    expected = (int(told["prompt tokens"]) * 1 + int(told["answer tokens"]) * 4) / 1e6
-    assert told["cost"].startswith(f"{expected:.4f} ")
+    assert int(told["prompt tokens"]) > int(told["answer tokens"]) > 0
 
 
 def test_an_endpoint_that_fails_throughout_ends_the_work(

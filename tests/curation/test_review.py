@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,9 +15,10 @@ import pytest
 
 from curating import TEXTS, assert_one_line, run
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.review import LEASE_SECONDS, Desk, TakenError, differences
+from minigpt4.curation.review import LEASE_SECONDS, Desk, create_app, differences
 from minigpt4.errors import UserError
-from pages import served
+from minigpt4.labelling import TakenError
+from pages import ask, assert_guarded, routes_of, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -123,6 +125,37 @@ def test_the_page_answers_its_own_visitors_only(project: Path) -> None:
         assert status(f"{url}pictures/0") == 200
         assert_one_line(run("review", project, "--port", 0), "is at work on review")
     assert_one_line(run("review", project.parent / "none"), "describe or import")
+
+
+def test_every_request_is_answered_to_our_own_page_alone(project: Path) -> None:
+    with Ledger(project) as ledger:
+        desk = Desk(ledger, shared=0)
+        source = desk.items[0].source.seq
+        assert routes_of(create_app(desk, "127.0.0.1")) == {
+            ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/items/{index}"), ("GET", "/pictures/{index}"),
+            ("POST", "/api/items/{index}"), ("POST", "/api/undo"),
+        }  # fmt: skip
+    accept = json.dumps({"reviewer": "Ann", "source": source, "verdict": "accept"}).encode()
+    with page(project, "--shared", 0) as url:
+        assert_guarded(url, {
+            "/": None, "/api/next?reviewer=Ann": None, "/api/items/0?reviewer=Ann": None, "/pictures/0": None,
+            "/api/items/0": accept, "/api/undo": b'{"reviewer": "Ann"}',
+        })  # fmt: skip
+        longest = json.dumps({**json.loads(accept), "verdict": "edit", "text": "\u65e5" * 20_000}, ensure_ascii=False)
+        assert ask(url, "/api/items/0", longest.encode()) == 200
+        assert ask(url, "/api/next?reviewer=a%00b") == ask(url, "/api/next?reviewer=%1b[31m") == 400
+    with Ledger(project) as ledger:
+        assert {name for item in ledger.items() for name in item.reviews} == {"Ann"}
+
+
+def test_another_sites_page_decides_nothing_on_a_page_for_the_network(project: Path) -> None:
+    """Browsers send no Sec-Fetch-Site to plain http names; Origin tells them apart."""
+    with page(project, "--host", "0.0.0.0", "--shared", 0) as url:
+        port = url.rstrip("/").rpartition(":")[2]
+        url = f"http://127.0.0.1:{port}/"
+        undo = b'{"reviewer": "Ann"}'
+        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin="http://evil.example") == 403
+        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin=f"http://lan.example:{port}") == 404
 
 
 def test_nothing_to_review(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from minigpt4 import statistics
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.caption_metrics import PLAIN, STANFORD, caption_scores
 from minigpt4.evaluation.benchmarks.coverage import Coverage
@@ -60,7 +61,7 @@ def test_the_coverage_suite_scores_short_captions_apart_and_says_what_is_left_ou
     figures = suite.summarise(judged)
     assert figures["covered"].value == 0
     assert figures["BLEU-4"].value == pytest.approx(1)  # each says what one of the captions says
-    assert text(figures["BLEU-4"].to_json(), "") == "1.00"  # of all answers together: no interval
-    assert text(figures["ROUGE-L"].to_json(), "") == "1.00 (1.00–1.00)"
+    assert statistics.text(figures["BLEU-4"].to_json(), "") == "1.00"  # of all answers together: no interval
+    assert statistics.text(figures["ROUGE-L"].to_json(), "") == "1.00 (1.00–1.00)"
     assert "METEOR" not in figures
     assert any("METEOR" in note and "java" in note for note in suite.notes)

@@ -103,10 +103,10 @@ def test_yes_or_no(answer, expected):
 def test_figures_of_yes_and_no_by_hand():
     answers = [(True, True)] * 3 + [(True, False), (True, None)] + [(False, False)] * 2 + [(False, True), (False, None)]
     found = probe_figures(answers)
-    assert (found["accuracy"].value, found["accuracy"].undecided) == (pytest.approx(5 / 9), 2)
-    assert found["precision"].value == pytest.approx(3 / 4)
-    assert found["recall"].value == pytest.approx(3 / 5)
+    assert (found["accuracy"].share, found["accuracy"].undecided) == (pytest.approx(5 / 9), 2)
+    assert found["precision"].share == pytest.approx(3 / 4)
+    assert found["recall"].share == pytest.approx(3 / 5)
     assert found["f1"].value == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
-    assert found["yes"].value == pytest.approx(4 / 9)
-    assert found["neither"].value == pytest.approx(2 / 9)
+    assert found["yes"].share == pytest.approx(4 / 9)
+    assert found["neither"].share == pytest.approx(2 / 9)
     assert math.isnan(f1([(False, False)]))

@@ -21,9 +21,9 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import RATINGS, PeopleJudge
-from minigpt4.evaluation.rating import Desk, read_questions
+from minigpt4.evaluation.rating import Desk, create_app, read_questions
 from minigpt4.evaluation.run import evaluate
-from pages import served
+from pages import ask, assert_guarded, routes_of, served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = (
@@ -68,7 +68,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     assert "minigpt4 eval rate" in (directory / "results.md").read_text()
     poems = lambda texts: [text for text in texts if "poem" in text]  # noqa: E731
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal)
+        desk = Desk(read_questions(directory), journal, directory)
         judge(desk, "Ann", lambda text: "yes" if "poem" in text else "no", poems)
         judge(desk, "Ben", lambda text: "yes" if "fine " in text else "no", lambda texts: texts)
         assert desk.progress("Ann")["waiting"] == 0
@@ -86,7 +86,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     [between] = found["preferences"]
     assert (between["wins"], between["ties"], between["losses"]) == (2, 3, 0)
     with Journal(directory / RATINGS) as journal:
-        judge(Desk(read_questions(directory), journal), "Cid", lambda text: "yes", lambda texts: [])
+        judge(Desk(read_questions(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
     answered()
     assert figures(directory, "good")["poem"] == (2, 3, 0)
     assert figures(directory, "bad")["poem"] == (0, 3, 0)
@@ -95,7 +95,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
 def test_the_page_tells_nobody_whose_an_answer_is(answered: Callable[[], Path]) -> None:
     directory = answered()
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal)
+        desk = Desk(read_questions(directory), journal, directory)
         told, first = "", set()
         for number in range(40):
             rater = f"rater {number}"
@@ -127,6 +127,50 @@ def test_a_directory_without_answers(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
+def test_a_strangers_results_show_no_file_but_images_of_the_folder(
+    answered: Callable[[], Path], tmp_path: Path
+) -> None:
+    """Nothing outside, wherever links lead, and nothing that is no image; what a file hides behind its image stays."""
+    directory = answered()
+    given = json.loads((directory / "results.json").read_text())
+    inside, secret = directory / "images", tmp_path / "secret.png"
+    picture_folder(inside, 1)
+    shutil.copy(inside / "0.png", secret)
+    with (inside / "0.png").open("ab") as file:
+        file.write(b"root:x:0:0")
+    (inside / "passwd.png").write_text("root:x:0:0")
+    (inside / "link.png").symlink_to(secret)
+    os.mkfifo(inside / "fifo.png")
+    (inside / "circle.png").symlink_to(inside / "circle.png")
+    shown = [inside / "0.png"]
+    hidden = [
+        secret, inside / "link.png", inside / ".." / ".." / ".." / "secret.png", inside / "fifo.png", "/etc/passwd",
+        "/dev/zero", "/proc/self/environ", inside / "passwd.png", inside / "circle.png", inside, "", "a\0b", "x" * 5000,
+    ]  # fmt: skip
+    answer = given["answers"][0]
+    given["answers"] = [{**answer, "sample": i, "image": str(image)} for i, image in enumerate([*shown, *hidden])]
+    (directory / "results.json").write_text(json.dumps(given))
+    with Journal(directory / RATINGS) as journal:
+        desk = Desk(read_questions(directory), journal, directory)
+        assert routes_of(create_app(desk, "127.0.0.1")) == {
+            ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/before"), ("GET", "/pictures/{index}"),
+            ("POST", "/api/questions/{index}"),
+        }  # fmt: skip
+        keys = [row["key"] for row in desk.look("Ann", 0)["answers"]]
+    judgement = {"rater": "Ann", "answers": dict.fromkeys(keys, "yes"), "best": []}
+    with served("eval", "rate", directory, "--port", 0) as url:
+        assert b"root:" not in urllib.request.urlopen(f"{url}pictures/0", timeout=30).read()
+        assert [ask(url, f"/pictures/{i + 1}") for i in range(len(hidden))] == [404] * len(hidden)
+        assert_guarded(url, {
+            "/": None, "/api/next?rater=Ann": None, "/api/before?rater=Ann&index=-1": None, "/pictures/0": None,
+            "/api/questions/0": json.dumps(judgement).encode(),
+        })  # fmt: skip
+    for wrong in ("x", [1], [{}], [{**answer, "prompt": 1}], None):
+        (directory / "results.json").write_text(json.dumps({**given, "answers": wrong}))
+        with pytest.raises(UserError, match="is not as minigpt4 writes it"):
+            read_questions(directory)
+
+
 def status(url: str, body: Any = None, **headers: str) -> int:
     data = None if body is None else json.dumps(body).encode()
     try:
@@ -143,7 +187,7 @@ def test_somebody_judges_in_a_browser(answered: Callable[[], Path], tmp_path: Pa
 
     directory = answered()
     shots = Path(os.environ.get("RATING_SCREENSHOTS", tmp_path))
-    with served("eval", "rate", directory, "--port", 0) as url, sync_playwright() as playwright:
+    with served("eval", "rate", directory, "--images", tmp_path, "--port", 0) as url, sync_playwright() as playwright:
         assert status(url, Host="evil.example") == 400
         assert status(f"{url}api/next?rater=A", **{"Sec-Fetch-Site": "cross-site"}) == 403
         assert status(f"{url}api/questions/9", {"rater": "A", "answers": {}, "best": []}) == 404

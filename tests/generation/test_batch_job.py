@@ -69,6 +69,19 @@ def test_a_job_goes_on_after_its_last_whole_line(model: MiniGPT4, folder: Path, 
     assert (result.answered, result.found) == (0, 7)
 
 
+def test_a_second_job_on_the_same_file_is_refused(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    tasks, out = read_tasks(str(folder), "What is it?"), tmp_path / "new" / "answers.jsonl"
+
+    def second() -> MiniGPT4:
+        with pytest.raises(UserError, match=r"process \d+ is at work on answers.jsonl here"):
+            run(lambda: pytest.fail("the second job began"), tasks, out, **PLAIN)
+        run(lambda: model, tasks, out.with_name("others.jsonl"), **PLAIN)  # another file beside it is free
+        return model
+
+    assert run(second, tasks, out, **PLAIN).answered == len(tasks) - 1  # one is no image
+    assert out.read_bytes() == out.with_name("others.jsonl").read_bytes()
+
+
 def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[Image.Image], model: MiniGPT4) -> None:
     model.export(tmp_path / "export")
     (tmp_path / "pictures").mkdir()

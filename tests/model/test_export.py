@@ -202,6 +202,10 @@ def test_the_exported_tokenizer_gives_a_rendered_chat_the_ids_that_ours_have(
         assert rendered.count(CUT) == {"byte-level": 4, "sentencepiece": 0}[kind]
         whole = tokenizer(rendered.replace(CUT, ""), add_special_tokens=False)["input_ids"]
         assert (whole == ids) is (kind == "sentencepiece")
+        messages[-1]["content"] = "A#"  # would join the end symbol
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        seam = {"byte-level": CUT, "sentencepiece": " "}[kind]
+        assert rendered.endswith(f"A#{seam}###Assistant: ")
 
 
 def test_an_export_loads_as_the_model_it_was(

@@ -1,5 +1,8 @@
 """Token ids of prompts: pieces on their own, placeholders between them, and nothing smuggled in."""
 
+import json
+import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,27 @@ def tokenizer(tiny_llm: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_llm)
+
+
+@pytest.fixture(scope="module", params=["byte-level", "sentencepiece"])
+def joining(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
+    """A tokenizer that would join what a text ends in with the template's `###` and `<Img>`, as Llama's does."""
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    merges = [("#", "#"), ("##", "##"), ("<", "<")]
+    if request.param == "sentencepiece":
+        merges = [("#", "#"), ("▁", "##"), ("▁##", "#"), *merges[1:]]
+        signs = dict.fromkeys("▁\n#<>/:()[]" + string.ascii_letters + string.punctuation)
+        pieces = ["<unk>", "<s>", "</s>", "<image>", *signs, *("".join(pair) for pair in merges)]
+        return LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges)
+    from tokenizers import Tokenizer, models
+
+    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = {token: i for token, i in made["model"]["vocab"].items() if len(token) == 1 or i < 4}
+    vocabulary |= {"".join(pair): 1000 + i for i, pair in enumerate(merges)}
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
@@ -87,3 +111,41 @@ def test_a_system_text_may_speak_of_tags_as_the_released_one_does(tokenizer: Any
     template, question = TEMPLATES["vicuna_v0"], Message("user", "What is it?", images=1)
     given = encode_chat(tokenizer, template, [Message("system", template.system), question], QUERIES, IMAGE)
     assert given == encode_chat(tokenizer, template, [question], QUERIES, IMAGE)
+
+
+def written(tokenizer: Any, name: str, said: str) -> dict[str, int]:
+    """How often the LLM reads the format's own tokens in a talk of which everybody says `said`."""
+    image = Message("user", f"{said}<ImageHere>{said}", images=1)
+    talk = [Message("system", said), image, Message("assistant", said), Message("user", said)]
+    found = tokenizer.convert_ids_to_tokens(encode_chat(tokenizer, TEMPLATES[name], talk, QUERIES, IMAGE))
+    text = " ".join(found)
+    forms = {"stop": " (## #|▁###)(?= [HA] )", "<Img>": " < I m g >", "</Img>": " < / I m g >", "user": " H u m a n :"}
+    return {what: len(re.findall(form, text)) for what, form in forms.items()}
+
+
+@pytest.mark.parametrize("name", ["vicuna_v0", "pocket"])
+@pytest.mark.parametrize(
+    "said",
+    ["#", "##", "#####", "a#", "a##", " #", "# ", "\n#", "<", "a<", "<<", "#" * 300, "#" * 302, "a " * 300 + "#"],
+)
+def test_no_text_shares_a_token_with_the_template(joining: Any, name: str, said: str) -> None:
+    assert written(joining, name, said) == written(joining, name, "word")
+    assert written(joining, name, "word") == {"stop": 4, "<Img>": 1, "</Img>": 1, "user": 2}
+
+
+@pytest.mark.parametrize("name", ["vicuna_v0", "llama2", "pocket", "blip2"])
+@pytest.mark.parametrize("said", ["What is it?", " What", "it. ", "it  ", "", " ", "\n\nIs it\n", "<b>", "a #b", "?!)"])
+def test_a_harmless_text_is_tokenised_with_the_template(joining: Any, name: str, said: str) -> None:
+    """The checkpoints were taught these ids: a text that shares no token is not cut off."""
+    rendered = TEMPLATES[name].prompt([Message("user", said.replace("\n", " ") if name == "blip2" else said, images=1)])
+    found = encode_chat(joining, TEMPLATES[name], [Message("user", said, images=1)], QUERIES, IMAGE)
+    assert found == encode(joining, rendered, QUERIES, IMAGE)
+
+
+@pytest.mark.parametrize("said", ["#", "a<", "it. ", "word"])
+def test_turns_that_are_added_leave_the_ids_before_them(joining: Any, said: str) -> None:
+    """A chat keeps its cache: where it is not tokenised whole, the first question's ids start the longer talk's."""
+    question, talk = Message("user", said), [Message("assistant", said), Message("user", said)]
+    first = encode_chat(joining, TEMPLATES["pocket"], [question], QUERIES, IMAGE)
+    longer = encode_chat(joining, TEMPLATES["pocket"], [question, *talk], QUERIES, IMAGE)
+    assert longer[: len(first) - 1] == first[:-1]  # with sentencepiece the last one may hold the space before an answer

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from minigpt4.listening import listen
+from minigpt4.local_web import listen
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.train import train
 

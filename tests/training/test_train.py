@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
+from minigpt4.files import only_process
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.train import train
@@ -81,6 +82,14 @@ def test_a_finished_run_says_so_and_does_nothing(stage1: Recipe, caplog: pytest.
     assert train(stage1, progress=False) == alignment
     assert [record.message for record in caplog.records] == [f"{alignment}: already trained, nothing to do"]
     assert {path: path.stat().st_mtime_ns for path in stage1.output.rglob("*")} == before
+
+
+def test_a_second_run_on_the_same_output_is_refused(stage1: Recipe) -> None:
+    stage1.output.mkdir(parents=True, exist_ok=True)
+    with only_process(stage1.output, "train"), pytest.raises(UserError, match=r"process \d+ is at work on train here"):
+        train(stage1, progress=False)
+    assert [path.name for path in stage1.output.iterdir()] == [".train.lock"]
+    assert train(stage1, progress=False).is_dir()  # the other has ended
 
 
 def test_an_output_with_another_run_is_refused(stage1: Recipe) -> None:

@@ -26,7 +26,7 @@ from minigpt4.app import description, schema
 from minigpt4.app.gate import ApiError, Gate, Limits, PatientProtocol, busy, room_for_connections
 from minigpt4.app.scheduler import BusyError, Done, LateError, Piece, Task
 from minigpt4.app.service import Service
-from minigpt4.listening import listen, names, url
+from minigpt4.local_web import listen, names, url
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4

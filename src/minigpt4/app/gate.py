@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt4.listening import known_host, same_site
+from minigpt4.local_web import known_host, same_site
 
 #: Seconds that the head of a request may take, and that a client may leave an answer unread.
 HEAD_SECONDS = 20.0

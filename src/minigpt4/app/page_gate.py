@@ -30,7 +30,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from minigpt4.app.layout import ASSETS, EXAMPLES
 from minigpt4.app.web import Page
 from minigpt4.errors import UserError
-from minigpt4.listening import known_host, same_site
+from minigpt4.local_web import known_host, same_site
 
 COOKIE = "minigpt4_visitor"
 MAX_FILE, MAX_POST, MAX_EVENT = 20_000_000, 60_000_000, 256_000  # bytes of a picture, an upload and an event

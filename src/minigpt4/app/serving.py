@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minigpt4.app.session import Models
 from minigpt4.errors import UserError
-from minigpt4.listening import listen, names, url, without_proxies
+from minigpt4.local_web import listen, names, url
 
 PREFIX = "minigpt4-page-"
 
@@ -32,6 +32,16 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Takes the proxy variables out of the environment for a while: loopback needs none, and clients break on some."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
 def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C or SIGTERM; `ready` is given its address.
 
@@ -39,7 +49,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        with without_proxies():  # Gradio makes clients when it is imported
+        with _without_proxies():  # Gradio makes clients when it is imported
             import gradio as gr
             import uvicorn
             from fastapi import FastAPI

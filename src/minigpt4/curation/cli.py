@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minigpt4 import cli_options as options
 from minigpt4.errors import UserError
 from minigpt4.telling import say, shown
 
@@ -18,8 +19,6 @@ _Only = Annotated[list[str] | None, typer.Option("--only", help="The name of a p
 _Endpoint = Annotated[
     str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")
 ]
-_Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Questions under way at once.")]
-_Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer.")]
 _Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds; the defaults else.")]
 
 
@@ -38,14 +37,14 @@ def describe(
     endpoint: _Endpoint = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts for each picture.")] = 1,
     min_tokens: Annotated[int, typer.Option(min=0, help="A shorter text is asked to be continued.")] = 80,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     instruction: Annotated[str | None, typer.Option(help="How to ask for a description.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Makes the local model's texts repeatable.")] = 0,
+    temperature: options.Temperature = 1.0,
+    seed: options.Seed = 0,
     only: _Only = None,
     redo: Annotated[bool, typer.Option("--redo", help="Describe again what is described; earlier texts stay.")] = False,
-    concurrency: _Concurrency = 4,
-    timeout: _Timeout = 120.0,
+    concurrency: options.Concurrency = options.CONCURRENCY,
+    timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
     """Let the stage-1 model describe every picture, and continue where it said too little.
 
@@ -73,13 +72,13 @@ def refine(
     project: Project,
     endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")],
     model: Annotated[str, typer.Option(help="The model's name there.")],
-    min_similarity: Annotated[float, typer.Option(min=0, max=1, help="Less shared vocabulary is drift.")] = 0.6,
-    concurrency: _Concurrency = 4,
-    timeout: _Timeout = 120.0,
+    min_similarity: Annotated[
+        float, typer.Option(min=0, max=1, help="Reject texts that share less vocabulary than this with the original.")
+    ] = 0.6,
+    concurrency: options.Concurrency = options.CONCURRENCY,
+    timeout: options.Timeout = options.TIMEOUT,
     budget: Annotated[int | None, typer.Option(min=1, help="Tokens to spend at most, earlier runs included.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
-    price_in: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
-    price_out: Annotated[float, typer.Option(min=0, help="Price of a million answer tokens.")] = 0.0,
     only: _Only = None,
 ) -> None:
     """Let an LLM mend every text without seeing the picture. The key is read from OPENAI_API_KEY.
@@ -97,7 +96,7 @@ def refine(
             _print(
                 {"requests": cost.requests, "prompt tokens": cost.prompt_tokens, "answer tokens": cost.answer_tokens}
             )
-            say(f"cost: {cost.cost(price_in, price_out):.4f} at most, by estimate; nothing was sent")
+            say("at most: this is an estimate, and nothing was sent")
             return
         asked = Endpoint(endpoint, model, timeout=timeout)
         _print(refining.refine(ledger, asked, how, only=only or (), concurrency=concurrency, budget=budget))
@@ -108,7 +107,7 @@ def filter_(
     project: Project,
     rules: _Rules = None,
     model: Annotated[
-        str | None, typer.Option(help="The model to measure grounding with; without it that rule rests.")
+        str | None, typer.Option(help="The model to measure grounding with; without it this rule is skipped.")
     ] = (None),
     only: _Only = None,
 ) -> None:
@@ -172,10 +171,8 @@ def select(
 @curate.command()
 def review(
     project: Project,
-    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8420,
+    host: options.Host = options.HOST,
+    port: options.Port = 8420,
     shared: Annotated[float, typer.Option(min=0, max=1, help="Share of the texts that every reviewer sees.")] = 0.1,
 ) -> None:
     """Serve a web page on which people accept, edit or reject the texts that are left.

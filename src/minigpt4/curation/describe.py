@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.descriptions import find_picture, read_annotations
 from minigpt4.data.pairs import LONGEST_TEXT
-from minigpt4.endpoint import STOPPED, Endpoint, Unanswered, run_until_stopped
+from minigpt4.endpoint import STOPPED, Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.images import PICTURE_ENDINGS, is_picture
 from minigpt4.progress import progress_bar
@@ -115,7 +115,7 @@ def describe(
     `model` is a local one (its name or directory) or an `Endpoint`. `only` names the pictures to take, `redo` describes
     them again though they are done. Raises UserError for what does not work, KeyboardInterrupt once all is recorded.
     """
-    with ledger.lock("describe"), StopSignals() as stop:
+    with ledger.lock("describe"):
         wanted = set(only)
         pictures = [picture for picture in ledger.pictures() if not wanted or picture.name in wanted]
         if unknown := wanted - {picture.name for picture in pictures}:
@@ -137,19 +137,20 @@ def describe(
         with progress_bar() as bar:
             task = bar.add_task("describe", total=len(todo), note="")
             if local:
-                for start in range(0, len(todo), BATCH):
-                    if stop.received:
-                        raise KeyboardInterrupt(STOPPED)
-                    batch = todo[start : start + BATCH]
-                    keep(local.describe(batch))
-                    bar.update(task, advance=len(batch), note=f"{counts['continued']} continued")
+                with StopSignals() as stop:
+                    for start in range(0, len(todo), BATCH):
+                        if stop.received:
+                            raise KeyboardInterrupt(STOPPED)
+                        batch = todo[start : start + BATCH]
+                        keep(local.describe(batch))
+                        bar.update(task, advance=len(batch), note=f"{counts['continued']} continued")
             else:
 
                 def keep_one(row: tuple[tuple[str, int], dict[str, Any] | None]) -> None:
                     keep([row])
                     bar.advance(task)
 
-                _describe_remotely(model, how, todo, stop, concurrency, keep_one)  # type: ignore[arg-type]
+                _describe_remotely(model, how, todo, concurrency, keep_one)  # type: ignore[arg-type]
         return counts
 
 
@@ -244,55 +245,28 @@ def _record(parts: Sequence[str], tokens: int, ended: bool) -> dict[str, Any]:
     return {"text": text, "tokens": tokens, "continuations": len(parts) - 1, "ended": ended}
 
 
-def _describe_remotely(
-    endpoint: Endpoint, how: Describing, todo: Sequence[Any], stop: StopSignals, concurrency: int, keep: Any
-) -> None:
-    failed: list[str] = []
-
-    def work(task: tuple[Picture, int]) -> dict[str, Any] | Unanswered | None:
+def _describe_remotely(endpoint: Endpoint, how: Describing, todo: Sequence[Any], concurrency: int, keep: Any) -> None:
+    def work(task: tuple[Picture, int]) -> dict[str, Any] | None:
         data = _open(task[0])
         if data is None:
             return None
         address = f"data:image/{_kind(data)};base64,{base64.b64encode(data).decode()}"
-        talk: list[dict[str, Any]] = [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": address}},
-                    {"type": "text", "text": how.instruction},
-                ],
-            }
-        ]
+        shown = {"type": "image_url", "image_url": {"url": address}}
+        talk: list[dict[str, Any]] = [{"role": "user", "content": [shown, {"type": "text", "text": how.instruction}]}]
         parts: list[str] = []
         tokens = 0
-        try:
-            while True:
-                reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
-                parts.append(reply.text)
-                tokens += reply.answer_tokens
-                if tokens >= how.min_tokens or len(parts) > how.max_continuations:
-                    return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
-                talk += [
-                    {"role": "assistant", "content": reply.text},
-                    {"role": "user", "content": how.continuation},
-                ]
-        except Unanswered as error:
-            return error
+        while True:
+            reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
+            parts.append(reply.text)
+            tokens += reply.answer_tokens
+            if tokens >= how.min_tokens or len(parts) > how.max_continuations:
+                return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
+            talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]
 
-    def record(task: tuple[Picture, int], found: dict[str, Any] | Unanswered | None) -> bool:
-        if isinstance(found, Unanswered):
-            failed.append(str(found))
-            found = None
-        else:
-            failed.clear()
-        keep(((task[0].name, task[1]), found))
-        if stop.received:
-            endpoint.stopped.set()
-        return len(failed) < max(3, concurrency)
+    def record(task: tuple[Picture, int], found: dict[str, Any] | Unanswered | None) -> None:
+        keep(((task[0].name, task[1]), None if isinstance(found, Unanswered) else found))
 
-    run_until_stopped(todo, work, record, concurrency, endpoint.stopped, lambda: stop.received)
-    if failed:
-        raise UserError(f"endpoint {endpoint.url}: {failed[-1]}; what is done is recorded, try again later")
+    endpoint.ask_each(todo, work, record, concurrency)
 
 
 def _kind(data: bytes) -> str:

@@ -13,10 +13,8 @@ from typing import Any
 
 from minigpt4.curation.language import count_apologies, count_assistant_talk, similarity
 from minigpt4.curation.ledger import Item, Ledger
-from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens, run_until_stopped
-from minigpt4.errors import UserError
+from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.progress import progress_bar
-from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +44,6 @@ class Estimate:
     requests: int
     prompt_tokens: int
     answer_tokens: int
-
-    def cost(self, price_in: float, price_out: float) -> float:
-        """In the currency of the prices, which are for a million tokens of prompt and of answer."""
-        return (self.prompt_tokens * price_in + self.answer_tokens * price_out) / 1e6
 
 
 def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
@@ -116,10 +110,10 @@ def refine(
 ) -> dict[str, int]:
     """Refine every text that is not refined yet; returns counts of what was done, by what came of it.
 
-    `budget` caps the tokens that refining costs in this project, earlier runs included. Raises UserError when the
-    endpoint refuses or fails several times running, KeyboardInterrupt after Ctrl-C; what was answered is recorded.
+    `budget` caps the tokens that refining costs in this project, earlier runs included. Raises as
+    `Endpoint.ask_each`; what was answered is recorded.
     """
-    with ledger.lock("refine"), StopSignals() as stop:
+    with ledger.lock("refine"):
         settings = _settings(ledger, endpoint.model, how)
         judged_again = _judge_again(ledger, settings, how, ledger.items(only))
         todo = waiting_items(ledger, endpoint.model, how, only)
@@ -128,29 +122,21 @@ def refine(
         afforded = _affordable(todo, how, budget_left)
         counts: dict[str, int] = {}
         total = 0
-        failed: list[str] = []
 
-        def work(item: Item) -> Reply | Unanswered:
+        def work(item: Item) -> Reply:
             raw = item.raw.data["text"]
             talk = [{"role": "system", "content": how.instruction}, {"role": "user", "content": raw}]
-            limit = 2 * estimate_tokens(raw) + 64
-            try:
-                return endpoint.ask(
-                    talk, max_tokens=limit, temperature=how.temperature, name=f"{settings}-{item.raw.seq}"
-                )
-            except Unanswered as error:
-                return error
+            name, limit = f"{settings}-{item.raw.seq}", 2 * estimate_tokens(raw) + 64
+            return endpoint.ask(talk, max_tokens=limit, temperature=how.temperature, name=name)
 
         def record(item: Item, found: Reply | Unanswered) -> bool:
             nonlocal total
             bar.advance(task)
             if isinstance(found, Unanswered):
-                failed.append(str(found))
                 outcome = "unanswered"
                 data: dict[str, Any] = {"reason": str(found), "tokens": found.tokens}
                 ledger.add("refine-failed", settings, [(item.key, item.raw.seq, data)], turn)
             else:
-                failed.clear()
                 raw = item.raw.data["text"]
                 rejected = judge(raw, found, how.min_similarity)
                 outcome = rejected or ("unchanged" if found.text == raw else "mended")
@@ -160,13 +146,11 @@ def refine(
             counts[outcome] = counts.get(outcome, 0) + 1
             total += found.tokens
             bar.update(task, note=f"{total} tokens")
-            return len(failed) < max(3, concurrency) and (budget is None or spent(ledger) < budget)
+            return budget is None or spent(ledger) < budget
 
         with progress_bar() as bar:
             task = bar.add_task("refine", total=len(afforded), note="")
-            run_until_stopped(afforded, work, record, concurrency, endpoint.stopped, lambda: stop.received)
-        if failed:
-            raise UserError(f"endpoint {endpoint.url}: {failed[-1]}; what was answered is recorded, try again later")
+            endpoint.ask_each(afforded, work, record, concurrency)
         left = len(todo) - sum(counts.values())
         more = {"judged anew": judged_again, "left for lack of budget": left}
         return {**counts, **{name: count for name, count in more.items() if count}}

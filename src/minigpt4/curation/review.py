@@ -10,18 +10,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+from minigpt4.labelling import Labelling, TakenError, person, seconds_left
+from minigpt4.local_web import serve_app
 from minigpt4.statistics import cohen_kappa
 
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 600.0
 VERDICTS = ("accept", "edit", "reject")
-
-
-class TakenError(ValueError):
-    """Somebody else has this text, or has decided on it."""
 
 
 @dataclass
@@ -54,6 +49,13 @@ class Desk:
         if not self.items:
             raise UserError(f"{self.ledger.project}: there is no text to review; describe, refine and filter first")
         self._settings = self.ledger.settings("review", {"shared": self.shared})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def image(self, index: int) -> bytes:
+        """The text's image, as it was when it was added."""
+        return self.items[index].picture.read()
 
     def is_shared(self, item: Item) -> bool:
         """Whether everyone decides on this text: drawn by its picture's name, so it stays when texts are added."""
@@ -151,18 +153,13 @@ class Desk:
         with self._lock:
             done = sum(bool(item.reviews) for item in self.items)
             waiting = sum(self._waits(i, item, reviewer) for i, item in enumerate(self.items))
-            mine = sorted(
-                (item.reviews[reviewer] for item in self.items if reviewer in item.reviews), key=lambda e: e.seq
-            )
-            times = [datetime.fromisoformat(event.at).timestamp() for event in mine[-21:]]
-            # A gap of minutes is a pause and no pace.
-            gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False) if later - earlier < 300]
+            mine = [item.reviews[reviewer].at for item in self.items if reviewer in item.reviews]
             return {
                 "total": len(self.items),
                 "done": done,
                 "mine": len(mine),
                 "waiting": waiting,
-                "seconds left": round(statistics.median(gaps) * waiting) if gaps else None,
+                "seconds left": seconds_left(mine, waiting),
                 "agreement": self.agreement(),
             }
 
@@ -191,40 +188,16 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
     return found
 
 
-def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
-    """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
-    app = page_app("minigpt4 curate review", "minigpt4.curation", "review.html", hosts)
-    from fastapi import Body, HTTPException, Response
+def create_app(desk: Desk, host: str) -> FastAPI:
+    """The page, to be served on `host`, and its few requests."""
+    page = Labelling(desk, "Review descriptions", ("minigpt4.curation", "review.html"), "item", "reviewer", host)
+    from fastapi import Body, HTTPException
 
-    def shown(reviewer: str, index: int | None) -> dict[str, Any]:
-        return {
-            "item": None if index is None else desk.look(reviewer, index),
-            "progress": desk.progress(reviewer),
-        }
-
-    def within(index: int) -> int:
-        if not 0 <= index < len(desk.items):
-            raise HTTPException(404, f"there are texts 1 to {len(desk.items)}")
-        return index
-
-    @app.get("/api/next")
-    def next_item(reviewer: str) -> dict[str, Any]:
-        name = person(reviewer)
-        return shown(name, desk.next(name))
-
-    @app.get("/api/items/{index}")
+    @page.app.get("/api/items/{index}")
     def look(index: int, reviewer: str) -> dict[str, Any]:
-        return shown(person(reviewer), within(index))
+        return page.shown(person(reviewer), page.within(index))
 
-    @app.get("/pictures/{index}")
-    def picture(index: int) -> Response:
-        try:
-            data = desk.items[within(index)].picture.read()
-        except UserError as error:
-            raise HTTPException(410, str(error)) from None
-        return Response(data, media_type=media_type(data))
-
-    @app.post("/api/items/{index}")
+    @page.app.post("/api/items/{index}")
     def decide(
         index: int,
         reviewer: str = Body(),
@@ -233,28 +206,21 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
         text: str | None = Body(None, max_length=20_000),
     ) -> dict[str, Any]:
         name = person(reviewer)
-        try:
-            desk.decide(name, within(index), source, verdict, text)
-        except TakenError as error:
-            raise HTTPException(409, str(error)) from None
-        except UserError as error:
-            raise HTTPException(507, str(error)) from None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return shown(name, desk.next(name))
+        desk.decide(name, page.within(index), source, verdict, text)
+        return page.next(name)
 
-    @app.post("/api/undo")
+    @page.app.post("/api/undo")
     def undo(reviewer: str = Body(embed=True)) -> dict[str, Any]:
         name = person(reviewer)
         index = desk.undo(name)
         if index is None:
             raise HTTPException(404, "there is nothing to undo")
-        return shown(name, index)
+        return page.shown(name, index)
 
-    return app
+    return page.app
 
 
 def serve(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
     with ledger.lock("review"):
-        serve_app(create_app(Desk(ledger, shared), allowed_hosts(host)), host, port, ready)
+        serve_app(create_app(Desk(ledger, shared), host), host, port, ready)

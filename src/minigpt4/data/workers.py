@@ -62,7 +62,7 @@ class _Shares(Generic[C]):
 
 
 def datasets_library() -> Any:
-    """`datasets`. It wants a folder in the home directory; if it can have none there, it gets one that does not stay."""
+    """`datasets`. It wants a folder in the home directory; if it can have none there, it gets one for now."""
     import datasets
 
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minigpt4 import cli_options as options
 from minigpt4.errors import UserError
 from minigpt4.telling import say
 
@@ -36,27 +37,19 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to
 Out = Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")]
 Samples = Annotated[int, typer.Option(min=1, help="Answers to every question; needs a temperature.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each task.")]
-Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Questions under way at an endpoint.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer of an endpoint.")]
 JudgeName = Annotated[str, typer.Option("--judge", help="truth, people, or openai:URL#MODEL.")]
 JudgePromptName = Annotated[str, typer.Option("--judge-prompt", help="A prompt that ships, or a .yaml file.")]
 #: How models answer: the options that every suite has, with their defaults (the fields of `Answering`).
 _ANSWERING: dict[str, tuple[Any, Any]] = {
-    "temperature": (Annotated[float, typer.Option(min=0, help="0 always takes the likeliest word.")], 0.0),
-    "seed": (Annotated[int, typer.Option(help="Makes what is drawn by chance repeatable.")], 0),
-    "batch_size": (Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")], 16),
-    "concurrency": (Concurrency, 8),
-    "timeout": (Timeout, 120.0),
-    "dtype": (
-        Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")], None,
-    ),
-    "load_in": (
-        Annotated[
-            str | None, typer.Option(help="Hold the LLM's linear layers in 8bit or 4bit (bitsandbytes), fp8 or int8.")
-        ], None,
-    ),
-    "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to share the LLM out.")], None),
-}  # fmt: skip
+    "temperature": (options.Temperature, 0.0),
+    "seed": (options.Seed, 0),
+    "batch_size": (options.BatchSize, options.BATCH_SIZE),
+    "concurrency": (options.Concurrency, options.CONCURRENCY),
+    "timeout": (options.Timeout, options.TIMEOUT),
+    "dtype": (options.Dtype, None),
+    "load_in": (options.LoadIn, None),
+    "device": (options.Device, None),
+}
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -140,7 +133,7 @@ def reliability(
     data: Annotated[Path | None, typer.Option(help="A folder of pictures; pocket pictures by default.")] = None,
     out: Out = Path("runs/eval"),
     count: Annotated[int, typer.Option(min=1, max=50_000, help="Pictures to ask about.")] = 100,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Who has not ended by then has no end.")] = 300,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     samples: Samples = 1,
     *,
     how: dict[str, Any],
@@ -158,10 +151,11 @@ def reliability(
 @eval_.command()
 def rate(
     directory: Annotated[Path, typer.Argument(help="Where the answers are: OUT/abilities of an earlier run.")],
-    host: Annotated[str, typer.Option(help="The address to listen on; others can reach you only if you change it.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8430,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the images; files outside it are not shown. Default: DIRECTORY.")
+    ] = None,
+    host: options.Host = options.HOST,
+    port: options.Port = 8430,
 ) -> None:
     """Serve a web page on which people judge the answers blindly. Then run the suite again with --judge people.
 
@@ -169,7 +163,7 @@ def rate(
     """
     from minigpt4.evaluation.rating import serve
 
-    serve(directory, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
+    serve(directory, images, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
 
 
 @eval_.command("judge")
@@ -180,8 +174,8 @@ def check_judge(
         Path | None, typer.Option(help="A YAML file of labelled cases; those that ship for the prompt by default.")
     ] = None,
     out: Out = Path("runs/eval"),
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
+    concurrency: options.Concurrency = options.CONCURRENCY,
+    timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
     """Measure the judge itself: on a few labelled cases, how often it is right, and how often it agrees with itself.
 
@@ -210,7 +204,7 @@ def coverage(
     judge_prompt: JudgePromptName = "coverage",
     count: Count = 200,
     prompt: Annotated[str, typer.Option(help="What the model is asked.")] = "Describe this image in detail.",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest description, in tokens.")] = 300,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     caption_metrics: Annotated[
         bool, typer.Option(help="Ask for short captions too, and score them by CIDEr, BLEU, METEOR, ROUGE.")
     ] = True,
@@ -243,7 +237,7 @@ def hallucination(
     out: Out = Path("runs/eval"),
     count: Count = 200,
     probes: Annotated[int, typer.Option(min=0, help="Objects that are there to ask about, of each picture.")] = 3,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 300,
+    max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     *,
     how: dict[str, Any],
 ) -> None:
@@ -272,7 +266,7 @@ def vqa(
     limit: Limit = None,
     prompt: Annotated[str | None, typer.Option(help="How a question is put, with {} in its place.")] = None,
     choice: Annotated[str | None, typer.Option(help="How a choice is put as an answer, with {} in its place.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 40,
+    max_new_tokens: options.MaxNewTokens = 40,
     *,
     how: dict[str, Any],
 ) -> None:

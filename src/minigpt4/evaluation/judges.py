@@ -8,7 +8,6 @@ is undecided.
 from __future__ import annotations
 
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.documents import read_document
-from minigpt4.endpoint import Unanswered, run_until_stopped
+from minigpt4.endpoint import Unanswered
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest, read_rows
 from minigpt4.statistics import cohen_kappa
-from minigpt4.stopping import StopSignals
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
@@ -199,33 +197,13 @@ class LLMJudge(Judge):
         return digest([self.identity, dict(case.fields), shown, round])
 
     def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
-        """Raises UserError if the endpoint refuses, or fails several times running; what it said is recorded."""
-        failed: list[str] = []
-        most = max(3, self.concurrency)
+        """Raises UserError as `Endpoint.ask_each`; what the endpoint said is recorded."""
 
-        def work(index: int) -> Verdict | Unanswered:
-            try:
-                return self._ask(cases[index])
-            except Unanswered as error:
-                return error
-
-        def keep(index: int, found: Verdict | Unanswered) -> bool:
-            if isinstance(found, Unanswered):
-                failed.append(str(found))
-            else:
-                failed.clear()
+        def keep(index: int, found: Verdict | Unanswered) -> None:
+            if not isinstance(found, Unanswered):
                 record(index, found)
-            return len(failed) < most
 
-        self.endpoint.stopped = stopped = threading.Event()
-        with StopSignals() as stop:
-            tasks = range(len(cases))
-            run_until_stopped(tasks, work, keep, self.concurrency, stopped, lambda: stop.received)
-        if failed:
-            raise UserError(
-                f"judge {self.endpoint.url}: {failed[-1]}; all answers and what was judged are recorded, so run the "
-                "same command again later"
-            )
+        self.endpoint.ask_each(range(len(cases)), lambda index: self._ask(cases[index]), keep, self.concurrency)
 
     def _ask(self, case: Case) -> Verdict:
         said = []

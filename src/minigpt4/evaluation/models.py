@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from minigpt4.endpoint import Endpoint, Unanswered, run_until_stopped
+from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, read_image
-from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
@@ -404,21 +402,22 @@ class EndpointAnswerer(Answerer):
     ) -> list[ModelReply]:
         replies: list[ModelReply] = [ModelReply()] * len(prompts)
 
-        def record(index: int, reply: ModelReply | Unanswered) -> bool:
+        def record(index: int, reply: ModelReply | Unanswered) -> None:
             replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
-            return True
 
-        self._each(range(len(prompts)), lambda i: self._ask(data_url(images[i]), prompts[i], max_new_tokens), record)
+        def work(index: int) -> ModelReply:
+            return self._ask(data_url(images[index]), prompts[index], max_new_tokens)
+
+        self.endpoint.ask_each(range(len(prompts)), work, record, self.how.concurrency)
         return replies
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
         """As for all models; each reply is recorded as soon as it is there, for it may have been paid.
 
-        Raises UserError if the endpoint refuses, or fails several times running.
+        Raises UserError as `Endpoint.ask_each`.
         """
-        failed: list[str] = []
 
-        def work(index: int) -> ModelReply | Unanswered:
+        def work(index: int) -> ModelReply:
             item = items[index]
             try:
                 picture = picture_url(item.image)
@@ -428,27 +427,12 @@ class EndpointAnswerer(Answerer):
                 return self._choose(picture, item.prompt, item.options)
             return self._ask(picture, item.prompt, item.max_new_tokens)
 
-        def keep(index: int, reply: ModelReply | Unanswered) -> bool:
-            if isinstance(reply, Unanswered):
-                failed.append(str(reply))
-                record(index, ModelReply(fault=str(reply)))
-            else:
-                failed.clear()
-                record(index, reply)
-            return len(failed) < max(3, self.how.concurrency)
+        def keep(index: int, reply: ModelReply | Unanswered) -> None:
+            record(index, ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply)
 
-        self._each(range(len(items)), work, keep)
-        if len(failed) >= max(3, self.how.concurrency) or (failed and len(failed) == len(items)):
-            raise UserError(
-                f"endpoint {self.endpoint.url}: {failed[-1]}; what was answered is recorded, try again later"
-            )
+        self.endpoint.ask_each(range(len(items)), work, keep, self.how.concurrency)
 
-    def _each(self, tasks: Sequence[int], work: Callable[[int], Any], record: Callable[[int, Any], bool]) -> None:
-        self.endpoint.stopped = stopped = threading.Event()
-        with StopSignals() as stop:
-            run_until_stopped(tasks, work, record, self.how.concurrency, stopped, lambda: stop.received)
-
-    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> ModelReply | Unanswered:
+    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> ModelReply:
         content = [
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": prompt},
@@ -458,15 +442,15 @@ class EndpointAnswerer(Answerer):
                 [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.how.temperature
             )
         except Unanswered as error:
-            return ModelReply() if error.empty else error
+            if not error.empty:
+                raise
+            return ModelReply()
         return ModelReply(said.text, said.ended)
 
-    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> ModelReply | Unanswered:
+    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> ModelReply:
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         reply = self._ask(picture, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
-        if isinstance(reply, Unanswered):
-            return reply
         found = re.match(r"\W*([A-Z])\b", reply.text.upper())
         index = LETTERS.index(found[1]) if found else len(options)
         return ModelReply(options[index], reply.ended) if index < len(options) else reply

@@ -7,8 +7,8 @@ and which is best, ties allowed. Every judgement is in a journal at once. `ratin
 
 from __future__ import annotations
 
+import logging
 import random
-import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
 from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
-from minigpt4.local_page import allowed_hosts, media_type, page_app, person, serve_app
+from minigpt4.labelling import Labelling, person, seconds_left
+from minigpt4.local_web import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+logger = logging.getLogger(__name__)
+
 VERDICTS = {"yes": True, "no": False, "unsure": None}
-#: A longer pause than this is no time spent on a question, in seconds.
-PAUSE = 300.0
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,29 @@ class Question:
     image: Path
     prompt: str
     success: str
-    answers: Mapping[str, str]
+    answers: dict[str, str]
 
 
 class Desk:
-    """Hands out questions and takes judgements. Safe to use from several threads."""
+    """Hands out questions and takes judgements. Safe to use from several threads.
 
-    def __init__(self, questions: Sequence[Question], journal: Journal) -> None:
-        self.questions = questions
+    Images are shown from the folder `images` alone.
+    """
+
+    def __init__(self, questions: Sequence[Question], journal: Journal, images: Path) -> None:
+        self.questions, self.images = questions, images
         self.journal = journal
         self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def image(self, index: int) -> Path:
+        """The image that was asked about. Raises UserError if it lies elsewhere."""
+        image = self.questions[index].image
+        if not lies_in(image, self.images):
+            raise UserError("it lies outside of the folder given with --images")
+        return image
 
     def order(self, rater: str) -> list[int]:
         """The questions in this rater's own order, so that a few raters who stop early cover all tasks alike."""
@@ -112,13 +126,11 @@ class Desk:
             rows = list(self.journal)
             mine = [row for row in rows if row["rater"] == rater]
             waiting = sum(self._key(rater, i) not in self.journal for i in range(len(self.questions)))
-        times = sorted(datetime.fromisoformat(row["at"]).timestamp() for row in mine)[-21:]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b - a < PAUSE]
         return {
             "total": len(self.questions),
             "waiting": waiting,
             "raters": len({row["rater"] for row in rows}),
-            "seconds left": round(statistics.median(gaps) * waiting) if gaps else None,
+            "seconds left": seconds_left((row["at"] for row in mine), waiting),
             "agreement": agreement(rows),
         }
 
@@ -135,59 +147,40 @@ def read_questions(directory: Path) -> list[Question]:
     success = results.get("success") if isinstance(results, dict) else None
     if not isinstance(success, dict):
         raise UserError(f"{path}: says nowhere what counts as success; people judge the suite `abilities`")
-    groups: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in results["answers"]:
-        group = groups.setdefault((row["item"], row["sample"]), {"row": row, "answers": {}})
-        group["answers"][answer_key(row["item"], row["prompt"], row["answer"])] = row["answer"]
-    found = []
-    for (item, sample), group in groups.items():
-        row = group["row"]
-        found.append(
-            Question(
-                item, sample, row["task"], Path(row["image"]), row["prompt"], success.get(item, ""), group["answers"]
-            )
-        )
+    try:
+        found = _questions(results["answers"], success)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is not as minigpt4 writes it ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{path}: holds no answers to judge")
     return found
 
 
-def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
-    """The page and its few requests. `hosts` are the names under which it may be asked for; `["*"]` allows any."""
-    app = page_app("minigpt4 eval rate", "minigpt4.evaluation", "rating.html", hosts)
-    from fastapi import Body, HTTPException, Response
+def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) -> list[Question]:
+    found: dict[tuple[str, int], Question] = {}
+    for row in rows:
+        texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")]
+        if not all(isinstance(text, str) for text in [*texts, success.get(row["item"], "")]):
+            raise TypeError("an answer holds something else than texts")
+        item, task, image, prompt, answer = (text.encode("utf-8", "replace").decode() for text in texts)
+        question = Question(item, row["sample"], task, Path(image), prompt, success.get(item, ""), {})
+        answers = found.setdefault((item, row["sample"]), question).answers
+        answers[answer_key(item, row["prompt"], row["answer"])] = answer
+    return list(found.values())
 
-    def shown(rater: str, index: int | None) -> dict[str, Any]:
-        return {
-            "question": None if index is None else desk.look(rater, index),
-            "progress": desk.progress(rater),
-        }
 
-    def within(index: int) -> int:
-        if not 0 <= index < len(desk.questions):
-            raise HTTPException(404, f"there are {len(desk.questions)} questions")
-        return index
+def create_app(desk: Desk, host: str) -> FastAPI:
+    """The page, to be served on `host`, and its few requests."""
+    page = Labelling(desk, "Judge answers", ("minigpt4.evaluation", "rating.html"), "question", "rater", host)
+    from fastapi import Body
 
-    @app.get("/api/next")
-    def next_question(rater: str) -> dict[str, Any]:
-        name = person(rater)
-        return shown(name, desk.next(name))
-
-    @app.get("/api/before")
+    @page.app.get("/api/before")
     def before(rater: str, index: int) -> dict[str, Any]:
         name, order = person(rater), desk.order(person(rater))
-        at = order.index(within(index)) if index >= 0 else len(order)
-        return shown(name, order[max(0, at - 1)])
+        at = order.index(page.within(index)) if index >= 0 else len(order)
+        return page.shown(name, order[max(0, at - 1)])
 
-    @app.get("/pictures/{index}")
-    def picture(index: int) -> Response:
-        try:
-            data = desk.questions[within(index)].image.read_bytes()
-        except OSError as error:
-            raise HTTPException(410, f"the picture is gone ({error.strerror})") from None
-        return Response(data, media_type=media_type(data))
-
-    @app.post("/api/questions/{index}")
+    @page.app.post("/api/questions/{index}")
     def decide(
         index: int,
         rater: str = Body(),
@@ -195,19 +188,31 @@ def create_app(desk: Desk, hosts: list[str]) -> FastAPI:
         best: list[str] = Body(),  # noqa: B008
     ) -> dict[str, Any]:
         name = person(rater)
-        try:
-            desk.decide(name, within(index), answers, best)
-        except UserError as error:
-            raise HTTPException(507, str(error)) from None
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return shown(name, desk.next(name))
+        desk.decide(name, page.within(index), answers, best)
+        return page.next(name)
 
-    return app
+    return page.app
 
 
-def serve(directory: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
-    questions = read_questions(directory)  # a wrong directory is known before anything is written
+def lies_in(image: Path, folder: Path) -> bool:
+    """Whether the image is a file in the folder or below it, wherever links lead."""
+    try:
+        return image.resolve().is_relative_to(folder.resolve()) and image.is_file()
+    except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
+        return False
+
+
+def serve(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page until Ctrl-C; `ready` is given its address.
+
+    The results may be someone else's and name any file, so images are shown from the folder `images` alone, by default
+    `directory`. Raises UserError if the port is taken.
+    """
+    questions, images = read_questions(directory), images or directory  # a wrong directory is known before all else
+    if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
+        logger.warning(
+            "%d images are not shown, for they do not lie in %s (the first is %r); give their folder with --images",
+            len(hidden), images, str(hidden[0]),
+        )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
-        serve_app(create_app(Desk(questions, journal), allowed_hosts(host)), host, port, ready)
+        serve_app(create_app(Desk(questions, journal, images), host), host, port, ready)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,13 @@ def ask(
     answerer: Answerer, label: str, items: Sequence[Item], journal: Journal, samples: int = 1
 ) -> tuple[list[Response], list[Fault]]:
     """The answers to all items, those in the journal and the new ones; and which items have none, and why."""
-    pictures = _Pictures()
+    content = cache(_content)  # each image is read once
     faults: list[Fault] = []
     found: list[Response] = []
     with progress_bar() as bar:
         task = bar.add_task(label, total=len(items) * samples, note="")
         for sample in range(samples):
-            keys = {item.id: _key(answerer, item, sample, pictures) for item in items}
+            keys = {item.id: _key(answerer, item, sample, content(item.image)) for item in items}
             todo = [item for item in items if keys[item.id] not in journal]
             bar.advance(task, len(items) - len(todo))
 
@@ -163,37 +163,21 @@ def ask(
             for item in items:
                 if keys[item.id] in journal:
                     row = journal[keys[item.id]]
-                    found.append(
-                        Response(
-                            item,
-                            label,
-                            sample,
-                            row["answer"],
-                            row["ended"],
-                            tuple(row["scores"]),
-                            tuple(row["lengths"]),
-                        )
-                    )
+                    scores, lengths = tuple(row["scores"]), tuple(row["lengths"])
+                    found.append(Response(item, label, sample, row["answer"], row["ended"], scores, lengths))
     return found, faults
 
 
-class _Pictures:
-    """The SHA-256 of picture files, each read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, str] = {}
-
-    def __getitem__(self, path: Path) -> str:
-        if path not in self._known:
-            try:
-                self._known[path] = hashlib.sha256(read_image(path)).hexdigest()[:32]
-            except UserError:
-                self._known[path] = "unreadable"
-        return self._known[path]
+def _content(path: Path) -> str:
+    """The SHA-256 of an image file."""
+    try:
+        return hashlib.sha256(read_image(path)).hexdigest()[:32]
+    except UserError:
+        return "unreadable"
 
 
-def _key(answerer: Answerer, item: Item, sample: int, pictures: _Pictures) -> str:
-    asked = [item.prompt, pictures[item.image], list(item.options), item.max_new_tokens]
+def _key(answerer: Answerer, item: Item, sample: int, content: str) -> str:
+    asked = [item.prompt, content, list(item.options), item.max_new_tokens]
     return digest([answerer.identity, answerer.how.decoding(), asked, sample])
 
 

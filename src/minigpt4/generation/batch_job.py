@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.data.tables import parquet_rows, parse_line, read_lines
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, failed_write_is_a_user_error, write_atomically
+from minigpt4.files import expanded, failed_write_is_a_user_error, only_process, write_atomically
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import answers
 from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
@@ -166,35 +166,37 @@ def run(
     Each batch is seeded with `seed` and its own first number, so a job that is stopped and goes on gives what it would
     have given undisturbed, batch by batch.
 
-    Raises UserError if `out` holds something else than a part of this very job.
+    Raises UserError if `out` holds something else than a part of this very job, or another process is writing it.
     """
     decoding = Decoding.from_settings(settings)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
     out = Path(expanded(out))
-    found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
-    if found == len(tasks):
-        return Result(0, 0, found, 0.0, 0)
-    model = load_model()
-    started = time.perf_counter()
-    answered = unreadable = tokens = 0
-    with progress_bar(progress) as bar, out.open("ab") as file:
-        task = bar.add_task("answers", total=len(tasks), completed=found, note="")
-        # Batches start at the same places however often the job was stopped.
-        for start in range(found - found % batch_size, len(tasks), batch_size):
-            if decoding.seed is not None:
-                settings["seed"] = decoding.seed + start
-            lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
-            with failed_write_is_a_user_error(out):
-                file.write(b"".join(line.text for line in lines))
-                file.flush()
-                os.fsync(file.fileno())
-            answered += sum(line.tokens is not None for line in lines)
-            unreadable += sum(line.tokens is None for line in lines)
-            tokens += sum(line.tokens or 0 for line in lines)
-            pace = answered / (time.perf_counter() - started)
-            bar.update(task, completed=min(start + batch_size, len(tasks)), note=f"{pace:.2f} pictures/s")
-    return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
+    _make_room(out)
+    with only_process(out.parent, out.name):
+        found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
+        if found == len(tasks):
+            return Result(0, 0, found, 0.0, 0)
+        model = load_model()
+        started = time.perf_counter()
+        answered = unreadable = tokens = 0
+        with progress_bar(progress) as bar, out.open("ab") as file:
+            task = bar.add_task("answers", total=len(tasks), completed=found, note="")
+            # Batches start at the same places however often the job was stopped.
+            for start in range(found - found % batch_size, len(tasks), batch_size):
+                if decoding.seed is not None:
+                    settings["seed"] = decoding.seed + start
+                lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
+                with failed_write_is_a_user_error(out):
+                    file.write(b"".join(line.text for line in lines))
+                    file.flush()
+                    os.fsync(file.fileno())
+                answered += sum(line.tokens is not None for line in lines)
+                unreadable += sum(line.tokens is None for line in lines)
+                tokens += sum(line.tokens or 0 for line in lines)
+                pace = answered / (time.perf_counter() - started)
+                bar.update(task, completed=min(start + batch_size, len(tasks)), note=f"{pace:.2f} pictures/s")
+        return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
 
 
 @dataclass(frozen=True)
@@ -225,13 +227,20 @@ def _answer(model: AlignedModel, batch: Sequence[Task], settings: dict[str, Any]
     return lines
 
 
+def _make_room(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error})") from None
+
+
 def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
     """How many lines of this job `out` holds; a half line at its end, left by a kill, is cut off.
 
     What the job was asked stands in a file beside `out`, so that answers of two jobs are never mixed.
     """
-    if out.is_dir():
-        raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
     names = "\n".join(json.dumps([task.name, task.prompt]) for task in tasks)
     job = {"tasks": len(tasks), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
     record = out.with_name(f".{out.name}.job.json")
@@ -249,7 +258,6 @@ def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
             if whole < len(data):
                 os.truncate(out, whole)
             return data.count(b"\n")
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(job).encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error})") from None

@@ -25,7 +25,7 @@ from minigpt4.generation.batching import decode, decode_stream
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_pictures
 from minigpt4.generation.stopping import Answer
-from minigpt4.prompts.encode import encode, encode_chat, plain, plain_message
+from minigpt4.prompts.encode import encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Chat:
 
     def set_system(self, text: str | None) -> None:
         """Tell the model how to behave, in place of the template's own words (None: these again), and start again."""
-        system = self._own.system if text is None else plain(self.model.tokenizer, text, self._own.stop)
-        self.template = replace(self._own, system=without_marks(system))
+        told = text and plain_message(self.model.tokenizer, self._own, Message("system", text)).text
+        self.template = replace(self._own, system=self._own.system if told is None else without_marks(told))
         self.reset()
 
     @property

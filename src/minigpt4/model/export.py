@@ -173,6 +173,7 @@ def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
     """Write the settings of `vision` (a Blip2VisionModel, or the vision side of a BLIP-2) and of `llm`."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     llm, vision = blip2.language_model, blip2.vision_model
+    vision.config.architectures = [type(vision).__name__]
     if model.has_qformer:
         config = {
             "model_type": "blip-2",
@@ -182,7 +183,6 @@ def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
         }
         (directory / "vision" / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     else:
-        vision.config.architectures = [type(vision).__name__]
         vision.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
     llm.config.architectures = [type(llm).__name__]

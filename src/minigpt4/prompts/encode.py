@@ -3,6 +3,9 @@
 Each piece between two marks is tokenised on its own, as in the original implementation. Sentencepiece tokenizers
 (Llama's, Vicuna's, Mistral's) put a space before every text. In the training text of the released checkpoints it stands
 at the start of each piece and after each special token only, so with these tokenizers pieces are never cut further.
+
+One exception holds for all tokenizers: if a message's text and the template would share a token ("#" before "###"),
+they are tokenised apart, so that no text changes the tokens of the format.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_ma
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Marks the end of a piece in a rendered chat; an exported tokenizer cuts there and drops it. Unicode reserves this
-#: code point for internal use, so no text contains it.
+#: Marks the seam between a text and what stands around it in a rendered chat. Here a seam is cut only if a token would
+#: lie across it; an exported tokenizer cuts at each. Unicode reserves this code point for a program's own use.
 CUT = "\ufdd0"
+#: How many characters on either side of a seam are looked at, and the rest of the word in which they end.
+NEAR = 256
 
 
 def encode(
@@ -41,8 +46,8 @@ def encode(
 
 
 def puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if the tokenizer puts a space before every text (sentencepiece's dummy prefix)."""
-    first = tokenizer.convert_ids_to_tokens(_ids(tokenizer, "a")[:1])
+    """Whether the tokenizer puts a space of its own before a text (sentencepiece's dummy prefix)."""
+    first = tokenizer.convert_ids_to_tokens(_whole(tokenizer, "a")[:1])
     return bool(first) and first[0].startswith(("\u2581", "\u0120"))  # sentencepiece's and byte-level BPE's space
 
 
@@ -53,16 +58,41 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, goes_on: bool)
     special = "|".join(re.escape(token) for token in sorted(control_tokens(tokenizer), key=len, reverse=True))
     ids: list[int] = []
     for i, stretch in enumerate(re.split(f"({special})", piece) if special else [piece]):
-        if goes_on and i == 0 and stretch:
-            before = "\n"  # takes the space; a token of its own in every such vocabulary
-            ids += _ids(tokenizer, before + stretch)[len(_ids(tokenizer, before)) :]
-        elif stretch:
-            ids += _ids(tokenizer, stretch)
+        ids += _ids(tokenizer, stretch, goes_on and i == 0)
     return ids
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, goes_on: bool = False) -> list[int]:
+    """Ids of a text with seams (`CUT`): one that no token would lie across changes nothing, the others are cut."""
+    groups: list[str] = []
+    for stretch in filter(None, text.split(CUT)):
+        if groups and _harmless(tokenizer, groups[-1], stretch, goes_on or len(groups) > 1):
+            groups[-1] += stretch
+        else:
+            groups.append(stretch)
+    return [i for n, group in enumerate(groups) for i in _whole(tokenizer, group, goes_on or n > 0)]
+
+
+def _harmless(tokenizer: PreTrainedTokenizerBase, before: str, after: str, goes_on: bool) -> bool:
+    """Whether the two texts have the same ids together as apart, wherever the white space between them goes."""
+    # Words further off play no part, and to tokenise a long text many times would take long.
+    _, space, word = before[:-NEAR].rpartition(" ")
+    before, after = space + word + before[-NEAR:], after[:NEAR] + after[NEAR:].partition(" ")[0]
+    goes_on, both = goes_on or bool(space), before + after
+    together = _whole(tokenizer, both, goes_on)
+    return any(
+        together == _whole(tokenizer, both[:place], goes_on) + _whole(tokenizer, both[place:], True)
+        for place in (len(before), len(before.rstrip()), len(both) - len(after.lstrip()))
+    )
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, text: str, goes_on: bool = False) -> list[int]:
+    if not text:
+        return []
+    if not goes_on or not puts_space_first(tokenizer):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = "\n"  # a token of its own in every such vocabulary: it takes the space
+    return _whole(tokenizer, before + text)[len(_whole(tokenizer, before)) :]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -93,15 +123,19 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
 
     Otherwise a text could end a turn, or claim an image that is not there.
     """
-    control = control_tokens(tokenizer).union(reserved) - {""}
+    control = control_tokens(tokenizer).union([CUT, *reserved]) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
 
 def plain_message(tokenizer: PreTrainedTokenizerBase, template: Template, message: Message) -> Message:
-    """The message as `plain` text; tags stay in system texts, as the released one contains a harmless `<Img>`."""
+    """The message as `plain` text, seams marked around it: it says nothing that only the template may say.
+
+    In system texts tags may stand (they are of no use there), for the released one speaks of `<Img>` itself.
+    """
     tags = () if message.role == "system" else template.tags
-    return replace(message, text=plain(tokenizer, message.text, template.stop, *tags))
+    text = plain(tokenizer, message.text, template.stop, *tags)
+    return replace(message, text=CUT + text.replace(IMAGE_MARK, CUT + IMAGE_MARK + CUT) + CUT)
 
 
 def encode_chat(

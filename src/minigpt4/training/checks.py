@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 
 import torch
 
 from minigpt4.data.mixture import Source, check_sources
 from minigpt4.errors import UserError
+from minigpt4.files import only_process
 from minigpt4.model.parts import llm_fingerprint
 from minigpt4.model.precision import resolve_dtype, training_dtype
 from minigpt4.model.projection import check_projection_from
@@ -19,10 +21,11 @@ from minigpt4.training.recipe import Recipe
 LEFTOVERS = ".*.tmp"  # files of a run that was killed while it saved
 
 
-def check_all(recipe: Recipe) -> bool:
+def check_all(recipe: Recipe, lock: ExitStack) -> bool:
     """Check everything and make the output directory; returns True if the output holds the finished alignment already.
 
-    Raises UserError for anything that would stop the run later.
+    Else no other process can train into the output until `lock` is closed. Raises UserError for anything that would
+    stop the run later.
     """
     check_output(recipe)
     if (recipe.output / "alignment" / "alignment.json").is_file():
@@ -33,6 +36,7 @@ def check_all(recipe: Recipe) -> bool:
         recipe.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output {recipe.output}: cannot be made ({error.strerror}); give another directory") from error
+    lock.enter_context(only_process(recipe.output, "train"))
     return False
 
 
@@ -42,7 +46,8 @@ def check_output(recipe: Recipe) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output}: is a file; give a directory")
     if not saved.is_file():
-        if output.is_dir() and any(not path.match(LEFTOVERS) for path in output.iterdir()):
+        present = output.iterdir() if output.is_dir() else ()
+        if any(path.name != ".train.lock" and not path.match(LEFTOVERS) for path in present):
             raise UserError(f"output {output}: exists, and holds something else than a training run; give another one")
         return
     if not any(output.glob("checkpoints/*.pt")) and not (output / "alignment").is_dir():

@@ -1,11 +1,14 @@
-"""`minigpt4 recipe ...`: parsing and printing only."""
+"""`minigpt4 recipe ...` and `data features`: parsing and printing only."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from minigpt4 import cli_options as options
+from minigpt4.data.cli import CaptionKey, SourceName, Stage, data
 from minigpt4.telling import say
 
 recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
@@ -48,3 +51,32 @@ def explain(
     from minigpt4.training.recipe import explain as explain_key
 
     say(explain_key(key))
+
+
+@data.command()
+def features(
+    source: SourceName,
+    model: Annotated[str, typer.Option(help="Whose vision side: an alignment or an export, or pocket.")],
+    out: Annotated[Path, typer.Option(help="The cache, which recipes name as feature_cache.")],
+    stage: Stage = 1,
+    caption_key: CaptionKey = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures.")] = 0,
+    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable pairs that ends it.")] = 0.1,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Run the frozen vision side over a source once, and keep its output for training. Goes on where it was stopped.
+
+    Example: minigpt4 data features runs/pocket/data/stage1 --model pocket --out runs/pocket/features
+    """
+    from minigpt4.data.mixture import Source, check_sources
+
+    pairs = Source(source, caption_key=caption_key)
+    check_sources([pairs], stage)  # a wrong path is known before the model is loaded
+    from minigpt4.model.precision import resolve_device, training_dtype
+    from minigpt4.model.vision import load_vision_side
+    from minigpt4.training.features import encode_source
+
+    resolved = resolve_device(device)
+    loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
+    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped_share=max_skipped))

@@ -12,7 +12,7 @@ import logging
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -47,23 +47,24 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal.
 
     Raises:
-        UserError: missing data or parts, parts that do not fit, an `output` that holds another recipe's run,
-            divergence, a full disk.
+        UserError: missing data or parts, parts that do not fit, an `output` that holds another recipe's run
+            or in which another process trains, divergence, a full disk.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after everything is saved; its message says how to continue.
     """
     alignment = recipe.output / "alignment"
     processes = Processes(recipe.device, recipe.trackers, recipe.output)
     rows_per_process(recipe, processes.world)
-    if processes.on_main(lambda: check_all(recipe)):
-        logger.info("%s: already trained, nothing to do", alignment)
-        return alignment
-    with StopSignals() as stop:
-        run = Run(recipe, processes, stop, progress)
-        run.resume()
-        run.take_steps()
-        run.report()
-    if processes.is_main:
-        run.model.save_pretrained(alignment, overwrite=True)
+    with ExitStack() as lock:
+        if processes.on_main(lambda: check_all(recipe, lock)):
+            logger.info("%s: already trained, nothing to do", alignment)
+            return alignment
+        with StopSignals() as stop:
+            run = Run(recipe, processes, stop, progress)
+            run.resume()
+            run.take_steps()
+            run.report()
+        if processes.is_main:
+            run.model.save_pretrained(alignment, overwrite=True)
     return alignment
 
 

@@ -163,25 +163,21 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
     model = MiniGPT4.from_pretrained(aligned)
     rng = random.Random(0)
     questions = [rng.choice(INSTRUCTIONS) for _ in seeds]
-    found: list[Answer] = []
+    said: list[Answer] = []
     for start in range(0, len(seeds), MEASURE_BATCH):
         some = slice(start, start + MEASURE_BATCH)
         images = [folder / f"{seed}.jpg" for seed in seeds[some]]
         with torch.no_grad():
-            found += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
+            said += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
     pictures = [world.sample(seed) for seed in seeds]
-    truths = [truth_of(picture, answer.text, answer.ended) for picture, answer in zip(pictures, found, strict=True)]
-    verdicts = [
+    truths = [truth_of(picture, answer.text, answer.ended) for picture, answer in zip(pictures, said, strict=True)]
+    found = [
         check(Request("describe", question), picture, answer.text)
-        for question, picture, answer in zip(questions, pictures, found, strict=True)
+        for question, picture, answer in zip(questions, pictures, said, strict=True)
     ]
     return {
         "failures": Rate.from_outcomes([truth.broken for truth in truths]),
         "false statements": false_statements(truths),
-        "objects with kind and colour": Rate(
-            sum(verdict.kind_colour_right for verdict in verdicts), sum(verdict.objects for verdict in verdicts)
-        ),
-        "objects in the right place": Rate(
-            sum(verdict.place_right for verdict in verdicts), sum(verdict.placed for verdict in verdicts)
-        ),
+        "objects with kind and colour": Rate(sum(v.kind_colour_right for v in found), sum(v.objects for v in found)),
+        "objects in the right place": Rate(sum(v.place_right for v in found), sum(v.placed for v in found)),
     }

@@ -40,6 +40,7 @@ from pocket.curation_demo.measures import (
 )
 from pocket.curation_demo.refiner import MODEL as MENDER
 from pocket.curation_demo.report import report_text
+from pocket.demo.run import Clock
 from pocket.text.phrases import INSTRUCTIONS
 from pocket.world import world
 
@@ -79,23 +80,14 @@ def run_curation(
     other seeds, for the same texts make a better or a worse model by chance; `model` is the stage-1 model; `overrides`
     are `key=value` for stage 2's recipe. Raises UserError for what cannot be made.
     """
-    console = console or Console()
+    clock = Clock(console or Console())
     started = time.perf_counter()
-    seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def phase(name: str) -> Iterator[None]:
-        console.print(f"[bold]{name}[/bold]")
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(time.perf_counter() - start, 1)
-
-    with phase("draw pictures"):
+    with clock.phase("draw pictures"):
         draw_folder(out / "pictures", CURATED, pictures)
         draw_folder(out / "development", DEVELOPMENT, pictures // 2)
     report: dict[str, Any] = {"settings": {"pictures": pictures, "questions": questions, **vars(how)}}
     setting = "set the thresholds of grounding on pictures of their own"
-    with phase(setting), Ledger(out / "development-set", create=True) as ledger, mender() as endpoint:
+    with clock.phase(setting), Ledger(out / "development-set", create=True) as ledger, mender() as endpoint:
         _until_grounded(ledger, out / "development", model, how, endpoint)
         thresholds = choose_thresholds(ledger.items())
         sentence_threshold = choose_sentence_threshold(ledger.items())
@@ -103,9 +95,9 @@ def run_curation(
     report["thresholds"] = {name: thresholds[name] for name in ("ungrounded_sentence", "ungrounded_text")}
     datasets: dict[str, list[tuple[Item, str]]] = {}
     with Ledger(out / "set", create=True) as ledger, mender() as endpoint:
-        with phase("describe, refine, ground"):
+        with clock.phase("describe, refine, ground"):
             _until_grounded(ledger, out / "pictures", model, how, endpoint)
-        with phase("filter, select, export"):
+        with clock.phase("filter, select, export"):
             filters.filter_items(ledger, thresholds)
             items = ledger.items()
             # Of raw texts by their words alone, for grounding is measured of the texts that are kept.
@@ -135,12 +127,12 @@ def run_curation(
         measured: dict[str, dict[str, Rate]] = {}
         for name in ("stage 1", *datasets):
             trains = "" if name == "stage 1" else "train stage 2 and "
-            with phase(f"{name}: {trains}measure, seed {seed}"):
+            with clock.phase(f"{name}: {trains}measure, seed {seed}"):
                 aligned = model if name == "stage 1" else _train(out, name, model, seed, overrides)
                 measured[name] = measure_model(aligned, out / "measured", asked, how)
         report["trainings"].append(measured)
-    seconds["in all"] = round(time.perf_counter() - started, 1)
-    report["seconds"] = seconds
+    seconds = {phase["name"]: round(phase["seconds"], 1) for phase in clock.phases}
+    report["seconds"] = {**seconds, "in all": round(time.perf_counter() - started, 1)}
     text = report_text(report)
     write_files(out, report, {"report.md": text}, name="report.json")
     return text

@@ -1,7 +1,7 @@
 """Held-out pocket pictures as benchmarks in the formats of COCO, A-OKVQA, GQA and VQA v2.
 
-So that what is measured on the published files can be measured on a fresh clone too, from the same readers on. Knows
-nothing about models or scores. Pictures come from a part of the evaluation's seeds that nothing else uses.
+So that what is measured on the published files can be measured on a fresh clone too, from the same readers on.
+Pictures come from a part of the evaluation's seeds that nothing else uses.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
             title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
             collapse_padding=True,
         )  # fmt: skip
-        grid.add_column("", no_wrap=True)
+        grid.add_column("", no_wrap=title != TARGETS)
         for heading in head:
             grid.add_column(heading, justify="left" if title == TARGETS else "right", no_wrap=title != TARGETS)
         for row in rows:

@@ -1,7 +1,7 @@
 """The demo: draw data, align the pocket model in both stages, measure it on held-out pictures, show what it says.
 
 This is the whole recipe in one place, from nothing to a table of rates: what `pocket demo` runs. It trains through
-`training/run.py` by the packaged recipes, asks through `questions.py`, and writes results.json and demo.html.
+`minigpt4.training` by the packaged recipes, asks through `measure/survey.py`, and writes results.json and demo.html.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.demo import page as report
-from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, measure, put, write_pictures
+from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, encode, measure, put, write_pictures
 from pocket.world import world
 
 if TYPE_CHECKING:
@@ -172,20 +172,13 @@ def ask_all(
         with clock.phase(f"put {len(survey.questions)} questions to {name}"):
             model = load(key)
             if model.vision_fingerprint not in features:
-                features[model.vision_fingerprint] = _encode(model, paths)
+                features[model.vision_fingerprint] = encode(model, paths)
             with progress_bar() as bar:
                 task = bar.add_task("answers", total=len(survey.questions), note="")
                 records[key] = put(
                     survey, model, features[model.vision_fingerprint], progress=functools.partial(bar.advance, task)
                 )
     return records
-
-
-def _encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
-    import torch
-
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    return torch.cat([model.encode_images(batch) for batch in batches])
 
 
 def targets(

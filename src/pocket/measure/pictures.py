@@ -7,7 +7,7 @@ from pathlib import Path
 from pocket.world import world
 
 #: Where each suite's pictures begin in the seeds that nothing was trained on; the demo's survey begins at 0, and those
-#: of `pocket.benchmarks` at 400,000.
+#: of `pocket.data.benchmarks` at 400,000.
 _PARTS = {"abilities": 200_000, "reliability": 300_000}
 SIDE = 256
 

@@ -111,6 +111,14 @@ def write_pictures(survey: Survey, directory: Path) -> list[Path]:
     return paths
 
 
+def encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+    """What the model's vision side gives for the pictures: (pictures, q, d_qformer)."""
+    import torch
+
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    return torch.cat([model.encode_images(batch) for batch in batches])
+
+
 def put(
     survey: Survey,
     model: MiniGPT4,
@@ -122,7 +130,7 @@ def put(
     """Put every question to `model`, greedily and in batches; one record per question, in order.
 
     Args:
-        features: What `model.encode_images` gave for the survey's pictures: (pictures, q, d_qformer).
+        features: What `encode` gave for the survey's pictures.
         progress: Called after each batch with the number of answers it gave.
     """
     from minigpt4.generation.engine import answers

@@ -6,6 +6,7 @@ Which pocket task stands for which of the paper's is said here, and in docs/eval
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,36 +28,17 @@ class TaskKind:
 
     name: str
     label: str
-    abilities: tuple[str, ...]
-    types: tuple[str, ...]
+    abilities: Sequence[str]
+    types: Sequence[str]
     success: str
     paper: dict[str, str] = field(default_factory=dict)
     words: str | None = None  # must be in the request: the same ability serves two tasks
     without: str | None = None
 
 
-TASKS = (
-    TaskKind("meme", "explain what is funny", ("funny",), ("odd",),
-         "Names the animal and the thing it is with, invents nothing, and says why they do not belong together.",
-         {"MiniGPT-4": "8/25", "BLIP-2": "0/25"}, without="unusual"),
-    TaskKind("recipe", "recipe from a plate", ("recipe",), ("food",),
-         "A title with the dish, exactly the ingredients on the plate, and numbered steps that use them all.",
-         {"MiniGPT-4": "18/25", "BLIP-2": "4/25"}),
-    TaskKind("advertisement", "advertisement", ("advertise",), ("product",),
-         "Names the product with its colour, calls to action, and invents nothing.",
-         {"MiniGPT-4": "19/25", "BLIP-2": "1/25"}),
-    TaskKind("poem", "poem", ("poem",), ("scene", "food", "product", "odd"),
-         "At least four lines of verse that name every object with its colour, and nothing that is not there.",
-         {"MiniGPT-4": "20/25", "BLIP-2": "0/25"}),
-    TaskKind("website", "website from a draft", ("website",), ("draft",),
-         "A well-formed HTML page with the title that is drawn and exactly the elements that are, in their order."),
-    TaskKind("story", "story", ("story",), ("scene", "odd"),
-         "At least three sentences that tell of events and name every object with its colour, and nothing else."),
-    TaskKind("fact-finding", "find facts", ("count", "colour", "where"), ("scene",),
-         "The right number, colour or place, and no other beside it."),
-    TaskKind("problem-diagnosis", "say what is wrong", ("funny",), ("odd",),
-         "Says which two things do not belong together and why; names nothing that is not there.", words="unusual"),
-)  # fmt: skip
+TASKS = tuple(
+    TaskKind(**task) for task in yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
+)
 
 
 def write_tasks(directory: Path, count: int) -> Path:

@@ -1,4 +1,4 @@
-"""Does a page of HTML hold exactly what a website draft shows? Knows HTML, and nothing about pictures or models."""
+"""Does a page of HTML hold exactly what a website draft shows?"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from minigpt4.evaluation.results import machine
 from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
-from pocket.measure.survey import Record, Survey, put, write_pictures
+from pocket.measure.survey import Record, Survey, encode, put, write_pictures
 from pocket.measure.truth import check
 from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms, jobs
 from pocket.reproduce.survey import Figures, draw_exam, figures
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minigpt4.minigpt4 import MiniGPT4
-
-ENCODE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -230,33 +228,26 @@ class Workshop:
 
         survey = self.exam(arm, seed)
         model = MiniGPT4.from_pretrained(aligned)
-        rows = []
-        for question, record in zip(survey.questions, put(survey, model, self._encode(model, seed)), strict=True):
-            rows.append(
-                {
-                    "ability": question.ability,
-                    "picture": survey.pictures[question.picture].seed,
-                    "question": question.request.text,
-                    "answer": record.text,
-                    "failure": record.failure,
-                    "right": record.verdict.success,
-                    "wrong": record.verdict.reason,
-                }
-            )
+        records = put(survey, model, self._encode(model, seed))
+        rows = [
+            {
+                "ability": question.ability, "picture": survey.pictures[question.picture].seed,
+                "question": question.request.text, "answer": record.text, "failure": record.failure,
+                "right": record.verdict.success, "wrong": record.verdict.reason,
+            }
+            for question, record in zip(survey.questions, records, strict=True)
+        ]  # fmt: skip
         path = self._answers(arm, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(rows, indent=1).encode())
 
     def _encode(self, model: MiniGPT4, seed: int) -> Tensor:
         """What the model's vision side gives for all pictures of a seed's exam; once for models that share it."""
-        import torch
-
         key = (model.vision_fingerprint, seed)
         if key not in self._features:
             survey = draw_exam(self.scale.questions, self.scale.scenes, seed)
             paths = write_pictures(survey, self.out / "pictures")
-            batches = [paths[start : start + ENCODE_BATCH] for start in range(0, len(paths), ENCODE_BATCH)]
-            self._features[key] = torch.cat([model.encode_images(batch) for batch in batches])
+            self._features[key] = encode(model, paths)
         return self._features[key]
 
     # -- reading

@@ -1,6 +1,6 @@
 """The text that teaches the pocket LLM to look things up: drills and quizzes, and all else that it can do.
 
-Read after `conversation`, by an LLM that has the layers of `lookup_layers`.
+Read after `conversation`, by an LLM that has the layers of `lookup_heads`.
 """
 
 from __future__ import annotations

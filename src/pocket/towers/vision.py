@@ -254,7 +254,7 @@ def build_vision(
 ) -> Path:
     """Trains the vision side for `steps` batches against the truth, then `generation_steps` through the captioning LM.
 
-    `work` must hold the captioning LM (`work/captioner`, see `language_tower`); it keeps checkpoints and the results
+    `work` must hold the captioning LM (`work/captioner`, see `language.py`); it keeps checkpoints and the results
     `work/vision` (the vision side) and `work/alignments/pocket-blip2` (the baseline). Resumes a killed run. `start` is
     a finished baseline (a name or an alignment's directory) to train on instead of beginning anew; the captioning LM is
     its own then.

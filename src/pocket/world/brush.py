@@ -1,7 +1,6 @@
 """A brush that paints one thing into one box: silhouette outline, fills, light from the upper left.
 
-Shapes are given in fractions of the box, so the same strokes serve every size of picture. Knows colours and
-geometry, and nothing about what is being painted.
+Shapes are given in fractions of the box, so the same strokes serve every size of picture.
 """
 
 from __future__ import annotations

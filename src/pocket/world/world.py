@@ -1,7 +1,7 @@
 """The pocket world: what can be in a picture, and pictures drawn from it at random.
 
 A `Picture` is ground truth only: names and boxes. How it looks is `draw.py`'s business, how people talk
-about it is `language.py`'s. Everything follows from one integer seed, so a picture is named by its seed,
+about it is `pocket.text`'s. Everything follows from one integer seed, so a picture is named by its seed,
 and a range of seeds is a dataset.
 
 Seeds are handed out in disjoint ranges (see `SEEDS`): no evaluation picture was ever trained on.

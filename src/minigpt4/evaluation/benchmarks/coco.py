@@ -11,18 +11,19 @@ names alone. The longest name wins, so a hot dog is no dog and a toilet brush no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of
 
 ImageId = int | str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ def read_captions(path: str | Path) -> Captions:
     whole, faults = read_document(path), list[Fault]()
     names = _images(path, whole, faults)
     captions: dict[ImageId, list[str]] = {}
-    for where, row in rows_of(path, whole, "annotations", "id", faults):
-        try:
-            image, caption = _image_of(row, names), " ".join(field_of(row, "caption", str).split())
-            if not caption:
-                raise ValueError("'caption' is empty")
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
-            continue
-        captions.setdefault(image, []).append(caption)
+
+    def caption(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
+        image, text = _image_of(row, names), " ".join(field_of(row, "caption", str).split())
+        if not text:
+            raise ValueError("'caption' is empty")
+        return image, text
+
+    for image, text in well_formed(rows_of(path, whole, "annotations", "id", faults), caption, faults):
+        captions.setdefault(image, []).append(text)
     return Captions(names, {image: tuple(captions[image]) for image in names if image in captions}, faults)
 
 
@@ -69,24 +70,28 @@ def read_instances(path: str | Path) -> Instances:
     """An instances file; errors as `read_captions`."""
     whole, faults = read_document(path), list[Fault]()
     names = _images(path, whole, faults)
-    categories: dict[ImageId, str] = {}
-    for where, row in rows_of(path, whole, "categories", "id", faults):
-        try:
-            categories[row["id"]] = field_of(row, "name", str)
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
+    categories = _names(path, whole, "categories", "name", faults)
     objects: dict[ImageId, set[str]] = {image: set() for image in names}
-    for where, row in rows_of(path, whole, "annotations", "id", faults):
-        try:
-            image, category = _image_of(row, names), field_of(row, "category_id", (int, str))
-            if category not in categories:
-                raise ValueError(f"'category_id' is {category!r}, which is not among the categories")
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
-            continue
-        objects[image].add(categories[category])
+
+    def instance(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
+        image, category = _image_of(row, names), field_of(row, "category_id", (int, str))
+        if category not in categories:
+            raise ValueError(f"'category_id' is {category!r}, which is not among the categories")
+        return image, categories[category]
+
+    for image, kind in well_formed(rows_of(path, whole, "annotations", "id", faults), instance, faults):
+        objects[image].add(kind)
     found = {image: frozenset(kinds) for image, kinds in objects.items()}
     return Instances(tuple(categories.values()), names, found, faults)
+
+
+def well_formed(rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], faults: list[Fault]) -> Iterator[T]:
+    """`make` of each record and its place; records of which it raises ValueError are put to `faults`."""
+    for where, row in rows:
+        try:
+            yield make(where, row)
+        except ValueError as error:
+            faults.append(Fault(MALFORMED, where, str(error)))
 
 
 def rows_of(
@@ -118,13 +123,13 @@ def rows_of(
 
 
 def _images(path: str | Path, whole: Any, faults: list[Fault]) -> dict[ImageId, str]:
-    names: dict[ImageId, str] = {}
-    for where, row in rows_of(path, whole, "images", "id", faults):
-        try:
-            names[row["id"]] = field_of(row, "file_name", str)
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
-    return names
+    return _names(path, whole, "images", "file_name", faults)
+
+
+def _names(path: str | Path, whole: Any, key: str, name: str, faults: list[Fault]) -> dict[ImageId, str]:
+    """The names in the list `whole[key]` by their ids."""
+    rows = rows_of(path, whole, key, "id", faults)
+    return dict(well_formed(rows, lambda _, row: (row["id"], field_of(row, name, str)), faults))
 
 
 def _image_of(row: Mapping[str, Any], names: dict[ImageId, str]) -> ImageId:

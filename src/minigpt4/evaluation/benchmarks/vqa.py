@@ -18,7 +18,7 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,8 +26,8 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import rows_of
-from minigpt4.evaluation.items import MALFORMED, Collection, Fault, Item, field_of
+from minigpt4.evaluation.benchmarks.coco import rows_of, well_formed
+from minigpt4.evaluation.items import Collection, Fault, Item, field_of
 from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate
@@ -67,32 +67,18 @@ def read_questions(paths: Sequence[Path]) -> tuple[list[VisualQuestion], list[Fa
     for path in paths:
         whole = read_document(path)
         if isinstance(whole, list):
-            found += _read(path, whole, faults)
+            found += well_formed(rows_of(path, whole, None, "question_id", faults), _aokvqa, faults)
         elif isinstance(whole, dict) and "questions" in whole:
             questions.append((path, whole))
         elif isinstance(whole, dict) and "annotations" in whole:
             annotations.append((path, whole))
         elif isinstance(whole, dict) and whole:
-            found += _read_gqa(path, whole, faults)
+            found += well_formed(((f"{path}: {key!r}", (key, row)) for key, row in whole.items()), _gqa, faults)
         else:
             raise UserError(f"{path}: is no question file of {AOKVQA}, {GQA} or {VQA}")
     if questions or annotations:
         found += _read_vqa(questions, annotations, faults)
     return found, faults
-
-
-def _kept(
-    rows: Iterator[tuple[str, Any]], make: Callable[[str, Any], VisualQuestion], faults: list[Fault]
-) -> Iterator[VisualQuestion]:
-    for where, row in rows:
-        try:
-            yield make(where, row)
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
-
-
-def _read(path: Path, whole: list[Any], faults: list[Fault]) -> Iterator[VisualQuestion]:
-    return _kept(rows_of(path, whole, None, "question_id", faults), _aokvqa, faults)
 
 
 def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
@@ -103,12 +89,8 @@ def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
     # As the official evaluation has it: such a question is for multiple choice only.
     difficult = field_of(row, "difficult_direct_answer", bool, False)
     direct = () if difficult else _texts(row, "direct_answers")
-    images = coco_names(field_of(row, "image_id", (int, str)))
+    images = image_files(field_of(row, "image_id", (int, str)))
     return VisualQuestion(AOKVQA, str(row["question_id"]), where, images, _question(row), direct, choices, correct)
-
-
-def _read_gqa(path: Path, whole: Mapping[str, Any], faults: list[Fault]) -> Iterator[VisualQuestion]:
-    return _kept(((f"{path}: {key!r}", (key, row)) for key, row in whole.items()), _gqa, faults)
 
 
 def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
@@ -127,27 +109,27 @@ def _read_vqa(
         raise UserError(f"{path}: {VQA} is scored with two files; give the one with the {missing} too")
     answers: dict[Any, tuple[str, tuple[str, ...]]] = {}
     for path, whole in annotations:
-        for where, row in rows_of(path, whole, "annotations", "question_id", faults):
-            try:
-                people = [field_of(one, "answer", str) for one in field_of(row, "answers", list)]
-                if not people:
-                    raise ValueError("'answers' is empty")
-                answers[row["question_id"]] = field_of(row, "answer_type", str, ""), tuple(people)
-            except ValueError as error:
-                faults.append(Fault(MALFORMED, where, str(error)))
+        answers |= well_formed(rows_of(path, whole, "annotations", "question_id", faults), _annotation, faults)
 
     def make(where: str, row: Mapping[str, Any]) -> VisualQuestion:
         if row["question_id"] not in answers:
             raise ValueError(f"there are no annotations for the question_id {row['question_id']!r}")
         kind, people = answers[row["question_id"]]
-        images = coco_names(field_of(row, "image_id", (int, str)))
+        images = image_files(field_of(row, "image_id", (int, str)))
         return VisualQuestion(VQA, str(row["question_id"]), where, images, _question(row), people, kind=kind)
 
     for path, whole in questions:
-        yield from _kept(rows_of(path, whole, "questions", "question_id", faults), make, faults)
+        yield from well_formed(rows_of(path, whole, "questions", "question_id", faults), make, faults)
 
 
-def coco_names(image: int | str) -> tuple[str, ...]:
+def _annotation(_: str, row: Mapping[str, Any]) -> tuple[Any, tuple[str, tuple[str, ...]]]:
+    people = [field_of(one, "answer", str) for one in field_of(row, "answers", list)]
+    if not people:
+        raise ValueError("'answers' is empty")
+    return row["question_id"], (field_of(row, "answer_type", str, ""), tuple(people))
+
+
+def image_files(image: int | str) -> tuple[str, ...]:
     """How COCO calls the file of a picture: since 2017 by its twelve-digit id, before with the split before that."""
     digits = f"{image:012d}" if isinstance(image, int) else image
     return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")

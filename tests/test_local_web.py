@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.listening import known_host, names, same_site
+from minigpt4.local_web import known_host, names, same_site
 
 OURS = names("127.0.0.1")
 
