@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -310,6 +311,32 @@ def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Non
     return handle
 
 
+def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
+    """Where in the client's JSON a mistake is, and which, in words; what is not supported comes first."""
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    steps, context = error["loc"][1:], error.get("ctx", {})
+    missing = error["type"] == "missing"
+    place = []
+    for step in steps[: len(steps) - missing]:  # without the names of the choices that pydantic made
+        if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+            place.append(str(step))
+    place += map(str, steps[len(steps) - missing :])
+    if kind := context.get("discriminator"):
+        place.append(kind.strip("'"))
+    if error["type"] == "extra_forbidden" or context.get("max_length") == 0:
+        return ".".join(place), "this server does not do that, so leave it out"
+    if "tag" in context:
+        return ".".join(place), f"{context['tag']!r:.100} is not supported; {context['expected_tags']} are"
+    if not steps and error["type"] != "value_error":
+        return "", "the body must be a JSON object, sent with Content-Type: application/json"
+    if kind or missing:
+        return ".".join(place), "is missing"
+    what = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    what = re.sub("Input should be a valid dictionary.*", "must be a JSON object", what)
+    return ".".join(place), what.replace("Input should be", "must be")
+
+
 def _add_error_shapes(app: FastAPI) -> None:
     """Errors of every sort in OpenAI's shape."""
 
@@ -319,9 +346,7 @@ def _add_error_shapes(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_shape(request: Request, error: RequestValidationError) -> Any:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body")
-        what = str(first["msg"]).removeprefix("Value error, ")
+        where, what = _mistake(error.errors(), error.body)
         return ApiError(400, f"{where}: {what}" if where else what, param=where or None).response()
 
     @app.exception_handler(HTTPException)
