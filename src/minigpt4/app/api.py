@@ -315,7 +315,7 @@ def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
     """Where in the client's JSON a mistake is, and which, in words; what is not supported comes first."""
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     steps, context = error["loc"][1:], error.get("ctx", {})
-    missing = error["type"] == "missing"
+    missing = error["type"] in ("missing", "extra_forbidden")  # perhaps not in what the client sent
     place = []
     for step in steps[: len(steps) - missing]:  # without the names of the choices that pydantic made
         if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
