@@ -1,4 +1,4 @@
-"""How fast the pocket model starts and talks: `python bench/pocket.py [--model pocket] [--runs 5] [--demo runs/demo]`.
+"""How fast the pocket model starts and talks: `python bench/startup.py [--model pocket] [--runs 5] [--demo runs/demo]`.
 
 Prints one table: start-up of the package and of the command line, loading, the first token of an answer, tokens per
 second, and what a second turn costs with the KV cache that a chat keeps, beside the plain way that reads the whole
