@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import expanded, write_atomically
 from minigpt4.model import parts, sources
 from minigpt4.model.on_disk import LLMFiles, saved_projection, write_model
+from minigpt4.model.on_disk import assemble as assemble
+from minigpt4.model.on_disk import export as export
 from minigpt4.model.precision import resolve_dtype
 from minigpt4.prompts.templates import get_template
 
@@ -106,7 +108,7 @@ def _vision_side(
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
-    out = Path(out).expanduser()
+    out = Path(expanded(out))
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
     tensors = saved_projection(model)
@@ -140,7 +142,7 @@ class _Tensors:
 
 def _read(path: str | Path, mark: str) -> _Tensors:
     """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
-    path = Path(path).expanduser()
+    path = Path(expanded(path))
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:

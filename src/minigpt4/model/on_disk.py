@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
@@ -228,13 +229,16 @@ def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, partial
 
     Raises UserError if one is missing on disk or has another shape there.
     """
-    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    state = model.state_dict()
     for tied in getattr(model, "all_tied_weights_keys", None) or {}:
-        expected.pop(tied, None)  # written once, under its first name
+        state.pop(tied, None)  # written once, under its first name
+    # transformers renames and joins some tensors while it reads them, as those of experts.
+    expected = {key: tensor.shape for key, tensor in revert_weight_conversion(model, state).items()}
     added = model.config.vocab_size - stored_rows
     words = (*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters())
     of_words = {id(parameter) for parameter in words}
-    grown = {key for key, parameter in model.named_parameters() if id(parameter) in of_words} if added else set()
+    words_state = {key: parameter for key, parameter in model.named_parameters() if id(parameter) in of_words}
+    grown = set(revert_weight_conversion(model, words_state)) if added else set()
     matched = {}
     for name in llm.names():
         key = name if name in expected else f"{model.base_model_prefix}.{name}"
