@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from minigpt4.errors import UserError
+from minigpt4.local_web import LOOPBACK
 from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -114,10 +115,15 @@ class Endpoint:
         self.model, self.attempts = model, attempts
         self.stopped = threading.Event()  # ends pauses and attempts early once it is set
         self._openai: Any = openai
-        self._client = openai.OpenAI(
-            base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
-            default_headers=None if password is None else {"Authorization": f"Basic {basic}"},
-        )  # fmt: skip
+        try:
+            self._client = openai.OpenAI(
+                base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
+                default_headers=None if password is None else {"Authorization": f"Basic {basic}"},
+                # No proxy lies between this machine and itself.
+                http_client=openai.DefaultHttpxClient(trust_env=urlsplit(self.url).hostname not in LOOPBACK),
+            )  # fmt: skip
+        except Exception as error:  # httpx has several for proxy variables that it cannot use
+            raise UserError(f"{self.url}: cannot be reached as the proxy variables say ({error})") from None
         self._random = random.Random()
 
     def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:

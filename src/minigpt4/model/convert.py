@@ -23,6 +23,8 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
 from minigpt4.model.on_disk import LLMFiles, saved_projection, write_model
+from minigpt4.model.on_disk import assemble as assemble
+from minigpt4.model.on_disk import export as export
 from minigpt4.model.precision import resolve_dtype
 from minigpt4.prompts.templates import get_template
 
