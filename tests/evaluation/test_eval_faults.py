@@ -216,6 +216,26 @@ def test_a_judge_out_of_form_is_asked_again_and_then_undecided(folder: Path, tmp
     assert len(monkey.requests) == 4
 
 
+def test_a_judge_that_thinks_is_given_the_tokens_for_it(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    judge = serve("think:1000")
+    work = _Judging(tmp_path, serve(*(f"say:poem {i}" for i in range(4))), judge)
+    assert work.run() == (4, 4, 0)
+    assert len(judge.requests) == 5
+
+
+def test_a_judge_that_declines_leaves_a_case_undecided(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    judge = serve("say:yes", "error:400,This was rejected by our content policy.", "say:yes")
+    work = _Judging(tmp_path, serve(*(f"say:poem {i}" for i in range(4))), judge)
+    assert work.run() == (3, 4, 1)
+    reasons = [row["verdicts"][0]["reason"] for row in results(tmp_path / "out/abilities")["answers"]]
+    assert sum("content policy" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize("said", ["<think>yes or no?", "<think>Hm.</think>", "<think>\nyes\n</think>\nperhaps"])
+def test_a_verdict_is_not_read_from_a_thought(said: str) -> None:
+    assert JudgePrompt.load("success").read(said)[0] is None
+
+
 def test_a_judge_that_is_away_loses_nothing(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
