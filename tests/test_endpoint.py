@@ -133,7 +133,7 @@ def test_work_is_limited_and_recorded_when_it_ends_early() -> None:
 @pytest.mark.parametrize(
     ("outcomes", "ends"),
     [("....x", False), ("..xx.x", False), ("xx", True), ("..xxx..", True), (".rrrrr.", False), ("r" * 14 + ".", False),
-     ("r", True), ("r" * 15 + "..", True)],
+     ("rr", False), ("r" * 15 + "..", True)],
 )  # fmt: skip
 def test_failures_in_a_row_end_the_work_and_a_single_one_does_not(
     outcomes: str, ends: bool, caplog: pytest.LogCaptureFixture
@@ -292,6 +292,8 @@ def test_the_forms_that_answers_come_in(serve: Callable[..., Server]) -> None:
     said = [endpoint.ask(TALK, max_tokens=50, temperature=0).text for _ in range(4)]
     assert said == ["A red ball.", "A ball.", "A ball.", "A red ball."]
     assert [request["body"]["max_tokens"] for request in server.requests[2:4]] == [50, 50 + ROOM[1]]
+    with pytest.raises(Unanswered, match="broke off inside its thought"):
+        ask(serve(choice(reasoning_content="I see")))
     for declined in (choice(refusal="I cannot help with that."), choice("content_filter", content="A r")):
         with pytest.raises(Unanswered, match="refused") as caught:
             ask(serve(declined))
@@ -301,7 +303,8 @@ def test_the_forms_that_answers_come_in(serve: Callable[..., Server]) -> None:
 @pytest.mark.parametrize(
     "refusal",
     ["error:400,You uploaded an unsupported image.", "error:413,Request Entity Too Large", "error:422,bad base64 data",
-     "error:400,Your request was rejected by our content policy.", "error:415,Invalid MIME type: bmp"],
+     "error:400,Your request was rejected by our content policy.", "error:415,Invalid MIME type: bmp",
+     "error:400,The prompt is too long: 5000 tokens, 4096 at most."],
 )  # fmt: skip
 def test_an_image_that_is_refused_costs_that_image(serve: Callable[..., Server], refusal: str) -> None:
     server = serve(refusal)
@@ -311,6 +314,8 @@ def test_an_image_that_is_refused_costs_that_image(serve: Callable[..., Server],
     assert len(server.requests) == 1
     with pytest.raises(UserError, match=r"HTTP 404.*no model"):
         Endpoint(serve("error:404,The model does not exist.").url, "any").ask(IMAGE, max_tokens=5, temperature=0)
+    with pytest.raises(UserError, match=r"HTTP 400.*no model image-1"):
+        Endpoint(serve("error:400,There is no model image-1.").url, "image-1").ask(IMAGE, max_tokens=5, temperature=0)
 
 
 def test_a_refusal_after_answers_is_about_one_conversation(serve: Callable[..., Server]) -> None:

@@ -54,7 +54,7 @@ _LIMIT_REACHED = re.compile(r"output limit was reached|higher max_\w*tokens", re
 _LONG = r"too (?:long|large|many|high)|exceed|maximum|at most|longer than"
 _TOO_LONG = re.compile(rf"(?:context|tokens?|prompt)\b[^.]*(?:{_LONG})|(?:{_LONG})[^.]*(?:context|tokens|prompt)", re.I)
 _NO_SYSTEM = re.compile(r"system (?:role|message|prompt)|role\b.*\bsystem\b|developer instruction", re.I)
-_THIS_ONE = re.compile(rf"content.{{0,20}}(?:policy|filter)|moderation|flagged|safety|{_TOO_LONG.pattern}", re.I)
+_POLICY = re.compile(r"content.{0,20}(?:policy|filter)|moderation|flagged|safety", re.I)
 _IMAGE = re.compile(r"image|picture|photo|pixel|file|format|mime|media|base64|data.ur[il]", re.I)
 
 
@@ -244,13 +244,11 @@ class Endpoint:
 
         `record` runs in the caller's thread as soon as its result is there; it returns False to stop. If `work` raises
         Unanswered, `record` gets that. What is under way when the work stops is waited for and recorded too: it may
-        have been paid.
-
-        A warning at the end says how many were not answered.
+        have been paid. A warning at the end says how many were not answered.
 
         Raises:
-            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed. What
-                the endpoint refused counts as failed if nothing was answered: five times as many, or all.
+            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed; or
+                the endpoint refused five times as many conversations, and answered none.
             KeyboardInterrupt: Ctrl-C or SIGTERM.
             Exception: another one that `work` raised.
         """
@@ -277,7 +275,7 @@ class Endpoint:
                     else:
                         row += not error.refused
                         failures.append(error)
-                    hopeless |= row >= most or (not answered and len(failures) >= min(5 * most, len(tasks)))
+                    hopeless |= row >= min(most, len(tasks)) or (not answered and len(failures) >= 5 * most)
                     if record(task, error or future.result()) is False or hopeless:
                         going = False
         if trouble is not None:
@@ -303,10 +301,12 @@ class Endpoint:
         status, told = error.status_code, _words(error)[:300]
         for secret in self._secrets:  # some servers repeat the key that they were given
             told = told.replace(secret, "...")
+        about = told.replace(self.model, "")
         shown = any(isinstance(message["content"], list) for message in sent["messages"])
-        if status == 413 or (status in (400, 403, 415, 422) and _THIS_ONE.search(told)) or (
-            status in (400, 415, 422) and shown and _IMAGE.search(told)
-        ):  # fmt: skip
+        this_one = any(
+            pattern.search(about) for pattern in (_POLICY, _TOO_LONG, _LIMIT_REACHED, *([_IMAGE] if shown else []))
+        )
+        if status == 413 or (status in (400, 415, 422) and this_one) or (status == 403 and _POLICY.search(about)):
             return Unanswered(f"refused with HTTP {status}: {told}", paid, refused=True)
         if self._answered and status in (400, 415, 422):  # it answers others, so this is about this conversation
             return Unanswered(f"HTTP {status}: {told}", paid)
@@ -338,10 +338,10 @@ def _read(body: str) -> Reply | str:
         whole = json.loads(body)
         choice = whole["choices"][0]
         message = choice["message"]
-        said, finish = message["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError):
+        said, finish = message.get("content"), choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError):
         return "an answer that is not in the protocol's JSON"
-    usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
+    usage = _mapping(whole.get("usage"))
     prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
     prompt = prompt if isinstance(prompt, int) else 0
     if message.get("refusal") or finish == "content_filter":
@@ -350,14 +350,18 @@ def _read(body: str) -> Reply | str:
     parts = said if isinstance(said, list) else [{"type": "text", "text": said}]
     shown = "".join(str(p.get("text") or "") for p in parts if isinstance(p, dict) and p.get("type") == "text").strip()
     text = without_thought(shown)
-    cut = finish == "length" or text is None
+    details = _mapping(usage.get("completion_tokens_details"))
+    apart = message.get("reasoning_content") or message.get("reasoning") or details.get("reasoning_tokens")
+    cut = finish == "length" or text is None or bool(apart and not text)
     if not text and not cut:
         return _EMPTY
     answer = answer if isinstance(answer, int) else estimate_tokens(shown)
-    details = usage.get("completion_tokens_details") or {}
-    apart = message.get("reasoning_content") or message.get("reasoning") or details.get("reasoning_tokens")
     thought = bool(apart or text != shown or not text)
     return Reply(text or "", not cut, prompt, answer, max(1, answer - estimate_tokens(text or "")) if thought else 0)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _checked(reply: Reply) -> Reply:

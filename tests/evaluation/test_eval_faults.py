@@ -275,6 +275,22 @@ def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_lat
     assert results(tmp_path / "out/abilities")["left_out"] == {}
 
 
+def test_an_image_that_a_model_refuses_is_counted_apart_however_often_it_is_asked(
+    folder: Path, tmp_path: Path, serve: Serve
+) -> None:
+    from minigpt4.evaluation.models import Answering
+
+    server = serve("say:a", "error:400,You uploaded an unsupported image.")
+    data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png", "photos/1.png")})
+    for _ in range(2):
+        suite = Abilities(data, judge=llm(serve("say:yes")))
+        evaluate(suite, [model(server)], tmp_path / "out", how=Answering(concurrency=1))
+        assert figures(tmp_path / "out/abilities", "m")["poem"] == (1, 1, 0)
+        [fault] = results(tmp_path / "out/abilities")["faults"]
+        assert "unsupported image" in fault["reason"]
+    assert len(server.requests) == 3
+
+
 def test_passwords_in_addresses_stay_out_of_results(folder: Path, tmp_path: Path, serve: Serve) -> None:
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png")})
     asked, judging = serve("say:A poem."), serve("find:A poem.")
