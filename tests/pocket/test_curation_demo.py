@@ -14,8 +14,8 @@ from minigpt4.errors import UserError
 from minigpt4.statistics import Rate
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo
-from pocket.curation_demo.measures import judge
-from pocket.curation_demo.report import markdown
+from pocket.curation_demo.measures import truth_of
+from pocket.curation_demo.report import report_text
 from pocket.measure.truth import statements
 from pocket.text.phrases import description
 from pocket.world import world
@@ -46,7 +46,7 @@ def test_true_descriptions_hold_nothing_false_and_nothing_broken() -> None:
 
     for seed in range(demo.CURATED, demo.CURATED + 300):
         picture = world.sample(seed)
-        truth = judge(picture, description(picture, random.Random(seed)))
+        truth = truth_of(picture, description(picture, random.Random(seed)))
         assert truth.true > 1
         assert not truth.bad
 
@@ -96,7 +96,7 @@ def test_the_report_is_tables_that_can_be_pasted() -> None:
         "trainings": [training, {**training, "raw": {"failures": Rate(22, 40)}}],
         "seconds": {"in all": 61.4},
     }
-    text = markdown(report)
+    text = report_text(report)
     assert "|  | raw | refined |\n| --- | --- | --- |\n| texts | 40 | 40 |\n" in text
     assert "| broken | 50.0 (35.2–64.8) | 97.5 (87.1–99.6) |" in text
     assert "| too_short | 2 |" in text

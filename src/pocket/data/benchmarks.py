@@ -34,31 +34,21 @@ AOKVQA, GQA = "aokvqa_pocket.json", "gqa_pocket.json"
 VQA_QUESTIONS, VQA_ANNOTATIONS = "vqav2_questions_pocket.json", "vqav2_annotations_pocket.json"
 
 _OBJECTS = {
-    "object": world.KINDS,
-    "ingredient": world.INGREDIENTS,
-    "product": world.PRODUCTS,
-    "animal": world.ANIMALS,
+    "object": world.KINDS, "ingredient": world.INGREDIENTS, "product": world.PRODUCTS, "animal": world.ANIMALS,
     "prop": world.PROPS,
-}
+}  # fmt: skip
 #: What can be asked about a picture of each type so that one word answers it.
 _ASKED = {"scene": ("colour", "where", "what", "count", "exists"), "odd": ("colour", "setting"), "product": ("colour",)}
 #: From which words a wrong choice is drawn.
 _DOMAINS = {
-    "colour": world.COLOURS,
-    "where": world.PLACES,
-    "what": world.KINDS,
-    "count": NUMBERS[1:],
+    "colour": world.COLOURS, "where": world.PLACES, "what": world.KINDS, "count": NUMBERS[1:],
     "setting": world.BACKGROUNDS,
-}
+}  # fmt: skip
 #: GQA's types of a question, structural and semantic.
 _GQA_TYPES = {
-    "colour": ("query", "attr"),
-    "where": ("query", "rel"),
-    "what": ("query", "obj"),
-    "count": ("query", "obj"),
-    "setting": ("query", "global"),
-    "exists": ("verify", "obj"),
-}
+    "colour": ("query", "attr"), "where": ("query", "rel"), "what": ("query", "obj"), "count": ("query", "obj"),
+    "setting": ("query", "global"), "exists": ("verify", "obj"),
+}  # fmt: skip
 
 
 def pictures(count: int) -> list[Picture]:

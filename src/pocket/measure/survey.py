@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABILITIES = ("poem", "story", "recipe", "advertise", "funny", "website", "count", "follow_up")
 #: The first questions of the conversations that a follow-up question ends; measured too, beside the mean.
 FIRST_QUESTIONS = ("colour", "where", "exists")
-#: More than the longest good answer (a recipe of 90 tokens): who has not ended by then does not end.
+#: More than the longest good answer (a recipe of 90 tokens); an answer that is cut off here counts as unfinished.
 MAX_NEW_TOKENS = 160
 #: Drawn larger than the vision tower's input, so that the image processor has its usual work to do.
 PICTURE_SIZES = (256, 224)

@@ -1,6 +1,6 @@
 """The paper's eight tasks in the pocket world, as the YAML that the abilities suite reads: pictures, prompts, truth.
 
-Which pocket task stands for which of the paper's is said here, and in docs/evaluation.md with what it leaves out.
+Which pocket task stands for which of the paper's is in tasks.yaml; docs/evaluation.md says what it leaves out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pocket.measure.pictures import draw_picture, held_out_seeds
 from pocket.text.requests import Request, request
 from pocket.world import world
 
-#: More than the longest good answer: who has not ended by then does not end.
+#: More than the longest good answer; an answer that is cut off here counts as unfinished.
 MAX_NEW_TOKENS = 160
 
 

@@ -27,20 +27,14 @@ YES_NO = ("yes", "no")
 
 #: The kinds of things that a text about each type of picture may name, and so may invent.
 NOUNS = {
-    "scene": world.KINDS,
-    "food": world.INGREDIENTS,
-    "product": world.PRODUCTS,
-    "odd": world.ANIMALS + world.PROPS,
+    "scene": world.KINDS, "food": world.INGREDIENTS, "product": world.PRODUCTS, "odd": world.ANIMALS + world.PROPS,
     "draft": world.ELEMENTS,
-}
+}  # fmt: skip
 #: The words one of which is a picture's `setting`.
 SETTINGS = {
-    "scene": world.BACKGROUNDS,
-    "food": world.DISHES,
-    "product": world.BACKDROPS,
-    "odd": world.BACKGROUNDS,
+    "scene": world.BACKGROUNDS, "food": world.DISHES, "product": world.BACKDROPS, "odd": world.BACKGROUNDS,
     "draft": world.TITLES,
-}
+}  # fmt: skip
 #: A description of anything but a draft may name nothing else that the world holds either: no ball on the pizza.
 _ALL_NOUNS = tuple(dict.fromkeys(NOUNS["scene"] + NOUNS["food"] + NOUNS["product"] + NOUNS["odd"]))
 
@@ -361,13 +355,8 @@ def _website(picture: world.Picture, text: str) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[world.Picture, str], str | None]] = {
-    "poem": _poem,
-    "story": _story,
-    "recipe": _recipe,
-    "advertise": _advertise,
-    "funny": _funny,
-    "website": _website,
-}
+    "poem": _poem, "story": _story, "recipe": _recipe, "advertise": _advertise, "funny": _funny, "website": _website,
+}  # fmt: skip
 
 _CLASSES = (
     world.COLOURS, NUMBERS, YES_NO, world.SIZES, world.BACKGROUNDS, world.BACKDROPS, world.DISHES, world.ANIMALS,

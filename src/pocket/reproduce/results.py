@@ -214,7 +214,8 @@ _ENDING = """## How to read this
   tests do.
 * Intervals take questions as independent. Objects of one picture and questions of one model are not quite, so true
   intervals are somewhat wider; seeds are shown for that reason.
-* The paragraphs under each claim are written by hand, of these figures.
+* The paragraphs under each claim are written by hand. The command that writes the figures keeps them as they are, so
+  read them again when figures have changed.
 * Every question, answer and verdict lies in `runs/reproduce/arms/*/answers-*.json`.
 * `minigpt4 pocket reproduce --plan` lists all arms and what is done; a run that was stopped goes on.
 """

@@ -35,15 +35,9 @@ from pocket.text.tables import read_table
 from pocket.world.world import SEEDS, Picture, busy, facts, sample
 
 _LONG: dict[str, Callable[[Picture, random.Random], str]] = {
-    "describe": description,
-    "caption": caption,
-    "poem": answers.poem,
-    "story": answers.story,
-    "recipe": answers.recipe,
-    "advertise": answers.advertisement,
-    "funny": answers.funny,
-    "website": answers.website,
-}
+    "describe": description, "caption": caption, "poem": answers.poem, "story": answers.story,
+    "recipe": answers.recipe, "advertise": answers.advertisement, "funny": answers.funny, "website": answers.website,
+}  # fmt: skip
 
 
 #: The answers to questions about one object.

@@ -35,22 +35,11 @@ SMALL_TALK = ("caption", "what", "size", "setting")
 
 _ALL = ("scene", "food", "product", "odd", "draft")
 PICTURE_TYPES: dict[str, tuple[str, ...]] = {
-    "describe": _ALL,
-    "caption": _ALL,
-    "poem": ("scene", "food", "product", "odd"),
-    "story": ("scene", "odd"),
-    "recipe": ("food",),
-    "advertise": ("product",),
-    "funny": ("odd",),
-    "website": ("draft",),
-    "count": ("scene",),
-    "colour": ("scene", "product", "odd"),
-    "where": ("scene",),
-    "exists": ("scene",),
-    "what": ("scene",),
-    "size": ("scene",),
-    "setting": ("scene", "odd"),
-}
+    "describe": _ALL, "caption": _ALL, "poem": ("scene", "food", "product", "odd"), "story": ("scene", "odd"),
+    "recipe": ("food",), "advertise": ("product",), "funny": ("odd",), "website": ("draft",), "count": ("scene",),
+    "colour": ("scene", "product", "odd"), "where": ("scene",), "exists": ("scene",), "what": ("scene",),
+    "size": ("scene",), "setting": ("scene", "odd"),
+}  # fmt: skip
 
 _TABLE = read_table("requests")
 #: Ways to ask for each ability.
@@ -88,14 +77,9 @@ def words_about(picture: Picture, index: int) -> dict[str, str]:
     """What is said about one of its items, by the names that phrasings have for it."""
     item = picture.items[index]
     return {
-        "kind": item.kind,
-        "thing": name(item),
-        "a_thing": article(name(item)),
-        "colour": item.colour or "",
-        "size": item.size or "",
-        "place": item.place or "",
-        "at": at_place(item.place) if item.place else "",
-    }
+        "kind": item.kind, "thing": name(item), "a_thing": article(name(item)), "colour": item.colour or "",
+        "size": item.size or "", "place": item.place or "", "at": at_place(item.place) if item.place else "",
+    }  # fmt: skip
 
 
 def _exists(picture: Picture, rng: random.Random) -> Request:

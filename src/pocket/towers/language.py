@@ -59,13 +59,8 @@ class TextModel:
 
 LANGUAGE = TextModel("language", lambda seed: conversation(seed, TEMPLATES["vicuna_v0"].system), 1, 6, SEEDS["text"][0])
 LOOKUPS = TextModel(
-    "language",
-    lambda seed: lookup_text(seed, TEMPLATES["vicuna_v0"].system),
-    1,
-    8,
-    LOOKUP_SEEDS,
-    batch_tokens=4096,
-)
+    "language", lambda seed: lookup_text(seed, TEMPLATES["vicuna_v0"].system), 1, 8, LOOKUP_SEEDS, batch_tokens=4096,
+)  # fmt: skip
 CAPTIONER = TextModel("captioner", caption_text, 0, 4, SEEDS["text"][0] + SEEDS["text"][1] // 2)
 
 
@@ -174,17 +169,11 @@ def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=kind.hidden,
-        intermediate_size=704 * kind.hidden // 256,
-        num_hidden_layers=kind.layers,
-        num_attention_heads=kind.hidden // 64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=kind.hidden, intermediate_size=704 * kind.hidden // 256,
+        num_hidden_layers=kind.layers, num_attention_heads=kind.hidden // 64, max_position_embeddings=2048,
+        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     # Eager attention: at this size on a CPU it takes half the time of the fused kernel.
     config._attn_implementation = "eager"
     return LlamaForCausalLM(config)
@@ -239,13 +228,9 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         return {"held_out_loss": sum(losses) / len(losses)}
 
     pretrain(
-        [model],
-        batches,
-        lambda batch: text_loss(model, batch, device),
-        plan,
-        work / f"{kind.name}-run",
+        [model], batches, lambda batch: text_loss(model, batch, device), plan, work / f"{kind.name}-run",
         evaluate=evaluate,
-    )
+    )  # fmt: skip
     out = work / kind.name
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)

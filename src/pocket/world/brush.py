@@ -17,15 +17,9 @@ Point = tuple[float, float]
 
 #: The eight colour words as paint, far enough apart to stay readable in light and in shade.
 PAINT: dict[str, RGB] = {
-    "red": (214, 32, 38),
-    "orange": (247, 131, 20),
-    "yellow": (250, 214, 30),
-    "green": (34, 148, 62),
-    "blue": (36, 94, 220),
-    "purple": (136, 56, 178),
-    "white": (246, 246, 248),
-    "black": (36, 36, 42),
-}
+    "red": (214, 32, 38), "orange": (247, 131, 20), "yellow": (250, 214, 30), "green": (34, 148, 62),
+    "blue": (36, 94, 220), "purple": (136, 56, 178), "white": (246, 246, 248), "black": (36, 36, 42),
+}  # fmt: skip
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:

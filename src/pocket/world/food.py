@@ -210,23 +210,13 @@ def _salmon(b: Brush) -> None:
 
 
 _INGREDIENTS: dict[str, tuple[Callable[[Brush], None], RGB]] = {
-    "tomato": (_tomato, (212, 40, 34)),
-    "cheese": (_cheese, (252, 206, 62)),
-    "basil": (_basil, (44, 134, 62)),
-    "olive": (_olive, (46, 40, 50)),
-    "egg": (_egg, (252, 252, 250)),
-    "carrot": (_carrot, (244, 126, 22)),
-    "onion": (_onion, (150, 66, 140)),
-    "pepper": (_pepper, (206, 24, 30)),
-    "corn": (_corn, (250, 206, 40)),
-    "shrimp": (_shrimp, (244, 138, 112)),
-    "broccoli": (_broccoli, (40, 116, 44)),
-    "lemon": (_lemon, (244, 208, 20)),
-    "bacon": (_bacon, (166, 56, 42)),
-    "avocado": (_avocado, (76, 96, 40)),
-    "cucumber": (_cucumber, (58, 134, 58)),
+    "tomato": (_tomato, (212, 40, 34)), "cheese": (_cheese, (252, 206, 62)), "basil": (_basil, (44, 134, 62)),
+    "olive": (_olive, (46, 40, 50)), "egg": (_egg, (252, 252, 250)), "carrot": (_carrot, (244, 126, 22)),
+    "onion": (_onion, (150, 66, 140)), "pepper": (_pepper, (206, 24, 30)), "corn": (_corn, (250, 206, 40)),
+    "shrimp": (_shrimp, (244, 138, 112)), "broccoli": (_broccoli, (40, 116, 44)), "lemon": (_lemon, (244, 208, 20)),
+    "bacon": (_bacon, (166, 56, 42)), "avocado": (_avocado, (76, 96, 40)), "cucumber": (_cucumber, (58, 134, 58)),
     "salmon": (_salmon, (248, 140, 102)),
-}
+}  # fmt: skip
 
 
 def draw_ingredient(canvas: Image.Image, name: str, box: tuple[float, float, float, float], turn: float) -> None:
