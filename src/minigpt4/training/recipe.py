@@ -80,8 +80,8 @@ class Recipe(BaseModel):
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
         None,
-        description="Alignment to start from (a directory or a shipped name). It names the parts, template and variant, "
-        "so it replaces those keys. Left out: a random projection whose bias is the LLM's mean word embedding.",
+        description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
+        "variant, so it replaces those keys. Left out: a random projection whose bias is the LLM's mean word embedding.",
     )
     projection_from: str | None = Field(
         None,
