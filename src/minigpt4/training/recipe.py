@@ -81,7 +81,7 @@ class Recipe(BaseModel):
     init: str | None = Field(
         None,
         description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
-        "variant, so it replaces those keys. Left out: a random projection, with the LLM's mean word embedding as bias.",
+        "variant, so it replaces those keys. Left out: a random projection, the LLM's mean word embedding as its bias.",
     )
     projection_from: str | None = Field(
         None,
