@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -76,9 +77,14 @@ def shell_lines(page: Path) -> list[str]:
     return [line.strip().removeprefix("# ").removeprefix("Then:").strip() for line in lines]
 
 
+@functools.cache
+def tree() -> Any:
+    return typer.main.get_command(app)
+
+
 def check_command(arguments: list[str], whole: bool) -> None:
     """Parse `arguments` as the command line does; only names of commands and options if they are not `whole`."""
-    command: Any = typer.main.get_command(app)
+    command = tree()
     context = click.Context(command, info_name="minigpt4")
     rest = list(arguments)
     while rest and hasattr(command, "commands") and rest[0].islower() and not rest[0].startswith("-"):
@@ -105,7 +111,7 @@ def commands() -> list[Any]:
         inner = getattr(command, "commands", {}).values()
         return [leaf for each in inner for leaf in walk(each)] or [command]
 
-    return walk(typer.main.get_command(app))
+    return walk(tree())
 
 
 def key_table() -> str:
