@@ -1,6 +1,6 @@
 """Makes the pictures that the web page's examples start with, and the screenshots of the page in the README.
 
-    python tools/web_pictures.py examples      # into src/minigpt4/app/assets
+    python tools/web_pictures.py examples      # into src/minigpt4/app/page/assets
     python tools/web_pictures.py screenshots   # into docs/assets; needs Chromium
 
 The pictures are of development seeds (not those that are measured), chosen among ten each as ones that the pocket model
@@ -39,7 +39,7 @@ def examples() -> None:
     from pocket.world.draw import draw
     from pocket.world.world import sample
 
-    folder = ROOT / "src" / "minigpt4" / "app" / "assets"
+    folder = ROOT / "src" / "minigpt4" / "app" / "page" / "assets"
     for name, seed, kind in EXAMPLES:
         picture = draw(sample(seed, kind), 256).quantize(256)
         picture.save(folder / f"{name}.png", optimize=True)

@@ -1,14 +1,13 @@
-"""What requests and responses of the HTTP API look like: OpenAI's chat completions, as far as this model does them.
+"""Requests of the HTTP API: OpenAI's chat completions, as far as this model does them.
 
-What a request asks for and would not get is refused by name, never silently left out.
+Parameters that are not supported (tools, audio, ...) are refused by name, never ignored.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
-from pydantic import SerializerFunctionWrapHandler as Wrapped
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 #: Characters in a conversation: more than any LLM here reads, and tokenised in a moment.
 TEXT = 200_000
@@ -30,7 +29,7 @@ class _Request(BaseModel):
 
 class ImageUrl(_Request):
     url: str = Field(description="data:image/...;base64,..., or cid:NAME for the file NAME of a multipart request.")
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted; every picture is read alike.")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted; all images are read alike.")
 
 
 class TextPart(_Request):
@@ -46,22 +45,23 @@ class ImagePart(_Request):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class SystemMessage(_Request):
+class _Message(_Request):
+    name: str | None = None
+
+
+class SystemMessage(_Message):
     role: Literal["system", "developer"]
     content: Content[TextPart]
-    name: str | None = None
 
 
-class UserMessage(_Request):
+class UserMessage(_Message):
     role: Literal["user"]
     content: Content[Part]
-    name: str | None = None
 
 
-class AssistantMessage(_Request):
+class AssistantMessage(_Message):
     role: Literal["assistant"]
     content: Content[TextPart]
-    name: str | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(None, max_length=0)
     audio: None = None
@@ -109,100 +109,3 @@ class ChatRequest(_Request):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: needs stream=true")
         return self
-
-
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class OutMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: OutMessage
-    logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    """What is new; fields that are not are left out."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _only_news(self, write: Wrapped) -> dict[str, str]:
-        return {key: value for key, value in write(self).items() if value is not None}
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatCompletionChunk(BaseModel):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Health(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(BaseModel):
-    error: ErrorDetail
