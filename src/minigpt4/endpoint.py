@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from minigpt4.errors import UserError
+from minigpt4.local_web import LOOPBACK
 from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)

@@ -156,8 +156,8 @@ def describe(
                     keep([(key, found)])
                     bar.advance(task)
 
-                asking = partial(_describe_remotely, model, how)
-                model.ask_each(todo, asking, keep_one, concurrency)  # type: ignore[union-attr]
+                assert isinstance(model, Endpoint)
+                model.ask_each(todo, partial(_describe_remotely, model, how), keep_one, concurrency)
         return counts
 
 

@@ -41,8 +41,8 @@ def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, s
     """How much each image token sways the choice of the tokens `ids[start:end]`: (pictures, q), sum 1.
 
     The length of the gradient of their log-probability at each image token. It asks for no layer: the pocket LLM's
-    attention points at the right token in one layer and not in the next (docs/web.md). Raises UserError if there is no
-    picture before them.
+    attention points at the right token in one layer and not in the next (docs/notes/pocket.md). Raises UserError if
+    there is no image before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)

@@ -47,7 +47,7 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
         tower = model.blip2.vision_model
-        # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
+        # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/notes/speed.md).
         of_tower = tower.encoder.layers if _in_8_bits(tower) else []
         if of_tower and on_cpu:
             tower.set_attn_implementation(WRITTEN_OUT)

@@ -1,4 +1,4 @@
-"""What shortens stage 1 without harm: `python bench/steps.py [--llms ...] [--seeds 3] [--steps 128]`.
+"""What shortens stage 1 without harm: `python tools/steps.py [--llms ...] [--seeds 3] [--steps 128]`.
 
 The paper's schedule (a quarter of the steps to warm up, then a cosine down to 80 % of the peak, equal batches, weight
 decay 0.05, the projection at random) trains the pocket projection through each LLM, at the better of two peaks. Then
