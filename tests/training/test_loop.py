@@ -15,7 +15,7 @@ from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
-from minigpt4.training.features import FeatureCache, cache_features
+from minigpt4.training.features import FeatureCache, Prepare, cache_features, image_key
 from minigpt4.training.loader import CachedLoader, Loaded
 from minigpt4.training.loop import Step, make_optimizer, training_steps
 from minigpt4.training.recipe import Recipe
@@ -39,11 +39,12 @@ def setting(
     recipe = Recipe.load(f"pocket-stage{stage}", [*parts, *how])
     model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype=dtype)
     set_trainable(model, stage)
-    pairs = (read_pairs if stage == 1 else read_descriptions)(str(data), Counter())
+    pairs = list((read_pairs if stage == 1 else read_descriptions)(str(data), Counter()))
     features = FeatureCache(tmp_path, "vision")
+    cache_features(model, features, map(Prepare(model.image_processor, features.index), pairs))
     samples = tokenise(
         model.tokenizer,
-        cache_features(model, features, pairs, Counter()),
+        [(image_key(pair.picture), pair.text) for pair in pairs],
         recipe.instructions,
         max_text_tokens=recipe.max_text_tokens,
         num_query_tokens=model.num_query_tokens,

@@ -79,4 +79,4 @@ def features(
 
     resolved = resolve_device(device)
     loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
-    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped_share=max_skipped))
+    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped=max_skipped))

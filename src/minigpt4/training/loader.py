@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -31,7 +30,7 @@ from minigpt4.images import open_image, to_pixels
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checks import mixture
 from minigpt4.training.distributed import Processes
-from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint, picture_key
+from minigpt4.training.features import FeatureCache, Prepare, Prepared, cache_features, features_fingerprint
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -107,43 +106,31 @@ def make_loader(
             once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
         )
         return streamed, f"stream {recipe.sources}"
-    pairs = open_stream(shuffle_buffer=0, repeat=False)
-    usable, features = _cached_pairs(recipe, model, pairs, processes, stop, progress)
-    # Every process goes through all pairs, but tries to open its share of the images only.
+    cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))
+    prepare = Prepare(model.image_processor, cache.index, processes.rank, processes.world)
+    pairs = open_stream(shuffle_buffer=0, repeat=False, prepare=prepare)
+    seen: list[tuple[bytes, Pair]] = []
+
+    def noted() -> Iterator[Prepared]:
+        for key, pair, pixels in pairs:
+            seen.append((key, pair))
+            yield key, pair, pixels
+
+    cache_features(model, cache, noted(), progress=progress and processes.is_main, check_stop=stop.check)
+    # Every process reads all pairs, but decodes and encodes only its share of the images.
     unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    if processes.world > 1:
+        cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))  # with what the others encoded
+    usable = [(key, pair) for key, pair in seen if key in cache]
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
     samples: Samples = tokenised(usable)
-    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), features, processes.rank, processes.world)
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
     if processes.is_main:
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
-
-
-def _cached_pairs(
-    recipe: Recipe, model: MiniGPT4, pairs: PairStream, processes: Processes, stop: StopSignals, progress: bool
-) -> tuple[list[tuple[bytes, Pair]], FeatureCache]:
-    """(image key, pair without its image) of every usable pair, with all their features in the cache.
-
-    Each of several processes encodes its share, then reads what the others encoded.
-    """
-    fingerprint = features_fingerprint(model)
-    seen: list[tuple[bytes, Pair]] = []
-
-    def noted() -> Iterator[Pair]:
-        for pair in pairs:
-            seen.append((picture_key(pair.picture), replace(pair, picture=b"")))
-            yield pair
-
-    cache = FeatureCache(recipe.feature_cache, fingerprint)
-    mine = islice(noted(), processes.rank, None, processes.world)
-    cache_features(model, cache, mine, pairs.skipped, progress=progress and processes.is_main, check_stop=stop.check)
-    if processes.world > 1:
-        processes.gather(None)  # wait for the others
-        cache = FeatureCache(recipe.feature_cache, fingerprint)
-    return [(key, pair) for key, pair in seen if key in cache], cache
 
 
 class CachedLoader:
@@ -310,37 +297,15 @@ def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:
-    """The same items, made in a thread that is up to `depth` of them ahead."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    over = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not over.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    """The same endless items, made in a thread that is up to `depth` of them ahead."""
+    thread = ThreadPoolExecutor(1, "read_ahead")
     try:
+        ready = deque(thread.submit(next, items) for _ in range(depth))
         while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
+            item = ready.popleft().result()
+            ready.append(thread.submit(next, items))
             yield item
     finally:
-        over.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
         if hasattr(items, "close"):
             items.close()

@@ -225,7 +225,7 @@ class Run:
             path = recipe.output / "samples.jsonl"
             with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
                 for image, answer in zip(images, answers, strict=True):
-                    file.write(json.dumps({"step": self.done, "image": image, "answer": answer}) + "\n")
+                    file.write(json.dumps({"step": self.done, "picture": image, "answer": answer}) + "\n")
                     logger.info("step %d, %s: %s", self.done, image, answer)
 
 
