@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration
+from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
 from minigpt4.model.projection import PatchGroups
+
+#: A tiny LLM for the network of a vision side alone, which transformers makes with one.
+NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 
 
 def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model import parts, sources
-from minigpt4.model.graph import make_graph, put_tensors
+from minigpt4.model.graph import NO_LLM, make_graph, put_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
 from minigpt4.model.record import ADAPTERS_FILE, Origin, check_origin, load_tensors, read_record
@@ -121,9 +120,7 @@ def load_vision_side(
     vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, qformer)
     if not whole:
         check_origin(str(name_or_path), origin, replace(origin, vision_fingerprint=vision.fingerprint))
-    # transformers makes the graph with an LLM: a tiny one on the meta device, which is removed again.
-    no_llm = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    blip2 = make_graph(vision, no_llm, 0)
+    blip2 = make_graph(vision, NO_LLM, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)
     del blip2.language_model, blip2.language_projection
     trained = Trained(qformer=trained.qformer and not whole)
