@@ -23,8 +23,10 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import NO_LLM, empty_graph
-from minigpt4.model.on_disk import LLMFiles, saved_projection, write_model
+from minigpt4.model.lora import Trained
+from minigpt4.model.on_disk import LLMFiles, write_model
 from minigpt4.model.precision import resolve_dtype
+from minigpt4.model.record import read_projection, read_record
 from minigpt4.prompts.templates import get_template
 
 VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
@@ -115,7 +117,9 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
-    tensors = saved_projection(model)
+    if read_record(sources.resolve(model)).trained != Trained():
+        raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
+    tensors = read_projection(model)
     buffer = io.BytesIO()
     torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
     write_atomically(out, buffer.getvalue())

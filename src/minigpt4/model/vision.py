@@ -114,16 +114,17 @@ def load_vision_side(
     anything is missing, broken, or does not fit together.
     """
     source = sources.resolve(name_or_path)
-    origin, _, _, qformer, trained = read_record(source)
+    record = read_record(source)
+    origin = record.origin
     placement = Placement.resolve(dtype, device)
     whole = sources.find_file(source, "config.json") is not None  # an export holds the parts itself
-    vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, qformer)
+    vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, record.qformer)
     if not whole:
         check_origin(str(name_or_path), origin, replace(origin, vision_fingerprint=vision.fingerprint))
     blip2 = make_graph(vision, NO_LLM, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)
     del blip2.language_model, blip2.language_projection
-    trained = Trained(qformer=trained.qformer and not whole)
+    trained = Trained(qformer=record.trained.qformer and not whole)
     side = VisionSide(blip2.to(placement.device), vision.image_processor, origin, trained)
     if trained.qformer:
         tensors = load_tensors(sources.find_file(source, ADAPTERS_FILE), str(name_or_path), ADAPTERS_FILE)
