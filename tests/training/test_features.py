@@ -73,7 +73,7 @@ def test_unreadable_images_are_left_out(model: MiniGPT4, pairs: list[Pair], tmp_
     write_shard(tmp_path / "0.tar", members)
     source = Source(str(tmp_path / "0.tar"))
     told = encode_source(model, tmp_path, source, workers=workers, max_skipped=0.8)
-    assert told.startswith("1 pairs, 1 new pictures encoded; left out: unreadable picture 3; features are in ")
+    assert told.startswith("1 pairs, 1 new images encoded; left out: unreadable picture 3; features are in ")
     with pytest.raises(UserError, match="3 of 4 pairs cannot be used"):
         encode_source(model, tmp_path, source, workers=workers)
 
@@ -144,7 +144,7 @@ def test_a_source_is_encoded_as_its_pictures_are(
     model: MiniGPT4, tiny_pairs: Path, pairs: list[Pair], tmp_path: Path, workers: int
 ) -> None:
     told = encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
-    assert told.startswith("40 pairs, 40 new pictures encoded; features are in ")
+    assert told.startswith("40 pairs, 40 new images encoded; features are in ")
     cache = FeatureCache(tmp_path, features_fingerprint(model))
     expected = model.encode_images([pair.picture for pair in pairs])
     torch.testing.assert_close(cache[[image_key(pair.picture) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)

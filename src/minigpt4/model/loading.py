@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -109,4 +108,4 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "stage": model.stage,
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }
-    (directory / record.ALIGNMENT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    record.write_json(directory / record.ALIGNMENT_FILE, content)

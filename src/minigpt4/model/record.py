@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from safetensors.torch import load_file
@@ -53,6 +55,10 @@ class Record(BaseModel):
 
 
 _RECORD = TypeAdapter(Record)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:

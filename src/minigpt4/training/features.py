@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 512
-KEY_BYTES = 32
+KEY = np.dtype("S32")
 SORTED_AT = 1 << 16  # recent keys that are worth sorting in
 
 
@@ -112,13 +112,12 @@ class Index:
     """
 
     def __init__(self) -> None:
-        self._heads = np.empty(0, dtype=np.uint64)  # first 8 bytes of each key, sorted
-        self._tails = np.empty((0, KEY_BYTES - 8), dtype=np.uint8)
+        self._keys = np.empty(0, dtype=KEY)  # sorted
         self._places = np.empty((0, 2), dtype=np.int32)
         self._recent: dict[bytes, tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._heads) + len(self._recent)
+        return len(self._keys) + len(self._recent)
 
     def __getitem__(self, key: bytes) -> tuple[int, int]:
         place = self.find(key)
@@ -130,29 +129,25 @@ class Index:
         """(shard, row) of a key, or None."""
         if key in self._recent:
             return self._recent[key]
-        head = np.frombuffer(key, dtype=">u8", count=1)[0]
-        at = int(np.searchsorted(self._heads, head))
-        while at < len(self._heads) and self._heads[at] == head:  # more than one turn is a chance in a million
-            if self._tails[at].tobytes() == key[8:]:
-                shard, row = self._places[at]
-                return int(shard), int(row)
-            at += 1
-        return None
+        at = int(np.searchsorted(self._keys, key))
+        if at == len(self._keys) or self._keys[at] != key.rstrip(b"\0"):  # numpy leaves out zeros at the end
+            return None
+        shard, row = self._places[at]
+        return int(shard), int(row)
 
     def add(self, keys: np.ndarray, shard: int) -> None:
         """Keys (n, 32) uint8, in the order of the shard's rows."""
         self._recent |= {key.tobytes(): (shard, row) for row, key in enumerate(keys)}
         if len(self._recent) >= SORTED_AT:
-            recent = np.frombuffer(b"".join(self._recent), dtype=np.uint8).reshape(-1, KEY_BYTES)
+            recent = np.frombuffer(b"".join(self._recent), dtype=np.uint8).reshape(-1, KEY.itemsize)
             self.sort_in(recent, np.array([*self._recent.values()], dtype=np.int32))
             self._recent = {}
 
     def sort_in(self, keys: np.ndarray, places: np.ndarray) -> None:
         """Keys (n, 32) uint8 and their (shard, row), (n, 2) int32, many at once."""
-        heads = np.concatenate([self._heads, keys[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)])
-        order = np.argsort(heads, kind="stable")
-        self._heads = heads[order]
-        self._tails = np.concatenate([self._tails, keys[:, 8:]])[order]
+        known = np.concatenate([self._keys, np.ascontiguousarray(keys).view(KEY)[:, 0]])
+        order = np.argsort(known, kind="stable")
+        self._keys = known[order]
         self._places = np.concatenate([self._places, places])[order]
 
 
@@ -242,4 +237,4 @@ def encode_source(
     )  # fmt: skip
     encoded = cache_features(model, cache, stream, total=count_pairs([source]))
     left_out = f"; left out: {tell(stream.skipped)}" if stream.skipped else ""
-    return f"{stream.yielded} pairs, {encoded} new pictures encoded{left_out}; features are in {cache.directory}"
+    return f"{stream.yielded} pairs, {encoded} new images encoded{left_out}; features are in {cache.directory}"

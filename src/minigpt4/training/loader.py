@@ -1,4 +1,4 @@
-"""What each step trains on, read ahead: batches of cached features, or of pictures as they stream in.
+"""What each step trains on, read ahead: batches of cached features, or of images as they stream in.
 
 Each process gets its rows of every batch. The loader's place in the data is part of a checkpoint, so a resumed run sees
 the batches that an undisturbed one would have seen.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Batches that are sorted by length together. Fewer than of cached features, for their pictures are in memory.
+#: Batches that are sorted by length together. Fewer than of cached features, since their images are in memory.
 POOL = 4
 #: Shares of a stream, at most, over all processes together. More of them can keep more workers busy, but each sorts
 #: fewer samples by length.
@@ -50,9 +50,9 @@ AHEAD = 3  # batches
 
 @dataclass(frozen=True)
 class Loaded:
-    """One process's rows of a batch, with their features (n, q, d_qformer) or their pictures' pixels (n, 3, h, w).
+    """One process's rows of a batch, with their features (n, q, d_qformer) or their images' pixels (n, 3, h, w).
 
-    `state` is where the loader stands after it, good for `torch.save`; None if that follows from the step.
+    `state` is the loader's place in the data after it, for `torch.save`; None if it follows from the step.
     """
 
     batch: Batch
@@ -155,8 +155,8 @@ class CachedLoader:
 class StreamedLoader:
     """Batches of a stream's pairs, those of like length together: the same for any number of processes and workers.
 
-    A batch is put together of rows from `lanes` (see there), which are dealt out over the processes. Where one process
-    reads all lanes, another time two read half of them each, and the batches of both together are those of the one.
+    A batch takes its rows from `lanes`, which are divided over the processes: two processes with half of the lanes each
+    get together the batches of one process with all lanes.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class StreamedLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """`open_stream` makes one lane's stream, of `rank` among `world_size`; pictures are decoded in it."""
+        """`open_stream` makes one lane's stream, of `rank` among `world_size`; images are decoded in it."""
         self._lanes, self._mine = lanes(recipe, world), range(rank, lanes(recipe, world), world)
         self._recipe = recipe
         buffer = recipe.shuffle_buffer and max(2, math.ceil(recipe.shuffle_buffer / self._lanes))
@@ -224,13 +224,13 @@ class StreamedLoader:
 
 
 def joined(states: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """Where a stream stands over all processes, from where each of them stands."""
+    """The state of a stream over all processes, from the states of each."""
     known = [state for state in states if state]
     return {"lanes": known[0]["lanes"], "states": {k: v for state in known for k, v in state["states"].items()}}
 
 
 def lanes(recipe: Recipe, world: int) -> int:
-    """Into how many shares a stream is cut: as many as divide a batch, but no more than `LANES` or the processes.
+    """Into how many shares a stream is cut: the largest divisor of a batch up to `LANES`, or the number of processes.
 
     The number is the same for one, two, four, ... processes, and so are the batches.
     """
@@ -242,8 +242,8 @@ def lanes(recipe: Recipe, world: int) -> int:
 class _Rows:
     """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each.
 
-    `rows` are pictures, prompts and targets. `state` is where the lane stands, and how many pairs it has read and
-    skipped.
+    `rows` are image keys, prompts and targets. `state` is the lane's place in the data, and how many pairs it has read
+    and skipped.
     """
 
     rows: tuple[list[bytes], list[list[int]], list[list[int]]]
@@ -292,7 +292,7 @@ class _Lane:
 
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
-    """The pair without its picture, and the picture's pixels (3, h, w) as the vision tower takes them."""
+    """The pair without its image, and the image's pixels (3, h, w), preprocessed."""
     return replace(pair, picture=b""), to_pixels(image_processor, [open_image(pair.picture)])[0]
 
 
