@@ -146,7 +146,6 @@ def chat(
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     temperature: options.Temperature = 0.0,
     seed: options.Seed | None = None,
-    show: Annotated[bool, typer.Option("--show/--no-show", help="Draw pictures in the terminal.")] = True,
     dtype: options.Dtype = None,
     load_in: options.LoadIn = None,
     device: options.Device = None,
@@ -165,7 +164,7 @@ def chat(
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling}, show)
+    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong

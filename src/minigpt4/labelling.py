@@ -1,7 +1,6 @@
 """A web page on which people judge one thing after another: what review and rating have in common.
 
-People give a name, get what waits for them, decide, and see how far all have come. The desk knows what is judged, and
-records the decisions.
+People give a name, get what waits for them, decide, and see how far all have come.
 """
 
 from __future__ import annotations
@@ -9,11 +8,15 @@ from __future__ import annotations
 import io
 import secrets
 import statistics
-from collections.abc import Iterable
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from pydantic import validate_call
 
 from minigpt4.errors import UserError
 from minigpt4.local_web import Guard, names
@@ -21,56 +24,93 @@ from minigpt4.local_web import Guard, names
 if TYPE_CHECKING:
     from fastapi import FastAPI, Response
 
-#: A longer pause than this, in seconds, is no time spent on a decision.
+#: A longer pause than this, in seconds, is not time spent on a decision.
 PAUSE = 300.0
 
 
 class TakenError(ValueError):
-    """Somebody else has this, or has decided on it."""
+    """Another person has this text, or has decided on it."""
 
 
-class Desk(Protocol):
-    """Hands out what is to be judged, by its index. Safe to use from several threads."""
+class LabellingDesk(ABC):
+    """Hands out things to judge, by their index, and records decisions. Safe to use from several threads."""
 
-    def __len__(self) -> int: ...
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
 
-    def next(self, person: str, /) -> int | None:
-        """What waits for this person; None if there is nothing."""
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many things there are to judge."""
 
-    def look(self, person: str, index: int, /) -> dict[str, Any]:
-        """What the page shows of it."""
+    @abstractmethod
+    def image(self, index: int) -> Path | bytes:
+        """The image of a thing. Raises UserError if it cannot be shown."""
 
-    def progress(self, person: str, /) -> dict[str, Any]:
-        """How far this person and all others have come."""
+    @abstractmethod
+    def waits(self, person: str, index: int) -> bool:
+        """Whether this person may and should judge the thing."""
 
-    def image(self, index: int, /) -> Path | bytes:
-        """The image that belongs to it. Raises UserError if it cannot be shown."""
+    @abstractmethod
+    def look(self, person: str, index: int) -> dict[str, Any]:
+        """What the page shows of a thing."""
+
+    @abstractmethod
+    def decide(self, person: str, index: int, /, *args: Any, **decision: Any) -> None:
+        """Record a decision; its fields are checked by their types when they come from a request.
+
+        Raises TakenError if another person has the thing, ValueError for a wrong decision.
+        """
+
+    @abstractmethod
+    def times(self, person: str) -> list[str]:
+        """When this person decided, as ISO times."""
+
+    @abstractmethod
+    def agreement(self) -> list[dict[str, Any]]:
+        """How far people agree, as `statistics.agreement`."""
+
+    def order(self, person: str) -> Sequence[int]:
+        """The order in which this person judges."""
+        return range(len(self))
+
+    def next(self, person: str) -> int | None:
+        """The first thing that waits for this person, or None."""
+        with self.lock:
+            return next((index for index in self.order(person) if self.waits(person, index)), None)
+
+    def progress(self, person: str) -> dict[str, Any]:
+        """Counts, the seconds that remain at this person's pace, and how far people agree."""
+        with self.lock:
+            waiting = sum(self.waits(person, index) for index in range(len(self)))
+            left = seconds_left(self.times(person), waiting)
+            return {"total": len(self), "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
 
 
-class Labelling:
-    """The app of a page: `app` has the routes that all pages have, the methods help with a page's own.
+class LabellingPage:
+    """A page: `app` is a FastAPI app with the routes that all pages have; a page may add its own.
 
-    `html` names the package and the file of what the page holds beside the common `labelling.html`; `shows` and `asks`
-    are the names of a thing that is judged and of a person who judges in requests and answers. `host` is the address
-    that it is served on: on loopback it is asked for by loopback's names alone. Of errors, UserError (what cannot be
-    written, say) is answered with 507, TakenError with 409, other ValueErrors with 400.
+    `html` names the package and the file of the page's own part, which is put into `labelling.html`; `thing` and
+    `judge` are the names of a thing to judge and of a person in requests and answers. Requests to a page on loopback
+    must use one of loopback's names. UserErrors (an answer that cannot be written, say) are answered with 507,
+    TakenErrors with 409, other ValueErrors with 400.
 
     Raises UserError without FastAPI.
     """
 
-    def __init__(self, desk: Desk, title: str, html: tuple[str, str], shows: str, asks: str, host: str) -> None:
+    def __init__(
+        self, desk: LabellingDesk, title: str, html: tuple[str, str], thing: str, judge: str, host: str
+    ) -> None:
         try:
-            from fastapi import FastAPI, Query
+            from fastapi import Body, FastAPI, Query
             from fastapi.responses import HTMLResponse, JSONResponse
         except ImportError:
             raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
-        self.desk, self.shows = desk, shows
+        self.desk, self.thing = desk, thing
         self.app: FastAPI = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         nonce = secrets.token_urlsafe(16)
         own = files(html[0]).joinpath(html[1]).read_text(encoding="utf-8")
         page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
-        parts = {"DESK": own, "TITLE": title, "SHOWS": shows, "ASKS": asks}
-        for name, text in (*parts.items(), ("NONCE", nonce)):
+        for name, text in {"DESK": own, "TITLE": title, "THING": thing, "JUDGE": judge, "NONCE": nonce}.items():
             page = page.replace(f"__{name}__", text)
         policy = (
             f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
@@ -79,7 +119,7 @@ class Labelling:
         self.app.add_middleware(Guard, host_names=names(host), policy=policy)
         for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
             self.app.add_exception_handler(
-                error, lambda _, told, status=status: JSONResponse({"detail": str(told)}, status)
+                error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status)
             )
 
         @self.app.get("/", response_class=HTMLResponse)
@@ -87,26 +127,34 @@ class Labelling:
             return page
 
         @self.app.get("/api/next")
-        def waiting(name: str = Query(alias=asks)) -> dict[str, Any]:
+        def waiting(name: str = Query(alias=judge)) -> dict[str, Any]:
             return self.next(person(name))
+
+        @self.app.get(f"/api/{thing}s/{{index}}")
+        def look(index: int, name: str = Query(alias=judge)) -> dict[str, Any]:
+            return self.shown(person(name), self.within(index))
+
+        @self.app.post(f"/api/{thing}s/{{index}}")
+        def decide(index: int, body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+            name = person(str(body.pop(judge, "")))
+            validate_call(desk.decide)(name, self.within(index), **body)
+            return self.next(name)
 
         @self.app.get("/pictures/{index}")
         def image(index: int) -> Response:
             return _image_response(desk, self.within(index))
 
     def shown(self, name: str, index: int | None) -> dict[str, Any]:
-        """What the page gets: a thing that is judged, or None, and the progress."""
-        return {
-            self.shows: None if index is None else self.desk.look(name, index),
-            "progress": self.desk.progress(name),
-        }
+        """The answer to the page: a thing to judge, or None, and the progress."""
+        found = None if index is None else self.desk.look(name, index)
+        return {self.thing: found, "progress": self.desk.progress(name)}
 
     def next(self, name: str) -> dict[str, Any]:
-        """What the page gets after a decision."""
+        """The answer after a decision."""
         return self.shown(name, self.desk.next(name))
 
     def within(self, index: int) -> int:
-        """The index. Raises HTTPException if there is no such thing."""
+        """The index. Raises HTTPException if it is out of range."""
         from fastapi import HTTPException
 
         if not 0 <= index < len(self.desk):
@@ -115,15 +163,15 @@ class Labelling:
 
 
 def person(name: str) -> str:
-    """The name that somebody gives. Raises ValueError for one that is empty, too long, or of no letters."""
+    """A name as given, cleaned. Raises ValueError if it is empty, too long or not printable."""
     name = " ".join(name.split())
     if not (1 <= len(name) <= 40 and name.isprintable()):
         raise ValueError("give a name of 1 to 40 letters")
     return name
 
 
-def _image_response(desk: Desk, index: int) -> Response:
-    """The image, decoded and encoded anew, so that nothing but an image ever leaves. Raises HTTPException else."""
+def _image_response(desk: LabellingDesk, index: int) -> Response:
+    """The image, decoded and encoded again, so that nothing else is ever sent. Raises HTTPException for other files."""
     from fastapi import HTTPException, Response
 
     from minigpt4.images import open_image
@@ -139,7 +187,7 @@ def _image_response(desk: Desk, index: int) -> Response:
 
 
 def seconds_left(times: Iterable[str], waiting: int) -> int | None:
-    """How long what waits will take at the pace of the last 20 decisions (ISO times); None if there is no pace yet."""
+    """The time for `waiting` decisions at the pace of the last 20 (ISO times); None if there is no pace yet."""
     at = sorted(datetime.fromisoformat(time).timestamp() for time in times)[-21:]
     gaps = [later - earlier for earlier, later in zip(at, at[1:], strict=False) if later - earlier < PAUSE]
     return round(statistics.median(gaps) * waiting) if gaps else None

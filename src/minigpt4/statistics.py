@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -73,6 +74,18 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
     by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def agreement(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
+    """For every two judges with cases in common: how often they agree, and Cohen's kappa. A case: verdicts by judge."""
+    cases = list(cases)
+    found: list[dict[str, Any]] = []
+    for one, other in combinations(sorted({judge for case in cases for judge in case}), 2):
+        pairs = [(case[one], case[other]) for case in cases if one in case and other in case]
+        if pairs:
+            agreed = sum(a == b for a, b in pairs) / len(pairs)
+            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
+    return found
 
 
 def difference(one: Rate, other: Rate) -> tuple[float, float, float]:

@@ -180,10 +180,10 @@ def review(
     Example: minigpt4 curate review my-set --port 8420
     """
     from minigpt4.curation.ledger import Ledger
-    from minigpt4.curation.review import serve
+    from minigpt4.curation.review import serve_review
 
     with Ledger(project) as ledger:
-        serve(ledger, host, port, shared, ready=lambda url: say(f"review at {url} (Ctrl-C ends it)"))
+        serve_review(ledger, host, port, shared, ready=lambda url: say(f"review at {url} (Ctrl-C ends it)"))
 
 
 @curate.command()

@@ -161,9 +161,9 @@ def rate(
 
     Example: minigpt4 eval rate runs/eval/abilities
     """
-    from minigpt4.evaluation.rating import serve
+    from minigpt4.evaluation.rating import serve_rating
 
-    serve(directory, images, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
+    serve_rating(directory, images, host, port, ready=lambda url: say(f"rating at {url} (Ctrl-C ends it)"))
 
 
 @eval_.command("judge")

@@ -16,13 +16,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from minigpt4 import statistics
 from minigpt4.documents import read_document
 from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest, read_rows
 from minigpt4.images import image_url
-from minigpt4.statistics import cohen_kappa
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
@@ -245,13 +245,7 @@ def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for answer, success in row["answers"].items():
             if success is not None:
                 votes.setdefault(answer, {})[row["rater"]] = success
-    found = []
-    for one, other in combinations(sorted({row["rater"] for row in ratings}), 2):
-        pairs = [(given[one], given[other]) for given in votes.values() if one in given and other in given]
-        if pairs:
-            agreed = sum(a == b for a, b in pairs) / len(pairs)
-            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
-    return found
+    return statistics.agreement(votes.values())
 
 
 class PeopleJudge(Judge):

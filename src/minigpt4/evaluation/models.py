@@ -186,33 +186,19 @@ class LocalAnswerer(Answerer):
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
-        import torch
-
+        from minigpt4.generation.likelihood import token_likelihoods
         from minigpt4.prompts.encode import encode, encode_chat
         from minigpt4.prompts.templates import Message
 
         model = self.model
-        features = model.encode_images(list(images))
+        image_tokens = model.num_query_tokens, model.image_token_id
         replies = []
-        for row, prompt, choices in zip(features, prompts, options, strict=True):
-            head = encode_chat(
-                model.tokenizer, model.template, [Message("user", prompt, 1)], model.num_query_tokens,
-                model.image_token_id,
-            )  # fmt: skip
-            tails = [
-                encode(model.tokenizer, choice, model.num_query_tokens, model.image_token_id, bos=False)
-                for choice in choices
-            ]
-            scores: list[float] = []
-            for start in range(0, len(tails), OPTIONS_AT_ONCE):
-                part = tails[start : start + OPTIONS_AT_ONCE]
-                ids, mask = _right_padded([[*head, *tail] for tail in part])
-                with torch.inference_mode():
-                    hidden = model.hidden_states(ids, row.expand(len(part), *row.shape), mask.to(model.device))
-                    # The state before a token predicts it.
-                    said = model.logits(hidden[:, len(head) - 1 : -1]).float().log_softmax(-1).cpu()
-                scores += _sums(said, ids[:, len(head) :], part)
-            replies.append(_choice(choices, scores, [len(tail) for tail in tails]))
+        for row, prompt, choices in zip(model.encode_images(list(images)), prompts, options, strict=True):
+            head = encode_chat(model.tokenizer, model.template, [Message("user", prompt, 1)], *image_tokens)
+            tails = [encode(model.tokenizer, choice, *image_tokens, bos=False) for choice in choices]
+            count = len(tails)
+            found = token_likelihoods(model, [head] * count, tails, [row] * count, OPTIONS_AT_ONCE)
+            replies.append(_choice(choices, [float(each.sum()) for each in found], [len(tail) for tail in tails]))
         return replies
 
 
@@ -277,6 +263,8 @@ class Blip2Answerer(Answerer):
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
         import torch
+        import torch.nn.functional as F
+        from torch.nn.utils.rnn import pad_sequence
 
         model, processor = self._load()
         decoder_only = model.config.use_decoder_only_language_model
@@ -284,24 +272,23 @@ class Blip2Answerer(Answerer):
         for image, prompt, choices in zip(images, prompts, options, strict=True):
             inputs = processor(images=image, text=self.prompt.format(prompt), return_tensors="pt")
             inputs = inputs.to(model.device, model.dtype)
-            head = inputs["input_ids"][0].tolist()
             space = " " if decoder_only else ""
             tails = [processor.tokenizer(space + c, add_special_tokens=False)["input_ids"] for c in choices]
             scores: list[float] = []
             for start in range(0, len(tails), OPTIONS_AT_ONCE):
-                part = tails[start : start + OPTIONS_AT_ONCE]
-                pixels = inputs["pixel_values"].expand(len(part), -1, -1, -1)
+                part = [torch.tensor(tail) for tail in tails[start : start + OPTIONS_AT_ONCE]]
+                labels = pad_sequence(part, batch_first=True, padding_value=-100).to(model.device)
+                read = {k: v.expand(len(part), *v.shape[1:]) for k, v in inputs.items()}
                 with torch.inference_mode():
-                    if decoder_only:
-                        ids, mask = (t.to(model.device) for t in _right_padded([[*head, *tail] for tail in part]))
-                        logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
-                        logits, targets = logits[:, len(head) - 1 : -1], ids[:, len(head) :]
+                    if decoder_only:  # padding on the right of causal attention changes nothing before it
+                        head = read.pop("input_ids")
+                        read["attention_mask"] = torch.ones(len(part), head.shape[1] + labels.shape[1]).to(head)
+                        logits = model(input_ids=torch.cat([head, labels.clamp(min=0)], 1), **read).logits
+                        logits = logits[:, head.shape[1] - 1 : -1]
                     else:
-                        targets, kept = (t.to(model.device) for t in _right_padded(part))
-                        read = {k: v.expand(len(part), -1) for k, v in inputs.items() if v.dim() == 2}
-                        labels = targets.masked_fill(kept == 0, -100)
-                        logits = model(pixel_values=pixels, **read, labels=labels).logits
-                scores += _sums(logits.float().log_softmax(-1).cpu(), targets.cpu(), part)
+                        logits = model(**read, labels=labels).logits
+                nll = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 for padding
+                scores += (-nll.sum(1)).tolist()
             replies.append(_choice(choices, scores, [len(tail) for tail in tails]))
         return replies
 
@@ -319,25 +306,6 @@ def _free() -> None:
 def _ends(row: Any, model: Any) -> bool:
     ends = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
     return int(row[-1]) in (ends if isinstance(ends, list) else [ends])
-
-
-def _right_padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """Token ids as one tensor, and its mask; attention is causal, so what stands behind a row's end changes nothing."""
-    import torch
-
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-def _sums(said: Any, targets: Any, rows: Sequence[Sequence[int]]) -> list[float]:
-    """The log-likelihood of every row from the log-probabilities (rows, tokens, vocabulary) at its places."""
-    each = said.gather(-1, targets[..., None])[..., 0]
-    return [float(each[i, : len(row)].sum()) for i, row in enumerate(rows)]
 
 
 def _choice(choices: Sequence[str], scores: Sequence[float], lengths: Sequence[int]) -> ModelReply:
