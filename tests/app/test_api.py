@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import json
 import math
@@ -343,3 +344,85 @@ def test_a_request_has_its_time(endless: MiniGPT4) -> None:
                 pass
         assert late_stream.value.code == "timeout"
         assert server.ask("Hi", max_tokens=3).choices[0].message.content == "Yes"
+
+
+PIXELS = png(Image.new("RGB", (9, 9), "red"))
+BASE64 = base64.b64encode(PIXELS).decode()
+URL = f"data:image/png;base64,{BASE64}"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": URL, "detail": "original"}},
+        {"type": "image_url", "image_url": URL},
+        {"type": "image_url", "image_url": {"url": BASE64}},
+        {"type": "image_url", "image_url": {"url": URL.rstrip("=")}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.encodebytes(PIXELS).decode()}"}},
+        {"type": "input_image", "image_url": URL, "detail": "auto", "file_id": None},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
+        {"type": "image", "source": {"type": "url", "url": URL}, "cache_control": {"type": "ephemeral"}},
+        {"type": "image", "image": URL},
+        {"type": "image", "base64": BASE64},
+        {"type": "image", "data": BASE64, "mimeType": "image/png"},
+    ],
+)
+def test_every_form_in_which_clients_send_an_image_shows_the_same(server: Running, part: dict[str, Any]) -> None:
+    answers = []
+    for image in (shown(Image.new("RGB", (9, 9), "red")), part):
+        body = {"model": "toy", "messages": [user(image, "What is it?")], "temperature": 0, "max_tokens": 8}
+        status, found, _ = server.post(body)
+        assert status == 200, found
+        answers.append((found["choices"][0]["message"]["content"], found["usage"]))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"a_field_of_tomorrow": None, "tools": None, "max_tokens": None, "stop": None},
+        {"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"], "logit_bias": {}},
+        {"service_tier": "auto", "safety_identifier": "u", "prompt_cache_key": "k", "verbosity": "medium"},
+        {
+            "stream_options": {"include_usage": False, "include_obfuscation": False},
+            "logprobs": False,
+            "top_logprobs": 0,
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": []},
+                {"role": "user", "content": "And you?", "name": None},
+            ]
+        },
+    ],
+)
+def test_nulls_and_defaults_that_are_spelled_out_ask_for_nothing(server: Running, more: dict[str, Any]) -> None:
+    status, found, _ = server.post({"model": "toy", "messages": [user("Hi")], "max_tokens": 2, **more})
+    assert status == 200, found
+
+
+@pytest.mark.parametrize(
+    ("part", "param", "told"),
+    [
+        ({"type": "input_audio", "input_audio": {}}, "messages.0.content.0.type", "'input_audio' is not supported"),
+        ({"type": "file", "file": {"file_id": "x"}}, "messages.0.content.0.type", "'file' is not supported"),
+        ({"type": "input_image", "file_id": "x"}, "messages.0.content.0.file_id", "does not do that"),
+        ({"type": "image", "source": {"type": "file", "file_id": "x"}}, "messages.0.content.0.file_id", "not do that"),
+        ({"type": "text", "text": ["Hi"]}, "messages.0.content.0.text", "must be a valid string"),
+        ({"type": "text"}, "messages.0.content.0.text", "is missing"),
+        ({"image_url": {"url": URL}}, "messages.0.content.0.type", "is missing"),
+        ({"type": "image_url", "image_url": {}}, "messages.0.content.0.image_url.url", "is missing"),
+        (
+            {"type": "image_url", "image_url": {"url": 5}},
+            "messages.0.content.0.image_url.url",
+            "must be a valid string",
+        ),
+        ("Hi", "messages.0.content.0", "must be a JSON object"),
+    ],
+)
+def test_a_wrong_part_is_told_by_its_place_and_field(server: Running, part: Any, param: str, told: str) -> None:
+    status, found, _ = server.post({"model": "toy", "messages": [{"role": "user", "content": [part]}]})
+    assert (status, found["error"]["param"]) == (400, param)
+    assert told in found["error"]["message"]
+    assert found["error"]["message"].startswith(f"{param}: ")

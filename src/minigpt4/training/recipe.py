@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
+from minigpt4.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
+def _at_home(value: Any) -> Any:
+    """A path, or several, or none, with the home directory for `~`."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    return type(value)(expanded(value)) if isinstance(value, str | Path) else value
+
+
 class DataSource(BaseModel):
     """One of several sources of pairs, as an entry of `data`."""
 
@@ -45,6 +53,8 @@ class DataSource(BaseModel):
     path: str = Field(min_length=1)
     weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
+
+    _paths = field_validator("path")(_at_home)
 
 
 class Recipe(BaseModel):
@@ -176,6 +186,10 @@ class Recipe(BaseModel):
     sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
     sample_prompt: str = Field("Describe this image in detail.", description="The question about them.")
 
+    _paths = field_validator(
+        "vision_qformer", "llm", "init", "projection_from", "data", "feature_cache", "output", "sample_images"
+    )(_at_home)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
@@ -278,7 +292,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     Raises:
         UserError: neither a file nor a packaged name.
     """
-    path = Path(name_or_path)
+    path = Path(expanded(name_or_path))
     if path.is_file():
         return path
     packaged = packaged_recipes()
@@ -323,7 +337,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = own.get("base")
     if base is None:
         return own
-    beside = path.parent / str(base)
+    beside = path.parent / expanded(str(base))
     beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
     return beneath | own | {"base": None}
 

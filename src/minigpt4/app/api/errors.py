@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -40,9 +42,7 @@ def late(seconds: float) -> ApiError:
 def response(error: BaseException) -> Response:
     """The response that tells an error: one of ours, of FastAPI's or Starlette's, or a fault of the server."""
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body")
-        what = str(first["msg"]).removeprefix("Value error, ")
+        where, what = _mistake(error.errors(), error.body)
         error = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
     elif not isinstance(error, HTTPException):
         error = ApiError(500, "the server failed")
@@ -57,3 +57,29 @@ def response(error: BaseException) -> Response:
     }
     content = json.dumps({"error": detail}, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, error.status_code, error.headers, "application/json")
+
+
+def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
+    """Where in the client's JSON a mistake is, and which, in words; what is not supported comes first."""
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    steps, context = error["loc"][1:], error.get("ctx", {})
+    missing = error["type"] in ("missing", "extra_forbidden")  # perhaps not in what the client sent
+    place = []
+    for step in steps[: len(steps) - missing]:  # without the names of the choices that pydantic made
+        if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+            place.append(str(step))
+    place += map(str, steps[len(steps) - missing :])
+    if kind := context.get("discriminator"):
+        place.append(kind.strip("'"))
+    if error["type"] == "extra_forbidden" or context.get("max_length") == 0:
+        return ".".join(place), "this server does not do that, so leave it out"
+    if "tag" in context:
+        return ".".join(place), f"{context['tag']!r:.100} is not supported; {context['expected_tags']} are"
+    if not steps and error["type"] != "value_error":
+        return "", "the body must be a JSON object, sent with Content-Type: application/json"
+    if kind or missing:
+        return ".".join(place), "is missing"
+    what = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    what = re.sub("Input should be a valid dictionary.*", "must be a JSON object", what)
+    return ".".join(place), what.replace("Input should be", "must be")

@@ -21,6 +21,8 @@ from minigpt4.errors import UserError
 
 REDIRECTS = 3
 SECONDS = 10.0
+#: How PNG, JPEG, GIF and WebP files begin.
+_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
 def read_image(
@@ -31,12 +33,13 @@ def read_image(
     `uploads` are the files of the request by name, `hosts` those from which images may be fetched.
     """
     scheme = url[:8].partition(":")[0].lower()
-    if scheme == "data":
-        head, comma, data = url.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+    if scheme == "data" or url.startswith(_IN_BASE64):  # some clients leave the head of the URL out
+        head, comma, data = url.rpartition(",")
+        if scheme == "data" and not (comma and head.lower().endswith(";base64")):
             raise UserError("the data URL is not of the form data:image/png;base64,...")
         try:
-            return base64.b64decode(data, validate=True)
+            data = "".join(data.split()).rstrip("=")  # in lines, as `base64` writes them, or without padding
+            return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
         except (binascii.Error, ValueError):
             raise UserError("the data URL is not valid base64") from None
     if scheme == "cid":

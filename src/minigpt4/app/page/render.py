@@ -15,6 +15,8 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from minigpt4 import images
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -131,7 +133,7 @@ def _data_url(image: Image.Image, side: int = 512) -> str:
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return images.data_url(buffer.getvalue(), "jpeg")
 
 
 def conversation_json(turns: Sequence[Turn], model: str) -> str:
