@@ -213,7 +213,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         path.touch(mode=0o600)
         history = FileHistory(path)
     except (OSError, UserError) as error:
-        say(f"(no history: {error.filename or error}: {error.strerror})", err=True)
+        say(f"(no history: {error})", err=True)
     return PromptSession(
         history=history,
         output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
