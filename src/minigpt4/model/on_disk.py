@@ -248,9 +248,9 @@ def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, partial
         if key not in matched:
             raise UserError(f"{llm.name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
         name, rows = matched[key]
-        if llm.shape(name) != (shape[0] - rows, *shape[1:]):
+        asked = (shape[0] - rows, *shape[1:]) if shape else ()
+        if llm.shape(name) != asked:
             raise UserError(
-                f"{llm.name}: the tensor {key} has shape {tuple(llm.shape(name))}, its config.json asks for "
-                f"{(shape[0] - rows, *shape[1:])}"
+                f"{llm.name}: the tensor {key} has shape {tuple(llm.shape(name))}, its config.json asks for {asked}"
             )
     return {parts.LLM_PREFIX + key: partial(llm.read, name, rows) for key, (name, rows) in matched.items()}
