@@ -1,6 +1,6 @@
 """Makes the pictures that the web page's examples start with, and the screenshots of the page in the README.
 
-    python docs/web_pictures.py examples      # into src/minigpt4/app/assets
+    python docs/web_pictures.py examples      # into src/minigpt4/app/page/assets
     python docs/web_pictures.py screenshots   # into docs/assets; needs Chromium
 
 The pictures are of development seeds (not those that are measured), chosen among ten each as ones that the pocket model

@@ -187,8 +187,8 @@ def web(
 
     Example: minigpt4 web pocket --port 7860
     """
-    from minigpt4.app.serving import serve_page
-    from minigpt4.app.session import Models, offered
+    from minigpt4.app.page.serve import serve_page
+    from minigpt4.app.page.session import Models, offered
 
     models = Models(offered(model, beside or []), dtype=dtype, load_in=load_in, device=device)
     serve_page(models, host, port, lambda address: say(f"The page is at {address} (Ctrl-C ends it)"))
@@ -269,14 +269,14 @@ def serve(
     if engine != "local":
         raise UserError(f"there is no engine {engine!r}; choose local or vllm")
     try:
-        from minigpt4.app.api import serve as serve_api
-        from minigpt4.app.gate import Limits
+        from minigpt4.app.api.gate import Limits
+        from minigpt4.app.api.server import serve as serve_api
     except ModuleNotFoundError as missing:
         raise UserError(f"the API needs {missing.name}: pip install 'minigpt4[serve]'") from None
     from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(
-        pixels=max_pixels, pictures=max_images, seconds=timeout, batch=max_batch, queue=max_queue,
+        pixels=max_pixels, images=max_images, seconds=timeout, batch=max_batch, queue=max_queue,
         hosts=tuple(host.lower() for host in allow_images_from or ()),
     )  # fmt: skip
     serve_api(

@@ -24,8 +24,8 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
     words, head = blip2.language_model.get_input_embeddings(), blip2.language_model.get_output_embeddings()
     if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
         raise UserError(
-            f"an LLM of the kind {text_config.model_type!r} with these sizes cannot be used: it needs a language head, and "
-            "word embeddings as wide as its layers, whose place image tokens take; choose another LLM"
+            f"an LLM of the kind {text_config.model_type!r} with these sizes cannot be used: it needs word embeddings "
+            "as wide as its layers, whose place image tokens take, and a language head; choose another LLM"
         )
     return blip2
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from minigpt4.app.session import Models
+from minigpt4.app.page.session import Models
 from minigpt4.errors import UserError
 from minigpt4.local_web import listen, names, url
 
@@ -58,10 +58,10 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else uvicorn ends the process by it, files and all
     with listen(host, port) as listening, _folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-        from minigpt4.app.layout import ASSETS, theme
-        from minigpt4.app.page_gate import MAX_FILE, PageGate
-        from minigpt4.app.uploads import Uploads
-        from minigpt4.app.web import Page
+        from minigpt4.app.page.gate import MAX_FILE, PageGate
+        from minigpt4.app.page.layout import ASSETS, theme
+        from minigpt4.app.page.page import Page
+        from minigpt4.app.page.uploads import Uploads
 
         gr.set_static_paths([folder, ASSETS])  # else Gradio copies each file that it shows
         page = Page(models, Uploads(folder))

@@ -1,4 +1,4 @@
-"""What requests and responses of the HTTP API look like: OpenAI's chat completions, as far as this model does them.
+"""Requests of the HTTP API: OpenAI's chat completions, as far as this model does them.
 
 What a request asks for and would not get is refused by name, never silently left out. Null asks for nothing, and so do
 OpenAI's defaults spelled out.
@@ -15,10 +15,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    model_serializer,
     model_validator,
 )
-from pydantic import SerializerFunctionWrapHandler as Wrapped
 
 #: Characters in a conversation: more than any LLM here reads, and tokenised in a moment.
 TEXT = 200_000
@@ -92,22 +90,23 @@ Part = Annotated[Annotated[TextPart | ImagePart, Field(discriminator="type")], B
 Words = Annotated[TextPart, BeforeValidator(_as_openais)]
 
 
-class SystemMessage(_Request):
+class _Message(_Request):
+    name: str | None = None
+
+
+class SystemMessage(_Message):
     role: Literal["system", "developer"]
     content: Content[Words]
-    name: str | None = None
 
 
-class UserMessage(_Request):
+class UserMessage(_Message):
     role: Literal["user"]
     content: Content[Part]
-    name: str | None = None
 
 
-class AssistantMessage(_Request):
+class AssistantMessage(_Message):
     role: Literal["assistant"]
     content: Content[Words] = ""
-    name: str | None = None
     annotations: Nothing | None = None
     tool_calls: Nothing | None = None
 
@@ -168,100 +167,3 @@ class ChatRequest(_Request):
         if self.stream_options and self.stream_options.include_usage and not self.stream:
             raise ValueError("stream_options: needs stream=true")
         return self
-
-
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class OutMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: OutMessage
-    logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    """What is new; fields that are not are left out."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _only_news(self, write: Wrapped) -> dict[str, str]:
-        return {key: value for key, value in write(self).items() if value is not None}
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatCompletionChunk(BaseModel):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Health(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(BaseModel):
-    error: ErrorDetail
