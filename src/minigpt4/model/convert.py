@@ -35,6 +35,7 @@ _LAYERS = "Qformer.bert.encoder.layer."
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
     "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
+    "ln_vision.weight": "the norm after the vision encoder (blip2_pretrained_flant5xxl.pth holds it)",
     "llama_proj.weight": "a projection (pretrained_minigpt4*.pth)",
 }
 
@@ -89,7 +90,11 @@ def _vision_side(
     original's initial one (weight 1, bias 0).
     """
     tower = _read(vision, "patch_embed.proj.weight")
-    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
+    others = (
+        _Tensors(str(qformer), {})
+        if qformer is None
+        else _read(qformer, "ln_vision.weight" if without_qformer else "query_tokens")
+    )
     config, tensors = _tower(tower, heads[0], image_size)
     if qformer is None and without_qformer:
         others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)

@@ -44,6 +44,15 @@ def resolve(name: str | Path) -> str | Path:
             )
         return path
     path = Path(expanded(name))
+    if (
+        found := [path]
+        if path.suffix == ".gguf" and path.is_file()
+        else not (path / "config.json").exists() and [*path.glob("*.gguf")]
+    ):
+        raise UserError(
+            f"{found[0]}: a GGUF file is read once it is in transformers' form; write that with AutoModelForCausalLM and "
+            f'AutoTokenizer, each .from_pretrained("{found[0].parent}", gguf_file="{found[0].name}").save_pretrained(...)'
+        )
     if path.is_dir():
         return path
     if path.exists():
