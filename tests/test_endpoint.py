@@ -189,3 +189,15 @@ def test_messages_lose_passwords() -> None:
     mistake = UserError("openai:http://me:secret@host:80/v1#a@b and x@y, https://u@h: http://h/a@b")
     assert str(mistake) == "openai:http://host:80/v1#a@b and x@y, https://h: http://h/a@b"
     assert split_address("http://[::1]:8000/v1")[0] == "http://[::1]:8000/v1"
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9"])
+def test_no_proxy_stands_before_an_endpoint_on_this_machine(
+    serve: Callable[..., Server], proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    assert ask(serve("ok")).text
+    if proxy.startswith("socks:"):
+        with pytest.raises(UserError, match=r"http://example\.org/v1: cannot be reached as the proxy variables say"):
+            Endpoint("http://example.org/v1", "m")

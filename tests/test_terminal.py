@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 from PIL import Image
 
 from minigpt4 import terminal_picture
+from minigpt4.terminal import dropped
 from speaking import endless_llm
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -199,3 +201,17 @@ def test_what_is_drawn_is_the_picture() -> None:
 )
 def test_the_protocol_is_the_terminals(environment: dict[str, str], expected: str) -> None:
     assert terminal_picture.protocol(environment) == expected
+
+
+def test_a_dropped_file_is_found_as_each_terminal_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "it's my (photo) #1.png"
+    path.touch()
+    escaped = re.sub(r"([ '()#])", r"\\\1", str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in (
+        str(path), f"{path} ", f'"{path}"', f'"{path}" ', shlex.quote(str(path)), f"{escaped} ", path.as_uri(),
+        f"'{path.as_uri().replace('%27', chr(39))}", f'"{path.as_uri()}" ', str(path).replace("/", "\\"),
+        "~/it's my (photo) #1.png", f"file://localhost{path.as_uri().removeprefix('file://')}",
+    ):  # fmt: skip
+        assert dropped(text) == path or dropped(text).samefile(path), text
+    assert str(dropped("'not there.png' ")) == "not there.png"

@@ -44,14 +44,12 @@ def resolve(name: str | Path) -> str | Path:
             )
         return path
     path = Path(expanded(name))
-    if (
-        found := [path]
-        if path.suffix == ".gguf" and path.is_file()
-        else not (path / "config.json").exists() and [*path.glob("*.gguf")]
-    ):
+    gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
+    if gguf and gguf.is_file() and not (path / "config.json").exists():
         raise UserError(
-            f"{found[0]}: a GGUF file is read once it is in transformers' form; write that with AutoModelForCausalLM and "
-            f'AutoTokenizer, each .from_pretrained("{found[0].parent}", gguf_file="{found[0].name}").save_pretrained(...)'
+            f"{gguf}: GGUF files are not read as they are; write one in transformers' form first: "
+            f'AutoModelForCausalLM.from_pretrained("{gguf.parent}", gguf_file="{gguf.name}").save_pretrained(DIR), '
+            "and AutoTokenizer likewise"
         )
     if path.is_dir():
         return path
