@@ -23,9 +23,8 @@ from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import RATINGS, PeopleJudge
 from minigpt4.evaluation.rating import RatingDesk, rating_app, read_questions
 from minigpt4.evaluation.run import evaluate
-from pages import ask, assert_guarded, routes_of, served
+from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = (
     "<html><body><h1>Shop</h1><p style='color:red'>Hi</p><script>parent.document.title='hacked'</script></body></html>"
 )
