@@ -75,28 +75,20 @@ class Terminal:
                 say(shown(f"minigpt4: {error}"), err=True)
 
     def _read(self) -> str | None:
+        """The next question or command, of one or several lines; None at the end of the input."""
         lines: list[str] = []
-        while not lines or lines[-1].endswith("\\"):
-            try:
-                line = self._read_line()
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-                say("(/quit or Ctrl-D leaves)", err=True)
-                return ""
-            if line is None:
-                return None if not lines else "\n".join(lines).strip()
-            lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
-        return "\n".join(lines).strip()
-
-    def _read_line(self) -> str | None:
-        if self._session is None:
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
         try:
-            return self._session.prompt("\n> ")
+            while not lines or lines[-1].endswith("\\"):
+                line = self._session.prompt("\n> ") if self._session else input()
+                lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
         except EOFError:
-            return None
+            return "\n".join(lines).strip() if lines else None
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            say("(/quit or Ctrl-D leaves)", err=True)
+            return ""
+        return "\n".join(lines).strip()
 
     def _ask(self, question: str) -> None:
         try:
