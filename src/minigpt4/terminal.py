@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
+from minigpt4.files import expanded
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.telling import say, shown
@@ -109,7 +115,7 @@ class Terminal:
         name, _, argument = line.partition(" ")
         if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
-        self._commands[name](argument.strip().strip("'\""))
+        self._commands[name](argument.strip())
 
     def _reset(self, _: str = "") -> None:
         self.chat.reset()
@@ -118,9 +124,10 @@ class Terminal:
     def _image(self, path: str) -> None:
         if not path:
             raise UserError("/image needs a path, for example /image photo.jpg")
-        open_image(path)  # a broken image is reported now, not at the next question
-        self.last_image = Path(path).expanduser()
-        self.pending.append(self.last_image)
+        image = dropped(path)
+        open_image(image)  # a broken image is reported now, not at the next question
+        self.last_image = image
+        self.pending.append(image)
 
     def _system(self, text: str) -> None:
         if text:
@@ -136,7 +143,22 @@ class Terminal:
     def _export(self, path: str) -> None:
         if not path:
             raise UserError("/export needs a path, for example /export chat.md")
-        say(f"saved in {self.chat.save(path)}", err=True)
+        say(f"saved in {self.chat.save(dropped(path))}", err=True)
+
+
+def dropped(text: str) -> Path:
+    """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
+
+    It may be plain, in quotes, escaped for a shell, a file:// URL, or a Windows path (with a drive, as WSL mounts it);
+    the first reading that exists is taken.
+    """
+    words = [text, text.strip(), text.strip().strip("'\"")]
+    with suppress(ValueError):  # a quote without its second, no URL
+        words.append(" ".join(shlex.split(text)))
+        words += [url2pathname(urlsplit(word).path) for word in words if word.startswith("file:")]
+    words += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", w.replace("\\", "/")) for w in words]
+    paths = [expanded(word) for word in words]
+    return Path(next(filter(os.path.exists, paths), paths[2]))
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
@@ -178,13 +200,13 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         keys.add(*newline)(lambda event: event.current_buffer.insert_text("\n"))
     paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
-    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minigpt4" / "history"
     try:
+        path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)
-    except OSError as error:
-        say(f"(no history: {error.filename or error}: {error.strerror})", err=True)
+    except (OSError, UserError) as error:
+        say(f"(no history: {error})", err=True)
     return PromptSession(
         history=history,
         output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
