@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import validate_call
 
 from minigpt4.errors import UserError
+from minigpt4.images import open_image
 from minigpt4.local_web import Guard, names
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Response
+    from fastapi import FastAPI
 
 #: A longer pause than this, in seconds, is not time spent on a decision.
 PAUSE = 300.0
@@ -33,7 +34,18 @@ class TakenError(ValueError):
 
 
 class LabellingDesk(ABC):
-    """Hands out things to judge, by their index, and records decisions. Safe to use from several threads."""
+    """Hands out things to judge, by their index, and records decisions. Safe to use from several threads.
+
+    Attributes:
+        title: Of the page.
+        html: The package and file of the page's own part, which is put into `labelling.html`.
+        thing, judge: The names of a thing to judge and of a person, in requests and answers.
+    """
+
+    title: str
+    html: tuple[str, str]
+    thing: str
+    judge: str
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -56,10 +68,14 @@ class LabellingDesk(ABC):
 
     @abstractmethod
     def decide(self, person: str, index: int, /, *args: Any, **decision: Any) -> None:
-        """Record a decision; its fields are checked by their types when they come from a request.
+        """Record a decision. Its fields are checked by their types when they come from a request.
 
         Raises TakenError if another person has the thing, ValueError for a wrong decision.
         """
+
+    @abstractmethod
+    def back(self, person: str, index: int | None) -> int | None:
+        """The thing to show when this person goes back from one, or from the end; None if there is none."""
 
     @abstractmethod
     def times(self, person: str) -> list[str]:
@@ -86,80 +102,79 @@ class LabellingDesk(ABC):
             return {"total": len(self), "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
 
 
-class LabellingPage:
-    """A page: `app` is a FastAPI app with the routes that all pages have; a page may add its own.
+def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
+    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names.
 
-    `html` names the package and the file of the page's own part, which is put into `labelling.html`; `thing` and
-    `judge` are the names of a thing to judge and of a person in requests and answers. Requests to a page on loopback
-    must use one of loopback's names. UserErrors (an answer that cannot be written, say) are answered with 507,
-    TakenErrors with 409, other ValueErrors with 400.
-
-    Raises UserError without FastAPI.
+    UserErrors (a decision that cannot be written, say) are answered with 507, TakenErrors with 409, other ValueErrors
+    with 400. Raises UserError without FastAPI.
     """
+    try:
+        from fastapi import Body, FastAPI, HTTPException, Query, Response
+        from fastapi.responses import HTMLResponse, JSONResponse
+    except ImportError:
+        raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    nonce = secrets.token_urlsafe(16)
+    page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
+    own = files(desk.html[0]).joinpath(desk.html[1]).read_text(encoding="utf-8")
+    parts = {"DESK": own, "TITLE": desk.title, "THING": desk.thing, "JUDGE": desk.judge, "NONCE": nonce}
+    for name, text in parts.items():
+        page = page.replace(f"__{name}__", text)
+    policy = (
+        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
+        f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+    )
+    app.add_middleware(Guard, host_names=names(host), policy=policy)
+    for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
+        app.add_exception_handler(error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status))
 
-    def __init__(
-        self, desk: LabellingDesk, title: str, html: tuple[str, str], thing: str, judge: str, host: str
-    ) -> None:
-        try:
-            from fastapi import Body, FastAPI, Query
-            from fastapi.responses import HTMLResponse, JSONResponse
-        except ImportError:
-            raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
-        self.desk, self.thing = desk, thing
-        self.app: FastAPI = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        nonce = secrets.token_urlsafe(16)
-        own = files(html[0]).joinpath(html[1]).read_text(encoding="utf-8")
-        page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
-        for name, text in {"DESK": own, "TITLE": title, "THING": thing, "JUDGE": judge, "NONCE": nonce}.items():
-            page = page.replace(f"__{name}__", text)
-        policy = (
-            f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
-            f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-        )
-        self.app.add_middleware(Guard, host_names=names(host), policy=policy)
-        for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
-            self.app.add_exception_handler(
-                error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status)
-            )
+    def shown(name: str, index: int | None) -> dict[str, Any]:
+        found = None if index is None else desk.look(name, within(index))
+        return {desk.thing: found, "progress": desk.progress(name)}
 
-        @self.app.get("/", response_class=HTMLResponse)
-        def root() -> str:
-            return page
-
-        @self.app.get("/api/next")
-        def waiting(name: str = Query(alias=judge)) -> dict[str, Any]:
-            return self.next(person(name))
-
-        @self.app.get(f"/api/{thing}s/{{index}}")
-        def look(index: int, name: str = Query(alias=judge)) -> dict[str, Any]:
-            return self.shown(person(name), self.within(index))
-
-        @self.app.post(f"/api/{thing}s/{{index}}")
-        def decide(index: int, body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-            name = person(str(body.pop(judge, "")))
-            validate_call(desk.decide)(name, self.within(index), **body)
-            return self.next(name)
-
-        @self.app.get("/pictures/{index}")
-        def image(index: int) -> Response:
-            return _image_response(desk, self.within(index))
-
-    def shown(self, name: str, index: int | None) -> dict[str, Any]:
-        """The answer to the page: a thing to judge, or None, and the progress."""
-        found = None if index is None else self.desk.look(name, index)
-        return {self.thing: found, "progress": self.desk.progress(name)}
-
-    def next(self, name: str) -> dict[str, Any]:
-        """The answer after a decision."""
-        return self.shown(name, self.desk.next(name))
-
-    def within(self, index: int) -> int:
-        """The index. Raises HTTPException if it is out of range."""
-        from fastapi import HTTPException
-
-        if not 0 <= index < len(self.desk):
-            raise HTTPException(404, f"there are {len(self.desk)} to judge")
+    def within(index: int) -> int:
+        if not 0 <= index < len(desk):
+            raise HTTPException(404, f"there are {len(desk)} to judge")
         return index
+
+    @app.get("/", response_class=HTMLResponse)
+    def root() -> str:
+        return page
+
+    @app.get("/api/next")
+    def waiting(name: str = Query(alias=desk.judge)) -> dict[str, Any]:
+        return shown(person(name), desk.next(person(name)))
+
+    @app.get(f"/api/{desk.thing}s/{{index}}")
+    def look(index: int, name: str = Query(alias=desk.judge)) -> dict[str, Any]:
+        return shown(person(name), index)
+
+    @app.post(f"/api/{desk.thing}s/{{index}}")
+    def decide(index: int, decision: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        name = person(str(decision.pop(desk.judge, "")))
+        validate_call(desk.decide)(name, within(index), **decision)
+        return shown(name, desk.next(name))
+
+    @app.post("/api/back")
+    def back(name: str = Body(alias=desk.judge), index: int | None = Body(None)) -> dict[str, Any]:
+        found = desk.back(person(name), None if index is None else within(index))
+        if found is None:
+            raise HTTPException(404, "there is nothing to go back to")
+        return shown(person(name), found)
+
+    @app.get("/pictures/{index}", response_class=Response)
+    def image(index: int) -> Any:
+        """The image, decoded and encoded again, so that nothing else is ever sent."""
+        try:
+            found = open_image(desk.image(within(index)))
+        except UserError as error:
+            raise HTTPException(404, f"this image cannot be shown ({str(error).rpartition(': ')[2]})") from None
+        found.thumbnail((2048, 2048))
+        buffer = io.BytesIO()
+        found.save(buffer, "PNG", compress_level=1)
+        return Response(buffer.getvalue(), media_type="image/png")
+
+    return app
 
 
 def person(name: str) -> str:
@@ -168,22 +183,6 @@ def person(name: str) -> str:
     if not (1 <= len(name) <= 40 and name.isprintable()):
         raise ValueError("give a name of 1 to 40 letters")
     return name
-
-
-def _image_response(desk: LabellingDesk, index: int) -> Response:
-    """The image, decoded and encoded again, so that nothing else is ever sent. Raises HTTPException for other files."""
-    from fastapi import HTTPException, Response
-
-    from minigpt4.images import open_image
-
-    try:
-        shown = open_image(desk.image(index))
-    except UserError as error:
-        raise HTTPException(404, f"this image cannot be shown ({str(error).rpartition(': ')[2]})") from None
-    shown.thumbnail((2048, 2048))
-    buffer = io.BytesIO()
-    shown.save(buffer, "PNG", compress_level=1)
-    return Response(buffer.getvalue(), media_type="image/png")
 
 
 def seconds_left(times: Iterable[str], waiting: int) -> int | None:

@@ -81,28 +81,20 @@ class Terminal:
                 say(shown(f"minigpt4: {error}"), err=True)
 
     def _read(self) -> str | None:
+        """The next question or command, of one or several lines; None at the end of the input."""
         lines: list[str] = []
-        while not lines or lines[-1].endswith("\\"):
-            try:
-                line = self._read_line()
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-                say("(/quit or Ctrl-D leaves)", err=True)
-                return ""
-            if line is None:
-                return None if not lines else "\n".join(lines).strip()
-            lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
-        return "\n".join(lines).strip()
-
-    def _read_line(self) -> str | None:
-        if self._session is None:
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
         try:
-            return self._session.prompt("\n> ")
+            while not lines or lines[-1].endswith("\\"):
+                line = self._session.prompt("\n> ") if self._session else input()
+                lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
         except EOFError:
-            return None
+            return "\n".join(lines).strip() if lines else None
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            say("(/quit or Ctrl-D leaves)", err=True)
+            return ""
+        return "\n".join(lines).strip()
 
     def _ask(self, question: str) -> None:
         try:
@@ -155,9 +147,10 @@ class Terminal:
 
 
 def dropped(text: str) -> Path:
-    """The path in what people type, or a terminal writes when a file is dropped on it: the first that exists.
+    """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
 
-    Plain, in quotes, escaped for a shell, a file:// URL, with Windows' back-slashes (and drives, as WSL mounts them).
+    It may be plain, in quotes, escaped for a shell, a file:// URL, or a Windows path (with a drive, as WSL mounts it);
+    the first reading that exists is taken.
     """
     words = [text, text.strip(), text.strip().strip("'\"")]
     with suppress(ValueError):  # a quote without its second, no URL
@@ -207,8 +200,8 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         keys.add(*newline)(lambda event: event.current_buffer.insert_text("\n"))
     paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
-    path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
     try:
+        path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)

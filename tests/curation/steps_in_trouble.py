@@ -26,7 +26,7 @@ def carry_out(step: str, ledger: Ledger, data: Path, out: Path) -> None:
     elif step == "select":
         select(ledger, 3)
     elif step == "export":
-        dataset.export(ledger, out, "cc_sbu_align")
+        dataset.write_dataset(ledger, out, "cc_sbu_align")
     elif step == "review":
         desk = ReviewDesk(ledger, shared=0)
         while (index := desk.next("Ann")) is not None:

@@ -14,9 +14,9 @@ import pytest
 
 from curating import TEXTS, assert_one_line, run
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.review import LEASE_SECONDS, ReviewDesk, differences, review_app
+from minigpt4.curation.review import LEASE_SECONDS, ReviewDesk, differences
 from minigpt4.errors import UserError
-from minigpt4.labelling import TakenError
+from minigpt4.labelling import TakenError, labelling_app
 from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
 
@@ -75,13 +75,13 @@ def test_everyone_decides_on_the_shared_sample_and_agreement_is_told(project: Pa
 def test_undo_edit_and_what_is_no_decision(project: Path) -> None:
     with Ledger(project) as ledger:
         desk = ReviewDesk(ledger, shared=0)
-        assert desk.undo("Ann") is None
+        assert desk.back("Ann") is None
         decide(desk, "Ann", 0, "edit", "  A better text. ")
         decide(desk, "Ann", 1, "edit", TEXTS[1])  # unchanged is accepted
         assert [item.final for item in ledger.items()[:2]] == ["A better text.", TEXTS[1]]
         assert ledger.items()[1].reviews["Ann"].data["verdict"] == "accept"
         assert desk.look("Ann", 0)["text"] == "A better text."
-        assert (desk.undo("Ann"), desk.undo("Ann"), desk.undo("Ann")) == (1, 0, None)
+        assert (desk.back("Ann"), desk.back("Ann"), desk.back("Ann")) == (1, 0, None)
         assert ledger.items()[0].final == TEXTS[0]
         assert len(ledger.events("review")) == 4  # undone decisions stay in the history
         with pytest.raises(ValueError, match="empty"):
@@ -128,15 +128,15 @@ def test_every_request_is_answered_to_our_own_page_alone(project: Path) -> None:
     with Ledger(project) as ledger:
         desk = ReviewDesk(ledger, shared=0)
         source = desk.items[0].source.seq
-        assert routes_of(review_app(desk, "127.0.0.1")) == {
+        assert routes_of(labelling_app(desk, "127.0.0.1")) == {
             ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/items/{index}"), ("GET", "/pictures/{index}"),
-            ("POST", "/api/items/{index}"), ("POST", "/api/undo"),
+            ("POST", "/api/items/{index}"), ("POST", "/api/back"),
         }  # fmt: skip
     accept = json.dumps({"reviewer": "Ann", "source": source, "verdict": "accept"}).encode()
     with page(project, "--shared", 0) as url:
         assert_guarded(url, {
             "/": None, "/api/next?reviewer=Ann": None, "/api/items/0?reviewer=Ann": None, "/pictures/0": None,
-            "/api/items/0": accept, "/api/undo": b'{"reviewer": "Ann"}',
+            "/api/items/0": accept, "/api/back": b'{"reviewer": "Ann"}',
         })  # fmt: skip
         longest = json.dumps({**json.loads(accept), "verdict": "edit", "text": "\u65e5" * 20_000}, ensure_ascii=False)
         assert ask(url, "/api/items/0", longest.encode()) == 200
@@ -151,8 +151,8 @@ def test_another_sites_page_decides_nothing_on_a_page_for_the_network(project: P
         port = url.rstrip("/").rpartition(":")[2]
         url = f"http://127.0.0.1:{port}/"
         undo = b'{"reviewer": "Ann"}'
-        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin="http://evil.example") == 403
-        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin=f"http://lan.example:{port}") == 404
+        assert ask(url, "/api/back", undo, Host=f"lan.example:{port}", Origin="http://evil.example") == 403
+        assert ask(url, "/api/back", undo, Host=f"lan.example:{port}", Origin=f"http://lan.example:{port}") == 404
 
 
 def test_nothing_to_review(tmp_path: Path) -> None:

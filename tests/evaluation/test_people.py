@@ -21,8 +21,9 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import RATINGS, PeopleJudge
-from minigpt4.evaluation.rating import RatingDesk, rating_app, read_questions
+from minigpt4.evaluation.rating import RatingDesk, read_questions
 from minigpt4.evaluation.run import evaluate
+from minigpt4.labelling import labelling_app
 from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
 PAGE = (
@@ -151,9 +152,9 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
     (directory / "results.json").write_text(json.dumps(given))
     with Journal(directory / RATINGS) as journal:
         desk = RatingDesk(read_questions(directory), journal, directory)
-        assert routes_of(rating_app(desk, "127.0.0.1")) == {
-            ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/before"), ("GET", "/pictures/{index}"),
-            ("GET", "/api/questions/{index}"), ("POST", "/api/questions/{index}"),
+        assert routes_of(labelling_app(desk, "127.0.0.1")) == {
+            ("GET", "/"), ("GET", "/api/next"), ("GET", "/pictures/{index}"),
+            ("GET", "/api/questions/{index}"), ("POST", "/api/questions/{index}"), ("POST", "/api/back"),
         }  # fmt: skip
         keys = [row["key"] for row in desk.look("Ann", 0)["answers"]]
     judgement = {"rater": "Ann", "answers": dict.fromkeys(keys, "yes"), "best": []}
@@ -161,8 +162,9 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
         assert b"root:" not in urllib.request.urlopen(f"{url}pictures/0", timeout=30).read()
         assert [ask(url, f"/pictures/{i + 1}") for i in range(len(hidden))] == [404] * len(hidden)
         assert_guarded(url, {
-            "/": None, "/api/next?rater=Ann": None, "/api/before?rater=Ann&index=-1": None, "/pictures/0": None,
-            "/api/questions/1?rater=Ann": None, "/api/questions/0": json.dumps(judgement).encode(),
+            "/": None, "/api/next?rater=Ann": None, "/pictures/0": None,
+            "/api/questions/1?rater=Ann": None, "/api/back": b'{"rater": "Ann", "index": 1}',
+            "/api/questions/0": json.dumps(judgement).encode(),
         })  # fmt: skip
     for wrong in ("x", [1], [{}], [{**answer, "prompt": 1}], None):
         (directory / "results.json").write_text(json.dumps({**given, "answers": wrong}))

@@ -27,7 +27,7 @@ from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 from minigpt4.telling import shown
-from minigpt4.text_failures import foreign_share
+from minigpt4.text_failures import failure, foreign_share
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list
         found.append({
             "too_short": len(words),
             "too_long": len(words),
-            "unfinished": language.count_unfinished(text, item.ended),
+            "unfinished": int(failure(text, item.ended) in ("fragment", "no end", "empty")),
             "fragments": language.count_fragments(text),
             "repeated_ngrams": language.repeated_share(text),
             "repeated_sentences": language.count_repeated_sentences(text),

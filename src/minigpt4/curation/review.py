@@ -11,18 +11,15 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-from minigpt4.labelling import LabellingDesk, LabellingPage, TakenError, person
+from minigpt4.labelling import LabellingDesk, TakenError, labelling_app
 from minigpt4.local_web import serve_app
 from minigpt4.statistics import agreement
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 LEASE_SECONDS = 600.0
 EditedText = Annotated[str | None, Field(max_length=20_000)]
@@ -31,6 +28,9 @@ VERDICTS = ("accept", "edit", "reject")
 
 class ReviewDesk(LabellingDesk):
     """Hands out the texts that the ledger has when it is made. `shared` is the share that every reviewer sees."""
+
+    title, thing, judge = "Review descriptions", "item", "reviewer"
+    html = "minigpt4.curation", "review.html"
 
     def __init__(self, ledger: Ledger, shared: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -107,15 +107,15 @@ class ReviewDesk(LabellingDesk):
             self._record(item, reviewer, verdict, edited)
             self._leases.pop(index, None)
 
-    def undo(self, reviewer: str) -> int | None:
+    def back(self, reviewer: str, index: int | None = None) -> int | None:
         """Undo this reviewer's last decision; returns the index of its text, or None if there is none."""
         with self.lock:
             mine = [(item.reviews[reviewer].seq, i) for i, item in enumerate(self.items) if reviewer in item.reviews]
             if not mine:
                 return None
-            index = max(mine)[1]
-            self._record(self.items[index], reviewer, "undo", None)
-            return index
+            last = max(mine)[1]
+            self._record(self.items[last], reviewer, "undo", None)
+            return last
 
     def _record(self, item: Item, reviewer: str, verdict: str, text: str | None) -> None:
         data = {"reviewer": reviewer, "verdict": verdict, "text": text}
@@ -148,23 +148,7 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
     return found
 
 
-def review_app(desk: ReviewDesk, host: str) -> FastAPI:
-    """The page, to be served on `host`."""
-    page = LabellingPage(desk, "Review descriptions", ("minigpt4.curation", "review.html"), "item", "reviewer", host)
-    from fastapi import Body, HTTPException
-
-    @page.app.post("/api/undo")
-    def undo(reviewer: str = Body(embed=True)) -> dict[str, Any]:
-        name = person(reviewer)
-        index = desk.undo(name)
-        if index is None:
-            raise HTTPException(404, "there is nothing to undo")
-        return page.shown(name, index)
-
-    return page.app
-
-
 def serve_review(ledger: Ledger, host: str, port: int, shared: float, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; `ready` is given its address. Raises UserError if the port is taken."""
     with ledger.lock("review"):
-        serve_app(review_app(ReviewDesk(ledger, shared), host), host, port, ready)
+        serve_app(labelling_app(ReviewDesk(ledger, shared), host), host, port, ready)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
@@ -21,11 +21,8 @@ from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
 from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
-from minigpt4.labelling import LabellingDesk, LabellingPage, person
+from minigpt4.labelling import LabellingDesk, labelling_app
 from minigpt4.local_web import serve_app
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +45,9 @@ class RatedQuestion:
 class RatingDesk(LabellingDesk):
     """Hands out questions and takes judgements. Images are shown from the folder `images` alone."""
 
+    title, thing, judge = "Judge answers", "question", "rater"
+    html = "minigpt4.evaluation", "rating.html"
+
     def __init__(self, questions: Sequence[RatedQuestion], journal: Journal, images: Path) -> None:
         super().__init__()
         self.questions, self.journal, self.images = questions, journal, images
@@ -67,10 +67,10 @@ class RatingDesk(LabellingDesk):
         random.Random(f"order {rater}").shuffle(order)
         return order
 
-    def before(self, rater: str, index: int) -> int:
-        """The question before this one in the rater's order; the last one for -1."""
+    def back(self, rater: str, index: int | None) -> int:
+        """The question before this one in the rater's order."""
         order = self.order(rater)
-        return order[max(0, (order.index(index) if index >= 0 else len(order)) - 1)]
+        return order[max(0, (len(order) if index is None else order.index(index)) - 1)]
 
     def _key(self, rater: str, index: int) -> str:
         question = self.questions[index]
@@ -155,18 +155,6 @@ def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) ->
     return list(found.values())
 
 
-def rating_app(desk: RatingDesk, host: str) -> FastAPI:
-    """The page, to be served on `host`."""
-    page = LabellingPage(desk, "Judge answers", ("minigpt4.evaluation", "rating.html"), "question", "rater", host)
-
-    @page.app.get("/api/before")
-    def before(rater: str, index: int) -> dict[str, Any]:
-        name = person(rater)
-        return page.shown(name, desk.before(name, page.within(index) if index >= 0 else -1))
-
-    return page.app
-
-
 def lies_in(image: Path, folder: Path) -> bool:
     """Whether the image is a file in the folder or below it, after following links."""
     try:
@@ -188,4 +176,4 @@ def serve_rating(directory: Path, images: Path | None, host: str, port: int, rea
             len(hidden), images, str(hidden[0]),
         )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
-        serve_app(rating_app(RatingDesk(questions, journal, images), host), host, port, ready)
+        serve_app(labelling_app(RatingDesk(questions, journal, images), host), host, port, ready)

@@ -179,7 +179,7 @@ def _until_grounded(ledger: Ledger, folder: Path, model: str, how: Describing, e
 
 def _export(ledger: Ledger, out: Path) -> None:
     if not out.exists():
-        dataset.export(ledger, out, "cc_sbu_align")
+        dataset.write_dataset(ledger, out, "cc_sbu_align")
 
 
 def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
