@@ -75,6 +75,13 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
+def agreement(one: str, other: str, pairs: Iterable[tuple[bool | None, bool | None]]) -> dict[str, Any]:
+    """How far two judges agree on the cases that both decided (neither is None), as plain JSON."""
+    decided = [pair for pair in pairs if None not in pair]
+    agreed = sum(a == b for a, b in decided) / len(decided) if decided else None
+    return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
+
+
 def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
     """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
 
