@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full."""
+"""Paths as people write them, and files and directories that appear whole or not at all, also after a kill."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class TooLargeError(UserError):
     """A file has more bytes than are read of its kind."""
 
 
+def expanded(path: str | Path) -> str:
+    """The path with the home directory for a leading `~`: no shell has put it there in files, or in `key=~/x`.
+
+    Raises UserError if there is none.
+    """
+    try:
+        return str(Path(path).expanduser() if str(path).startswith("~") else path)
+    except RuntimeError:
+        raise UserError(f"{path}: no home directory is known for ~; give the whole path") from None
+
+
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
 
@@ -26,7 +37,7 @@ def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     cannot be read; `what` it should be is for the message.
     """
     try:
-        path = Path(path).expanduser()
+        path = Path(expanded(path))
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise UserError(f"{path}: is a directory; give the path of {what}")
@@ -40,7 +51,7 @@ def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UserError:
         raise
-    except (ValueError, RuntimeError):  # a NUL byte, a user who is not there
+    except ValueError:  # a NUL byte
         raise UserError(f"{path}: no file has such a name; give the path of {what}") from None
     if len(data) > largest:
         raise TooLargeError(f"{path}: has more than the {largest:,} bytes that are read of {what}")
@@ -56,7 +67,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     Raises UserError if `path` exists and is not empty, unless `overwrite` is set and it holds the file `marker`, that
     is, unless it is an earlier one of the same sort: nothing else is ever deleted.
     """
-    path = Path(path).expanduser()
+    path = Path(expanded(path))
     _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")

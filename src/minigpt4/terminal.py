@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
+from minigpt4.files import expanded
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.telling import say, shown
@@ -126,7 +132,7 @@ class Terminal:
         name, _, argument = line.partition(" ")
         if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
-        self._commands[name](argument.strip().strip("'\""))
+        self._commands[name](argument.strip())
 
     def _reset(self) -> None:
         self.chat.reset()
@@ -135,9 +141,10 @@ class Terminal:
     def _image(self, path: str) -> None:
         if not path:
             raise UserError("/image needs a path, such as /image photo.jpg")
-        open_image(path)  # says now, not at the next question, what is wrong with it
-        self.last_picture = Path(path).expanduser()
-        self.pending.append(self.last_picture)
+        picture = dropped(path)
+        open_image(picture)  # says now, not at the next question, what is wrong with it
+        self.last_picture = picture
+        self.pending.append(picture)
         self._draw(self.last_picture)
 
     def _system(self, text: str) -> None:
@@ -154,13 +161,27 @@ class Terminal:
     def _export(self, path: str) -> None:
         if not path:
             raise UserError("/export needs a path, such as /export chat.md")
-        say(f"saved in {self.chat.save(path)}", err=True)
+        say(f"saved in {self.chat.save(dropped(path))}", err=True)
 
     def _draw(self, path: Path | None) -> None:
         if self.show and path is not None:
             from minigpt4.terminal_picture import show
 
             show(open_image(path))
+
+
+def dropped(text: str) -> Path:
+    """The path in what people type, or a terminal writes when a file is dropped on it: the first that exists.
+
+    Plain, in quotes, escaped for a shell, a file:// URL, with Windows' back-slashes (and drives, as WSL mounts them).
+    """
+    words = [text, text.strip(), text.strip().strip("'\"")]
+    with suppress(ValueError):  # a quote without its second, no URL
+        words.append(" ".join(shlex.split(text)))
+        words += [url2pathname(urlsplit(word).path) for word in words if word.startswith("file:")]
+    words += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", w.replace("\\", "/")) for w in words]
+    paths = [expanded(word) for word in words]
+    return Path(next(filter(os.path.exists, paths), paths[2]))
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
@@ -210,8 +231,8 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)
-    except OSError as error:
-        say(f"(no history: {error.filename or error}: {error.strerror})", err=True)
+    except (OSError, UserError) as error:
+        say(f"(no history: {error})", err=True)
     return PromptSession(
         history=history,
         output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
@@ -224,4 +245,4 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
 
 def history_file() -> Path:
     """Where questions are kept: `minigpt4/history` in XDG_STATE_HOME, or in ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minigpt4" / "history"
+    return Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"

@@ -31,7 +31,7 @@ from minigpt4.data.pairs import (
 )  # fmt: skip
 from minigpt4.data.tables import Csv, Hub, JsonLines, Parquet
 from minigpt4.errors import UserError
-from minigpt4.files import TooLargeError, read_file
+from minigpt4.files import TooLargeError, expanded, read_file
 from minigpt4.images import is_picture
 
 _USUAL_KEYS = "under the usual keys (" + ", ".join(CAPTION_KEYS) + ")"
@@ -78,7 +78,7 @@ class Reader(Protocol):
 
 def open_source(source: Source) -> Reader:
     """The reader for the format of `source`. Raises UserError if nothing is there, or nothing in a known format."""
-    name, path = source.path, Path(source.path).expanduser()
+    name, path = source.path, Path(expanded(source.path))
     if name.startswith("hub:"):
         repository, _, split = name.removeprefix("hub:").partition(":")
         return Hub(repository, split or "train", source.caption_key)

@@ -23,6 +23,7 @@ from minigpt4.data.pairs import (
     make_pair,
     parse_record,
 )  # fmt: skip
+from minigpt4.data.workers import datasets_library
 from minigpt4.errors import UserError
 from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS
 
@@ -273,10 +274,8 @@ def _group_rows(file: Any, group: int, names: list[str]) -> Iterator[dict[str, A
 
 @functools.lru_cache(maxsize=8)
 def _load_hub(name: str, split: str) -> Any:
-    import datasets
-
     try:
-        dataset = datasets.load_dataset(name, split=split, streaming=True)
+        dataset = datasets_library().load_dataset(name, split=split, streaming=True)
     except Exception as error:  # whatever hub, network and dataset scripts raise
         raise UserError(f"data hub:{name}:{split}: cannot be loaded ({' '.join(str(error).split())})") from None
     return dataset.decode(False) if dataset.features else dataset

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.documents import read_document
-from minigpt4.endpoint import Unanswered
+from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest, read_rows
+from minigpt4.images import image_url
 from minigpt4.statistics import cohen_kappa
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
@@ -146,15 +147,13 @@ class JudgePrompt:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
         content: Any = text
         if self.picture:
-            from minigpt4.evaluation.models import picture_url
-
-            shown = {"type": "image_url", "image_url": {"url": picture_url(case.item.image)}}
+            shown = {"type": "image_url", "image_url": {"url": image_url(case.item.image)}}
             content = [shown, {"type": "text", "text": text}]
         return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
 
     def read(self, reply: str) -> tuple[bool | None, str]:
         """(what the reply decides, its reason): its first line must be one of the labels, and no more."""
-        first, _, rest = reply.strip().partition("\n")
+        first, _, rest = (without_thought(reply) or "").strip().partition("\n")
         label = first.strip().strip("*_`\"'.,:!").strip().casefold()
         meaning = {key.casefold(): value for key, value in self.labels.items()}
         return meaning.get(label), rest.strip()[:500]
@@ -200,8 +199,10 @@ class LLMJudge(Judge):
         """Raises UserError as `Endpoint.ask_each`; what the endpoint said is recorded."""
 
         def keep(index: int, found: Verdict | Unanswered) -> None:
-            if not isinstance(found, Unanswered):
+            if isinstance(found, Verdict):
                 record(index, found)
+            elif found.refused:
+                record(index, Verdict(None, str(found)))
 
         self.endpoint.ask_each(range(len(cases)), lambda index: self._ask(cases[index]), keep, self.concurrency)
 

@@ -6,9 +6,7 @@ key is read from the environment. It gives no likelihoods, so options are put to
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from PIL import Image
 
 from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
-from minigpt4.images import open_image, read_image
+from minigpt4.images import image_url, open_image
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
@@ -32,7 +30,6 @@ BLIP2_PROMPT = "Question: {} Answer:"
 #: Options that are scored together; many times the prompt's length in memory.
 OPTIONS_AT_ONCE = 16
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options that are put to an endpoint
-_ORIENTATION = 0x0112  # EXIF: which way up
 
 
 @dataclass(frozen=True)
@@ -365,30 +362,6 @@ def open_endpoint(name: str, timeout: float = 120.0, attempts: int = 6) -> Endpo
     return Endpoint(url, model, timeout=timeout, attempts=attempts)
 
 
-def data_url(image: Image.Image) -> str:
-    """The picture as a PNG in a data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return _data_url(buffer.getvalue(), "png")
-
-
-def picture_url(path: Path) -> str:
-    """A picture file as a data URL: as it is if every endpoint can read it, else as a PNG.
-
-    Raises UserError if it cannot be read.
-    """
-    image = open_image(path)
-    data = read_image(path)
-    with Image.open(io.BytesIO(data)) as file:
-        upright = file.getexif().get(_ORIENTATION, 1) == 1
-        kind = (file.format or "").lower()
-    return _data_url(data, kind) if kind in ("jpeg", "png") and upright else data_url(image)
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 class EndpointAnswerer(Answerer):
     """An endpoint and the model that it is asked for."""
 
@@ -406,7 +379,7 @@ class EndpointAnswerer(Answerer):
             replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
 
         def work(index: int) -> ModelReply:
-            return self._ask(data_url(images[index]), prompts[index], max_new_tokens)
+            return self._ask(image_url(images[index]), prompts[index], max_new_tokens)
 
         self.endpoint.ask_each(range(len(prompts)), work, record, self.how.concurrency)
         return replies
@@ -420,7 +393,7 @@ class EndpointAnswerer(Answerer):
         def work(index: int) -> ModelReply:
             item = items[index]
             try:
-                picture = picture_url(item.image)
+                picture = image_url(item.image)
             except UserError as error:
                 return ModelReply(fault=str(error))
             if item.options:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.data.tables import parquet_rows, parse_line, read_lines
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.files import failed_write_is_a_user_error, only_process, write_atomically
+from minigpt4.files import expanded, failed_write_is_a_user_error, only_process, write_atomically
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import answers
 from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
@@ -73,7 +73,7 @@ def read_tasks(images: str, prompt: str | None) -> list[Task]:
 
     Raises UserError if there is nothing, or a line has no image or no question.
     """
-    path = Path(images).expanduser()
+    path = Path(expanded(images))
     if path.is_dir():
         pictures = sorted(p for p in path.rglob("*") if is_picture(p) and p.is_file())
         if not pictures:
@@ -171,7 +171,7 @@ def run(
     decoding = Decoding.from_settings(settings)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
-    out = Path(out).expanduser()
+    out = Path(expanded(out))
     _make_room(out)
     with only_process(out.parent, out.name):
         found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})

@@ -89,7 +89,12 @@ def end_at_stop(llm: Any, tokenizer: PreTrainedTokenizerBase, template: Template
     Special tokens are left out of the text of an answer, where other stop strings are looked for.
     """
     if template.stop in control_tokens(tokenizer):
-        own = llm.generation_config.eos_token_id
-        ends = [own] if isinstance(own, int) else list(own or [])
-        stop = tokenizer.convert_tokens_to_ids(template.stop)
-        llm.generation_config.eos_token_id = [*ends, stop] if stop not in ends else own
+        ends, stop = eos_tokens(llm), tokenizer.convert_tokens_to_ids(template.stop)
+        if stop not in ends:
+            llm.generation_config.eos_token_id = [*ends, stop]
+
+
+def eos_tokens(llm: Any) -> list[int]:
+    """The end tokens in an LLM's generation config."""
+    own = llm.generation_config.eos_token_id
+    return [own] if isinstance(own, int) else list(own or [])

@@ -22,9 +22,9 @@ CHUNK = {"cpu": 2**22, "cuda": 2**28}
 def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
     """Mean cross-entropy over the batch's target tokens, a float32 scalar (paper, sections 3.1 and 3.3).
 
-    `features` (batch, num_query_tokens, d_qformer) belong to the batch's pictures, in order. Logits are computed where
-    a target is predicted only. Padding is left out where the LLM allows it; where not, it stands on the right of causal
-    attention, so nothing real sees it and no attention mask is needed.
+    `features` (batch, num_query_tokens, d_qformer) belong to the batch's images, in order. Logits are computed only
+    where a target is predicted. Padding is left out if the LLM allows it; if not, it stands on the right, where causal
+    attention does not see it without a mask either.
     """
     device = model.device
     input_ids, is_target = batch.input_ids.to(device), batch.is_target.to(device)
