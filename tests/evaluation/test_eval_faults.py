@@ -284,7 +284,7 @@ def test_an_image_that_a_model_refuses_is_counted_apart_however_often_it_is_aske
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png", "photos/1.png")})
     for _ in range(2):
         suite = Abilities(data, judge=llm(serve("say:yes")))
-        evaluate(suite, [model(server)], tmp_path / "out", how=Answering(concurrency=1))
+        evaluate(suite, [model(server)], tmp_path / "out", settings=Answering(concurrency=1))
         assert figures(tmp_path / "out/abilities", "m")["poem"] == (1, 1, 0)
         [fault] = results(tmp_path / "out/abilities")["faults"]
         assert "unsupported image" in fault["reason"]

@@ -122,6 +122,7 @@ def ask(
     """The answers to all items, those in the journal and the new ones; and which items have none, and why."""
     content = cache(_content)  # each image is read once
     keys = {(s, item.id): _key(answerer, item, s, content(item.image)) for s in range(samples) for item in items}
+    used = {**answerer.identity, **answerer.settings.decoding()}
     faults: list[Fault] = []
     found: list[Response] = []
     with progress_bar() as bar:
@@ -142,7 +143,7 @@ def ask(
                     "key": keys[sample, item.id], "model": label, "item": item.id, "sample": sample,
                     "prompt": item.prompt, "image": str(item.image), "answer": reply.text, "ended": reply.ended,
                     "scores": reply.scores, "lengths": reply.lengths, "at": _now(),
-                    "settings": {**answerer.identity, **answerer.how.decoding(), "max_new_tokens": item.max_new_tokens},
+                    "settings": {**used, "max_new_tokens": item.max_new_tokens},
                 }])  # fmt: skip
 
             if todo:
@@ -165,7 +166,7 @@ def _content(path: Path) -> str:
 
 def _key(answerer: Answerer, item: Item, sample: int, content: str) -> str:
     asked = [item.prompt, content, list(item.options), item.max_new_tokens]
-    return digest([answerer.identity, answerer.how.decoding(), asked, sample])
+    return digest([answerer.identity, answerer.settings.decoding(), asked, sample])
 
 
 def _readable(item: Item) -> bool:
