@@ -48,7 +48,7 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))
-        evaluate(suite, models, tmp_path / "out", how=Answering(concurrency=1))
+        evaluate(suite, models, tmp_path / "out", settings=Answering(concurrency=1))
         return directory
 
     return measure

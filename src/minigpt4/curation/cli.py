@@ -60,7 +60,7 @@ def describe(
     from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
 
-    given = {"instruction": instruction} if instruction is not None else {}
+    given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
     settings = describing.Describing(
         min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **given
     )
