@@ -300,17 +300,6 @@ def test_a_llama_of_2023_has_the_ids_of_sentencepiece(tmp_path: Path, settings: 
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (pieces.bos_id(), pieces.eos_id())
 
 
-def test_another_tokenizer_json_beside_a_sentencepiece_model_is_refused(tmp_path: Path) -> None:
-    llm = Path(shutil.copytree(FILES / "llm", tmp_path / "llm"))
-    parts.load_tokenizer(llm).save_pretrained(tmp_path / "other")
-    content = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
-    content["model"]["merges"] = content["model"]["merges"][:3]
-    (llm / "tokenizer.json").write_text(json.dumps(content))
-    (llm / "tokenizer_config.json").write_text(json.dumps(PLAIN))
-    with pytest.raises(UserError, match="gives other token ids than its own"):
-        parts.load_tokenizer(llm)
-
-
 def test_without_a_qformer_the_norm_alone_will_do(tmp_path: Path) -> None:
     whole = torch.load(FILES / "blip2_pretrained.pth", weights_only=True)
     whole = whole.get("model", whole)

@@ -154,11 +154,11 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_stands(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "base.yaml").write_text("base: pocket-stage1\ndata: ~/shards/{00000..00003}.tar\n")
     (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\noutput: ~/runs/x\nfeature_cache: ~/features\n")
-    recipe = Recipe.load("~/mine.yaml", ["sample_images=[~/a.png, b~.png]", "llm=~/llm", "projection_from=~"])
+    recipe = Recipe.load("~/mine.yaml", ["sample_images=[~/a.png, b~.png]", "llm=~/llm", "projection_from=~/p"])
     home = str(tmp_path)
     assert recipe.data == f"{home}/shards/{{00000..00003}}.tar"
     assert (recipe.output, recipe.feature_cache) == (tmp_path / "runs/x", tmp_path / "features")
-    assert (recipe.llm, recipe.projection_from) == (f"{home}/llm", home)
+    assert (recipe.llm, recipe.projection_from) == (f"{home}/llm", f"{home}/p")
     assert recipe.sample_images == (f"{home}/a.png", "b~.png")
     several = Recipe.load("~/mine.yaml", ["data=[{path: ~/one}, {path: 'hub:owner/name'}]"])
     assert [source.path for source in several.sources] == [f"{home}/one", "hub:owner/name"]
