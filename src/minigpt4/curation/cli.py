@@ -221,7 +221,7 @@ def import_(
     Example: minigpt4 curate import my-audit --data cc_sbu_align --model pocket
     """
     from minigpt4.curation.describe import add_dataset
-    from minigpt4.data.descriptions import read_annotations
+    from minigpt4.data.formats import read_annotations
 
     read_annotations(str(data))  # a mistyped path makes no project
     with _open(project, create=True) as ledger:

@@ -12,7 +12,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, Items
 from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
-from minigpt4.images import is_picture
+from minigpt4.images import find_images
 from minigpt4.statistics import Estimate, Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
@@ -39,8 +39,7 @@ class Reliability(Suite):
             prompts = {task: default_data().wording[task] for task in TASKS}
             images = {path.name: path for path in default_data().pictures(directory, self.count)}
         elif self.data.is_dir():
-            paths = sorted(path for path in self.data.rglob("*") if is_picture(path))[: self.count]
-            images = {path.relative_to(self.data).as_posix(): path for path in paths}
+            images = {path.relative_to(self.data).as_posix(): path for path in find_images(self.data)[: self.count]}
         else:
             raise UserError(f"{self.data}: no such directory of images")
         for task, prompt in prompts.items():
