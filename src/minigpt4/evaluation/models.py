@@ -341,6 +341,18 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300) -> list[ModelReply]:
+        """One answer for each image and prompt, in order."""
+        replies = [ModelReply()] * len(prompts)
+
+        def keep(index: int, reply: ModelReply | Unanswered) -> None:
+            replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
+
+        asked = [(image_url(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        work = lambda index: self._ask(*asked[index], max_new_tokens)  # noqa: E731
+        self.endpoint.ask_each(range(len(asked)), work, keep, self.settings.concurrency)
+        return replies
+
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
         """As for all models; each reply is recorded as soon as it is there, for it may have been paid.
 
