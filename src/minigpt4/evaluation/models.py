@@ -341,7 +341,9 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300) -> list[ModelReply]:
+    def answer(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300
+    ) -> list[ModelReply]:
         """One answer for each image and prompt, in order."""
         replies = [ModelReply()] * len(prompts)
 
