@@ -50,8 +50,7 @@ from minigpt4.model.quantization import FORMATS, check_load_in, multiply, quanti
 from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training.loss import next_token_loss
-from minigpt4.training.malloc import free_large_tensors_at_once, keep_freed_memory
-from minigpt4.training.speed import make_fast, operations
+from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast, operations
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
 EIGHT_BITS = ("ours, pictures, {}", "ours, pictures, {}, tower too", "ours, features, {}")

@@ -41,6 +41,18 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(argument)
         elif name == "find":  # a judge who looks for a word
             self.reply("yes\nIt is there." if argument in str(asked) else "no\nIt is not there.")
+        elif name == "new":  # a model that takes neither max_tokens nor a temperature, as OpenAI's do
+            refused = next((key for key in ("max_tokens", "temperature") if key in body), None)
+            error = {"message": f"Unsupported parameter: '{refused}'.", "param": refused, "code": "unsupported_value"}
+            self.send(400, json.dumps({"error": error})) if refused else self.reply(text)
+        elif name == "think":  # a model that needs so many tokens to think
+            enough = body.get("max_tokens", body.get("max_completion_tokens")) > int(argument)
+            self.reply("<think>Hm." + "</think>\n\nyes" * enough, finish="stop" if enough else "length")
+        elif name == "raw":
+            self.send(200, argument)
+        elif name == "error":
+            status, _, message = argument.partition(",")
+            self.send(int(status), json.dumps({"error": {"message": message}}))
         elif name == "length":
             self.reply(text, finish="length")
         elif name == "hang":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import logging
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from endpoint import Server
 from minigpt4 import endpoint as module
-from minigpt4.endpoint import Endpoint, Unanswered, split_address
+from minigpt4.endpoint import ROOM, Endpoint, Unanswered, split_address, without_thought
 from minigpt4.errors import UserError
 
 TALK = [{"role": "user", "content": "A red ball."}]
@@ -129,22 +130,30 @@ def test_work_is_limited_and_recorded_when_it_ends_early() -> None:
     assert set(range(5)) <= set(recorded)
 
 
-@pytest.mark.parametrize(("outcomes", "ends"), [("....x", False), ("..xx.x", False), ("xx", True), ("..xxx..", True)])
-def test_failures_in_a_row_end_the_work_and_a_single_one_does_not(outcomes: str, ends: bool) -> None:
+@pytest.mark.parametrize(
+    ("outcomes", "ends"),
+    [("....x", False), ("..xx.x", False), ("xx", True), ("..xxx..", True), (".rrrrr.", False), ("r" * 14 + ".", False),
+     ("rr", False), ("r" * 15 + "..", True)],
+)  # fmt: skip
+def test_failures_in_a_row_end_the_work_and_a_single_one_does_not(
+    outcomes: str, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     recorded: list[str] = []
 
     def work(task: int) -> str:
-        if outcomes[task] == "x":
-            raise Unanswered("HTTP 500")
+        if outcomes[task] in "xr":
+            raise Unanswered("HTTP 500", refused=outcomes[task] == "r")
         return "."
 
     def record(task: int, found: object) -> None:
-        recorded.append("x" if isinstance(found, Unanswered) else str(found))
+        recorded.append(("r" if found.refused else "x") if isinstance(found, Unanswered) else str(found))
 
     endpoint = Endpoint("http://127.0.0.1:9/v1", "any")
     with pytest.raises(UserError, match="HTTP 500; what was answered is recorded") if ends else nullcontext():
         endpoint.ask_each(range(len(outcomes)), work, record, 1)
-    assert "".join(recorded) == outcomes[: 5 if outcomes == "..xxx.." else None]
+    assert "".join(recorded) == (outcomes.rstrip(".") if ends else outcomes)
+    failures = len(outcomes.replace(".", ""))
+    assert (f"{failures} of {len(outcomes)} not answered (the last: HTTP 500)" in caplog.text) is not ends
 
 
 @pytest.mark.parametrize(
@@ -189,3 +198,158 @@ def test_messages_lose_passwords() -> None:
     mistake = UserError("openai:http://me:secret@host:80/v1#a@b and x@y, https://u@h: http://h/a@b")
     assert str(mistake) == "openai:http://host:80/v1#a@b and x@y, https://h: http://h/a@b"
     assert split_address("http://[::1]:8000/v1")[0] == "http://[::1]:8000/v1"
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
+
+
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        ["new"],
+        ["error:400,Unrecognized request argument supplied: max_tokens", "error:400,`temperature`: must be positive"],
+        ["error:422,max_tokens: Extra inputs are not permitted", "error:422,temperature: Extra inputs"],
+    ],
+)
+def test_a_parameter_that_is_refused_is_not_sent_again(serve: Callable[..., Server], refusals: list[str]) -> None:
+    server = serve(*refusals, *["ok"] * (len(refusals) > 1))
+    endpoint = Endpoint(server.url, "any", attempts=1)
+    for _ in range(2):
+        assert endpoint.ask(TALK, max_tokens=50, temperature=0).text == "A red ball."
+    *_, third, fourth = (request["body"] for request in server.requests)
+    assert len(server.requests) == 4
+    assert third == fourth == {"model": "any", "messages": TALK, "max_completion_tokens": 50}
+
+
+def test_a_model_without_system_messages_gets_them_before_the_question(serve: Callable[..., Server]) -> None:
+    server = serve("error:400,System role not supported", "ok")
+    system = {"role": "system", "content": "Be brief."}
+    endpoint = Endpoint(server.url, "any")
+    endpoint.ask([system, *TALK], max_tokens=50, temperature=0)
+    assert server.requests[1]["body"]["messages"] == [{"role": "user", "content": "Be brief.\n\nA red ball."}]
+    endpoint.ask([system, *IMAGE], max_tokens=50, temperature=0)
+    [message] = server.requests[2]["body"]["messages"]
+    assert [part["type"] for part in message["content"]] == ["text", "image_url"]
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<think>\nIt does.\n</think>\n\nyes\nIt names it.", "yes\nIt names it."),
+        ("<think>\n\n</think>\n\nno", "no"),
+        ("It does.\n</think>\n\nyes", "yes"),
+        ("<thinking>Hm.</thinking>\nyes", "yes"),
+        ("<reasoning effort='low'>a</reasoning><think>b</think> c", "c"),
+        ("<think>a <think>b</think> c</think>d", "d"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", "b"),
+        ("<think>a</think><answer> B </answer>", "B"),
+        ("<think>a", None),
+        ("A tag <think> and its end </think>.", "A tag <think> and its end </think>."),
+        ("<thinker>a</thinker>", "<thinker>a</thinker>"),
+        ("", ""),
+    ],
+)
+def test_a_thought_before_the_answer_is_removed(said: str, answer: str | None) -> None:
+    assert without_thought(said) == answer
+
+
+def test_a_model_that_thinks_gets_the_tokens_for_it(serve: Callable[..., Server]) -> None:
+    server = serve("think:3000")
+    endpoint = Endpoint(server.url, "any", attempts=1)
+    reply = endpoint.ask(TALK, max_tokens=50, temperature=0)
+    assert (reply.text, reply.ended, reply.tokens) == ("yes", True, 60)  # the attempt that broke off was paid for too
+    assert 0 < reply.thought_tokens < reply.answer_tokens
+    endpoint.ask(TALK, max_tokens=50, temperature=0)
+    assert [request["body"]["max_tokens"] for request in server.requests] == [50, 50 + ROOM[1], 50 + ROOM[1]]
+
+
+def test_a_thought_that_never_ends_is_no_answer(serve: Callable[..., Server]) -> None:
+    endless = serve("think:1000000")
+    with pytest.raises(Unanswered, match="broke off inside its thought") as caught:
+        ask(endless)
+    assert [request["body"]["max_tokens"] for request in endless.requests] == [50 + room for room in ROOM]
+    assert caught.value.tokens == 30 * len(ROOM)
+    small = serve("think:1000000", "error:400,'max_tokens' is too large: 4146. The maximum context is 2048 tokens.",
+                  "think:1000000")  # fmt: skip
+    endpoint = Endpoint(small.url, "any")
+    for _ in range(2):
+        with pytest.raises(Unanswered, match="broke off"):
+            endpoint.ask(TALK, max_tokens=50, temperature=0)
+    assert [request["body"]["max_tokens"] for request in small.requests] == [50, 50 + ROOM[1], 50, 50]
+
+
+def choice(finish: str = "stop", **message: object) -> str:
+    return "raw:" + json.dumps({"choices": [{"finish_reason": finish, "message": {"content": None, **message}}]})
+
+
+def test_the_forms_that_answers_come_in(serve: Callable[..., Server]) -> None:
+    parts = [{"type": "thinking", "thinking": "Hm."}, *({"type": "text", "text": t} for t in ("A red ", "ball."))]
+    apart = choice(content="A ball.", reasoning_content="I see a ball, or a cat.")
+    hidden = [choice("length", content=""), choice(content="A ball.")]
+    server = serve(choice(content=parts), apart, *hidden, 'raw:{"choices": []}', "ok")
+    endpoint = Endpoint(server.url, "any")
+    said = [endpoint.ask(TALK, max_tokens=50, temperature=0).text for _ in range(4)]
+    assert said == ["A red ball.", "A ball.", "A ball.", "A red ball."]
+    assert [request["body"]["max_tokens"] for request in server.requests[2:4]] == [50, 50 + ROOM[1]]
+    with pytest.raises(Unanswered, match="broke off inside its thought"):
+        ask(serve(choice(reasoning_content="I see")))
+    for declined in (choice(refusal="I cannot help with that."), choice("content_filter", content="A r")):
+        with pytest.raises(Unanswered, match="refused") as caught:
+            ask(serve(declined))
+        assert caught.value.refused
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["error:400,You uploaded an unsupported image.", "error:413,Request Entity Too Large", "error:422,bad base64 data",
+     "error:400,Your request was rejected by our content policy.", "error:415,Invalid MIME type: bmp",
+     "error:400,The prompt is too long: 5000 tokens, 4096 at most."],
+)  # fmt: skip
+def test_an_image_that_is_refused_costs_that_image(serve: Callable[..., Server], refusal: str) -> None:
+    server = serve(refusal)
+    with pytest.raises(Unanswered, match=refusal.partition(",")[2]) as caught:
+        Endpoint(server.url, "any").ask(IMAGE, max_tokens=5, temperature=0)
+    assert caught.value.refused
+    assert len(server.requests) == 1
+    with pytest.raises(UserError, match=r"HTTP 404.*no model"):
+        Endpoint(serve("error:404,The model does not exist.").url, "any").ask(IMAGE, max_tokens=5, temperature=0)
+    with pytest.raises(UserError, match=r"HTTP 400.*no model image-1"):
+        Endpoint(serve("error:400,There is no model image-1.").url, "image-1").ask(IMAGE, max_tokens=5, temperature=0)
+
+
+def test_a_refusal_after_answers_is_about_one_conversation(serve: Callable[..., Server]) -> None:
+    endpoint = Endpoint(serve("ok", "error:400,bad request").url, "any")
+    endpoint.ask(TALK, max_tokens=5, temperature=0)
+    with pytest.raises(Unanswered, match="HTTP 400: bad request"):
+        endpoint.ask(TALK, max_tokens=5, temperature=0)
+    with pytest.raises(UserError, match=r'HTTP 400.*it says "bad request"'):
+        ask(serve("error:400,bad request"))
+
+
+def test_no_proxy_lies_between_this_machine_and_itself(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve("ok")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert ask(server, attempts=1).text == "A red ball."
+    with pytest.raises(Unanswered, match="no connection"):
+        Endpoint("http://example.invalid/v1", "any", attempts=1).ask(TALK, max_tokens=5, temperature=0)
+    monkeypatch.setenv("ALL_PROXY", "ftp://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "ftp://127.0.0.1:9")
+    assert ask(server, attempts=1).text == "A red ball."
+    with pytest.raises(UserError, match=r"^http://example.invalid/v1: cannot be reached as the proxy variables say"):
+        Endpoint("http://example.invalid/v1", "any")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9"])
+def test_no_proxy_stands_before_an_endpoint_on_this_machine(
+    serve: Callable[..., Server], proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    assert ask(serve("ok")).text
+    if proxy.startswith("socks:"):
+        with pytest.raises(UserError, match=r"http://example\.org/v1: cannot be reached as the proxy variables say"):
+            Endpoint("http://example.org/v1", "m")

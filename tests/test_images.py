@@ -1,5 +1,6 @@
 """Bad pictures get one line each; good ones come out in RGB, upright, on white."""
 
+import base64
 import io
 import struct
 import zlib
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
-from minigpt4.images import open_image, to_pixels
+from minigpt4.images import image_url, open_image, to_pixels
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -151,6 +152,51 @@ def test_pixels_are_the_same_with_every_pillow(width: int, height: int, first: s
     [pixels] = to_pixels(processor, [image])
     scaled = pixels.transpose(1, 2, 0) * processor.image_std + np.asarray(processor.image_mean)
     assert np.abs(scaled * 255 - expected).max() < 1e-3
+
+
+def sent(source: object) -> tuple[str, bytes]:
+    """(kind, bytes) of what an endpoint gets."""
+    head, _, data = image_url(source).partition(",")  # type: ignore[arg-type]
+    return head.removeprefix("data:image/").removesuffix(";base64"), base64.b64decode(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_endpoint_gets_an_upright_image_as_it_is(picture: Image.Image, kind: str, tmp_path: Path) -> None:
+    data = encoded(picture, kind)
+    (tmp_path / "photo.bin").write_bytes(data)
+    assert sent(data) == sent(tmp_path / "photo.bin") == (kind.lower(), data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "AVIF", "deep", "moving", "CMYK", "turned", "large"])
+def test_an_endpoint_gets_another_image_as_png_or_jpeg(picture: Image.Image, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind == "deep":
+        data = encoded(Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG")
+    elif kind == "moving":
+        data = encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(90)])
+    elif kind == "CMYK":
+        data = encoded(picture.convert("CMYK"), "JPEG")
+    elif kind == "turned":
+        data = encoded(picture, "WEBP", exif=exif, lossless=True)
+    elif kind == "large":
+        data = encoded(picture.resize((1200, 1000)), "BMP")
+    else:
+        data = encoded(picture, kind)
+    found, made = sent(data)
+    assert found == ("jpeg" if kind == "large" else "png")
+    with Image.open(io.BytesIO(made)) as image:
+        assert (image.format, image.mode, not image.getexif()) == (found.upper(), "RGB", True)
+    difference = np.asarray(open_image(made), int) - np.asarray(open_image(data), int)
+    assert np.abs(difference).mean() < 2
+    if kind != "large":
+        assert not difference.any()
+
+
+def test_an_endpoint_gets_an_opened_image_as_png(picture: Image.Image) -> None:
+    kind, data = sent(picture)
+    assert kind == "png"
+    assert np.array_equal(np.asarray(open_image(data)), np.asarray(open_image(picture)))
 
 
 def app1(payload: bytes, mark: int = 0xE1) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +20,17 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.cli import eval_
+from minigpt4.files import expanded
 from minigpt4.telling import LogFormatter, say, shown
 from minigpt4.training.cli import recipes
 
 
 class _Commands(TyperGroup):
     """Tells a user's mistake and Ctrl-C apart from errors: one line on stderr, exit code 2 or 130."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """`~` is the home directory also where no shell has said so: `--out=~/x`, a quoted path, no shell at all."""
+        return super().parse_args(ctx, [re.sub("^(--[a-z-]+=)?(~(?:/.*)?)$", _at_home, arg) for arg in args])
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -42,6 +48,13 @@ class _Commands(TyperGroup):
             if _is_main_process():
                 say(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
+
+
+def _at_home(option: re.Match[str]) -> str:
+    try:
+        return (option[1] or "") + expanded(option[2])
+    except UserError as mistake:
+        raise typer.BadParameter(str(mistake)) from None
 
 
 def _is_main_process() -> bool:
@@ -133,7 +146,6 @@ def chat(
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     temperature: options.Temperature = 0.0,
     seed: options.Seed | None = None,
-    show: Annotated[bool, typer.Option("--show/--no-show", help="Draw pictures in the terminal.")] = True,
     dtype: options.Dtype = None,
     load_in: options.LoadIn = None,
     device: options.Device = None,
@@ -143,15 +155,16 @@ def chat(
     Example: minigpt4 chat pocket picture.png
     """
     from minigpt4.images import open_image
+    from minigpt4.terminal import Terminal, dropped
 
     if picture is not None:
+        picture = dropped(str(picture))
         open_image(picture)  # a wrong path is known before the model is loaded
     from minigpt4.minigpt4 import MiniGPT4
-    from minigpt4.terminal import Terminal
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling}, show)
+    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
@@ -173,8 +186,8 @@ def web(
 
     Example: minigpt4 web pocket --port 7860
     """
-    from minigpt4.app.serving import serve_page
-    from minigpt4.app.session import Models, offered
+    from minigpt4.app.page.serve import serve_page
+    from minigpt4.app.page.session import Models, offered
 
     models = Models(offered(model, beside or []), dtype=dtype, load_in=load_in, device=device)
     serve_page(models, host, port, lambda address: say(f"The page is at {address} (Ctrl-C ends it)"))
@@ -255,14 +268,14 @@ def serve(
     if engine != "local":
         raise UserError(f"there is no engine {engine!r}; choose local or vllm")
     try:
-        from minigpt4.app.api import serve as serve_api
-        from minigpt4.app.gate import Limits
+        from minigpt4.app.api.gate import Limits
+        from minigpt4.app.api.server import serve as serve_api
     except ModuleNotFoundError as missing:
         raise UserError(f"the API needs {missing.name}: pip install 'minigpt4[serve]'") from None
     from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(
-        pixels=max_pixels, pictures=max_images, seconds=timeout, batch=max_batch, queue=max_queue,
+        pixels=max_pixels, images=max_images, seconds=timeout, batch=max_batch, queue=max_queue,
         hosts=tuple(host.lower() for host in allow_images_from or ()),
     )  # fmt: skip
     serve_api(

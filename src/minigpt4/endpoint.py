@@ -2,8 +2,9 @@
 
 The client library speaks the protocol; what is added here is patience. Whatever may pass (no connection, a timeout,
 408, 409, 429, 5xx, an answer that is cut or makes no sense) is tried again after a pause that grows, with jitter, or
-that the server asked for. What will not pass (a wrong key, an unknown model) ends the work at once. The key is read
-from the environment, and nothing here returns or prints it.
+that the server asked for. A parameter that the model refuses is left out or renamed from then on, and a model that
+thinks first gets the tokens for it. What will not pass (a wrong key, an unknown model) ends the work at once. The key
+is read from the environment, and nothing here returns or prints it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from minigpt4.errors import UserError
+from minigpt4.local_web import LOOPBACK
 from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,8 @@ R = TypeVar("R")
 
 #: Where the key is looked for; a local endpoint needs none.
 KEY_VARIABLE = "OPENAI_API_KEY"
+#: Hosts that are this machine; servers print 0.0.0.0 as their address.
+HERE = (*LOOPBACK, "0.0.0.0")
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
 _PASSING = {408, 409, 425, 429}
 
@@ -38,26 +43,46 @@ _PASSING = {408, 409, 425, 429}
 _EMPTY = "an empty answer"
 
 
+#: Tokens for the thought before an answer, beside those for the answer; the first step is for models that do not think.
+ROOM = (0, 4096, 16_384)
+_TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)\b"
+_OPENED_LATER = re.compile(rf"<{_TAG}[^<>]*>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.I)
+_OPENED = re.compile(rf"\s*(?:{_OPENED_LATER.pattern})", re.I)
+_CLOSED = re.compile(rf"</{_TAG}\s*>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>", re.I)
+#: What refusals say, in the words of the servers that people use.
+_LIMIT_REACHED = re.compile(r"output limit was reached|higher max_\w*tokens", re.I)
+_LONG = r"too (?:long|large|many|high)|exceed|maximum|at most|longer than"
+_TOO_LONG = re.compile(rf"(?:context|tokens?|prompt)\b[^.]*(?:{_LONG})|(?:{_LONG})[^.]*(?:context|tokens|prompt)", re.I)
+_NO_SYSTEM = re.compile(r"system (?:role|message|prompt)|role\b.*\bsystem\b|developer instruction", re.I)
+_POLICY = re.compile(r"content.{0,20}(?:policy|filter)|moderation|flagged|safety", re.I)
+_IMAGE = re.compile(r"image|picture|photo|pixel|file|format|mime|media|base64|data.ur[il]", re.I)
+
+
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
     """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known.
 
-    `empty` says that it did answer, with nothing: this is what its model has to say.
+    `empty` says that it did answer, with nothing: this is what its model has to say. `refused` says that it does not
+    take this conversation, perhaps for its image; others may be answered.
     """
 
-    def __init__(self, reason: str, tokens: int = 0) -> None:
+    def __init__(self, reason: str, tokens: int = 0, *, refused: bool = False) -> None:
         super().__init__(reason)
-        self.tokens = tokens
+        self.tokens, self.refused = tokens, refused
         self.empty = reason == _EMPTY
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. `ended` is False if the endpoint cut it off at the limit; `tokens` counts prompt and answer."""
+    """An answer. `ended` is False if the endpoint cut it off at the limit; `tokens` counts prompt and answer.
+
+    `answer_tokens` include the `thought_tokens` of what the model thought before it.
+    """
 
     text: str
     ended: bool
     prompt_tokens: int
     answer_tokens: int
+    thought_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -114,51 +139,99 @@ class Endpoint:
         self.model, self.attempts = model, attempts
         self.stopped = threading.Event()  # ends pauses and attempts early once it is set
         self._openai: Any = openai
-        self._client = openai.OpenAI(
-            base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
-            default_headers=None if password is None else {"Authorization": f"Basic {basic}"},
-        )  # fmt: skip
+        try:
+            self._client = openai.OpenAI(
+                base_url=self.url, api_key=key, timeout=timeout, max_retries=0,
+                default_headers=None if password is None else {"Authorization": f"Basic {basic}"},
+                # No proxy lies between this machine and itself.
+                http_client=openai.DefaultHttpxClient(trust_env=urlsplit(self.url).hostname not in HERE),
+            )  # fmt: skip
+        except Exception as error:  # httpx has several for proxy variables that it cannot use
+            raise UserError(f"{self.url}: cannot be reached as the proxy variables say ({error})") from None
         self._random = random.Random()
+        self._secrets = [secret for secret in (key, user, password, basic) if secret and len(secret) > 4]
+        # What is learnt from refusals and broken thoughts. Threads may learn the same thing at the same time.
+        self._refused, self._room, self._most_room, self._answered = set[str](), 0, ROOM[-1], False
 
     def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:
-        """The answer to a conversation.
+        """The answer to a conversation, without the thought that some models write before it.
 
         `name` is sent as the idempotency key, so that a gateway that knows such keys charges a repeated question once.
 
         Raises:
-            Unanswered: no usable answer after all attempts, or stopped.
+            Unanswered: no usable answer after all attempts, this conversation was refused, or stopped.
             UserError: the endpoint refuses in a way that will not pass.
         """
-        reason, paid = "stopped", 0
-        for attempt in range(self.attempts):
-            if self.stopped.is_set():
-                break
-            asked: float | None = None
+        reason, paid, attempt = "stopped", 0, 0
+        while attempt < self.attempts and not self.stopped.is_set():
+            room, pause = self._room, self._pause(attempt)
+            sent = self._arguments(messages, max_tokens + room, temperature)
             try:
                 raw = self._client.chat.completions.with_raw_response.create(
-                    model=self.model,
-                    messages=list(messages),
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    extra_headers={"Idempotency-Key": name} if name else {},
+                    **sent, extra_headers={"Idempotency-Key": name} if name else {}
                 )
                 reply = _read(raw.http_response.text)
                 if isinstance(reply, Reply):
-                    return reply
+                    if reply.ended or not (reply.thought_tokens and self._make_room(room)):
+                        self._answered = True
+                        return _checked(replace(reply, prompt_tokens=reply.prompt_tokens + paid))
+                    paid += reply.tokens
+                    continue
                 reason, paid = reply, paid + _question_tokens(messages)
             except self._openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}"
                 if error.status_code not in _PASSING and error.status_code < 500:
-                    raise UserError(self._refusal(error.status_code)) from None
+                    if self._adapt(_words(error), sent, room):
+                        continue
+                    raise self._refusal(error, sent, paid) from None
                 asked = _asked_pause(error.response.headers.get("retry-after"))
+                pause = pause if asked is None else asked
             except self._openai.APITimeoutError:
                 reason = "timed out"
             except self._openai.APIConnectionError as error:
                 reason = f"no connection, or it was cut ({error.__cause__ or error})"
-            logger.debug("%s: %s, attempt %d of %d", self.url, reason, attempt + 1, self.attempts)
-            if attempt + 1 < self.attempts:
-                self.stopped.wait(self._pause(attempt) if asked is None else asked)
+            attempt += 1
+            logger.debug("%s: %s, attempt %d of %d", self.url, reason, attempt, self.attempts)
+            if attempt < self.attempts:
+                self.stopped.wait(pause)
         raise Unanswered(reason, paid)
+
+    def _arguments(self, messages: Sequence[dict[str, Any]], max_tokens: int, temperature: float) -> dict[str, Any]:
+        """What is sent, in the way that this endpoint has been found to take it."""
+        first, *others = messages
+        if first["role"] == "system" and "system" in self._refused and others:
+            content = others[0]["content"]
+            text = {"type": "text", "text": first["content"]}
+            content = [text, *content] if isinstance(content, list) else f"{first['content']}\n\n{content}"
+            messages = [{**others[0], "content": content}, *others[1:]]
+        options = {"max_tokens": max_tokens, "temperature": temperature}
+        if "max_tokens" in self._refused:
+            options["max_completion_tokens"] = max_tokens
+        options = {name: value for name, value in options.items() if name not in self._refused}
+        return {"model": self.model, "messages": list(messages), **options}
+
+    def _adapt(self, told: str, sent: dict[str, Any], room: int) -> bool:
+        """Whether to ask again in another way, and that from now on, after a refusal that was `told` so."""
+        if _LIMIT_REACHED.search(told):
+            return self._make_room(room)
+        if _TOO_LONG.search(told):
+            if room:
+                self._most_room = max(step for step in ROOM if step < room)
+                self._room = min(self._room, self._most_room)
+            return room > 0
+        named = [name for name in sent if name not in ("model", "messages") and re.search(rf"\b{name}\b", told)]
+        if not named and len(sent["messages"]) > 1 and sent["messages"][0]["role"] == "system":
+            named = ["system"] if _NO_SYSTEM.search(told) else []
+        if named and named[0] not in self._refused:
+            logger.warning("endpoint %s: %s refuses %r, so it is not sent any more", self.url, self.model, named[0])
+        self._refused.update(named[:1])
+        return bool(named)
+
+    def _make_room(self, room: int) -> bool:
+        """Whether there may be more tokens than `room` for the thought before an answer; they are given from now on."""
+        larger = [step for step in ROOM if room < step <= self._most_room]
+        self._room = max([self._room, *larger[:1]])
+        return bool(larger)
 
     def ask_each(
         self,
@@ -171,16 +244,17 @@ class Endpoint:
 
         `record` runs in the caller's thread as soon as its result is there; it returns False to stop. If `work` raises
         Unanswered, `record` gets that. What is under way when the work stops is waited for and recorded too: it may
-        have been paid.
+        have been paid. A warning at the end says how many were not answered.
 
         Raises:
-            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed.
+            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed; or
+                the endpoint refused five times as many conversations, and answered none.
             KeyboardInterrupt: Ctrl-C or SIGTERM.
             Exception: another one that `work` raised.
         """
         waiting, running = iter(tasks), dict[Future[R], T]()
-        failed, most = list[str](), max(3, concurrency)
-        going, trouble = True, None
+        row, most, answered, failures = 0, max(3, concurrency), 0, list[Unanswered]()
+        going, hopeless, trouble = True, False, None
         self.stopped.clear()
         with StopSignals() as stop, ThreadPoolExecutor(concurrency, thread_name_prefix="minigpt4-ask") as pool:
             while running or (going and not stop.received):
@@ -196,52 +270,118 @@ class Endpoint:
                     if error is not None and not isinstance(error, Unanswered):
                         trouble, going = trouble or error, False
                         continue
-                    failed = [*failed, str(error)] if error else []
-                    if record(task, error or future.result()) is False or len(failed) >= most:
+                    if error is None:
+                        row, answered = 0, answered + 1
+                    else:
+                        row += not error.refused
+                        failures.append(error)
+                    hopeless |= row >= min(most, len(tasks)) or (not answered and len(failures) >= 5 * most)
+                    if record(task, error or future.result()) is False or hopeless:
                         going = False
         if trouble is not None:
             raise trouble
         if stop.received:
             raise KeyboardInterrupt(STOPPED)
-        if failed and len(failed) >= min(most, len(tasks)):
+        if hopeless:
             raise UserError(
-                f"endpoint {self.url}: {failed[-1]}; what was answered is recorded, run the same command again later"
+                f"endpoint {self.url}: {failures[-1]}; what was answered is recorded, run the same command again later"
             )
+        if failures:
+            logger.warning(
+                "endpoint %s: %d of %d not answered (the last: %s); the same command asks again",
+                self.url, len(failures), len(tasks), failures[-1],
+            )  # fmt: skip
 
     def _pause(self, attempt: int) -> float:
         """Seconds before the next attempt: doubled each time, between half of it and all of it at random."""
         return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
 
-    def _refusal(self, status: int) -> str:
-        """What a status means that will not pass. The server's own words are left out: some echo the key."""
+    def _refusal(self, error: Any, sent: dict[str, Any], paid: int) -> Exception:
+        """What to raise for a status that will not pass: it ends the work, or costs this conversation only."""
+        status, told = error.status_code, _words(error)[:300]
+        for secret in self._secrets:  # some servers repeat the key that they were given
+            told = told.replace(secret, "...")
+        about = told.replace(self.model, "")
+        shown = any(isinstance(message["content"], list) for message in sent["messages"])
+        this_one = any(
+            pattern.search(about) for pattern in (_POLICY, _TOO_LONG, _LIMIT_REACHED, *([_IMAGE] if shown else []))
+        )
+        if status == 413 or (status in (400, 415, 422) and this_one) or (status == 403 and _POLICY.search(about)):
+            return Unanswered(f"refused with HTTP {status}: {told}", paid, refused=True)
+        if self._answered and status in (400, 415, 422):  # it answers others, so this is about this conversation
+            return Unanswered(f"HTTP {status}: {told}", paid)
         what = {
             400: "the request is malformed for it (is it a chat endpoint, and can its model read such prompts?)",
             401: f"the key is wrong or missing; set {KEY_VARIABLE} in the environment",
             403: f"the key in {KEY_VARIABLE} may not use this model",
             404: f"there is no such path or no model {self.model!r}; the base usually ends in /v1",
-            413: "the request is too large for it",
         }.get(status, "it refuses the request")
-        return f"endpoint {self.url}: HTTP {status}, {what}; what was answered before is recorded"
+        said = "" if status in (401, 403) or not told else f'; it says "{told}"'
+        return UserError(f"endpoint {self.url}: HTTP {status}, {what}{said}; what was answered before is recorded")
+
+
+def _words(error: Any) -> str:
+    """What a refusal says, in one line: the parameter that it names, its code and its message."""
+    body = error.body
+    detail = body.get("message") or body.get("detail") or body.get("error") if isinstance(body, dict) else body
+    if isinstance(detail, list):  # as FastAPI tells each field; its `input` repeats the request
+        detail = "; ".join(f"{d.get('loc')}: {d.get('msg')}" if isinstance(d, dict) else str(d) for d in detail)
+    told = str(detail or "")
+    for name in ("param", "code") if isinstance(body, dict) else ():
+        told += f" ({body[name]})" if body.get(name) and str(body[name]) not in told else ""
+    return " ".join(re.sub(r"data:image/\S+|<[^>]*>", " ", told).split())[:2000]
 
 
 def _read(body: str) -> Reply | str:
-    """The answer in a response's body, or what is wrong with it."""
+    """The answer in a response's body, or what is wrong with it. Raises Unanswered if the model declined to answer."""
     try:
         whole = json.loads(body)
         choice = whole["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        message = choice["message"]
+        said, finish = message.get("content"), choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError):
         return "an answer that is not in the protocol's JSON"
-    if not isinstance(text, str) or not text.strip():
-        return _EMPTY
-    usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
+    usage = _mapping(whole.get("usage"))
     prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return Reply(
-        text.strip(),
-        choice.get("finish_reason") != "length",
-        prompt if isinstance(prompt, int) else 0,
-        answer if isinstance(answer, int) else estimate_tokens(text),
-    )
+    prompt = prompt if isinstance(prompt, int) else 0
+    if message.get("refusal") or finish == "content_filter":
+        why = message.get("refusal") or "its filter of contents"
+        raise Unanswered(f"refused: {why}"[:300], prompt, refused=True)
+    parts = said if isinstance(said, list) else [{"type": "text", "text": said}]
+    shown = "".join(str(p.get("text") or "") for p in parts if isinstance(p, dict) and p.get("type") == "text").strip()
+    text = without_thought(shown)
+    details = _mapping(usage.get("completion_tokens_details"))
+    apart = message.get("reasoning_content") or message.get("reasoning") or details.get("reasoning_tokens")
+    cut = finish == "length" or text is None or bool(apart and not text)
+    if not text and not cut:
+        return _EMPTY
+    answer = answer if isinstance(answer, int) else estimate_tokens(shown)
+    thought = bool(apart or text != shown or not text)
+    return Reply(text or "", not cut, prompt, answer, max(1, answer - estimate_tokens(text or "")) if thought else 0)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _checked(reply: Reply) -> Reply:
+    """The reply. Raises Unanswered if it broke off before the answer began."""
+    if not reply.text:
+        raise Unanswered(f"the answer broke off inside its thought, after {reply.answer_tokens} tokens", reply.tokens)
+    return reply
+
+
+def without_thought(text: str) -> str | None:
+    """The answer behind the thought that a model wrote before it; None if the thought does not end."""
+    while True:
+        opened, closed = _OPENED.match(text), _CLOSED.search(text)
+        if closed is None:
+            return None if opened else text
+        if opened is None and _OPENED_LATER.search(text, 0, closed.start()):
+            return text
+        text = text[closed.end() :].strip()
+        if answer := re.fullmatch(r"<answer>(.*?)(?:</answer>)?", text, re.DOTALL):
+            text = answer[1].strip()
 
 
 def _question_tokens(messages: Sequence[dict[str, Any]]) -> int:

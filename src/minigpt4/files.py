@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, also when the process is killed or the disk is full."""
+"""Paths as people write them, and files and directories that appear whole or not at all, also after a kill."""
 
 from __future__ import annotations
 
@@ -100,16 +100,13 @@ def find_files(path: Path, remedy: str = "") -> tuple[list[Path], Path]:
 def expand(path: str | Path) -> Path:
     r"""The path that people, shells and other systems write: `~`, `file:///a.jpg`, quotes around it, `folder\a.jpg`.
 
-    Raises UserError for the home of a user who is not there.
+    Raises UserError as `expanded` does.
     """
     text = str(path)
     if not os.path.lexists(text):
         text = re.sub(r"""^\s*(["']?)(?:file://(?:localhost)?)?(.*?)\1\s*$""", lambda found: found[2], text, flags=re.S)
         text = (unquote(text) if "file://" in str(path) else text).replace("\\", "/" if os.sep == "/" else "\\")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{text}: no user has this name; write the path of the folder") from None
+    return Path(expanded(text))
 
 
 def encoding_of(start: bytes) -> str:
@@ -138,6 +135,17 @@ def decode_text(data: bytes, name: str) -> str:
 
 class TooLargeError(UserError):
     """A file has more bytes than are read of its kind."""
+
+
+def expanded(path: str | Path) -> str:
+    """The path with the home directory for a leading `~`: no shell has put it there in files, or in `key=~/x`.
+
+    Raises UserError if there is none.
+    """
+    try:
+        return str(Path(path).expanduser() if str(path).startswith("~") else path)
+    except RuntimeError:
+        raise UserError(f"{path}: no home directory is known for ~; give the whole path") from None
 
 
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
@@ -177,7 +185,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     Raises UserError if `path` exists and is not empty, unless `overwrite` is set and it holds the file `marker`, that
     is, unless it is an earlier one of the same sort: nothing else is ever deleted.
     """
-    path = Path(path).expanduser()
+    path = Path(expanded(path))
     _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")

@@ -12,6 +12,12 @@ from types import ModuleType
 from typing import Any
 
 FORMER_NAMES = {
+    "minigpt4.app.gate": "minigpt4.app.api.gate",
+    "minigpt4.app.page_gate": "minigpt4.app.page.gate",
+    "minigpt4.app.pictures": "minigpt4.app.api.remote_images",
+    "minigpt4.app.schema": "minigpt4.app.api.schema",
+    "minigpt4.app.service": "minigpt4.app.api.service",
+    "minigpt4.app.session": "minigpt4.app.page.session",
     "minigpt4.data.descriptions": "minigpt4.data.formats",
     "minigpt4.data.features": "minigpt4.training.features",
     "minigpt4.data.images": "minigpt4.images",

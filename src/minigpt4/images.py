@@ -6,6 +6,7 @@ decode strangers' images start with this file (`app/decoder.py`).
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigpt4.errors import UserError
 from minigpt4.files import expand, read_file, walk
@@ -320,3 +321,36 @@ def size_of(image_processor: Any) -> tuple[int, int, int]:
     """What `fit` takes for this image processor: width, height, kind of resampling."""
     size = image_processor.size
     return size["width"], size["height"], int(image_processor.resample)
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """An image file of this kind (`png`, `jpeg`, `webp`) as a data URL."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_url(source: str | Path | bytes | Image.Image) -> str:
+    """An image as every endpoint takes it, in a data URL: an upright PNG, JPEG or WebP as it is, others made one.
+
+    Raises UserError as `open_image`.
+    """
+    image = open_image(source)
+    if not isinstance(source, Image.Image):
+        data = source if isinstance(source, bytes) else read_image(source)
+        if kind := _kind_to_send(data):
+            return data_url(data, kind)
+    kind = "jpeg" if image.width * image.height > 1_000_000 else "png"  # of photos, a PNG takes many times the bytes
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=95)
+    return data_url(buffer.getvalue(), kind)
+
+
+def _kind_to_send(data: bytes) -> str | None:
+    """png, jpeg or webp if the file is one, upright, does not move and has 8 bits a channel at most; else None."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as file:
+            upright = file.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # another format, or damaged metadata, which raise what they like
+        return None
+    deep = file.format == "PNG" and data[24] > 8  # Pillow opens 16-bit colours as RGB
+    plain = upright and not deep and file.mode != "CMYK" and not getattr(file, "is_animated", False)
+    return str(file.format).lower() if plain and file.format != "MPO" else None

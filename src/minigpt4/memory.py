@@ -133,10 +133,10 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
                 f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
                 f"{' or '.join(PAPER_LLMS)}"
             )
-        with parts.readable(name, "BLIP-2"):
+        with parts.readable(name):
             return Blip2Config(**config), {"all": _bytes(source)}
-    origin, _, _, qformer, _ = read_record(source)
-    return _describe_parts(origin.vision_qformer, origin.llm, qformer)
+    record = read_record(source)
+    return _describe_parts(record.origin.vision_qformer, record.origin.llm, record.qformer)
 
 
 def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[Blip2Config, dict[str, int | None]]:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -73,6 +74,24 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
     by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def agreement(one: str, other: str, pairs: Iterable[tuple[Hashable | None, Hashable | None]]) -> dict[str, Any]:
+    """How far two judges agree on the cases that both decided (neither is None), as plain JSON."""
+    decided = [pair for pair in pairs if None not in pair]
+    agreed = sum(a == b for a, b in decided) / len(decided) if decided else None
+    return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
+
+
+def agreements(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
+    """`agreement` of every two judges that have cases in common. A case: verdicts by judge."""
+    cases = list(cases)
+    judges = sorted({judge for case in cases for judge in case})
+    found = (
+        agreement(one, other, [(case[one], case[other]) for case in cases if one in case and other in case])
+        for one, other in combinations(judges, 2)
+    )
+    return [pair for pair in found if pair["cases"]]
 
 
 def difference(one: Rate, other: Rate) -> tuple[float, float, float]:

@@ -1,55 +1,57 @@
-"""The conversation in a terminal: questions and commands from standard input, answers to standard output as they come.
+"""`minigpt4 chat`: questions and commands from standard input, answers to standard output as they come.
 
-Knows nothing about models: it is given a `Chat`. With input from a pipe it prints the answers only.
+With input from a pipe only the answers are printed.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
+from minigpt4.files import expanded
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.telling import say, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from prompt_toolkit import PromptSession
 
     from minigpt4.generation.chat import Chat
 
 COMMANDS = """\
-/image PATH       show another picture, as often as you like; all belong to your next question
-/system TEXT      tell the model how to behave, and start again (alone: what it was told; default: as it came)
-/settings         how answers are chosen; change it with /settings temperature=0.7 max_new_tokens=100
-/reset            forget the conversation and start again with the last picture
-/export PATH      write the conversation to a file (.md to read, .json for programs)
-/help             this list
+/image PATH       add an image to your next question; may be repeated
+/system TEXT      set the system prompt and start again (without TEXT: print it; "default": the template's own)
+/settings         print the decoding settings; change them with /settings temperature=0.7 max_new_tokens=100
+/reset            start again with the last image
+/export PATH      save the conversation (.md to read, .json for programs)
+/help             print this list
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer
-A line that ends in \\ goes on in the next; Alt-Enter starts a new one too. Up and down: what you asked before."""
+A \\ at the end of a line, or Alt-Enter, continues the question on the next line. Up and down: earlier questions."""
 
 
 class Terminal:
-    """Talks until the input ends. `picture` is shown with the first question, `settings` are those of `Chat.ask`.
+    """A conversation until the input ends. `image` belongs to the first question, `settings` are those of `Chat.ask`.
 
-    `show`: whether pictures are drawn in the terminal, if it is one.
+    `mistakes` counts the questions and commands that failed.
     """
 
-    def __init__(self, chat: Chat, picture: Path | None, settings: dict[str, Any], show: bool = True) -> None:
-        self.chat = chat
-        self.settings = settings
-        self.last_picture = picture
-        self.pending = [] if picture is None else [picture]  # shown, but not yet asked about
+    def __init__(self, chat: Chat, image: Path | None, settings: dict[str, Any]) -> None:
+        self.chat, self.settings, self.last_image = chat, settings, image
+        self.pending = [] if image is None else [image]  # for the next question
         self.interactive = sys.stdin.isatty()
-        self.show = show and self.interactive and sys.stdout.isatty()
         self.mistakes = 0
         self._session: PromptSession[str] | None = None
         self._commands: dict[str, Callable[[str], None]] = {
@@ -57,59 +59,46 @@ class Terminal:
             "/image": self._image,
             "/system": self._system,
             "/settings": self._settings,
-            "/reset": lambda _: self._reset(),
+            "/reset": self._reset,
             "/export": self._export,
             "/save": self._export,
         }
 
     def run(self) -> None:
-        """One line at a time: a question, or a command that starts with a slash."""
-        for stream in (sys.stdin, sys.stdout):  # what cannot be decoded or shown is no reason to end
+        """Answer lines until the input ends: each is a question, or a command that starts with a slash."""
+        for stream in (sys.stdin, sys.stdout):  # a byte that cannot be decoded or shown does not end it
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         if self.interactive:
-            say("Ask about the picture. /help lists the commands.", err=True)
+            say("Ask about the image. /help lists the commands.", err=True)
             self._session = prompt_session([*self._commands, "/quit"])
-        self._draw(self.last_picture)
-        while True:
-            line = self._read()
-            if line is None or line in ("/quit", "/exit"):
-                return
-            if not line:
-                continue
+        while (line := self._read()) not in (None, "/quit", "/exit"):
             try:
-                self._command(line) if line.startswith("/") else self._ask(line)
+                if line:
+                    self._command(line) if line.startswith("/") else self._ask(line)
             except UserError as error:
                 self.mistakes += 1
                 say(shown(f"minigpt4: {error}"), err=True)
 
     def _read(self) -> str | None:
+        """The next question or command, of one or several lines; None at the end of the input."""
         lines: list[str] = []
-        while not lines or lines[-1].endswith("\\"):
-            try:
-                line = self._read_line()
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-                say("(/quit or Ctrl-D leaves)", err=True)
-                return ""
-            if line is None:
-                return None if not lines else "\n".join(lines).strip()
-            lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
-        return "\n".join(lines).strip()
-
-    def _read_line(self) -> str | None:
-        if self._session is None:
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
         try:
-            return self._session.prompt("\n> ")
+            while not lines or lines[-1].endswith("\\"):
+                line = self._session.prompt("\n> ") if self._session else input()
+                lines = [*lines[:-1], lines[-1][:-1], line] if lines else [line]
         except EOFError:
-            return None
+            return "\n".join(lines).strip() if lines else None
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            say("(/quit or Ctrl-D leaves)", err=True)
+            return ""
+        return "\n".join(lines).strip()
 
     def _ask(self, question: str) -> None:
         try:
-            if self.settings.get("num_beams", 1) > 1:  # the best answer is known at the end only
+            if self.settings.get("num_beams", 1) > 1:  # the best beam is known at the end only
                 say(self.chat.ask(question, image=self.pending, **self.settings), end="")
             else:
                 for piece in self.chat.stream(question, image=self.pending, **self.settings):
@@ -126,19 +115,19 @@ class Terminal:
         name, _, argument = line.partition(" ")
         if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
-        self._commands[name](argument.strip().strip("'\""))
+        self._commands[name](argument.strip())
 
-    def _reset(self) -> None:
+    def _reset(self, _: str = "") -> None:
         self.chat.reset()
-        self.pending = [] if self.last_picture is None else [self.last_picture]
+        self.pending = [] if self.last_image is None else [self.last_image]
 
     def _image(self, path: str) -> None:
         if not path:
-            raise UserError("/image needs a path, such as /image photo.jpg")
-        open_image(path)  # says now, not at the next question, what is wrong with it
-        self.last_picture = Path(path).expanduser()
-        self.pending.append(self.last_picture)
-        self._draw(self.last_picture)
+            raise UserError("/image needs a path, for example /image photo.jpg")
+        image = dropped(path)
+        open_image(image)  # a broken image is reported now, not at the next question
+        self.last_image = image
+        self.pending.append(image)
 
     def _system(self, text: str) -> None:
         if text:
@@ -153,28 +142,34 @@ class Terminal:
 
     def _export(self, path: str) -> None:
         if not path:
-            raise UserError("/export needs a path, such as /export chat.md")
-        say(f"saved in {self.chat.save(path)}", err=True)
+            raise UserError("/export needs a path, for example /export chat.md")
+        say(f"saved in {self.chat.save(dropped(path))}", err=True)
 
-    def _draw(self, path: Path | None) -> None:
-        if self.show and path is not None:
-            from minigpt4.terminal_picture import show
 
-            show(open_image(path))
+def dropped(text: str) -> Path:
+    """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
+
+    It may be plain, in quotes, escaped for a shell, a file:// URL, or a Windows path (with a drive, as WSL mounts it);
+    the first reading that exists is taken.
+    """
+    words = [text, text.strip(), text.strip().strip("'\"")]
+    with suppress(ValueError):  # a quote without its second, no URL
+        words.append(" ".join(shlex.split(text)))
+        words += [url2pathname(urlsplit(word).path) for word in words if word.startswith("file:")]
+    words += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", w.replace("\\", "/")) for w in words]
+    paths = [expanded(word) for word in words]
+    return Path(next(filter(os.path.exists, paths), paths[2]))
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
-    """`settings` with what `text` changes ("temperature=0.7 seed=none"): none goes back to the default.
+    """`settings` with the changes in `text` ("temperature=0.7 seed=none"); "none" restores the default.
 
-    A temperature of 0 takes the likeliest token, any other samples. Raises UserError for what is no setting, or no
-    value of it.
+    A temperature of 0 means greedy decoding, any other sampling. Raises UserError for an unknown setting or a wrong
+    value.
     """
-    asked: dict[str, str] = {}
-    for part in text.split():
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"{part!r} is not of the form name=value, such as temperature=0.7")
-        asked[name] = value
+    if wrong := next((part for part in text.split() if "=" not in part), None):
+        raise UserError(f"{wrong!r} is not of the form name=value, for example temperature=0.7")
+    asked = dict(part.split("=", 1) for part in text.split())
     if asked.get("temperature") in ("0", "0.0"):
         asked |= {"temperature": "none", "do_sample": "false"}
     elif "temperature" in asked and "do_sample" not in asked:
@@ -192,7 +187,7 @@ def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def prompt_session(commands: list[str]) -> PromptSession[str]:
-    """A prompt with line editing, completion of commands and paths, and a history that is kept from day to day."""
+    """A prompt with line editing, completion of commands and paths, and a history on disk."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -206,12 +201,12 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
     paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
     try:
-        path = history_file()
+        path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)
-    except OSError as error:
-        say(f"(no history: {error.filename or error}: {error.strerror})", err=True)
+    except (OSError, UserError) as error:
+        say(f"(no history: {error})", err=True)
     return PromptSession(
         history=history,
         output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
@@ -220,8 +215,3 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         completer=NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths),
         complete_while_typing=False,
     )
-
-
-def history_file() -> Path:
-    """Where questions are kept: `minigpt4/history` in XDG_STATE_HOME, or in ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "minigpt4" / "history"

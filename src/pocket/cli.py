@@ -161,7 +161,7 @@ def reproduce(
         "runs/reproduce"
     ),
     page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = Path(
-        "docs/results.md"
+        "docs/notes/results.md"
     ),
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, fewer arms and questions: about 15 minutes.")

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from openai import OpenAI
 from PIL import Image
 
-from minigpt4.app.api import make_server
-from minigpt4.app.gate import Limits
-from minigpt4.app.service import Service
+from minigpt4.app.api.gate import Limits
+from minigpt4.app.api.server import make_server
+from minigpt4.app.api.service import Service
 from minigpt4.local_web import names
 
 if TYPE_CHECKING:
@@ -86,9 +87,20 @@ def serving(model: MiniGPT4, key: str | None = None, **limits: Any) -> Iterator[
 
 
 def png(picture: Image.Image) -> bytes:
+    return encoded(picture, "PNG")
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def slow_jpeg(side: int = 4000, scans: int = 20_000) -> bytes:
+    """A progressive JPEG whose last scan comes again and again: each costs a pass over all pixels."""
+    data = encoded(Image.new("L", (side, side), 100), "JPEG", progressive=True)
+    last = data[[found.start() for found in re.finditer(b"\xff\xda", data)][-1] : -2]
+    return data[:-2] + last * scans + b"\xff\xd9"
 
 
 def shown(data: bytes | Image.Image | str) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from api_server import Running, png, serving, shown, user, wait_until
 from PIL import Image
 
 from minigpt4 import UserError
-from minigpt4.app import gate
-from minigpt4.app.pictures import fetch, is_public
+from minigpt4.app.api import gate
+from minigpt4.app.api.remote_images import fetch, is_public
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -241,7 +241,7 @@ def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[i
 
 
 def test_who_drips_a_picture_is_left(inner: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.app.pictures.SECONDS", 0.5)
+    monkeypatch.setattr("minigpt4.app.api.remote_images.SECONDS", 0.5)
     started = time.monotonic()
     with contextlib.suppress(UserError):
         fetch(f"http://localhost:{inner[0]}/drip", ("localhost",), 10_000, lambda address: True)
@@ -250,7 +250,7 @@ def test_who_drips_a_picture_is_left(inner: tuple[int, list[str]], monkeypatch: 
 
 def test_a_handshake_that_drips_has_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte is early enough for a socket's own timeout, all together never come."""
-    monkeypatch.setattr("minigpt4.app.pictures.SECONDS", 0.5)
+    monkeypatch.setattr("minigpt4.app.api.remote_images.SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
@@ -288,7 +288,7 @@ def test_over_tls_only_from_whom_the_certificate_names(tmp_path: Path, monkeypat
         with pytest.raises(UserError, match="SSLCertVerificationError"):
             get("/x.png", "127.0.0.1")
         assert asked == ["/x.png"]
-        monkeypatch.setattr("minigpt4.app.pictures.SECONDS", 0.5)
+        monkeypatch.setattr("minigpt4.app.api.remote_images.SECONDS", 0.5)
         started = time.monotonic()
         with contextlib.suppress(UserError):
             get("/drip")

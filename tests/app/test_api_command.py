@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib.util
 import json
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
+from api_server import Running, shown, slow_jpeg, user, wait_until
 from openai import AuthenticationError, OpenAI
 
 from minigpt4.vllm.server import command
@@ -77,6 +80,26 @@ def test_it_finishes_what_is_running_when_it_is_told_to_end(alignment: Path, sen
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors
         assert process.returncode in (-sent, 130)
+
+
+def test_it_ends_in_time_while_bombs_are_decoded_and_answers_have_no_end(alignment: Path) -> None:
+    bomb = {"model": "toy", "messages": [user("What?", shown(slow_jpeg()))]}
+    with started(alignment) as (process, client):
+        stream = iter(ask(client, stream=True, max_tokens=90_000))
+        next(stream)
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            bombs = [pool.submit(lambda: Running(None, client.base_url.port, client).post(bomb)[0]) for _ in range(6)]  # type: ignore[arg-type]
+            server = psutil.Process(process.pid)
+            wait_until(lambda: any(each.cpu_times().user > 1 for each in server.children()), 120)
+            children = server.children(recursive=True)
+            assert not all(each.done() for each in bombs)
+            began = time.monotonic()
+            process.terminate()
+            _, errors = process.communicate(timeout=60)
+            assert time.monotonic() - began < 10
+            assert {each.result() for each in bombs} <= {400, 503}
+    assert "Traceback" not in errors
+    assert not any(child.is_running() for child in children)
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")

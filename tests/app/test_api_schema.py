@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from api_server import Running, serving, shown, user
 from hypothesis import HealthCheck, given, settings, strategies
+from openai.types.chat import ChatCompletion
 from PIL import Image
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -60,6 +61,11 @@ def test_every_response_is_as_described(server: Running, label: str, mode: Gener
         response = case.call()
         seen.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
+        if response.status_code >= 400:
+            assert set(response.json()) == {"error"}
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        elif label == CHAT and not case.body.get("stream"):
+            ChatCompletion.model_validate_json(response.content)
 
     check()
     assert (200 in seen) is (mode is GOOD and "{name}" not in label)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import pytest
-from api_server import png, serving, shown, user, wait_until
+from api_server import encoded, png, serving, shown, slow_jpeg, user, wait_until
 from PIL import Image
 
 from minigpt4.app import decoder as limits
 from minigpt4.app.decoder import Decoder
-from minigpt4.app.session import opened
+from minigpt4.app.page.session import opened
 from minigpt4.errors import UserError
 from minigpt4.images import SENT_FORMATS, fit, open_image, size_of, to_pixels
 
@@ -31,19 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minigpt4 import MiniGPT4
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def slow_jpeg(side: int = 4000, scans: int = 20_000) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: each costs a pass over all pixels."""
-    data = encoded(Image.new("L", (side, side), 100), "JPEG", progressive=True)
-    last = data[[found.start() for found in re.finditer(b"\xff\xda", data)][-1] : -2]
-    return data[:-2] + last * scans + b"\xff\xd9"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +185,7 @@ def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path:
 def test_the_api_answers_others_meanwhile_and_ends_in_time(
     varied: MiniGPT4, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 2)
+    monkeypatch.setattr("minigpt4.app.api.server.ENDING_SECONDS", 2)
     body = {"model": "toy", "messages": [user("What?", shown(slow_jpeg()))]}
     good = shown(png(photo))
     before = workers()
@@ -231,8 +216,8 @@ def test_the_api_answers_others_meanwhile_and_ends_in_time(
 def test_an_answer_without_an_end_is_broken_off(
     endless: MiniGPT4, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("minigpt4.app.api.ENDING_SECONDS", 1)
-    body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000}
+    monkeypatch.setattr("minigpt4.app.api.server.ENDING_SECONDS", 1)
+    body = {"model": "toy", "messages": [user("Hi")], "max_tokens": 90_000, "temperature": 0}
     waiting: list[Any] = []
     with serving(endless, batch=1) as server:
         begun = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)

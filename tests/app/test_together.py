@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from minigpt4 import UserError
+from minigpt4.app.page.session import Models, Visit, offered
 from minigpt4.app.scheduler import Scheduler
-from minigpt4.app.session import Models, Visit, offered
 from minigpt4.generation.chat import Chat
 from pocket.world import world
 from pocket.world.draw import draw

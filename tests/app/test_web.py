@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from minigpt4 import UserError
-from minigpt4.app import render
-from minigpt4.app.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
-from minigpt4.app.web import decoding
+from minigpt4.app.page import render
+from minigpt4.app.page.page import decoding
+from minigpt4.app.page.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
 
 START = "from minigpt4.cli import main; main()"
 PAGE = "<html><body><h1>Hi</h1></body></html>"

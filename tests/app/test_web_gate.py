@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,14 +21,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
+import psutil
 import pytest
+from api_server import slow_jpeg, wait_until
 from fastapi import FastAPI
 from PIL import Image
+from starlette.testclient import TestClient
 
-from minigpt4.app.page_gate import MAX_EVENT, MAX_FILES, ROUTES
-from minigpt4.app.session import Models
-from minigpt4.app.uploads import PER_VISITOR, Uploads
-from minigpt4.app.web import Page
+from minigpt4.app.page.gate import MAX_EVENT, MAX_FILES, ROUTES, PageGate
+from minigpt4.app.page.page import Page
+from minigpt4.app.page.session import Models
+from minigpt4.app.page.uploads import PER_VISITOR, Uploads
 from minigpt4.errors import UserError
 
 START = "from minigpt4.cli import main; main()"
@@ -303,7 +307,7 @@ def test_the_page_tells_no_path_of_the_server(visitor: Callable[..., Client]) ->
     for path in ("/", "/config"):
         text = ann.get(path, Accept_Encoding="gzip, br")[1].decode()
         assert "gradio_api/file=describe.png" in text
-        assert "app/assets" not in text
+        assert "page/assets" not in text
         assert tempfile.gettempdir() + "/" not in text
     assert ann.get("/gradio_api/file=describe.png")[1].startswith(b"\x89PNG")
 
@@ -353,9 +357,9 @@ def test_only_pictures_within_limits_are_taken(visitor: Callable[..., Client]) -
 
 
 def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minigpt4.app.uploads.PER_VISITOR", (3, 10_000))
-    monkeypatch.setattr("minigpt4.app.uploads.IN_ALL", (5, 10_000))
-    monkeypatch.setattr("minigpt4.app.uploads.MAX_SHOWN", 4)
+    monkeypatch.setattr("minigpt4.app.page.uploads.PER_VISITOR", (3, 10_000))
+    monkeypatch.setattr("minigpt4.app.page.uploads.IN_ALL", (5, 10_000))
+    monkeypatch.setattr("minigpt4.app.page.uploads.MAX_SHOWN", 4)
     uploads = Uploads(tmp_path)
     assert PER_VISITOR[1] > 20_000_000
     tokens = [uploads.add("ann", png((number, 0, 0))) for number in range(4)]
@@ -372,7 +376,7 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     last = uploads.add("ann", heavy.getvalue())
     uploads.add("cem", heavy.getvalue())
     assert uploads.sent_by("ann", last) is None, "in bytes too"
-    monkeypatch.setattr("minigpt4.app.uploads.KEPT_SECONDS", -1)
+    monkeypatch.setattr("minigpt4.app.page.uploads.KEPT_SECONDS", -1)
     uploads.forget_old()
     assert [*uploads.sent.iterdir(), *uploads.pictures.iterdir()] == []
     with pytest.raises(UserError):
@@ -380,9 +384,20 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     assert list(uploads.sent.iterdir()) == []
 
 
+def test_any_request_deletes_what_is_too_old(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = page.uploads.add("ann", png())
+    client = TestClient(PageGate(None, page, None))
+    assert client.get("/nowhere").status_code == 404
+    assert page.uploads.sent_by("ann", token) is not None
+    monkeypatch.setattr("minigpt4.app.page.uploads.KEPT_SECONDS", -1)
+    assert client.get("/nowhere").status_code == 404
+    assert page.uploads.sent_by("ann", token) is None
+    assert [*page.uploads.sent.iterdir(), *page.uploads.pictures.iterdir()] == []
+
+
 @contextlib.contextmanager
-def _running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-c", START, "web", "pocket", "--port", "0"]
+def _running(folder: Path, model: object = "pocket") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-c", START, "web", str(model), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -417,6 +432,32 @@ def test_nothing_of_a_visitor_is_left_behind(tmp_path: Path) -> None:
             assert process.stderr is not None
             assert "Traceback" not in process.stderr.read()
     assert list(tmp_path.glob("minigpt4-*")) == others, "what was killed went when the next one began"
+
+
+def test_it_ends_in_time_while_bombs_are_decoded_and_answers_have_no_end(tmp_path: Path, talker: Path) -> None:
+    def send(act: Callable[[], Any]) -> None:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):  # the page ends
+            act()
+
+    with _running(tmp_path, talker) as (process, url):
+        ann = Client(url)
+        question = [{"text": "Tell me a story.", "files": []}, 0, 0.9, 1.05, 1, 1000]
+        for number in range(4):
+            client = Client(url, f"session{number}") if number else ann
+            Thread(target=send, args=[lambda client=client: client.send("_submit", question)], daemon=True).start()
+        for _ in range(6):
+            Thread(target=send, args=[lambda: ann.upload(slow_jpeg())], daemon=True).start()
+        page = psutil.Process(process.pid)
+        wait_until(lambda: any(each.cpu_times().user > 1 for each in page.children()), 120)  # a bomb is being decoded
+        children = page.children(recursive=True)
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(60) == 130
+        assert time.monotonic() - began < 10
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert not any(child.is_running() for child in children)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- in a browser

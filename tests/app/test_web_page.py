@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from minigpt4.app import render
-from minigpt4.app.session import Turn
+from minigpt4.app.page import render
+from minigpt4.app.page.session import Turn
 
 pytest.importorskip("playwright.sync_api")
 from on_the_page import ask, done, expect, greedy, photo, show

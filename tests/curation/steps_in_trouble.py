@@ -14,7 +14,7 @@ from pathlib import Path
 from minigpt4.curation import dataset, filters
 from minigpt4.curation.describe import add_dataset
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.review import Desk
+from minigpt4.curation.review import ReviewDesk
 from minigpt4.curation.select import select
 
 
@@ -26,9 +26,9 @@ def carry_out(step: str, ledger: Ledger, data: Path, out: Path) -> None:
     elif step == "select":
         select(ledger, 3)
     elif step == "export":
-        dataset.export(ledger, out, "cc_sbu_align")
+        dataset.write_dataset(ledger, out, "cc_sbu_align")
     elif step == "review":
-        desk = Desk(ledger, shared=0)
+        desk = ReviewDesk(ledger, shared=0)
         while (index := desk.next("Ann")) is not None:
             desk.decide("Ann", index, desk.items[index].source.seq, "reject" if index % 2 else "accept")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from curating import TEXTS, assert_one_line, run
 from formats import read
-from minigpt4.curation.dataset import export
+from minigpt4.curation.dataset import write_dataset
 from minigpt4.curation.filters import DEFAULTS, filter_items
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
@@ -53,7 +53,7 @@ def test_cc_sbu_align_is_what_stage_2_reads(judged: Path, tmp_path: Path) -> Non
 
 def test_a_split_stays_as_it_is_when_pictures_are_added(judged: Path, tmp_path: Path) -> None:
     with Ledger(judged) as ledger:
-        counts = export(ledger, tmp_path / "a", "cc_sbu_align", validation=0.4)
+        counts = write_dataset(ledger, tmp_path / "a", "cc_sbu_align", validation=0.4)
         assert counts["train"] + counts["validation"] == 10
         captions = {
             split: {
@@ -66,7 +66,7 @@ def test_a_split_stays_as_it_is_when_pictures_are_added(judged: Path, tmp_path: 
         ledger.add("filter", ledger.settings("filter", {}), [
             (item.key, item.source.seq, {"caught": ["too_short"], "values": {}}) for item in ledger.items(["5", "6"])
         ], turn=99)  # fmt: skip
-        export(ledger, tmp_path / "b", "cc_sbu_align", validation=0.4)
+        write_dataset(ledger, tmp_path / "b", "cc_sbu_align", validation=0.4)
     for split, before in captions.items():
         annotations = json.loads((tmp_path / "b" / split / "filter_cap.json").read_text())["annotations"]
         assert {a["caption"] for a in annotations} == before - {TEXTS[5], TEXTS[6]}
@@ -102,18 +102,18 @@ def test_pictures_that_are_gone_are_left_out(judged: Path, pictures: Path, tmp_p
     for name in range(4, 12):
         (pictures / f"{name}.png").unlink()
     with Ledger(judged) as ledger:
-        assert export(ledger, tmp_path / "a", "cc_sbu_align") == {"train": 2, "left out": 8}
+        assert write_dataset(ledger, tmp_path / "a", "cc_sbu_align") == {"train": 2, "left out": 8}
         (pictures / "1.png").unlink()
         (pictures / "3.png").unlink()
         with pytest.raises(UserError, match="no finished text"):
-            export(ledger, tmp_path / "b", "cc_sbu_align")
+            write_dataset(ledger, tmp_path / "b", "cc_sbu_align")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("b", ".b"))) == []
 
 
 def test_an_existing_dataset_is_taken_in_and_audited(judged: Path, tmp_path: Path) -> None:
     out, audit = tmp_path / "data", tmp_path / "audit"
     with Ledger(judged) as ledger:
-        export(ledger, out, "cc_sbu_align")
+        write_dataset(ledger, out, "cc_sbu_align")
     record = json.loads((out / "filter_cap.json").read_text())
     record["annotations"][0]["caption"] = "I'm sorry, I made a mistake: the picture shows a red ball in a meadow."
     record["annotations"] += [{"image_id": "77", "caption": "There is no picture of this."}]
@@ -128,7 +128,7 @@ def test_an_existing_dataset_is_taken_in_and_audited(judged: Path, tmp_path: Pat
     with Ledger(audit) as ledger:
         assert len(ledger.events("describe")) == 10
         again = tmp_path / "again"
-        export(ledger, again, "cc_sbu_align")
+        write_dataset(ledger, again, "cc_sbu_align")
     texts = [pair.text for pair in read(again, stage=2)[0]]
 
     assert record["annotations"][0]["caption"] not in texts

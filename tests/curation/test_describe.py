@@ -136,6 +136,24 @@ def test_an_endpoint_describes_too(tmp_path: Path, pictures: Path, serve: Callab
         assert text == "A red ball is on the left. Continue"  # what the server echoes, joined
 
 
+def test_an_image_that_the_endpoint_refuses_costs_that_image(
+    tmp_path: Path, pictures: Path, serve: Callable[..., Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    thought = "say:<think>\nThey want a description.\n</think>\n\nA red wall."
+    server = serve(thought, "error:400,You uploaded an unsupported image.", thought)
+    with Ledger(tmp_path / "p", create=True) as ledger:
+        add_folder(ledger, pictures)
+        endpoint, how = Endpoint(server.url, "vlm"), Describing(min_tokens=4, max_continuations=1)
+        counts = describe(ledger, endpoint, how, concurrency=1)
+        # The thought does not count as a part of the text, so each text is continued.
+        assert counts == {"described": 11, "continued": 11, "left out": 1, "done before": 0}
+        assert set(texts(ledger).values()) == {"A red wall. A red wall."}
+        [failure] = ledger.events("describe-failed")
+        assert "HTTP 400: You uploaded an unsupported image." in failure.data["reason"]
+        assert "1 of 12 not answered" in caplog.text
+        assert describe(ledger, endpoint, how)["described"] == 1  # asked again
+
+
 def test_mistakes_are_one_line(tmp_path: Path, pictures: Path) -> None:
     assert_one_line(run("describe", tmp_path / "p", "--images", tmp_path / "none"), "none", "no such directory")
     assert not (tmp_path / "p").exists()

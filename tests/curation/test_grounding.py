@@ -1,4 +1,4 @@
-"""Grounding against likelihoods computed one text at a time with the whole network."""
+"""Grounding and selection."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import pytest
 import torch
 
 from curating import TEXTS, picture_file, run
-from minigpt4.curation.grounding import Score, ground, score, token_likelihoods
+from minigpt4.curation.grounding import Grounding, ground, measure_grounding
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.select import choose, cluster, select
 from minigpt4.errors import UserError
-from minigpt4.prompts.encode import encode_chat
-from minigpt4.prompts.templates import Message
 
 
 @pytest.fixture(scope="session")
@@ -31,30 +29,6 @@ def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPa
     return directory
 
 
-def test_likelihoods_are_those_of_the_plain_network(alignment: Path) -> None:
-    from minigpt4.minigpt4 import MiniGPT4
-
-    model = MiniGPT4.from_pretrained(alignment, dtype="float32")
-    texts = ["A red ball.", "The small cup in the centre is blue, and a star is on the right."]
-    features = model.encode_images([picture_file(n) for n in range(3)])
-    pairs = [(1, 0), (0, 2), (0, 0), (1, 1)]
-    found = token_likelihoods(model, "Describe it.", texts, features, pairs)
-    prompt = encode_chat(
-        model.tokenizer, model.template, [Message("user", "Describe it.", 1)], model.num_query_tokens,
-        model.image_token_id,
-    )  # fmt: skip
-    for (text, picture), likelihoods in zip(pairs, found, strict=True):
-        target = model.tokenizer(texts[text], add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([prompt + target])
-        with torch.no_grad():
-            logits = model.blip2.language_model(inputs_embeds=model.embed(ids, features[[picture]])).logits[0]
-        logits[:, model.image_token_id] = float("-inf")
-        every = torch.log_softmax(logits.float(), -1)
-        expected = torch.stack([every[len(prompt) + i - 1, token] for i, token in enumerate(target)])
-        assert likelihoods.shape == expected.shape
-        torch.testing.assert_close(likelihoods, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_score_is_the_share_of_surprise_that_the_picture_explains(alignment: Path) -> None:
     from minigpt4.minigpt4 import MiniGPT4
 
@@ -62,14 +36,14 @@ def test_a_score_is_the_share_of_surprise_that_the_picture_explains(alignment: P
     text = "A cup. A star."
     tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
     other = -torch.ones(2, tokens) * torch.tensor([[1.0], [3.0]])
-    same = score(model, text, other.mean(0), other)
+    same = measure_grounding(model, text, other.mean(0), other)
     assert [(start, end) for start, end, _ in same.sentences] == [(0, 6), (7, 14)]
     assert (same.whole, same.lowest, same.fluency) == (0.0, 0.0, -2.0)
-    certain = score(model, text, torch.zeros(tokens), other)
+    certain = measure_grounding(model, text, torch.zeros(tokens), other)
     assert (certain.whole, certain.lowest) == (1.0, 1.0)
-    against = score(model, text, -4 * torch.ones(tokens), other)
+    against = measure_grounding(model, text, -4 * torch.ones(tokens), other)
     assert (against.whole, against.lowest) == (-1.0, -1.0)
-    assert Score([], 0.0, 0.0).lowest == 0.0
+    assert Grounding([], 0.0, 0.0).lowest == 0.0
 
 
 def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Path) -> None:
@@ -145,7 +119,7 @@ def test_the_best_are_selected_and_a_selection_is_taken_back(project: Path, alig
     result = run("filter", project, "--model", alignment, "--rules", _only_grounding_off(project))
     assert result.returncode == 0, result.stderr
     with Ledger(project) as ledger:
-        with pytest.raises(UserError, match="only 12 pictures"):
+        with pytest.raises(UserError, match="only 12 images"):
             select(ledger, 13)
         assert select(ledger, 4, model=alignment)["selected"] == 4
         assert select(ledger, 4, model=alignment)["changed"] == 0

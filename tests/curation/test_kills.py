@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from curating import TEXTS
-from minigpt4.curation.dataset import export
+from minigpt4.curation.dataset import write_dataset
 from minigpt4.curation.filters import DEFAULTS, filter_items
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.select import select
@@ -28,7 +28,7 @@ def test_no_row_is_lost_or_doubled(step: str, project: Path, tmp_path: Path) -> 
         ledger.add("ground", settings, [(item.key, item.source.seq, scores) for item in ledger.items()])
         if step != "filter":
             filter_items(ledger, DEFAULTS)
-        export(ledger, data, "cc_sbu_align")
+        write_dataset(ledger, data, "cc_sbu_align")
     target = tmp_path / "new" if step == "import" else project
     command = [sys.executable, str(SCRIPT), step, str(target), str(data), str(out)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

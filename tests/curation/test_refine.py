@@ -163,6 +163,14 @@ def test_a_dry_run_tells_the_tokens_and_sends_nothing(project: Path) -> None:
     assert int(told["prompt tokens"]) > int(told["answer tokens"]) > 0
 
 
+def test_a_thought_stays_out_of_the_text(project: Path, serve: Callable[..., Server]) -> None:
+    text = "The picture shows a ball in the room. The ball is on the left."
+    result = refine(project, serve(f"say:Two balls?\n</think>\n\n{text}"), "--min-similarity", 0.1)
+    assert result.stdout == "mended: 12\n", result.stderr
+    with Ledger(project) as ledger:
+        assert {item.text for item in ledger.items()} == {text}
+
+
 def test_an_endpoint_that_fails_throughout_ends_the_work(
     project: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:

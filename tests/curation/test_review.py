@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager
@@ -15,12 +14,10 @@ import pytest
 
 from curating import TEXTS, assert_one_line, run
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.review import LEASE_SECONDS, Desk, create_app, differences
+from minigpt4.curation.review import LEASE_SECONDS, ReviewDesk, differences
 from minigpt4.errors import UserError
-from minigpt4.labelling import TakenError
-from pages import ask, assert_guarded, routes_of, served
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from minigpt4.labelling import TakenError, labelling_app
+from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
 
 class Clock:
@@ -30,7 +27,7 @@ class Clock:
         return self.now
 
 
-def decide(desk: Desk, reviewer: str, index: int | None, verdict: str, text: str | None = None) -> None:
+def decide(desk: ReviewDesk, reviewer: str, index: int | None, verdict: str, text: str | None = None) -> None:
     assert index is not None
     desk.decide(reviewer, index, desk.items[index].source.seq, verdict, text)
 
@@ -38,7 +35,7 @@ def decide(desk: Desk, reviewer: str, index: int | None, verdict: str, text: str
 def test_nobody_gets_what_another_has(project: Path) -> None:
     clock = Clock()
     with Ledger(project) as ledger:
-        desk = Desk(ledger, shared=0, clock=clock)
+        desk = ReviewDesk(ledger, shared=0, clock=clock)
         assert (desk.next("Ann"), desk.next("Ben"), desk.next("Ann")) == (0, 1, 0)
         with pytest.raises(TakenError, match="Ann has"):
             decide(desk, "Ben", 0, "accept")
@@ -54,13 +51,13 @@ def test_nobody_gets_what_another_has(project: Path) -> None:
         assert seen == list(range(1, 12))
         assert desk.next("Ann") is None
     with Ledger(project) as ledger:  # after a restart
-        assert Desk(ledger, shared=0).next("Ann") is None
+        assert ReviewDesk(ledger, shared=0).next("Ann") is None
         assert len(ledger.events("review")) == 12
 
 
 def test_everyone_decides_on_the_shared_sample_and_agreement_is_told(project: Path) -> None:
     with Ledger(project) as ledger:
-        desk = Desk(ledger, shared=0.5)
+        desk = ReviewDesk(ledger, shared=0.5)
         shared = [i for i, item in enumerate(desk.items) if desk.is_shared(item)]
         assert 2 < len(shared) < 10
         for reviewer, rejects in (("Ann", shared[:2]), ("Ben", shared[:1])):
@@ -69,22 +66,22 @@ def test_everyone_decides_on_the_shared_sample_and_agreement_is_told(project: Pa
         [told] = desk.agreement()
         n = len(shared)
         chance = (2 / n) * (1 / n) + (1 - 2 / n) * (1 - 1 / n)
-        assert told["reviewers"] == ["Ann", "Ben"]
-        assert told["texts"] == n
+        assert told["judges"] == ["Ann", "Ben"]
+        assert told["cases"] == n
         assert told["kappa"] == pytest.approx((1 - 1 / n - chance) / (1 - chance))
         assert desk.progress("Ann")["done"] == 12
 
 
 def test_undo_edit_and_what_is_no_decision(project: Path) -> None:
     with Ledger(project) as ledger:
-        desk = Desk(ledger, shared=0)
-        assert desk.undo("Ann") is None
+        desk = ReviewDesk(ledger, shared=0)
+        assert desk.back("Ann") is None
         decide(desk, "Ann", 0, "edit", "  A better text. ")
         decide(desk, "Ann", 1, "edit", TEXTS[1])  # unchanged is accepted
         assert [item.final for item in ledger.items()[:2]] == ["A better text.", TEXTS[1]]
         assert ledger.items()[1].reviews["Ann"].data["verdict"] == "accept"
         assert desk.look("Ann", 0)["text"] == "A better text."
-        assert (desk.undo("Ann"), desk.undo("Ann"), desk.undo("Ann")) == (1, 0, None)
+        assert (desk.back("Ann"), desk.back("Ann"), desk.back("Ann")) == (1, 0, None)
         assert ledger.items()[0].final == TEXTS[0]
         assert len(ledger.events("review")) == 4  # undone decisions stay in the history
         with pytest.raises(ValueError, match="empty"):
@@ -129,17 +126,17 @@ def test_the_page_answers_its_own_visitors_only(project: Path) -> None:
 
 def test_every_request_is_answered_to_our_own_page_alone(project: Path) -> None:
     with Ledger(project) as ledger:
-        desk = Desk(ledger, shared=0)
+        desk = ReviewDesk(ledger, shared=0)
         source = desk.items[0].source.seq
-        assert routes_of(create_app(desk, "127.0.0.1")) == {
+        assert routes_of(labelling_app(desk, "127.0.0.1")) == {
             ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/items/{index}"), ("GET", "/pictures/{index}"),
-            ("POST", "/api/items/{index}"), ("POST", "/api/undo"),
+            ("POST", "/api/items/{index}"), ("POST", "/api/back"),
         }  # fmt: skip
     accept = json.dumps({"reviewer": "Ann", "source": source, "verdict": "accept"}).encode()
     with page(project, "--shared", 0) as url:
         assert_guarded(url, {
             "/": None, "/api/next?reviewer=Ann": None, "/api/items/0?reviewer=Ann": None, "/pictures/0": None,
-            "/api/items/0": accept, "/api/undo": b'{"reviewer": "Ann"}',
+            "/api/items/0": accept, "/api/back": b'{"reviewer": "Ann"}',
         })  # fmt: skip
         longest = json.dumps({**json.loads(accept), "verdict": "edit", "text": "\u65e5" * 20_000}, ensure_ascii=False)
         assert ask(url, "/api/items/0", longest.encode()) == 200
@@ -154,13 +151,13 @@ def test_another_sites_page_decides_nothing_on_a_page_for_the_network(project: P
         port = url.rstrip("/").rpartition(":")[2]
         url = f"http://127.0.0.1:{port}/"
         undo = b'{"reviewer": "Ann"}'
-        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin="http://evil.example") == 403
-        assert ask(url, "/api/undo", undo, Host=f"lan.example:{port}", Origin=f"http://lan.example:{port}") == 404
+        assert ask(url, "/api/back", undo, Host=f"lan.example:{port}", Origin="http://evil.example") == 403
+        assert ask(url, "/api/back", undo, Host=f"lan.example:{port}", Origin=f"http://lan.example:{port}") == 404
 
 
 def test_nothing_to_review(tmp_path: Path) -> None:
     with Ledger(tmp_path / "p", create=True) as ledger, pytest.raises(UserError, match="no text to review"):
-        Desk(ledger)
+        ReviewDesk(ledger)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")

@@ -51,8 +51,8 @@ def test_features_are_cached_once_without_the_llm(tiny_vision: Path, tiny_llm: P
     shutil.rmtree(llm)
     arguments = (tars(tmp_path / "tars", range(20)), "--model", tmp_path / "model", "--out", tmp_path / "cache")
     code, printed, _ = run("features", *arguments, "--dtype", "float32")
-    assert (code, printed.partition(";")[0]) == (0, "20 pairs, 20 new pictures encoded")
-    assert run("features", *arguments, "--dtype", "float32")[1].startswith("20 pairs, 0 new pictures encoded")
+    assert (code, printed.partition(";")[0]) == (0, "20 pairs, 20 new images encoded")
+    assert run("features", *arguments, "--dtype", "float32")[1].startswith("20 pairs, 0 new images encoded")
     (directory,) = (tmp_path / "cache").iterdir()
     assert directory.name == features_fingerprint(model)
     assert len(FeatureCache(tmp_path / "cache", directory.name)) == 20

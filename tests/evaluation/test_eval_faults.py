@@ -167,7 +167,7 @@ def test_mistakes_in_the_command_are_told_before_anything_is_loaded(tmp_path: Pa
         ("openai:http://x/v1#y", str(data), "'version' is None, a int was expected"),
     ):
         with pytest.raises(UserError, match=told):
-            judge_from(judge, prompt, tmp_path, {"concurrency": 1, "timeout": 1.0})
+            judge_from(judge, prompt, Abilities, {"out": tmp_path, "concurrency": 1, "timeout": 1.0})
 
 
 def llm(judge: Server) -> LLMJudge:
@@ -216,6 +216,26 @@ def test_a_judge_out_of_form_is_asked_again_and_then_undecided(folder: Path, tmp
     assert len(monkey.requests) == 4
 
 
+def test_a_judge_that_thinks_is_given_the_tokens_for_it(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    judge = serve("think:1000")
+    work = _Judging(tmp_path, serve(*(f"say:poem {i}" for i in range(4))), judge)
+    assert work.run() == (4, 4, 0)
+    assert len(judge.requests) == 5
+
+
+def test_a_judge_that_declines_leaves_a_case_undecided(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    judge = serve("say:yes", "error:400,This was rejected by our content policy.", "say:yes")
+    work = _Judging(tmp_path, serve(*(f"say:poem {i}" for i in range(4))), judge)
+    assert work.run() == (3, 4, 1)
+    reasons = [row["verdicts"][0]["reason"] for row in results(tmp_path / "out/abilities")["answers"]]
+    assert sum("content policy" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize("said", ["<think>yes or no?", "<think>Hm.</think>", "<think>\nyes\n</think>\nperhaps"])
+def test_a_verdict_is_not_read_from_a_thought(said: str) -> None:
+    assert JudgePrompt.load("success").read(said)[0] is None
+
+
 def test_a_judge_that_is_away_loses_nothing(
     folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,12 +267,28 @@ def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_lat
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task(*(f"photos/{i}.png" for i in range(3)))})
     judge = llm(serve("say:yes"))
     one = Answering(concurrency=1)
-    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", how=one)
+    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", settings=one)
     assert results(tmp_path / "out/abilities")["left_out"] == {"no answer": 1}
     assert figures(tmp_path / "out/abilities", "m")["poem"] == (2, 2, 0)
-    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", how=one)
+    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", settings=one)
     assert figures(tmp_path / "out/abilities", "m")["poem"] == (3, 3, 0)
     assert results(tmp_path / "out/abilities")["left_out"] == {}
+
+
+def test_an_image_that_a_model_refuses_is_counted_apart_however_often_it_is_asked(
+    folder: Path, tmp_path: Path, serve: Serve
+) -> None:
+    from minigpt4.evaluation.models import Answering
+
+    server = serve("say:a", "error:400,You uploaded an unsupported image.")
+    data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png", "photos/1.png")})
+    for _ in range(2):
+        suite = Abilities(data, judge=llm(serve("say:yes")))
+        evaluate(suite, [model(server)], tmp_path / "out", settings=Answering(concurrency=1))
+        assert figures(tmp_path / "out/abilities", "m")["poem"] == (1, 1, 0)
+        [fault] = results(tmp_path / "out/abilities")["faults"]
+        assert "unsupported image" in fault["reason"]
+    assert len(server.requests) == 3
 
 
 def test_passwords_in_addresses_stay_out_of_results(folder: Path, tmp_path: Path, serve: Serve) -> None:

@@ -21,11 +21,11 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import RATINGS, PeopleJudge
-from minigpt4.evaluation.rating import Desk, create_app, read_questions
+from minigpt4.evaluation.rating import RatingDesk, read_questions
 from minigpt4.evaluation.run import evaluate
-from pages import ask, assert_guarded, routes_of, served
+from minigpt4.labelling import labelling_app
+from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = (
     "<html><body><h1>Shop</h1><p style='color:red'>Hi</p><script>parent.document.title='hacked'</script></body></html>"
 )
@@ -48,13 +48,13 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))
-        evaluate(suite, models, tmp_path / "out", how=Answering(concurrency=1))
+        evaluate(suite, models, tmp_path / "out", settings=Answering(concurrency=1))
         return directory
 
     return measure
 
 
-def judge(desk: Desk, rater: str, say: Callable[[str], str], best: Callable[[list[str]], list[str]]) -> None:
+def judge(desk: RatingDesk, rater: str, say: Callable[[str], str], best: Callable[[list[str]], list[str]]) -> None:
     while (index := desk.next(rater)) is not None:
         shown = desk.look(rater, index)["answers"]
         texts = {row["key"]: row["text"] for row in shown}
@@ -68,7 +68,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     assert "minigpt4 eval rate" in (directory / "results.md").read_text()
     poems = lambda texts: [text for text in texts if "poem" in text]  # noqa: E731
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal, directory)
+        desk = RatingDesk(read_questions(directory), journal, directory)
         judge(desk, "Ann", lambda text: "yes" if "poem" in text else "no", poems)
         judge(desk, "Ben", lambda text: "yes" if "fine " in text else "no", lambda texts: texts)
         assert desk.progress("Ann")["waiting"] == 0
@@ -86,7 +86,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     [between] = found["preferences"]
     assert (between["wins"], between["ties"], between["losses"]) == (2, 3, 0)
     with Journal(directory / RATINGS) as journal:
-        judge(Desk(read_questions(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
+        judge(RatingDesk(read_questions(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
     answered()
     assert figures(directory, "good")["poem"] == (2, 3, 0)
     assert figures(directory, "bad")["poem"] == (0, 3, 0)
@@ -95,7 +95,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
 def test_the_page_tells_nobody_whose_an_answer_is(answered: Callable[[], Path]) -> None:
     directory = answered()
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal, directory)
+        desk = RatingDesk(read_questions(directory), journal, directory)
         told, first = "", set()
         for number in range(40):
             rater = f"rater {number}"
@@ -151,10 +151,10 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
     given["answers"] = [{**answer, "sample": i, "image": str(image)} for i, image in enumerate([*shown, *hidden])]
     (directory / "results.json").write_text(json.dumps(given))
     with Journal(directory / RATINGS) as journal:
-        desk = Desk(read_questions(directory), journal, directory)
-        assert routes_of(create_app(desk, "127.0.0.1")) == {
-            ("GET", "/"), ("GET", "/api/next"), ("GET", "/api/before"), ("GET", "/pictures/{index}"),
-            ("POST", "/api/questions/{index}"),
+        desk = RatingDesk(read_questions(directory), journal, directory)
+        assert routes_of(labelling_app(desk, "127.0.0.1")) == {
+            ("GET", "/"), ("GET", "/api/next"), ("GET", "/pictures/{index}"),
+            ("GET", "/api/questions/{index}"), ("POST", "/api/questions/{index}"), ("POST", "/api/back"),
         }  # fmt: skip
         keys = [row["key"] for row in desk.look("Ann", 0)["answers"]]
     judgement = {"rater": "Ann", "answers": dict.fromkeys(keys, "yes"), "best": []}
@@ -162,7 +162,8 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
         assert b"root:" not in urllib.request.urlopen(f"{url}pictures/0", timeout=30).read()
         assert [ask(url, f"/pictures/{i + 1}") for i in range(len(hidden))] == [404] * len(hidden)
         assert_guarded(url, {
-            "/": None, "/api/next?rater=Ann": None, "/api/before?rater=Ann&index=-1": None, "/pictures/0": None,
+            "/": None, "/api/next?rater=Ann": None, "/pictures/0": None,
+            "/api/questions/1?rater=Ann": None, "/api/back": b'{"rater": "Ann", "index": 1}',
             "/api/questions/0": json.dumps(judgement).encode(),
         })  # fmt: skip
     for wrong in ("x", [1], [{}], [{**answer, "prompt": 1}], None):

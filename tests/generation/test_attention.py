@@ -64,7 +64,7 @@ def test_every_picture_of_a_chat_has_its_share(model: MiniGPT4, pictures: list[I
     chat.reset()
     chat.ask("Hello?", **PLAIN)
     ids, start, features = chat.reading(0)
-    with pytest.raises(UserError, match="no picture was shown"):
+    with pytest.raises(UserError, match="no image was shown"):
         token_influence(model, ids, features, start, start + 1)
 
 

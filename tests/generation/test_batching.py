@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigpt4.generation.batching import ContinuousBatch, Row
 from minigpt4.generation.decoding import Decoding
-from minigpt4.generation.engine import answers, encode_pictures
+from minigpt4.generation.engine import answers, encode_images
 from minigpt4.generation.stopping import AnswerReader, decode_text, read_answer
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
@@ -37,7 +37,7 @@ def test_rows_come_and_go_and_none_is_disturbed(
     settings = settings | {"max_new_tokens": 30}
     expected = [answers(model, p, q, **settings)[0].tokens for p, q in zip(pictures, QUESTIONS, strict=True)]
     decoding = Decoding(**settings)  # type: ignore[arg-type]
-    features = encode_pictures(model, [[picture] for picture in pictures])
+    features = encode_images(model, [[picture] for picture in pictures])
     rows = [make_row(model, q, f, decoding) for q, f in zip(QUESTIONS, features, strict=True)]
     batch, rng = ContinuousBatch(model), random.Random(0)
     waiting = rng.sample(rows, len(rows))

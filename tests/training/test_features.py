@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,11 +17,13 @@ from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.features import (
     FeatureCache,
     Index,
+    Prepare,
     cache_features,
     encode_source,
     features_fingerprint,
-    picture_key,
+    image_key,
 )
+from tiny import write_shard
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,10 @@ def pairs(tiny_pairs: Path) -> list[Pair]:
     return read(tiny_pairs)[0]
 
 
+def encode(model: MiniGPT4, cache: FeatureCache, pairs: Iterable[Pair], **settings: Any) -> int:
+    return cache_features(model, cache, map(Prepare(model.image_processor, cache.index), pairs), **settings)
+
+
 def count_encoded(model: MiniGPT4) -> list[int]:
     """A list that grows by the number of pictures each time the vision tower runs."""
     batches: list[int] = []
@@ -42,9 +49,8 @@ def count_encoded(model: MiniGPT4) -> list[int]:
 
 def test_features_are_those_of_the_vision_side(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "vision")
-    usable = cache_features(model, cache, pairs, Counter())
-    assert [text for _, text in usable] == [pair.text for pair in pairs]
-    keys = [picture_key(pairs[i].picture) for i in (31, 2, 17)]
+    assert encode(model, cache, pairs) == len(pairs)
+    keys = [image_key(pairs[i].picture) for i in (31, 2, 17)]
     expected = model.encode_images([pairs[i].picture for i in (31, 2, 17)])
     torch.testing.assert_close(cache[keys], expected, rtol=1e-5, atol=1e-5)
     assert not cache[keys].requires_grad
@@ -53,20 +59,30 @@ def test_features_are_those_of_the_vision_side(model: MiniGPT4, pairs: list[Pair
 def test_each_picture_is_encoded_once(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
     encoded = count_encoded(model)
     twice = [*pairs[:10], *pairs[:10]]
-    assert len(cache_features(model, FeatureCache(tmp_path, "vision"), twice, Counter())) == 20
-    assert sum(encoded) == 10
+    assert encode(model, FeatureCache(tmp_path, "vision"), twice) == sum(encoded) == 10
     reopened = FeatureCache(tmp_path, "vision")  # another run, other texts: only new pictures are encoded
-    cache_features(model, reopened, [Pair("", pair.picture, "other text") for pair in pairs[:12]], Counter())
+    assert encode(model, reopened, [Pair("", pair.picture, "other text") for pair in pairs[:12]]) == 2
     assert sum(encoded) == 12
     assert len(FeatureCache(tmp_path, "vision")) == 12
 
 
-def test_unreadable_pictures_are_left_out(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
-    broken = [Pair("a", b"not a picture", "a"), Pair("b", pairs[0].picture[:60], "b"), Pair("c", b"not a picture", "c")]
-    skipped: Counter[str] = Counter()
-    usable = cache_features(model, FeatureCache(tmp_path, "vision"), [broken[0], pairs[0], *broken[1:]], skipped)
-    assert usable == [(picture_key(pairs[0].picture), pairs[0].text)]
-    assert skipped == {"unreadable picture": 3}
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out(model: MiniGPT4, pairs: list[Pair], tmp_path: Path, workers: int) -> None:
+    images = [b"not an image", pairs[0].picture, pairs[0].picture[:60], b"not an image"]
+    members = {f"{i}.{end}": data for i, image in enumerate(images) for end, data in (("jpg", image), ("txt", b"text"))}
+    write_shard(tmp_path / "0.tar", members)
+    source = Source(str(tmp_path / "0.tar"))
+    told = encode_source(model, tmp_path, source, workers=workers, max_skipped=0.8)
+    assert told.startswith("1 pairs, 1 new images encoded; left out: unreadable picture 3; features are in ")
+    with pytest.raises(UserError, match="3 of 4 pairs cannot be used"):
+        encode_source(model, tmp_path, source, workers=workers)
+
+
+def test_each_process_encodes_its_share(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "vision")
+    shares = [[Prepare(model.image_processor, cache.index, rank, 3)(pair)[2] for pair in pairs] for rank in range(3)]
+    assert all(sum(pixels is not None for pixels in pair) == 1 for pair in zip(*shares, strict=True))
+    assert all(any(pixels is not None for pixels in share) for share in shares)
 
 
 def test_what_is_encoded_survives_a_stop(
@@ -82,20 +98,20 @@ def test_what_is_encoded_survives_a_stop(
 
     cache = FeatureCache(tmp_path, "vision")
     with pytest.raises(KeyboardInterrupt):
-        cache_features(model, cache, pairs, Counter(), check_stop=stop_at_the_twentieth_picture)
+        encode(model, cache, pairs, check_stop=stop_at_the_twentieth_picture)
     assert len(FeatureCache(tmp_path, "vision")) == 20
     encoded = count_encoded(model)
-    cache_features(model, FeatureCache(tmp_path, "vision"), pairs, Counter())
+    encode(model, FeatureCache(tmp_path, "vision"), pairs)
     assert sum(encoded) == len(pairs) - 20
 
 
 def test_a_damaged_shard_is_made_anew(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
-    cache_features(model, FeatureCache(tmp_path, "vision"), pairs, Counter())
+    encode(model, FeatureCache(tmp_path, "vision"), pairs)
     (shard,) = (tmp_path / "vision").glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:500])
     cache = FeatureCache(tmp_path, "vision")
     assert len(cache) == 0
-    cache_features(model, cache, pairs, Counter())
+    encode(model, cache, pairs)
     assert len(FeatureCache(tmp_path, "vision")) == len(pairs)
 
 
@@ -112,7 +128,7 @@ def test_the_fingerprint_tells_dtypes_and_preprocessing_apart(
 
 def test_bfloat16_features_keep_their_dtype(tmp_path: Path) -> None:
     cache, features = FeatureCache(tmp_path, "vision"), torch.randn(3, 4, 24, dtype=torch.bfloat16)
-    keys = [picture_key(bytes([i])) for i in range(3)]
+    keys = [image_key(bytes([i])) for i in range(3)]
     cache.add(keys, features)
     assert torch.equal(FeatureCache(tmp_path, "vision")[keys[::-1]], features.flip(0))
 
@@ -127,13 +143,13 @@ def test_a_cache_directory_that_is_a_file(tmp_path: Path) -> None:
 def test_a_source_is_encoded_as_its_pictures_are(
     model: MiniGPT4, tiny_pairs: Path, pairs: list[Pair], tmp_path: Path, workers: int
 ) -> None:
-    done = encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
-    assert (done.pairs, done.new, done.skipped) == (40, 40, {})
+    told = encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
+    assert told.startswith("40 pairs, 40 new images encoded; features are in ")
     cache = FeatureCache(tmp_path, features_fingerprint(model))
     expected = model.encode_images([pair.picture for pair in pairs])
-    torch.testing.assert_close(cache[[picture_key(pair.picture) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cache[[image_key(pair.picture) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)
     encoded = count_encoded(model)
-    assert encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers).new == 0
+    assert "40 pairs, 0 new" in encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
     assert encoded == []
 
 
@@ -143,15 +159,15 @@ def test_another_tower_finds_nothing_in_the_cache(
     encode_source(model, tmp_path, Source(str(tiny_pairs)))
     without = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype="bfloat16")
     assert len(FeatureCache(tmp_path, features_fingerprint(without))) == 0
-    assert encode_source(without, tmp_path, Source(str(tiny_pairs))).new == 40
+    assert "40 new" in encode_source(without, tmp_path, Source(str(tiny_pairs)))
 
 
 def test_the_loss_from_the_cache_is_that_from_pictures(
     model: MiniGPT4, tiny_pairs: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    directory = encode_source(model, tmp_path, Source(str(tiny_pairs))).directory
-    cache = FeatureCache(directory.parent, directory.name)
-    keys = [picture_key(pair.picture) for pair in pairs[:8]]
+    encode_source(model, tmp_path, Source(str(tiny_pairs)))
+    cache = FeatureCache(tmp_path, features_fingerprint(model))
+    keys = [image_key(pair.picture) for pair in pairs[:8]]
     ids = torch.tensor([[model.image_token_id] * model.num_query_tokens + [5, 6, 7, 8]] * 8)
 
     def loss(features: torch.Tensor) -> torch.Tensor:
@@ -181,9 +197,9 @@ def test_the_index_finds_every_key_among_many(monkeypatch: pytest.MonkeyPatch) -
 def test_a_large_cache_is_mapped_not_read(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "vision")
     for shard in range(4):
-        keys = [picture_key(bytes([shard, i])) for i in range(64)]
+        keys = [image_key(bytes([shard, i])) for i in range(64)]
         cache.add(keys, torch.full((64, 32, 2048), float(shard)))  # 16 MB
     before = psutil.Process().memory_info().rss
     cache = FeatureCache(tmp_path, "vision")
-    assert cache[[picture_key(bytes([3, 7]))]].mean() == 3
+    assert cache[[image_key(bytes([3, 7]))]].mean() == 3
     assert psutil.Process().memory_info().rss - before < 8e6

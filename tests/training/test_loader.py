@@ -145,7 +145,7 @@ def test_rows_of_a_part_are_as_long_as_their_longest(model: MiniGPT4, tiny_pairs
 def test_a_batch_comes_out_even() -> None:
     recipe = Recipe.load("pocket-stage1", ["batch_size=24", "gradient_accumulation_steps=3"])
     assert rows_per_process(recipe, 4) == 6
-    with pytest.raises(UserError, match="24 cannot be divided over 5 processes x 3 parts"):
+    with pytest.raises(UserError, match="24 cannot be divided over 5 processes x 3 gradient_accumulation_steps"):
         rows_per_process(recipe, 5)
 
 

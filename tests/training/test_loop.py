@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from minigpt4.data.batches import Batches, tokenise
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
-from minigpt4.training.features import FeatureCache, cache_features
+from minigpt4.training.features import FeatureCache, Prepare, cache_features, image_key
 from minigpt4.training.loader import CachedLoader, Loaded
 from minigpt4.training.loop import Step, make_optimizer, training_steps
 from minigpt4.training.recipe import Recipe
@@ -40,9 +39,10 @@ def setting(
     set_trainable(model, stage)
     pairs = read(data, stage)[0]
     features = FeatureCache(tmp_path, "vision")
+    cache_features(model, features, map(Prepare(model.image_processor, features.index), pairs))
     samples = tokenise(
         model.tokenizer,
-        cache_features(model, features, pairs, Counter()),
+        [(image_key(pair.picture), pair.text) for pair in pairs],
         recipe.instructions,
         max_text_tokens=recipe.max_text_tokens,
         num_query_tokens=model.num_query_tokens,
@@ -106,7 +106,7 @@ def test_biases_do_not_decay(setting: Setting) -> None:
 def test_divergence_stops_with_the_step(setting: Setting) -> None:
     model, batches, features, recipe = setting
     wild = recipe.model_copy(update={"learning_rate": 1e37, "warmup_steps": 0, "warmup_learning_rate": 0.0})
-    message = r"diverged at step 2: loss .*gradient norm nan, with (all|[45] of) 6 samples.*'.*\(picture .*below 1e\+37"
+    message = r"diverged at step 2: loss .*gradient norm nan, with (all|[45] of) 6 samples.*'.*\(image .*below 1e\+37"
     with pytest.raises(UserError, match=message):
         list(training_steps(model, make_optimizer(model, wild), CachedLoader(batches, features).start(0), wild))
     assert all(p.isfinite().all() for p in model.parameters() if p.requires_grad)
@@ -127,7 +127,7 @@ def test_the_samples_at_fault_are_named(setting: Setting) -> None:
     with pytest.raises(UserError, match="with 1 of 6 samples: '") as error:
         list(training_steps(model, make_optimizer(model, recipe), spoiled(), recipe))
     picture = batches[0].pictures[2].hex()[:12]
-    assert f"(picture {picture})" in str(error.value)
+    assert f"(image {picture})" in str(error.value)
 
 
 def test_in_parts_the_losses_and_the_projection_are_the_same(setting: Setting) -> None:

@@ -1,7 +1,6 @@
-"""Who is answered when: requests wait in a bounded queue and join the running batch as soon as it has room.
+"""Continuous batching for many clients: requests wait in a bounded queue and join the batch when it has room.
 
-One thread runs the model; requests are put in and their answers reported from and to other threads. Knows nothing about
-HTTP.
+One thread runs the model; requests come from other threads, and what becomes of them is reported to those.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class BusyError(UserError):
 
 
 class LateError(Exception):
-    """The request took longer than it may."""
+    """The request timed out."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a request: the key of its content, and its pixels (1, 3, h, w) unless its features are known."""
+class SentImage:
+    """An image of a request: the key of its content, and its pixels (1, 3, h, w) unless its features are known."""
 
     key: bytes
     pixels: Tensor | None = None
@@ -56,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step added to an answer: the token, and the text that can be shown by now (often none)."""
+    """What a step added to an answer: the token, and the text that can be shown by now (often empty)."""
 
     text: str
     chosen: Chosen
@@ -66,7 +65,7 @@ class Piece:
 class Done:
     """The end of an answer: all of it, and the text that had not been shown. `tokens` counts its end too.
 
-    `past` holds keys and values of what the LLM has read, if the task came with some.
+    `past` holds keys and values of what the LLM has read, if the request came with some.
     """
 
     answer: Answer
@@ -76,81 +75,80 @@ class Done:
 
 
 @dataclass(eq=False)
-class Task:
-    """One answer that somebody waits for: the prompt's ids and pictures, and how it is to be decoded and ended.
+class AnswerRequest:
+    """One answer that somebody waits for: the prompt's ids and images, and how it is decoded.
 
-    `pictures` may be their features too (pictures, q, d_qformer). `report` is called from the scheduler's thread with
-    each Piece, and at last with a Done or an exception. Whoever sets `cancelled` gets nothing more; once `enough` is
-    set, what was said by then is the answer. `deadline` is in seconds of `time.monotonic`. `past`: of a conversation
-    that goes on, keys and values of the first of `ids`.
+    It waits, runs in the batch, and ends in one of four ways. The last that `report` gets is
+
+    - Done, if an end token, one of `stops` or the token limit came, or `stop` was set (with the text so far);
+    - LateError, if `deadline` (seconds of `time.monotonic`) has passed;
+    - another exception, if the model failed or the server ends;
+    - nothing, if `cancelled` was set.
+
+    Before the end, `report` gets each Piece. It is called from the scheduler's thread. `images` may be their features
+    too (images, q, d_qformer). `past`: of a conversation that goes on, keys and values of the first of `ids`.
     """
 
     ids: Sequence[int]
-    pictures: Sequence[Picture] | Tensor
+    images: Sequence[SentImage] | Tensor
     decoding: Decoding
     stops: Sequence[str]
     deadline: float
-    report: Callable[[Piece | Done | Exception], None]
+    report: Callable[[Piece | Done | Exception], None] = lambda event: None
     logprobs: int | None = None
     cancelled: bool = False
-    enough: threading.Event | None = None
+    stop: threading.Event | None = None
     past: DynamicCache | None = None
 
     @property
-    def sated(self) -> bool:
-        return self.enough is not None and self.enough.is_set()
+    def stop_requested(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
 
 
 @dataclass(eq=False)
 class _Running:
-    task: Task
+    asked: AnswerRequest
     row: Row
     reader: AnswerReader
     started: float = field(default_factory=time.monotonic)
 
 
-class FeatureCache:
-    """Features (q, d_qformer) of the pictures last seen, by content: no picture is kept, and these not for long."""
+class RecentFeatures:
+    """Features (q, d_qformer) of the images last seen, by content: no image is kept, and these not for long."""
 
     def __init__(self, size: int = 256, seconds: float = 600.0) -> None:
         self.size, self.seconds = size, seconds
         self._lock = threading.Lock()
         self._held: OrderedDict[bytes, tuple[float, Tensor]] = OrderedDict()  # the longest unused first
 
-    def get(self, key: bytes) -> Tensor | None:
+    def recall(self, key: bytes, new: Tensor | None = None) -> Tensor | None:
+        """The features of the image with this key: `new` ones, which are kept, or those that are held."""
+        now = time.monotonic()
         with self._lock:
-            self._forget()
-            if key not in self._held:
-                return None
-            _, features = self._held.pop(key)
-            self._held[key] = (time.monotonic(), features)
+            while self._held and next(iter(self._held.values()))[0] < now - self.seconds:
+                self._held.popitem(last=False)
+            _, held = self._held.pop(key, (now, None))
+            features = held if new is None else new
+            if features is not None:
+                self._held[key] = (now, features)
+            if len(self._held) > self.size:
+                self._held.popitem(last=False)
             return features
-
-    def put(self, key: bytes, features: Tensor) -> None:
-        with self._lock:
-            self._held[key] = (time.monotonic(), features)
-            self._held.move_to_end(key)
-            self._forget()
-
-    def _forget(self) -> None:
-        oldest = time.monotonic() - self.seconds
-        while self._held and (len(self._held) > self.size or next(iter(self._held.values()))[0] < oldest):
-            self._held.popitem(last=False)
 
 
 class Scheduler:
-    """Answers tasks with `model`, up to `max_batch` at a time; `max_queue` more may wait.
+    """Answers requests with `model`, up to `max_batch` at a time; `max_queue` more may wait.
 
-    `encoded` and `reused` count pictures, `done` counts answers.
+    `encoded` and `reused` count images.
     """
 
     def __init__(self, model: MiniGPT4, max_batch: int = 16, max_queue: int = 128) -> None:
         self.model, self.max_batch, self.max_queue = model, max_batch, max_queue
-        self.features = FeatureCache()
-        self.encoded = self.reused = self.done = 0
+        self.features = RecentFeatures()
+        self.encoded = self.reused = 0
         self._batch = ContinuousBatch(model)
         self._ends = end_tokens(model.blip2.language_model, model.tokenizer)
-        self._waiting: deque[Task] = deque()
+        self._waiting: deque[AnswerRequest] = deque()
         self._running: list[_Running] = []
         self._seconds = 1.0  # of late, for one answer: a moving mean
         self._closing = False
@@ -175,13 +173,13 @@ class Scheduler:
         """Seconds after which half of those who wait now may have been answered; at least 1, at most 60."""
         return min(60, max(1, math.ceil(self._seconds * self.waiting / self.max_batch / 2)))
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        """Queue the tasks, all or none. Raises BusyError if there is no room for all of them."""
+    def submit(self, requests: Sequence[AnswerRequest]) -> None:
+        """Queue the requests, all or none. Raises BusyError if there is no room for all of them."""
         with self._changed:
             room = self.max_queue + max(0, self.max_batch - self.running)
-            if self.waiting + len(tasks) > room or self._closing:
+            if self.waiting + len(requests) > room or self._closing:
                 raise BusyError(self.retry_after)
-            self._waiting += tasks
+            self._waiting += requests
             self._changed.notify()
 
     def stream(
@@ -200,8 +198,8 @@ class Scheduler:
         """
         decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
         events: queue.SimpleQueue[Piece | Done | Exception] = queue.SimpleQueue()
-        task = Task(ids, features, decoding, (stop,), math.inf, events.put, enough=cancelled, past=cache)
-        self.submit([task])
+        asked = AnswerRequest(ids, features, decoding, (stop,), math.inf, events.put, stop=cancelled, past=cache)
+        self.submit([asked])
         try:
             while True:
                 event = events.get()
@@ -214,7 +212,7 @@ class Scheduler:
                         cache.layers[:] = event.past.layers
                     return event.answer
         finally:
-            task.cancelled = True
+            asked.cancelled = True
 
     def close(self, finish: bool = True) -> None:
         """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread.
@@ -224,9 +222,8 @@ class Scheduler:
         with self._changed:
             self._closing = True
             if not finish:
-                for task in [*self._waiting, *(running.task for running in self._running)]:
-                    _report(task, UserError("The server ends"))  # nobody may wait for ever
-                    task.cancelled = True
+                error = UserError("The server ends")  # nobody may wait for ever
+                self._fail([*self._waiting, *(each.asked for each in self._running)], error)
             self._changed.notify()
         self._thread.join(None if finish else 2.0)
 
@@ -237,100 +234,99 @@ class Scheduler:
                     self._changed.wait()
                 if not (self._waiting or self._running):
                     return
-                self._waiting = deque(task for task in self._waiting if not self._settled(task))
-                free = self.max_batch - self.running
-                new = [self._waiting.popleft() for _ in range(min(free, self.waiting))]
+                self._waiting = deque(asked for asked in self._waiting if not self._ended_waiting(asked))
+                new = [self._waiting.popleft() for _ in range(min(self.max_batch - self.running, self.waiting))]
             try:
                 self._advance(new)
             except Exception as error:  # the model's own: no memory left, say
                 logger.exception("a batch of answers failed")
-                for task in [*new, *(running.task for running in self._running)]:
-                    _report(task, error)
+                self._fail([*new, *(each.asked for each in self._running)], error)
                 self._running, self._batch = [], ContinuousBatch(self.model)
 
-    def _advance(self, new: Sequence[Task]) -> None:
-        """One step: those who have gone leave, new tasks join, and everybody gets one more token."""
-        self._let_go([running for running in self._running if self._hopeless(running.task)])
+    def _advance(self, new: Sequence[AnswerRequest]) -> None:
+        """One step: those who have gone leave, new requests join, and everybody gets one more token."""
+        self._drop([running for running in self._running if self._ended(running.asked)])
         if self._running:
             self._batch.step()
         if new:
             try:
                 self._start(new)
-            except Exception as error:  # whoever runs already can go on
+            except Exception as error:  # what runs already can go on
                 logger.exception("new requests failed")
                 self._batch.leave(set(self._batch.rows) - {running.row for running in self._running})
-                for task in new:
-                    _report(task, error)
-        self._let_go([running for running in self._running if self._read(running)])
+                self._fail(new, error)
+        self._drop([running for running in self._running if self._read(running)])
 
-    def _start(self, tasks: Sequence[Task]) -> None:
-        encoded = self._encode([p for task in tasks if not isinstance(task.pictures, Tensor) for p in task.pictures])
-        none, started = no_features(self.model), []
-        for task in tasks:
-            if isinstance(task.pictures, Tensor):
-                features = task.pictures
+    def _start(self, requests: Sequence[AnswerRequest]) -> None:
+        encoded = self._encode([i for asked in requests if not isinstance(asked.images, Tensor) for i in asked.images])
+        started = []
+        for asked in requests:
+            if isinstance(asked.images, Tensor):
+                features = asked.images
+            elif asked.images:
+                features = torch.stack([encoded[image.key] for image in asked.images])
             else:
-                shown = [encoded[picture.key] for picture in task.pictures]
-                features = torch.stack(shown) if shown else none
-            row = Row(task.ids, features, task.decoding, task.logprobs, task.past)
-            started.append(_Running(task, row, AnswerReader(self.model.tokenizer, task.stops, self._ends)))
+                features = no_features(self.model)
+            row = Row(asked.ids, features, asked.decoding, asked.logprobs, asked.past)
+            started.append(_Running(asked, row, AnswerReader(self.model.tokenizer, asked.stops, self._ends)))
         self._batch.join([running.row for running in started])
         self._running += started
 
-    def _encode(self, pictures: Sequence[Picture]) -> dict[bytes, Tensor]:
-        """Features of all pictures by key; each that is not known is encoded once."""
-        features = {picture.key: picture.features for picture in pictures}
-        for key in features:
-            if features[key] is None:
-                features[key] = self.features.get(key)
-        new = {p.key: p.pixels for p in pictures if features[p.key] is None and p.pixels is not None}
+    def _encode(self, images: Sequence[SentImage]) -> dict[bytes, Tensor]:
+        """Features of all images by key; each that is not known is encoded once."""
+        known = {image.key: self.features.recall(image.key) if image.features is None else image.features
+                 for image in images}  # fmt: skip
+        new = {image.key: image.pixels for image in images if known[image.key] is None and image.pixels is not None}
         if new:
             encoded = self.model.encode_pixels(torch.cat(list(new.values())))
             for key, found in zip(new, encoded, strict=True):
-                features[key] = found
-                self.features.put(key, found.clone())  # a view would keep the whole batch alive
+                known[key] = found
+                self.features.recall(key, found.clone())  # a view would keep the whole batch alive
         self.encoded += len(new)
-        self.reused += len(pictures) - len(new)
-        return {key: found for key, found in features.items() if found is not None}
+        self.reused += len(images) - len(new)
+        return {key: found for key, found in known.items() if found is not None}
 
     def _read(self, running: _Running) -> bool:
         """Report the newest token of a row; True if it was the last."""
-        task, row, reader = running.task, running.row, running.reader
+        asked, row, reader = running.asked, running.row, running.reader
         if row.failed is not None:
-            _report(task, row.failed)
+            _report(asked, row.failed)
             return True
         if row.newest is None:
             return False
-        piece, row_newest, row.newest = reader.read(row.newest.token), row.newest, None
-        _report(task, Piece(piece, row_newest))
-        if not (reader.ended or len(row.tokens) >= task.decoding.max_new_tokens or task.sated):
+        newest, row.newest = row.newest, None
+        _report(asked, Piece(reader.read(newest.token), newest))
+        if not (reader.ended or len(row.tokens) >= asked.decoding.max_new_tokens or asked.stop_requested):
             return False
         answer, rest = reader.finish()
-        past = None if task.past is None else self._batch.read_by(row)
-        _report(task, Done(answer, rest, len(row.tokens), past))
-        self.done += 1
+        past = None if asked.past is None else self._batch.read_by(row)
+        _report(asked, Done(answer, rest, len(row.tokens), past))
         self._seconds += 0.1 * (time.monotonic() - running.started - self._seconds)
         return True
 
-    def _settled(self, task: Task) -> bool:
-        """Whether a task that waits need not begin."""
-        if task.sated:
-            _report(task, Done(Answer("", False, ()), "", 0))
+    def _ended_waiting(self, asked: AnswerRequest) -> bool:
+        if asked.stop_requested:
+            _report(asked, Done(Answer("", False, ()), "", 0))
             return True
-        return self._hopeless(task)
+        return self._ended(asked)
 
-    def _hopeless(self, task: Task) -> bool:
-        if not task.cancelled and time.monotonic() > task.deadline:
-            _report(task, LateError())
-            return True
-        return task.cancelled
+    def _ended(self, asked: AnswerRequest) -> bool:
+        """Whether a request is cancelled, or late: then that is reported."""
+        if not asked.cancelled and time.monotonic() > asked.deadline:
+            self._fail([asked], LateError())
+        return asked.cancelled
 
-    def _let_go(self, gone: Sequence[_Running]) -> None:
+    def _fail(self, requests: Sequence[AnswerRequest], error: Exception) -> None:
+        for asked in requests:
+            _report(asked, error)
+            asked.cancelled = True
+
+    def _drop(self, gone: Sequence[_Running]) -> None:
         self._batch.leave({running.row for running in gone})
         self._running = [running for running in self._running if running not in gone]
 
 
-def _report(task: Task, event: Piece | Done | Exception) -> None:
-    if not task.cancelled:
+def _report(asked: AnswerRequest, event: Piece | Done | Exception) -> None:
+    if not asked.cancelled:
         with contextlib.suppress(RuntimeError):  # the loop of the one who asked has ended
-            task.report(event)
+            asked.report(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,14 +12,21 @@ from minigpt4 import cli_options as options
 from minigpt4.errors import UserError
 from minigpt4.telling import say, shown
 
+if TYPE_CHECKING:
+    from minigpt4.curation.ledger import Ledger
+
 curate = typer.Typer(no_args_is_help=True, help="Build stage 2's dataset: describe, refine, filter, select, review.")
 
 Project = Annotated[Path, typer.Argument(help="The project's directory, which holds its ledger.")]
-_Only = Annotated[list[str] | None, typer.Option("--only", help="The name of a picture to take; may be repeated.")]
-_Endpoint = Annotated[
-    str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")
-]
-_Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds; the defaults else.")]
+_ENDPOINT = "Base URL of an OpenAI-compatible endpoint, for example http://host:8000/v1."
+_Only = Annotated[list[str] | None, typer.Option("--only", help="Only the image of this name; may be repeated.")]
+_Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds. Default: the built-in ones.")]
+
+
+def _open(project: Path, *, create: bool = False) -> Ledger:
+    from minigpt4.curation.ledger import Ledger
+
+    return Ledger(project, create=create)
 
 
 def _print(counts: Mapping[str, Any]) -> None:
@@ -30,76 +37,75 @@ def _print(counts: Mapping[str, Any]) -> None:
 @curate.command()
 def describe(
     project: Project,
-    images: Annotated[Path | None, typer.Option(help="A folder of pictures to add to the project.")] = None,
-    model: Annotated[str, typer.Option(help="pocket-stage1, a directory, or the name that the endpoint knows.")] = (
-        "pocket-stage1"
-    ),
-    endpoint: _Endpoint = None,
-    samples: Annotated[int, typer.Option(min=1, help="Texts for each picture.")] = 1,
-    min_tokens: Annotated[int, typer.Option(min=0, help="A shorter text is asked to be continued.")] = 80,
+    images: Annotated[Path | None, typer.Option(help="A folder of images to add to the project.")] = None,
+    model: Annotated[
+        str, typer.Option(help="pocket-stage1, a directory, or a model of the endpoint.")
+    ] = "pocket-stage1",
+    endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
+    min_tokens: Annotated[int, typer.Option(min=0, help="The model is asked to continue a shorter text.")] = 80,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
-    instruction: Annotated[str | None, typer.Option(help="How to ask for a description.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="The prompt for a description.")] = None,
     temperature: options.Temperature = 1.0,
     seed: options.Seed = 0,
     only: _Only = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Describe again what is described; earlier texts stay.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Describe again; earlier texts stay in the history.")] = False,
     concurrency: options.Concurrency = options.CONCURRENCY,
     timeout: options.Timeout = options.TIMEOUT,
 ) -> None:
-    """Let the stage-1 model describe every picture, and continue where it said too little.
+    """Let the stage-1 model describe every image, and continue short texts.
 
     Example: minigpt4 curate describe my-set --images photos --model pocket-stage1
     """
-    from minigpt4.curation.describe import Describing, add_folder
-    from minigpt4.curation.describe import describe as run
-    from minigpt4.curation.ledger import Ledger
+    from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
 
-    how = Describing(min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    if instruction is not None:
-        how = Describing(**{**vars(how), "instruction": instruction})
+    given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
+    settings = describing.Describing(
+        min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **given
+    )
     asked = Endpoint(endpoint, model, timeout=timeout) if endpoint else model
     if images is not None and not images.is_dir():
-        raise UserError(f"{images}: no such directory of pictures")
-    with Ledger(project, create=images is not None) as ledger:
+        raise UserError(f"{images}: no such directory of images")
+    with _open(project, create=images is not None) as ledger:
         if images is not None:
-            say(f"pictures: {add_folder(ledger, images)}")
-        _print(run(ledger, asked, how, samples=samples, only=only or (), redo=redo, concurrency=concurrency))
+            say(f"images: {describing.add_folder(ledger, images)}")
+        counts = describing.describe(
+            ledger, asked, settings, samples=samples, only=only or (), redo=redo, concurrency=concurrency
+        )
+        _print(counts)
 
 
 @curate.command()
 def refine(
     project: Project,
-    endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible endpoint, as http://host:8000/v1.")],
-    model: Annotated[str, typer.Option(help="The model's name there.")],
+    endpoint: Annotated[str, typer.Option(help=_ENDPOINT)],
+    model: Annotated[str, typer.Option(help="The endpoint's name of the model.")],
     min_similarity: Annotated[
         float, typer.Option(min=0, max=1, help="Reject texts that share less vocabulary than this with the original.")
     ] = 0.6,
     concurrency: options.Concurrency = options.CONCURRENCY,
     timeout: options.Timeout = options.TIMEOUT,
-    budget: Annotated[int | None, typer.Option(min=1, help="Tokens to spend at most, earlier runs included.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="Maximum of tokens, including earlier runs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what it would cost.")] = False,
     only: _Only = None,
 ) -> None:
-    """Let an LLM mend every text without seeing the picture. The key is read from OPENAI_API_KEY.
+    """Let an LLM correct every text without seeing the image. The key is read from OPENAI_API_KEY.
 
     Example: minigpt4 curate refine my-set --endpoint http://localhost:8000/v1 --model my-llm --budget 2000000
     """
     from minigpt4.curation import refine as refining
-    from minigpt4.curation.ledger import Ledger
     from minigpt4.endpoint import Endpoint
 
-    how = refining.Refining(min_similarity=min_similarity)
-    with Ledger(project) as ledger:
+    settings = refining.Refining(min_similarity=min_similarity)
+    with _open(project) as ledger:
         if dry_run:
-            cost = refining.estimate(refining.waiting_items(ledger, model, how, only or ()), how)
-            _print(
-                {"requests": cost.requests, "prompt tokens": cost.prompt_tokens, "answer tokens": cost.answer_tokens}
-            )
+            cost = refining.estimate(refining.waiting_items(ledger, model, settings, only or ()), settings)
+            _print({name.replace("_", " "): count for name, count in vars(cost).items()})
             say("at most: this is an estimate, and nothing was sent")
             return
         asked = Endpoint(endpoint, model, timeout=timeout)
-        _print(refining.refine(ledger, asked, how, only=only or (), concurrency=concurrency, budget=budget))
+        _print(refining.refine(ledger, asked, settings, only=only or (), concurrency=concurrency, budget=budget))
 
 
 @curate.command("filter")
@@ -107,19 +113,18 @@ def filter_(
     project: Project,
     rules: _Rules = None,
     model: Annotated[
-        str | None, typer.Option(help="The model to measure grounding with; without it this rule is skipped.")
-    ] = (None),
+        str | None, typer.Option(help="Measure grounding with this model first. Default: skip its rules.")
+    ] = None,
     only: _Only = None,
 ) -> None:
-    """Leave out what the rules catch, and say what each caught.
+    """Leave out the texts that a rule catches, and print how many each caught.
 
     Example: minigpt4 curate filter my-set --model pocket-stage1 --rules rules.yaml
     """
     from minigpt4.curation import filters
-    from minigpt4.curation.ledger import Ledger
 
     thresholds = filters.load_thresholds(rules)
-    with Ledger(project) as ledger:
+    with _open(project) as ledger:
         if model is not None:
             from minigpt4.curation.grounding import ground
 
@@ -134,15 +139,14 @@ def stats(
     out: Annotated[Path, typer.Option(help="Directory for stats.png, stats.md and rules.yaml.")],
     rules: _Rules = None,
 ) -> None:
-    """Draw what the rules measure, and show texts on both sides of every threshold.
+    """Plot what the rules measure, and show texts on both sides of every threshold.
 
     Example: minigpt4 curate stats my-set --out my-set/stats
     """
     from minigpt4.curation import filters
     from minigpt4.curation.dataset import summary
-    from minigpt4.curation.ledger import Ledger
 
-    with Ledger(project) as ledger:
+    with _open(project) as ledger:
         _print(summary(ledger)["counts"])
         say(f"measures and examples: {filters.write_stats(ledger, filters.load_thresholds(rules), out)}")
 
@@ -150,21 +154,20 @@ def stats(
 @curate.command()
 def select(
     project: Project,
-    best: Annotated[int | None, typer.Option(min=1, help="How many to keep.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Take an earlier selection back.")] = False,
-    model: Annotated[str, typer.Option(help="The model whose view of the pictures sorts them.")] = "pocket-stage1",
-    clusters: Annotated[int, typer.Option(min=1, help="Sorts of pictures to tell apart.")] = 10,
+    best: Annotated[int | None, typer.Option(min=1, help="How many texts to keep.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Undo an earlier selection.")] = False,
+    model: Annotated[str, typer.Option(help="The model whose image features are clustered.")] = "pocket-stage1",
+    clusters: Annotated[int, typer.Option(min=1, help="Kinds of images to distinguish.")] = 10,
 ) -> None:
-    """Keep the best texts, spread over all sorts of pictures.
+    """Keep the best texts, spread over all kinds of images.
 
     Example: minigpt4 curate select my-set --best 200 --model pocket-stage1
     """
-    from minigpt4.curation.ledger import Ledger
     from minigpt4.curation.select import select as run
 
     if (best is None) != everything:
-        raise UserError("say either --best N or --all")
-    with Ledger(project) as ledger:
+        raise UserError("give either --best N or --all")
+    with _open(project) as ledger:
         _print(run(ledger, best, model=model, clusters=clusters))
 
 
@@ -175,15 +178,14 @@ def review(
     port: options.Port = 8420,
     shared: Annotated[float, typer.Option(min=0, max=1, help="Share of the texts that every reviewer sees.")] = 0.1,
 ) -> None:
-    """Serve a web page on which people accept, edit or reject the texts that are left.
+    """Serve a web page on which people accept, edit or reject the remaining texts.
 
     Example: minigpt4 curate review my-set --port 8420
     """
-    from minigpt4.curation.ledger import Ledger
-    from minigpt4.curation.review import serve
+    from minigpt4.curation.review import serve_review
 
-    with Ledger(project) as ledger:
-        serve(ledger, host, port, shared, ready=lambda url: say(f"review at {url} (Ctrl-C ends it)"))
+    with _open(project) as ledger:
+        serve_review(ledger, host, port, shared, ready=lambda url: say(f"review at {url} (Ctrl-C ends it)"))
 
 
 @curate.command()
@@ -191,20 +193,19 @@ def export(
     project: Project,
     out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
     form: Annotated[str, typer.Option("--format", help="cc_sbu_align or imagefolder.")] = "cc_sbu_align",
-    validation: Annotated[float, typer.Option(min=0, max=0.99, help="Share of pictures to validate on.")] = 0.0,
-    license: Annotated[str | None, typer.Option(help="For the dataset card, as cc-by-4.0.")] = None,
+    validation: Annotated[float, typer.Option(min=0, max=0.99, help="Share of images to validate on.")] = 0.0,
+    license: Annotated[str | None, typer.Option(help="For the dataset card, for example cc-by-4.0.")] = None,
 ) -> None:
-    """Write the finished texts and their pictures as a dataset that stage 2 trains on.
+    """Write the finished texts and their images as a dataset that stage 2 trains on.
 
     Example: minigpt4 curate export my-set --out my-set/cc_sbu_align
     """
-    from minigpt4.curation import dataset
-    from minigpt4.curation.ledger import Ledger
+    from minigpt4.curation.dataset import write_dataset
 
     if form not in ("cc_sbu_align", "imagefolder"):
         raise UserError(f"there is no format {form!r}; choose cc_sbu_align or imagefolder")
-    with Ledger(project) as ledger:
-        _print(dataset.export(ledger, out, form, validation=validation, license=license))  # type: ignore[arg-type]
+    with _open(project) as ledger:
+        _print(write_dataset(ledger, out, form, validation=validation, license=license))  # type: ignore[arg-type]
     say(f"the dataset is in {out}")
 
 
@@ -215,15 +216,14 @@ def import_(
     model: Annotated[str | None, typer.Option(help="Measure grounding too, with this model.")] = None,
     rules: _Rules = None,
 ) -> None:
-    """Take an existing cc_sbu_align into the project, and audit it with the rules.
+    """Add an existing cc_sbu_align to the project, and check it with the rules.
 
     Example: minigpt4 curate import my-audit --data cc_sbu_align --model pocket
     """
     from minigpt4.curation.describe import add_dataset
-    from minigpt4.curation.ledger import Ledger
     from minigpt4.data.formats import read_annotations
 
     read_annotations(str(data))  # a mistyped path makes no project
-    with Ledger(project, create=True) as ledger:
+    with _open(project, create=True) as ledger:
         say(f"new texts: {add_dataset(ledger, data)}")
     filter_(project, rules=rules, model=model, only=None)

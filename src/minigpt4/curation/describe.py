@@ -6,10 +6,10 @@ so a run that is stopped goes on with the pictures that have none.
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from minigpt4.data.pairs import unusable_text
 from minigpt4.endpoint import STOPPED, Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.files import expand
-from minigpt4.images import find_image, find_images
+from minigpt4.images import find_image, find_images, image_url
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 
@@ -144,12 +144,19 @@ def describe(
                         keep(local.describe(batch))
                         bar.update(task, advance=len(batch), note=f"{counts['continued']} continued")
             else:
+                failures = ledger.next_turn("describe-failed")
 
-                def keep_one(row: tuple[tuple[str, int], dict[str, Any] | None]) -> None:
-                    keep([row])
+                def keep_one(asked: tuple[Picture, int], found: dict[str, Any] | Unanswered | None) -> None:
+                    key = asked[0].name, asked[1]
+                    if isinstance(found, Unanswered):
+                        row = (key, 0, {"reason": str(found), "tokens": found.tokens})
+                        ledger.add("describe-failed", settings, [row], failures)
+                        found = None
+                    keep([(key, found)])
                     bar.advance(task)
 
-                _describe_remotely(model, how, todo, concurrency, keep_one)  # type: ignore[arg-type]
+                assert isinstance(model, Endpoint)
+                model.ask_each(todo, partial(_describe_remotely, model, how), keep_one, concurrency)
         return counts
 
 
@@ -244,33 +251,19 @@ def _record(parts: Sequence[str], tokens: int, ended: bool) -> dict[str, Any]:
     return {"text": text, "tokens": tokens, "continuations": len(parts) - 1, "ended": ended}
 
 
-def _describe_remotely(endpoint: Endpoint, how: Describing, todo: Sequence[Any], concurrency: int, keep: Any) -> None:
-    def work(task: tuple[Picture, int]) -> dict[str, Any] | None:
-        data = _open(task[0])
-        if data is None:
-            return None
-        address = f"data:image/{_kind(data)};base64,{base64.b64encode(data).decode()}"
-        shown = {"type": "image_url", "image_url": {"url": address}}
-        talk: list[dict[str, Any]] = [{"role": "user", "content": [shown, {"type": "text", "text": how.instruction}]}]
-        parts: list[str] = []
-        tokens = 0
-        while True:
-            reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
-            parts.append(reply.text)
-            tokens += reply.answer_tokens
-            if tokens >= how.min_tokens or len(parts) > how.max_continuations:
-                return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
-            talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]
-
-    def record(task: tuple[Picture, int], found: dict[str, Any] | Unanswered | None) -> None:
-        keep(((task[0].name, task[1]), None if isinstance(found, Unanswered) else found))
-
-    endpoint.ask_each(todo, work, record, concurrency)
-
-
-def _kind(data: bytes) -> str:
-    import io
-
-    from PIL import Image
-
-    return (Image.open(io.BytesIO(data)).format or "jpeg").lower()
+def _describe_remotely(endpoint: Endpoint, how: Describing, task: tuple[Picture, int]) -> dict[str, Any] | None:
+    """A record for one picture, or None if it is gone."""
+    data = _open(task[0])
+    if data is None:
+        return None
+    shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
+    talk: list[dict[str, Any]] = [{"role": "user", "content": [shown, {"type": "text", "text": how.instruction}]}]
+    parts: list[str] = []
+    tokens = 0
+    while True:
+        reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
+        parts.append(reply.text)
+        tokens += reply.answer_tokens - reply.thought_tokens
+        if tokens >= how.min_tokens or len(parts) > how.max_continuations:
+            return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
+        talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]

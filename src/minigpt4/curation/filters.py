@@ -1,17 +1,17 @@
-"""The rules that leave out what went wrong, each with a name, a measure and a threshold (paper, 3.2).
+"""The rules that leave out broken texts (paper, 3.2): each measures one number and compares it with a threshold.
 
-A rule measures one number of a text or its picture and catches what lies beyond its threshold. Thresholds come from a
-YAML file (`name: number`, or `name: null` to switch a rule off). All are judged anew at every run, and a new verdict is
-recorded where it differs from the last. Knows nothing about how scores of grounding come to be.
+Thresholds come from a YAML file (`name: number`, or `name: null` to switch a rule off). Every run checks all texts, and
+records a verdict if it differs from the last one.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,69 +23,59 @@ from minigpt4.curation import language
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 from minigpt4.telling import shown
-from minigpt4.text_failures import foreign_share
+from minigpt4.text_failures import failure, foreign_share
 
 logger = logging.getLogger(__name__)
 
 HASH_SIDE = 16
-#: No text that is missing a measure is caught by the rule; so a project without grounding can be filtered too.
-Measure = Callable[[Item], float | None]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One rule: it catches what its measure puts above the threshold (or below it, where `above` is False)."""
+class FilterRule:
+    """A rule: it catches a text whose measure lies on this side, "above" or "below", of the threshold."""
 
     name: str
-    what: str
+    unit: str
+    side: str
     threshold: float
-    above: bool
-    measure: Measure | None = None  # None: depends on the other texts, see `measure_all`
 
     def catches(self, value: float | None, threshold: float | None) -> bool:
+        """Whether a text with this measure is caught; never without a measure, or if the rule is switched off."""
         if value is None or threshold is None:
             return False
-        return value > threshold if self.above else value < threshold
+        return value > threshold if self.side == "above" else value < threshold
 
 
-def _grounding(name: str) -> Measure:
-    return lambda item: item.grounding.data[name] if item.grounding is not None else None
-
-
-RULES: tuple[Rule, ...] = (
-    Rule("too_short", "words", 8, False, lambda item: len(language.words(item.text))),
-    Rule("too_long", "words", 300, True, lambda item: len(language.words(item.text))),
-    Rule(
-        "unfinished", "breaks off, or is empty", 0, True, lambda item: language.count_unfinished(item.text, item.ended)
-    ),
-    Rule("fragments", "pieces that are no whole sentences", 0, True, lambda item: language.count_fragments(item.text)),
-    Rule("repeated_ngrams", "share of runs of four words", 0.2, True, lambda item: language.repeated_share(item.text)),
-    Rule("repeated_sentences", "sentences", 0, True, lambda item: language.count_repeated_sentences(item.text)),
-    Rule("apology", "phrases", 0, True, lambda item: language.count_apologies(item.text)),
-    Rule("assistant_talk", "phrases", 0, True, lambda item: language.count_assistant_talk(item.text)),
-    Rule("non_english", "share of letters, or 1", 0.1, True, lambda item: foreign_share(item.text)),
-    Rule("markup", "tags, links, marks", 0, True, lambda item: language.count_markup(item.text)),
-    Rule("duplicate_picture", f"bits of {HASH_SIDE**2} that differ from an earlier picture", 6, False),
-    Rule("duplicate_text", "earlier texts with the same words", 0, True),
-    Rule("ungrounded_sentence", "grounding of the least supported sentence", 0.1, False, _grounding("lowest")),
-    Rule("ungrounded_text", "grounding of the whole text", 0.2, False, _grounding("whole")),
+RULES = (
+    FilterRule("too_short", "words", "below", 8),
+    FilterRule("too_long", "words", "above", 300),
+    FilterRule("unfinished", "1 if cut off or empty", "above", 0),
+    FilterRule("fragments", "incomplete sentences", "above", 0),
+    FilterRule("repeated_ngrams", "share of repeated runs of four words", "above", 0.2),
+    FilterRule("repeated_sentences", "repeated sentences", "above", 0),
+    FilterRule("apology", "phrases", "above", 0),
+    FilterRule("assistant_talk", "phrases", "above", 0),
+    FilterRule("non_english", "share of letters, or 1", "above", 0.1),
+    FilterRule("markup", "tags, links, marks", "above", 0),
+    FilterRule("duplicate_picture", f"bits of {HASH_SIDE**2} that differ from an earlier image", "below", 6),
+    FilterRule("duplicate_text", "earlier texts with the same words", "above", 0),
+    FilterRule("ungrounded_sentence", "grounding of the least supported sentence", "below", 0.1),
+    FilterRule("ungrounded_text", "grounding of the whole text", "below", 0.2),
 )
 Thresholds = Mapping[str, float | None]
 DEFAULTS: Thresholds = {rule.name: rule.threshold for rule in RULES}
 
 
 def load_thresholds(path: Path | None) -> dict[str, float | None]:
-    """The thresholds of a YAML file, and the defaults for rules that it does not name.
+    """The thresholds of a YAML file, with defaults for the rules that it leaves out.
 
-    Raises UserError for a file that is not `rule: number` lines, or names a rule that does not exist.
+    Raises UserError for a file that is not `rule: number` lines, or an unknown rule.
     """
-    if path is None:
-        return dict(DEFAULTS)
-    values = read_yaml(path) or {}
+    values = (read_yaml(path) or {}) if path is not None else {}
     if not isinstance(values, dict):
         raise UserError(f"rules {path}: expected `rule: number` lines")
     for name, value in values.items():
@@ -99,34 +89,33 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
 
 
 def write_thresholds(path: Path, thresholds: Thresholds) -> None:
-    """Write the thresholds as a YAML file that explains itself."""
-    lines = ["# minigpt4 curate filter: what lies beyond its number is left out; null switches a rule off."]
+    """Write the thresholds as a YAML file with a comment on each rule."""
+    lines = ["# minigpt4 curate filter: texts on the given side of a threshold are left out; null switches a rule off."]
     for rule in RULES:
         value = thresholds[rule.name]
-        beyond = "above" if rule.above else "below"
-        lines.append(f"{rule.name}: {'null' if value is None else value}  # {beyond}: {rule.what}")
+        lines.append(f"{rule.name}: {'null' if value is None else value}  # {rule.side}: {rule.unit}")
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:
     """A perceptual hash: whether each of 16 x 16 cells is brighter than its right neighbour, as 4 uint64.
 
-    Pictures that were scaled, recompressed or slightly recoloured differ in few bits of 256.
+    Images that were scaled, recompressed or slightly recoloured differ in few of the 256 bits.
     """
     small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] > small[:, 1:]).view(np.uint64)
 
 
-def picture_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]:
-    """The hash of every picture that can be read; each picture is decoded once in the life of a project."""
-    known = {e.picture: np.array(e.data["hash"], dtype=np.uint64) for e in ledger.events("hash")}
+def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]:
+    """The hash of every image that can be read, by its name; each is decoded once in the life of a project."""
+    known = {event.picture: np.array(event.data["hash"], dtype=np.uint64) for event in ledger.events("hash")}
     settings = ledger.settings("hash", {"side": HASH_SIDE})
-    missing = {item.picture.name: item for item in items if item.picture.name not in known}
+    missing = {item.picture.name: item.picture for item in items if item.picture.name not in known}
     with progress_bar() as bar:
-        task = bar.add_task("hash pictures", total=len(missing), note="")
-        for name, item in missing.items():
+        task = bar.add_task("hash images", total=len(missing), note="")
+        for name, image in missing.items():
             try:
-                known[name] = difference_hash(open_image(item.picture.read()))
+                known[name] = difference_hash(open_image(image.read()))
                 ledger.add("hash", settings, [((name, 0), 0, {"hash": known[name].tolist()})])
             except UserError as error:
                 logger.warning("left out: %s", error)
@@ -135,21 +124,34 @@ def picture_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarra
 
 
 def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
-    """What every rule measures of every item, in order; a duplicate is one of something that stands before it."""
+    """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
     names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
     table = np.stack([hashes[name] for name in names]) if names else np.zeros((0, 4), dtype=np.uint64)
     nearest: dict[str, float | None] = {}
     for i, name in enumerate(names):
         nearest[name] = float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) if i else None
     seen: Counter[str] = Counter()
-    found = []
+    found: list[dict[str, float | None]] = []
     for item in items:
-        values = {rule.name: rule.measure(item) for rule in RULES if rule.measure is not None}
-        said = " ".join(language.words(item.text))
-        values["duplicate_picture"] = nearest.get(item.picture.name)
-        values["duplicate_text"] = seen[said]
-        seen[said] += 1
-        found.append({rule.name: values[rule.name] for rule in RULES})
+        text, words = item.text, language.words(item.text)
+        grounding = item.grounding.data if item.grounding is not None else {}
+        found.append({
+            "too_short": len(words),
+            "too_long": len(words),
+            "unfinished": int(failure(text, item.ended) in ("fragment", "no end", "empty")),
+            "fragments": language.count_fragments(text),
+            "repeated_ngrams": language.repeated_share(text),
+            "repeated_sentences": language.count_repeated_sentences(text),
+            "apology": language.count_apologies(text),
+            "assistant_talk": language.count_assistant_talk(text),
+            "non_english": foreign_share(text),
+            "markup": language.count_markup(text),
+            "duplicate_picture": nearest.get(item.picture.name),
+            "duplicate_text": seen[" ".join(words)],
+            "ungrounded_sentence": grounding.get("lowest"),
+            "ungrounded_text": grounding.get("whole"),
+        })  # fmt: skip
+        seen[" ".join(words)] += 1
     return found
 
 
@@ -159,14 +161,14 @@ def caught_by(values: Mapping[str, float | None], thresholds: Thresholds) -> lis
 
 
 def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] = ()) -> dict[str, Any]:
-    """Judge every present text; returns `{"kept": n, "caught": {rule: how many}, "changed": n}`.
+    """Apply the rules to every current text; returns `{"kept": n, "caught": {rule: how many}, "changed": n}`.
 
-    `only` records verdicts for these pictures alone; duplicates are still looked for among all.
+    With `only`, verdicts are recorded for these images alone; duplicates are looked for among all.
     """
     with ledger.lock("filter"):
         items = ledger.items()
         wanted = {item.picture.name for item in ledger.items(only)}
-        measured = measure_all(items, picture_hashes(ledger, items))
+        measured = measure_all(items, image_hashes(ledger, items))
         settings = ledger.settings("filter", dict(thresholds))
         rows, caught, kept = [], Counter[str](), 0
         for item, values in zip(items, measured, strict=True):
@@ -182,61 +184,49 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
         return {"kept": kept, "caught": {rule.name: caught[rule.name] for rule in RULES}, "changed": len(rows)}
 
 
-def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path, examples: int = 3) -> Path:
-    """Write `stats.png` (every measure's distribution, with its threshold) and `stats.md` (the texts nearest to each
-    threshold, on both sides) into `out`, and `rules.yaml` to edit; returns the path of `stats.md`.
+def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
+    """Write each measure's distribution (`stats.png`), the texts nearest to each threshold (`stats.md`), and
+    `rules.yaml` to edit into `out`; returns the path of `stats.md`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import io
-
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     items = ledger.items()
     if not items:
         raise UserError(f"{ledger.project}: holds no text yet; describe or import first")
-    measured = measure_all(items, picture_hashes(ledger, items))
-    try:
+    measured = measure_all(items, image_hashes(ledger, items))
+    with failed_write_is_a_user_error(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
-    rows = -(-len(RULES) // 3)
-    figure, axes = pyplot.subplots(rows, 3, figsize=(13, 2.6 * rows), layout="constrained")
-    lines = [f"# What the rules measure: {len(items)} texts", ""]
-    for axis in axes.flat[len(RULES) :]:
-        axis.set_visible(False)
-    for rule, axis in zip(RULES, axes.flat, strict=False):
-        threshold = thresholds[rule.name]
-        having = [
-            (value, item)
-            for item, values in zip(items, measured, strict=True)
-            if (value := values[rule.name]) is not None
-        ]
+    lines = -(-len(RULES) // 3)
+    figure = Figure(figsize=(13, 2.6 * lines), layout="constrained")
+    page = [f"# What the rules measure: {len(items)} texts\n"]
+    for number, rule in enumerate(RULES, 1):
+        measures = [(values[rule.name], item) for values, item in zip(measured, items, strict=True)]
+        having = [(value, item) for value, item in measures if value is not None]
+        axis = figure.add_subplot(lines, 3, number)
         axis.hist([value for value, _ in having], bins=40)
         axis.set_title(rule.name, fontsize=9)
-        axis.set_xlabel(rule.what, fontsize=8)
-        caught = [rule.catches(value, threshold) for value, _ in having]
-        lines += [f"## {rule.name}", ""]
-        if threshold is None:
-            lines += ["Switched off.", ""]
-            continue
-        axis.axvline(threshold, color="tab:red")
-        beyond = "above" if rule.above else "below"
-        lines += [f"Catches {sum(caught)} of {len(having)}: {rule.what}, {beyond} {threshold:g}.", ""]
-        for side, title in ((True, "Just caught"), (False, "Just kept")):
-            near = sorted(
-                (pair for pair, is_caught in zip(having, caught, strict=True) if is_caught is side),
-                key=lambda pair: abs(pair[0] - threshold),
-            )[:examples]
-            for value, item in near:
-                line = f"- {title} ({value:.3g}), {item.picture.name}: {' '.join(item.text.split())}"
-                lines.append(shown(line).replace("<", "&lt;"))
-        lines.append("")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    pyplot.close(figure)
-    write_atomically(out / "stats.png", picture.getvalue())
-    write_atomically(out / "stats.md", "\n".join(lines).encode())
+        axis.set_xlabel(rule.unit, fontsize=8)
+        if (threshold := thresholds[rule.name]) is not None:
+            axis.axvline(threshold, color="tab:red")
+        page += [f"## {rule.name}\n", *_examples(rule, threshold, having), ""]
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    write_atomically(out / "stats.png", image.getvalue())
+    write_atomically(out / "stats.md", "\n".join(page).encode())
     write_thresholds(out / "rules.yaml", thresholds)
     return out / "stats.md"
+
+
+def _examples(rule: FilterRule, threshold: float | None, having: list[tuple[float, Item]], count: int = 3) -> list[str]:
+    """How many texts the rule catches, and the `count` texts nearest to the threshold on either side."""
+    if threshold is None:
+        return ["Switched off."]
+    near = sorted(having, key=lambda pair: abs(pair[0] - threshold))
+    caught = [pair for pair in near if rule.catches(pair[0], threshold)]
+    kept = [pair for pair in near if not rule.catches(pair[0], threshold)]
+    lines = [f"Catches {len(caught)} of {len(having)}: {rule.unit}, {rule.side} {threshold:g}.\n"]
+    for title, texts in (("Just caught", caught), ("Just kept", kept)):
+        for value, item in texts[:count]:
+            line = f"- {title} ({value:.3g}), {item.picture.name}: {' '.join(item.text.split())}"
+            lines.append(shown(line).replace("<", "&lt;"))
+    return lines

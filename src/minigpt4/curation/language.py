@@ -1,20 +1,18 @@
-"""How a text fails, read from its words alone: what the filter rules measure, and what a refined text is judged by."""
+"""Faults of a text that its words show: measured by the filter rules, and checked in refined texts."""
 
 from __future__ import annotations
 
 import re
 
-from minigpt4.text_failures import failure
-
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
-#: What someone says who speaks of a mistake, or declines, and not of a picture.
+#: Phrases about a mistake, or a refusal, instead of an image.
 _APOLOGIES = re.compile(
     r"(?i)\b(?:i(?:'m| am) (?:so |very |really )?sorry|(?:i |my )?apolog(?:y|ies|ise|ize)\w*|sorry,|my mistake|"
     r"i made (?:a|an|some) (?:mistake|error)s?|there (?:was|is) (?:a|an) (?:mistake|error) in my|"
     r"i (?:can(?:'|no)t|cannot|am (?:not able|unable) to|won't) (?:help|assist|see|view|fulfil\w*|comply|do that|mend|"
     r"process|provide)|unable to (?:assist|comply)|i must decline)"
 )
-#: What an assistant says around the text that was asked of it.
+#: Phrases that assistants put around the text they were asked for.
 _ASSISTANT = re.compile(
     r"(?i)(?:\bas an? (?:ai|artificial|language model|assistant)\b|\b(?:large )?language model\b|"
     r"^(?:sure|certainly|of course|okay|ok|absolutely)\b[,!.:]|\bhere(?:'s| is| are) (?:the|your|a|my) (?:\w+ )?"
@@ -38,51 +36,45 @@ def sentences(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _SENTENCE.finditer(text) if words(match.group())]
 
 
-def count_unfinished(text: str, ended: bool) -> int:
-    """1 if the text breaks off or is empty, else 0."""
-    return int(failure(text, ended) in ("fragment", "no end", "empty"))
-
-
 def is_whole(sentence: str) -> bool:
-    """Whether a piece of prose opens and ends as a sentence does."""
+    """Whether a piece of prose begins and ends like a sentence."""
     return bool(re.match(r"[\"'“‘(]*[^\W_a-z]", sentence)) and bool(re.search(r"[.!?…][\"')\]”’]*$", sentence))
 
 
 def count_fragments(text: str) -> int:
-    """How many pieces of a text are no whole sentences: stray words, lines of a list, a lower-case beginning."""
+    """The number of incomplete sentences: stray words, lines of a list, a lower-case beginning."""
     return sum(not is_whole(text[start:end]) for start, end in sentences(text))
 
 
 def count_repeated_sentences(text: str) -> int:
-    """How many sentences say again, word for word, what an earlier one has said."""
+    """The number of sentences that repeat an earlier one word for word."""
     said = [" ".join(words(text[start:end])) for start, end in sentences(text)]
     return len(said) - len(set(said))
 
 
 def repeated_share(text: str, size: int = 4) -> float:
-    """The share of the text's runs of `size` words that it holds for the second time or more, 0 to 1."""
+    """The share of runs of `size` words that repeat an earlier run, 0 to 1."""
     spoken = words(text)
     runs = [tuple(spoken[start : start + size]) for start in range(len(spoken) - size + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def count_apologies(text: str) -> int:
+    """Apologies and refusals."""
     return len(_APOLOGIES.findall(text))
 
 
 def count_assistant_talk(text: str) -> int:
+    """Phrases of an assistant."""
     return len(_ASSISTANT.findall(text))
 
 
 def count_markup(text: str) -> int:
-    """Tags, links, Markdown and marks of a chat format."""
+    """Tags, links, Markdown and the marks of chat formats."""
     return len(_MARKUP.findall(text))
 
 
 def similarity(text: str, other: str) -> float:
-    """How much of their vocabulary two texts share: Dice's coefficient of their sets of words, 0 to 1.
-
-    On sets, because a text that lost its repetitions still says the same.
-    """
+    """The share of vocabulary of two texts: Dice's coefficient of their sets of words, so repetitions do not count."""
     mine, theirs = set(words(text)), set(words(other))
     return 2 * len(mine & theirs) / (len(mine) + len(theirs)) if mine or theirs else 1.0

@@ -1,8 +1,8 @@
-"""Keep the best N: by grounding and fluency, spread over the sorts of pictures that there are.
+"""Keep the best N texts: by grounding and fluency, spread over the kinds of images in the project.
 
-Later work trained stage 2 on 200 chosen pairs of 3,439 and did better than with all. A picture's best text stands for
-it; pictures are grouped by k-means on the vision side's features, and every group sends its best in proportion to its
-size, so that the choice is as diverse as the whole.
+Later work trained stage 2 on 200 chosen pairs of 3,439 and did better than with all. Only the best text of an image is
+a candidate. Images are grouped by k-means on the vision encoder's features, and each group contributes its best in
+proportion to its size, so that the choice is as diverse as the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt4.curation.grounding import Features
+from minigpt4.curation.grounding import ImageFeatures
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 
@@ -21,26 +21,23 @@ from minigpt4.errors import UserError
 def quality(items: Sequence[Item]) -> np.ndarray:
     """A quality for each item, 0 to 1: the mean of its ranks by grounding of the whole text and by fluency.
 
-    Ranks, for the measures have no common unit. (The least supported sentence counts for nothing here: it is mostly a
-    harmless filler that fits any picture.) Raises UserError for an item without grounding.
+    Ranks, because the measures have no common unit. (The least supported sentence does not count: it is mostly a
+    harmless filler that fits any image.) Raises UserError for an item without grounding.
     """
-    scores = [item.grounding for item in items]
-    if missing := sum(score is None for score in scores):
-        raise UserError(
-            f"{missing} texts have no grounding, which quality is made of; run minigpt4 curate filter first"
-        )
+    scores = [item.grounding.data for item in items if item.grounding is not None]
+    if missing := len(items) - len(scores):
+        raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
 
     def ranks(name: str) -> np.ndarray:
-        order = np.argsort([score.data[name] for score in scores if score is not None], kind="stable")
         placed = np.empty(len(items))
-        placed[order] = np.arange(len(items)) / max(1, len(items) - 1)
-        return placed
+        placed[np.argsort([score[name] for score in scores], kind="stable")] = np.arange(len(items))
+        return placed / max(1, len(items) - 1)
 
     return 0.5 * ranks("whole") + 0.5 * ranks("fluency")
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int = 0, rounds: int = 30) -> np.ndarray:
-    """k-means with k-means++ seeding: the number of its cluster for each row of `vectors` (n, d)."""
+    """k-means with k-means++ seeding: the cluster, 0 to `count` - 1, of each row of `vectors` (n, d)."""
     rng = np.random.default_rng(seed)
     centres = vectors[[rng.integers(len(vectors))]]
     while len(centres) < count:
@@ -60,7 +57,7 @@ def cluster(vectors: np.ndarray, count: int, seed: int = 0, rounds: int = 30) ->
 
 
 def choose(best: int, scores: np.ndarray, groups: np.ndarray) -> list[int]:
-    """The indices of `best` rows: from each group its best, as many as its share of all (largest remainders)."""
+    """The indices of `best` rows: the best of each group, in proportion to its size (largest remainders)."""
     names, sizes = np.unique(groups, return_counts=True)
     exact = best * sizes / sizes.sum()
     quota = np.floor(exact).astype(int)
@@ -74,9 +71,9 @@ def choose(best: int, scores: np.ndarray, groups: np.ndarray) -> list[int]:
 
 
 def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None, clusters: int = 10) -> dict[str, int]:
-    """Select the `best` texts among those that no rule caught; None takes every selection back.
+    """Select the `best` texts among those that no rule caught; None undoes every selection.
 
-    `model` is the one whose vision side's features are clustered. Raises UserError if there are too few texts.
+    `model` gives the features that are clustered. Raises UserError if there are too few texts.
     """
     with ledger.lock("select"):
         items = ledger.items()
@@ -88,7 +85,7 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
                 raise UserError(f"{ledger.project}: no text has passed the rules; run minigpt4 curate filter first")
             candidates, scores = best_samples(allowed)
             if best > len(candidates):
-                raise UserError(f"--best {best}: only {len(candidates)} pictures have a text that passed the rules")
+                raise UserError(f"--best {best}: only {len(candidates)} images have a text that passed the rules")
             groups = _groups(ledger, model, candidates, min(clusters, best))
             chosen = {candidates[i].key: float(scores[i]) for i in choose(best, scores, groups)}
         settings = ledger.settings("select", {"best": best, "clusters": clusters, "model": str(model)})
@@ -104,7 +101,7 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
 
 
 def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
-    """The text of the highest quality for each picture, and these qualities."""
+    """The best text of each image, and their qualities."""
     scores = quality(items)
     best: dict[str, int] = {}
     for i, item in enumerate(items):
@@ -119,10 +116,10 @@ def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Item], cou
         return np.zeros(len(items), dtype=int)
     from minigpt4.minigpt4 import MiniGPT4
 
-    features = Features(MiniGPT4.from_pretrained(model), [item.picture for item in items])
-    gone = [item.picture.name for item in items if not features.has(item.picture.name)]
-    if gone:
-        raise UserError(f"{ledger.project}: {len(gone)} pictures are gone, such as {gone[0]!r}; put them back")
-    vectors = np.stack([features[item.picture.name].float().mean(0).cpu().numpy() for item in items])
+    features = ImageFeatures(MiniGPT4.from_pretrained(model), ledger)
+    found = {item.picture.name: features.get(item.picture.name) for item in items}
+    if gone := [name for name, feature in found.items() if feature is None]:
+        raise UserError(f"{ledger.project}: {len(gone)} images are gone (the first is {gone[0]!r}); put them back")
+    vectors = np.stack([feature.float().mean(0).cpu().numpy() for feature in found.values() if feature is not None])
     vectors -= vectors.mean(0)
     return cluster(vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9), count)

@@ -61,7 +61,7 @@ def download(
     from minigpt4.data import download as downloading
 
     if captions is None:
-        say(downloading.where())
+        say(downloading.LISTS)
         return
     counts = downloading.download(
         captions, out, processes=processes, threads=threads, image_size=image_size, timeout=timeout, limit=limit

@@ -1,8 +1,7 @@
-"""Stage 1's pictures from the web: BLIP's two caption lists, fetched by img2dataset into tar shards.
+"""Download of stage 1's images from the web: BLIP's two caption lists, fetched by img2dataset into tar shards.
 
-img2dataset is an optional dependency and does all the fetching, in a process of its own: it goes on with the shards
-that are missing when it is started again. What is done here is to hand it the lists in a form that it can take piece by
-piece (they are one JSON array of many gigabytes) and the settings that make what the paper trained on.
+img2dataset (an optional dependency) runs in its own process; started again, it fetches the missing shards. It cannot
+read the lists as they are, one JSON array of many gigabytes, so they are rewritten as parquet files first.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -26,28 +24,13 @@ _BLIP = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/datase
 ROWS = 1_000_000  # of a list in one parquet file
 
 
-@dataclass(frozen=True)
-class CaptionList:
-    """One of the lists that the paper's stage 1 took its pairs from: pictures' addresses with BLIP's captions."""
-
-    about: str
-    url: str
-    pairs: str
-
-
-LISTS = {
-    "cc_sbu": CaptionList(
-        "Conceptual Captions 3M and 12M, SBU", f"{_BLIP}/ccs_synthetic_filtered_large.json", "1256 shards of 10,000"
-    ),
-    "laion": CaptionList("LAION", f"{_BLIP}/laion_synthetic_filtered_large.json", "10,489 shards of 10,000"),
-}
-
-
-def where() -> str:
-    """Where the lists are and what to do with them, for people."""
-    lines = [f"{name}: {entry.about} ({entry.pairs})\n  {entry.url}" for name, entry in LISTS.items()]
-    lines.append("Fetch a list, then: minigpt4 data download FILE --out data/cc_sbu (both together: about 2.3 TB)")
-    return "\n".join(lines)
+#: The lists that the paper's stage 1 took its pairs from, with BLIP's captions, and what to do with them.
+LISTS = f"""\
+cc_sbu: Conceptual Captions 3M and 12M, SBU (1256 shards of 10,000)
+  {_BLIP}/ccs_synthetic_filtered_large.json
+laion: LAION (10,489 shards of 10,000)
+  {_BLIP}/laion_synthetic_filtered_large.json
+Fetch a list, then: minigpt4 data download FILE --out data/cc_sbu (both together: about 2.3 TB)"""
 
 
 def download(
@@ -60,15 +43,15 @@ def download(
     timeout: int = 10,
     limit: int | None = None,
 ) -> Counter[str]:
-    """Fetch the pictures of a caption list into tar shards in `out`; returns counts by outcome over all shards there.
+    """Fetch the images of a caption list into tar shards in `out`; returns counts by outcome over all shards there.
 
     Args:
-        captions: a JSON array, or JSON lines, of objects with `url` and `caption`.
-        out: directory of the shards; what an earlier call has finished is kept.
-        processes, threads: of img2dataset; a thread holds one connection.
-        image_size: the shorter side in pixels that larger pictures are reduced to; their shape stays.
-        timeout: seconds that one picture may take.
-        limit: pairs from the start of the list; all by default.
+        captions: A JSON array, or JSON lines, of objects with `url` and `caption`.
+        out: Directory of the shards; those of an earlier call are kept.
+        processes, threads: Of img2dataset; each thread holds one connection.
+        image_size: Larger images are reduced to this shorter side, in pixels.
+        timeout: Seconds per image.
+        limit: Only the first pairs of the list.
     Raises:
         UserError: img2dataset is not installed or failed, or the list cannot be read.
     """
@@ -88,14 +71,14 @@ def download(
     counts = _outcomes(out)
     if done.returncode or not counts:
         raise UserError(
-            f"img2dataset ended with code {done.returncode}, as it says above; so far: {tell(counts) or 'nothing'}"
-            "; the same command goes on from there"
+            f"img2dataset failed with code {done.returncode} (see above); so far: {tell(counts) or 'nothing'}; run the "
+            "same command again to continue"
         )
     return counts
 
 
 def _write_rows(captions: Path, rows: Path, limit: int | None) -> None:
-    """The list as parquet files of a million rows, which img2dataset reads one by one."""
+    """Write the list as parquet files of a million rows, which img2dataset reads one by one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -125,7 +108,7 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _outcomes(out: Path) -> Counter[str]:
-    """What became of the pictures, from the statistics that img2dataset leaves beside its shards."""
+    """Counts of downloaded and failed images, from the statistics that img2dataset writes beside its shards."""
     counts: Counter[str] = Counter()
     for path in sorted(out.glob("*_stats.json")):
         stats = json.loads(path.read_bytes())

@@ -40,6 +40,7 @@ from minigpt4.data.pairs import (
     parse_record,
     read_beside,
 )  # fmt: skip
+from minigpt4.data.workers import datasets_library
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
@@ -678,10 +679,8 @@ def _group_rows(file: Any, group: int, names: list[str], path: str) -> Iterator[
 
 @functools.lru_cache(maxsize=8)
 def _load_hub(name: str, split: str) -> Any:
-    import datasets
-
     try:
-        dataset = datasets.load_dataset(name, split=split, streaming=True)
+        dataset = datasets_library().load_dataset(name, split=split, streaming=True)
     except Exception as error:  # whatever hub, network and dataset scripts raise
         raise UserError(f"data hub:{name}:{split}: cannot be loaded ({' '.join(str(error).split())})") from None
     return dataset.decode(False) if dataset.features else dataset

@@ -20,7 +20,7 @@ import numpy as np
 
 from minigpt4.data.pairs import Cause, Pair
 from minigpt4.data.sources import Reader, Source, check_source, open_source
-from minigpt4.data.workers import Chunk, in_processes
+from minigpt4.data.workers import Chunk, datasets_library, in_processes
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
@@ -331,8 +331,7 @@ class _Passes:
         return None
 
     def _open(self) -> None:
-        import datasets
-
+        datasets = datasets_library()
         arguments = {"reader": self.reader, "stage": self.stage, "shards": self._shards()}
         self._dataset = datasets.IterableDataset.from_generator(_read, gen_kwargs=arguments)
         if self._position is not None:

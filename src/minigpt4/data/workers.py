@@ -8,12 +8,14 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import tempfile
 import time
 import weakref
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -59,6 +61,20 @@ class _Shares(Generic[C]):
         return next(self._chunks[at])
 
 
+def datasets_library() -> Any:
+    """`datasets`. It wants a folder in the home directory; if it can have none there, it gets one for now."""
+    import datasets
+
+    try:
+        Path(datasets.config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=datasets.config.HF_DATASETS_CACHE).close()
+    except OSError:
+        folder = tempfile.TemporaryDirectory(prefix="minigpt4-datasets-")
+        atexit.register(folder.cleanup)
+        datasets.config.HF_DATASETS_CACHE = Path(folder.name)
+    return datasets
+
+
 def in_turn(work: Sequence[Work[C]]) -> Iterator[C]:
     """A chunk of every share, in turn, read in this process."""
     shares = _Shares(work)
@@ -70,10 +86,10 @@ def in_processes(work: Sequence[Work[C]], processes: int, ahead: int) -> Iterato
 
     (The `DataLoader` gives number n to worker n modulo their number, so each share stays with one of them.)
     """
-    import datasets  # noqa: F401  # once, before the processes part
     import torch
     from torch.utils.data import DataLoader
 
+    datasets_library()  # once, before the processes part
     loader: DataLoader[C] = DataLoader(
         _Shares(work),  # type: ignore[arg-type]
         sampler=count(),

@@ -16,12 +16,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from minigpt4 import statistics
 from minigpt4.documents import read_document
-from minigpt4.endpoint import Unanswered
+from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
 from minigpt4.evaluation.journal import digest, read_rows
-from minigpt4.statistics import cohen_kappa
+from minigpt4.images import image_url
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
@@ -146,15 +147,13 @@ class JudgePrompt:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
         content: Any = text
         if self.picture:
-            from minigpt4.evaluation.models import picture_url
-
-            shown = {"type": "image_url", "image_url": {"url": picture_url(case.item.image)}}
+            shown = {"type": "image_url", "image_url": {"url": image_url(case.item.image)}}
             content = [shown, {"type": "text", "text": text}]
         return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
 
     def read(self, reply: str) -> tuple[bool | None, str]:
         """(what the reply decides, its reason): its first line must be one of the labels, and no more."""
-        first, _, rest = reply.strip().partition("\n")
+        first, _, rest = (without_thought(reply) or "").strip().partition("\n")
         label = first.strip().strip("*_`\"'.,:!").strip().casefold()
         meaning = {key.casefold(): value for key, value in self.labels.items()}
         return meaning.get(label), rest.strip()[:500]
@@ -200,8 +199,10 @@ class LLMJudge(Judge):
         """Raises UserError as `Endpoint.ask_each`; what the endpoint said is recorded."""
 
         def keep(index: int, found: Verdict | Unanswered) -> None:
-            if not isinstance(found, Unanswered):
+            if isinstance(found, Verdict):
                 record(index, found)
+            elif found.refused:
+                record(index, Verdict(None, str(found)))
 
         self.endpoint.ask_each(range(len(cases)), lambda index: self._ask(cases[index]), keep, self.concurrency)
 
@@ -244,13 +245,7 @@ def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for answer, success in row["answers"].items():
             if success is not None:
                 votes.setdefault(answer, {})[row["rater"]] = success
-    found = []
-    for one, other in combinations(sorted({row["rater"] for row in ratings}), 2):
-        pairs = [(given[one], given[other]) for given in votes.values() if one in given and other in given]
-        if pairs:
-            agreed = sum(a == b for a, b in pairs) / len(pairs)
-            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
-    return found
+    return statistics.agreements(votes.values())
 
 
 class PeopleJudge(Judge):

@@ -6,33 +6,31 @@ key is read from the environment. It gives no likelihoods, so options are put to
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from PIL import Image
 
 from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
-from minigpt4.images import open_image, read_image
+from minigpt4.images import image_url, open_image
 
 if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
     from minigpt4.minigpt4 import MiniGPT4
 
+T = TypeVar("T")
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
 #: How BLIP-2 is asked, as its authors do.
 BLIP2_PROMPT = "Question: {} Answer:"
 #: Options that are scored together; many times the prompt's length in memory.
 OPTIONS_AT_ONCE = 16
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options that are put to an endpoint
-_ORIENTATION = 0x0112  # EXIF: which way up
 
 
 @dataclass(frozen=True)
@@ -76,35 +74,80 @@ class Answerer(ABC):
     """A model that answers. `identity` is plain JSON: all that tells it from other models, for the record."""
 
     identity: dict[str, Any]
-    how: Answering
+    settings: Answering
 
-    def close(self) -> None:  # noqa: B027 - an endpoint has none to give
-        """Give the model's memory back; it is loaded again if it is asked again."""
+    def close(self) -> None:  # noqa: B027 - an endpoint holds no memory
+        """Free the model's memory; it is loaded again if it is asked again."""
+
+    @abstractmethod
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
+        """Put every item to the model; each reply goes to `record` with its item's index as soon as it is there.
+
+        An image that cannot be read is a reply with a `fault`.
+        """
+
+
+class LocalAnswerer(Answerer, Generic[T]):
+    """A model in this process, loaded when it is first asked, which answers in batches."""
+
+    def __init__(self, kind: str, name: str, settings: Answering, **more: Any) -> None:
+        from minigpt4.model import sources
+
+        self.name, self.settings = name, settings
+        numbers = {"dtype": settings.dtype, "load_in": settings.load_in}
+        weights = weights_signature(sources.resolve(name))
+        self.identity = {"kind": kind, "model": name, "weights": weights, **numbers, **more}
+        self._loaded: T | None = None
+
+    @abstractmethod
+    def load(self) -> T: ...
+
+    @property
+    def model(self) -> T:
+        if self._loaded is None:
+            self._loaded = self.load()
+        return self._loaded
+
+    def close(self) -> None:
+        import gc
+
+        import torch
+
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @abstractmethod
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
-        """One reply for each prompt about its picture, greedy unless `how` says otherwise."""
+        """One reply for each prompt about its image, greedy unless the settings say otherwise."""
 
+    @abstractmethod
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
         """For each prompt the log-likelihood of each of its options as the answer; `text` is the likeliest one's."""
-        raise UserError(f"{self.identity['model']}: gives no likelihoods of options")
+
+    def sampling(self) -> dict[str, Any]:
+        chosen = self.settings
+        if chosen.temperature == 0:
+            return {"do_sample": False, "num_beams": chosen.num_beams}
+        drawn = {"do_sample": True, "temperature": chosen.temperature, "top_p": chosen.top_p}
+        return {**drawn, "num_beams": chosen.num_beams}
+
+    def seed(self, sample: int) -> int:
+        return self.settings.seed + 1_000_003 * sample
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
-        """Put every item, and hand each reply to `record` with its item's index, as soon as it is there.
-
-        A picture that cannot be read is a reply with a `fault`, and the others go on.
-        """
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, item in enumerate(items):
             groups.setdefault((item.max_new_tokens, bool(item.options)), []).append(index)
         for (limit, scored), members in groups.items():
-            for start in range(0, len(members), self.how.batch_size):
+            for start in range(0, len(members), self.settings.batch_size):
                 opened: dict[int, Image.Image] = {}
-                for index in members[start : start + self.how.batch_size]:
+                for index in members[start : start + self.settings.batch_size]:
                     try:
                         opened[index] = open_image(items[index].image)
                     except UserError as error:
@@ -141,135 +184,88 @@ def weights_signature(source: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _identity(kind: str, name: str, how: Answering, **more: Any) -> dict[str, Any]:
-    from minigpt4.model import sources
-
-    numbers = {"dtype": how.dtype, "load_in": how.load_in}
-    return {"kind": kind, "model": name, "weights": weights_signature(sources.resolve(name)), **numbers, **more}
-
-
-def _sampling(how: Answering, sample: int) -> dict[str, Any]:
-    if how.temperature == 0:
-        return {"do_sample": False, "num_beams": how.num_beams}
-    return {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "num_beams": how.num_beams}
-
-
-class LocalAnswerer(Answerer):
+class MiniGPT4Answerer(LocalAnswerer["MiniGPT4"]):
     """A MiniGPT-4: an alignment, an export, or one of the pocket models."""
 
-    def __init__(self, name: str, how: Answering) -> None:
-        self.name, self.how = name, how
-        self.identity = _identity("minigpt4", name, how)
-        self._model: MiniGPT4 | None = None
+    def load(self) -> MiniGPT4:
+        from minigpt4.minigpt4 import MiniGPT4
 
-    def close(self) -> None:
-        self._model = None
-        _free()
-
-    @property
-    def model(self) -> MiniGPT4:
-        if self._model is None:
-            from minigpt4.minigpt4 import MiniGPT4
-
-            how = self.how
-            self._model = MiniGPT4.from_pretrained(self.name, dtype=how.dtype, load_in=how.load_in, device=how.device)
-        return self._model
+        chosen = self.settings
+        return MiniGPT4.from_pretrained(self.name, dtype=chosen.dtype, load_in=chosen.load_in, device=chosen.device)
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
         from minigpt4.generation.engine import answers
 
-        settings = _sampling(self.how, sample)
-        if settings["do_sample"]:
-            settings |= {"seed": self.how.seed + 1_000_003 * sample, "repetition_penalty": 1.0}
-        found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **settings)
+        sampling = self.sampling()
+        if sampling["do_sample"]:
+            sampling |= {"seed": self.seed(sample), "repetition_penalty": 1.0}
+        found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **sampling)
         return [ModelReply(answer.text, answer.ended) for answer in found]
 
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
-        import torch
-
+        from minigpt4.generation.likelihood import token_likelihoods
         from minigpt4.prompts.encode import encode, encode_chat
         from minigpt4.prompts.templates import Message
 
         model = self.model
-        features = model.encode_images(list(images))
+        image_tokens = model.num_query_tokens, model.image_token_id
         replies = []
-        for row, prompt, choices in zip(features, prompts, options, strict=True):
-            head = encode_chat(
-                model.tokenizer, model.template, [Message("user", prompt, 1)], model.num_query_tokens,
-                model.image_token_id,
-            )  # fmt: skip
-            tails = [
-                encode(model.tokenizer, choice, model.num_query_tokens, model.image_token_id, bos=False)
-                for choice in choices
-            ]
-            scores: list[float] = []
-            for start in range(0, len(tails), OPTIONS_AT_ONCE):
-                part = tails[start : start + OPTIONS_AT_ONCE]
-                ids, mask = _right_padded([[*head, *tail] for tail in part])
-                with torch.inference_mode():
-                    hidden = model.hidden_states(ids, row.expand(len(part), *row.shape), mask.to(model.device))
-                    # The state before a token predicts it.
-                    said = model.logits(hidden[:, len(head) - 1 : -1]).float().log_softmax(-1).cpu()
-                scores += _sums(said, ids[:, len(head) :], part)
-            replies.append(_choice(choices, scores, [len(tail) for tail in tails]))
+        for row, prompt, choices in zip(model.encode_images(list(images)), prompts, options, strict=True):
+            head = encode_chat(model.tokenizer, model.template, [Message("user", prompt, 1)], *image_tokens)
+            tails = [encode(model.tokenizer, choice, *image_tokens, bos=False) for choice in choices]
+            count = len(tails)
+            found = token_likelihoods(model, [head] * count, tails, [row] * count, OPTIONS_AT_ONCE)
+            replies.append(_choice(choices, [float(each.sum()) for each in found], [len(tail) for tail in tails]))
         return replies
 
 
-class Blip2Answerer(Answerer):
+class Blip2Answerer(LocalAnswerer[tuple[Any, Any]]):
     """Any `Blip2ForConditionalGeneration` as plain transformers runs it: the paper's baseline."""
 
-    def __init__(self, name: str, how: Answering, prompt: str = BLIP2_PROMPT) -> None:
-        if how.load_in or how.device == "auto":
+    def __init__(self, name: str, settings: Answering) -> None:
+        if settings.load_in or settings.device == "auto":
             raise UserError(f"{name}: a plain BLIP-2 is loaded whole; leave --load-in and --device auto out for it")
-        self.name, self.how, self.prompt = name, how, prompt
-        self.identity = _identity("blip2", name, how, prompt=prompt)
-        self._loaded: Any = None
+        super().__init__("blip2", name, settings, prompt=BLIP2_PROMPT)
 
-    def close(self) -> None:
-        self._loaded = None
-        _free()
-
-    def _load(self) -> tuple[Any, Any]:
+    def load(self) -> tuple[Any, Any]:
         """(model, processor)."""
-        if self._loaded is None:
-            import torch
-            from transformers import AutoProcessor, Blip2ForConditionalGeneration
+        import torch
+        from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
-            from minigpt4.model import sources
-            from minigpt4.model.precision import Placement
+        from minigpt4.model import sources
+        from minigpt4.model.precision import Placement
 
-            source = sources.resolve(self.name)
-            placement = Placement.resolve(self.how.dtype, self.how.device, None, None)
-            try:
-                processor = sources.load(AutoProcessor, source)
-                model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
-            except UserError:
-                raise
-            except Exception as error:  # each part has its own exceptions for broken files
-                raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
-            processor.tokenizer.padding_side = "left"
-            processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
-            self._loaded = model.to(torch.device(placement.device)).eval(), processor
-        return self._loaded
+        source = sources.resolve(self.name)
+        placement = Placement.resolve(self.settings.dtype, self.settings.device, None, None)
+        try:
+            processor = sources.load(AutoProcessor, source)
+            model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
+        except UserError:
+            raise
+        except Exception as error:  # each part has its own exceptions for broken files
+            raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
+        processor.tokenizer.padding_side = "left"
+        processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
+        return model.to(torch.device(placement.device)).eval(), processor
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
         import torch
 
-        model, processor = self._load()
-        asked = [self.prompt.format(prompt) for prompt in prompts]
+        model, processor = self.model
+        asked = [BLIP2_PROMPT.format(prompt) for prompt in prompts]
         inputs = processor(images=list(images), text=asked, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device, model.dtype)
-        settings = _sampling(self.how, sample)
-        if settings["do_sample"]:
-            torch.manual_seed(self.how.seed + 1_000_003 * sample)
+        sampling = self.sampling()
+        if sampling["do_sample"]:
+            torch.manual_seed(self.seed(sample))
         with torch.inference_mode():
-            rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+            rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
         new = rows[:, inputs["input_ids"].shape[1] :] if model.config.use_decoder_only_language_model else rows
         return [
             ModelReply(text.strip(), len(row) < max_new_tokens or _ends(row, model))
@@ -280,67 +276,39 @@ class Blip2Answerer(Answerer):
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
         import torch
+        import torch.nn.functional as F
+        from torch.nn.utils.rnn import pad_sequence
 
-        model, processor = self._load()
+        model, processor = self.model
         decoder_only = model.config.use_decoder_only_language_model
         replies = []
         for image, prompt, choices in zip(images, prompts, options, strict=True):
-            inputs = processor(images=image, text=self.prompt.format(prompt), return_tensors="pt")
+            inputs = processor(images=image, text=BLIP2_PROMPT.format(prompt), return_tensors="pt")
             inputs = inputs.to(model.device, model.dtype)
-            head = inputs["input_ids"][0].tolist()
             space = " " if decoder_only else ""
             tails = [processor.tokenizer(space + c, add_special_tokens=False)["input_ids"] for c in choices]
             scores: list[float] = []
             for start in range(0, len(tails), OPTIONS_AT_ONCE):
-                part = tails[start : start + OPTIONS_AT_ONCE]
-                pixels = inputs["pixel_values"].expand(len(part), -1, -1, -1)
+                part = [torch.tensor(tail) for tail in tails[start : start + OPTIONS_AT_ONCE]]
+                labels = pad_sequence(part, batch_first=True, padding_value=-100).to(model.device)
+                read = {k: v.expand(len(part), *v.shape[1:]) for k, v in inputs.items()}
                 with torch.inference_mode():
-                    if decoder_only:
-                        ids, mask = (t.to(model.device) for t in _right_padded([[*head, *tail] for tail in part]))
-                        logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
-                        logits, targets = logits[:, len(head) - 1 : -1], ids[:, len(head) :]
+                    if decoder_only:  # padding on the right of causal attention changes nothing before it
+                        head = read.pop("input_ids")
+                        read["attention_mask"] = torch.ones(len(part), head.shape[1] + labels.shape[1]).to(head)
+                        logits = model(input_ids=torch.cat([head, labels.clamp(min=0)], 1), **read).logits
+                        logits = logits[:, head.shape[1] - 1 : -1]
                     else:
-                        targets, kept = (t.to(model.device) for t in _right_padded(part))
-                        read = {k: v.expand(len(part), -1) for k, v in inputs.items() if v.dim() == 2}
-                        labels = targets.masked_fill(kept == 0, -100)
-                        logits = model(pixel_values=pixels, **read, labels=labels).logits
-                scores += _sums(logits.float().log_softmax(-1).cpu(), targets.cpu(), part)
+                        logits = model(**read, labels=labels).logits
+                nll = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")  # 0 for padding
+                scores += (-nll.sum(1)).tolist()
             replies.append(_choice(choices, scores, [len(tail) for tail in tails]))
         return replies
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _ends(row: Any, model: Any) -> bool:
     ends = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
     return int(row[-1]) in (ends if isinstance(ends, list) else [ends])
-
-
-def _right_padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """Token ids as one tensor, and its mask; attention is causal, so what stands behind a row's end changes nothing."""
-    import torch
-
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-def _sums(said: Any, targets: Any, rows: Sequence[Sequence[int]]) -> list[float]:
-    """The log-likelihood of every row from the log-probabilities (rows, tokens, vocabulary) at its places."""
-    each = said.gather(-1, targets[..., None])[..., 0]
-    return [float(each[i, : len(row)].sum()) for i, row in enumerate(rows)]
 
 
 def _choice(choices: Sequence[str], scores: Sequence[float], lengths: Sequence[int]) -> ModelReply:
@@ -365,50 +333,26 @@ def open_endpoint(name: str, timeout: float = 120.0, attempts: int = 6) -> Endpo
     return Endpoint(url, model, timeout=timeout, attempts=attempts)
 
 
-def data_url(image: Image.Image) -> str:
-    """The picture as a PNG in a data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return _data_url(buffer.getvalue(), "png")
-
-
-def picture_url(path: Path) -> str:
-    """A picture file as a data URL: as it is if every endpoint can read it, else as a PNG.
-
-    Raises UserError if it cannot be read.
-    """
-    image = open_image(path)
-    data = read_image(path)
-    with Image.open(io.BytesIO(data)) as file:
-        upright = file.getexif().get(_ORIENTATION, 1) == 1
-        kind = (file.format or "").lower()
-    return _data_url(data, kind) if kind in ("jpeg", "png") and upright else data_url(image)
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 class EndpointAnswerer(Answerer):
     """An endpoint and the model that it is asked for."""
 
-    def __init__(self, name: str, how: Answering) -> None:
-        self.how = how
-        self.endpoint = open_endpoint(name, how.timeout)
+    def __init__(self, name: str, settings: Answering) -> None:
+        self.settings = settings
+        self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
     def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
+        self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300
     ) -> list[ModelReply]:
-        replies: list[ModelReply] = [ModelReply()] * len(prompts)
+        """One answer for each image and prompt, in order."""
+        replies = [ModelReply()] * len(prompts)
 
-        def record(index: int, reply: ModelReply | Unanswered) -> None:
+        def keep(index: int, reply: ModelReply | Unanswered) -> None:
             replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
 
-        def work(index: int) -> ModelReply:
-            return self._ask(data_url(images[index]), prompts[index], max_new_tokens)
-
-        self.endpoint.ask_each(range(len(prompts)), work, record, self.how.concurrency)
+        asked = [(image_url(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        work = lambda index: self._ask(*asked[index], max_new_tokens)  # noqa: E731
+        self.endpoint.ask_each(range(len(asked)), work, keep, self.settings.concurrency)
         return replies
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
@@ -420,26 +364,26 @@ class EndpointAnswerer(Answerer):
         def work(index: int) -> ModelReply:
             item = items[index]
             try:
-                picture = picture_url(item.image)
+                image = image_url(item.image)
             except UserError as error:
                 return ModelReply(fault=str(error))
             if item.options:
-                return self._choose(picture, item.prompt, item.options)
-            return self._ask(picture, item.prompt, item.max_new_tokens)
+                return self._choose(image, item.prompt, item.options)
+            return self._ask(image, item.prompt, item.max_new_tokens)
 
         def keep(index: int, reply: ModelReply | Unanswered) -> None:
             record(index, ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply)
 
-        self.endpoint.ask_each(range(len(items)), work, keep, self.how.concurrency)
+        self.endpoint.ask_each(range(len(items)), work, keep, self.settings.concurrency)
 
-    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> ModelReply:
+    def _ask(self, image: str, prompt: str, max_new_tokens: int) -> ModelReply:
         content = [
-            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "image_url", "image_url": {"url": image}},
             {"type": "text", "text": prompt},
         ]
         try:
             said = self.endpoint.ask(
-                [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.how.temperature
+                [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.settings.temperature
             )
         except Unanswered as error:
             if not error.empty:
@@ -447,32 +391,32 @@ class EndpointAnswerer(Answerer):
             return ModelReply()
         return ModelReply(said.text, said.ended)
 
-    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> ModelReply:
+    def _choose(self, image: str, prompt: str, options: Sequence[str]) -> ModelReply:
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-        reply = self._ask(picture, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
+        reply = self._ask(image, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
         found = re.match(r"\W*([A-Z])\b", reply.text.upper())
         index = LETTERS.index(found[1]) if found else len(options)
         return ModelReply(options[index], reply.ended) if index < len(options) else reply
 
 
-def open_answerer(name: str, how: Answering | None = None) -> Answerer:
+def open_answerer(name: str, settings: Answering | None = None) -> Answerer:
     """The model called `name`; local weights are loaded when it is first asked.
 
     `openai:URL#MODEL` is an endpoint, `blip2:DIRECTORY` (or a directory or hub id that holds a BLIP-2 and no record of
     ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads. Raises UserError if there is no such
     model.
     """
-    how = how or Answering()
+    settings = settings or Answering()
     if name.startswith(ENDPOINT_PREFIX):
-        return EndpointAnswerer(name, how)
+        return EndpointAnswerer(name, settings)
     from minigpt4.model import sources
 
     if name.startswith(BLIP2_PREFIX):
-        return Blip2Answerer(name.removeprefix(BLIP2_PREFIX), how)
+        return Blip2Answerer(name.removeprefix(BLIP2_PREFIX), settings)
     source = sources.resolve(name)
     if sources.find_file(source, "alignment.json"):
-        return LocalAnswerer(name, how)
+        return MiniGPT4Answerer("minigpt4", name, settings)
     if sources.read_json(source, "config.json").get("model_type") == "blip-2":
-        return Blip2Answerer(name, how)
+        return Blip2Answerer(name, settings)
     raise UserError(f"{name}: is neither an alignment, an export nor a BLIP-2; give one of them, or openai:URL#MODEL")

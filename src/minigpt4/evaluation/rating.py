@@ -1,20 +1,19 @@
-"""A web page on which people judge answers without knowing whose they are (paper, section 4.2).
+"""A web page on which people judge answers without knowing which model gave them (paper, section 4.2).
 
-For each question they see the picture, what was asked, what counts as success, and the answers of all models: without
-names, in an order of chance that differs from rater to rater, equal answers once. They say of each whether it succeeds,
-and which is best, ties allowed. Every judgement is in a journal at once. `rating.html` is the page.
+For each question they see the image, the prompt, what counts as success, and the answers of all models: without names,
+in a random order for each rater, equal answers once. They say of each whether it succeeds, and which is best, ties
+allowed. Judgements go to a journal at once. `rating.html` is the page.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
@@ -22,11 +21,8 @@ from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
 from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
-from minigpt4.labelling import Labelling, person, seconds_left
+from minigpt4.labelling import LabellingDesk, labelling_app
 from minigpt4.local_web import serve_app
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +30,8 @@ VERDICTS = {"yes": True, "no": False, "unsure": None}
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is judged at once: the different answers that models gave to one item, by their keys."""
+class RatedQuestion:
+    """The different answers that models gave to one question, by their keys."""
 
     item: str
     sample: int
@@ -46,22 +42,20 @@ class Question:
     answers: dict[str, str]
 
 
-class Desk:
-    """Hands out questions and takes judgements. Safe to use from several threads.
+class RatingDesk(LabellingDesk):
+    """Hands out questions and takes judgements. Images are shown from the folder `images` alone."""
 
-    Images are shown from the folder `images` alone.
-    """
+    title, thing, judge = "Judge answers", "question", "rater"
+    html = "minigpt4.evaluation", "rating.html"
 
-    def __init__(self, questions: Sequence[Question], journal: Journal, images: Path) -> None:
-        self.questions, self.images = questions, images
-        self.journal = journal
-        self._lock = threading.RLock()
+    def __init__(self, questions: Sequence[RatedQuestion], journal: Journal, images: Path) -> None:
+        super().__init__()
+        self.questions, self.journal, self.images = questions, journal, images
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def image(self, index: int) -> Path:
-        """The image that was asked about. Raises UserError if it lies elsewhere."""
         image = self.questions[index].image
         if not lies_in(image, self.images):
             raise UserError("it lies outside of the folder given with --images")
@@ -73,27 +67,27 @@ class Desk:
         random.Random(f"order {rater}").shuffle(order)
         return order
 
-    def next(self, rater: str) -> int | None:
-        """The first question that waits for this rater; None if there is none."""
-        with self._lock:
-            return next((i for i in self.order(rater) if self._key(rater, i) not in self.journal), None)
+    def back(self, rater: str, index: int | None) -> int:
+        """The question before this one in the rater's order."""
+        order = self.order(rater)
+        return order[max(0, (len(order) if index is None else order.index(index)) - 1)]
 
     def _key(self, rater: str, index: int) -> str:
         question = self.questions[index]
         return digest([rater, question.item, question.sample, sorted(question.answers)])
 
+    def waits(self, rater: str, index: int) -> bool:
+        return self._key(rater, index) not in self.journal
+
     def look(self, rater: str, index: int) -> dict[str, Any]:
-        """What the page shows: nothing in it tells whose an answer is."""
         question = self.questions[index]
-        shown = list(question.answers.items())
-        shown.sort()  # by their digests, so that the order before the shuffle says nothing either
+        shown = sorted(question.answers.items())  # by digests, so that the order before the shuffle tells nothing
         random.Random(f"answers {rater} {question.item} {question.sample}").shuffle(shown)
-        with self._lock:
+        with self.lock:
             mine = self.journal[key] if (key := self._key(rater, index)) in self.journal else None
-        words = {True: "yes", False: "no", None: "unsure"}
+        words = {verdict: word for word, verdict in VERDICTS.items()}
         return {
             "index": index,
-            "place": self.order(rater).index(index) + 1,
             "task": question.task,
             "prompt": question.prompt,
             "success": question.success,
@@ -104,7 +98,7 @@ class Desk:
         }
 
     def decide(self, rater: str, index: int, answers: Mapping[str, str], best: list[str]) -> None:
-        """Record a judgement; a later one of the same rater takes its place. `best` holds several answers in a tie.
+        """Record a judgement; it replaces an earlier one of the same rater. `best` holds several answers in a tie.
 
         Raises ValueError if it does not judge exactly the answers that are shown.
         """
@@ -113,32 +107,24 @@ class Desk:
             raise ValueError(f"each answer must be judged once: {', '.join(VERDICTS)}")
         if not set(best) <= question.answers.keys():
             raise ValueError("the best answer must be one of those shown")
-        with self._lock:
+        with self.lock:
             self.journal.add([{
                 "key": self._key(rater, index), "rater": rater, "item": question.item, "sample": question.sample,
                 "answers": {key: VERDICTS[word] for key, word in answers.items()}, "best": sorted(set(best)),
                 "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             }])  # fmt: skip
 
-    def progress(self, rater: str) -> dict[str, Any]:
-        """Counts, the seconds that remain at this rater's pace, and how far the raters agree."""
-        with self._lock:
-            rows = list(self.journal)
-            mine = [row for row in rows if row["rater"] == rater]
-            waiting = sum(self._key(rater, i) not in self.journal for i in range(len(self.questions)))
-        return {
-            "total": len(self.questions),
-            "waiting": waiting,
-            "raters": len({row["rater"] for row in rows}),
-            "seconds left": seconds_left((row["at"] for row in mine), waiting),
-            "agreement": agreement(rows),
-        }
+    def times(self, rater: str) -> list[str]:
+        return [row["at"] for row in self.journal if row["rater"] == rater]
+
+    def agreement(self) -> list[dict[str, Any]]:
+        return agreement(list(self.journal))
 
 
-def read_questions(directory: Path) -> list[Question]:
-    """The questions of a suite's results, each with the different answers to it.
+def read_questions(directory: Path) -> list[RatedQuestion]:
+    """The questions of a suite's results, each with its different answers.
 
-    Raises UserError if `directory` is not that of a suite whose answers people can judge.
+    Raises UserError if `directory` holds no results whose answers people can judge.
     """
     path = directory / RESULTS
     if not path.is_file():
@@ -156,63 +142,38 @@ def read_questions(directory: Path) -> list[Question]:
     return found
 
 
-def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) -> list[Question]:
-    found: dict[tuple[str, int], Question] = {}
+def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) -> list[RatedQuestion]:
+    found: dict[tuple[str, int], RatedQuestion] = {}
     for row in rows:
         texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")]
         if not all(isinstance(text, str) for text in [*texts, success.get(row["item"], "")]):
-            raise TypeError("an answer holds something else than texts")
+            raise TypeError("an answer is not made of texts")
         item, task, image, prompt, answer = (text.encode("utf-8", "replace").decode() for text in texts)
-        question = Question(item, row["sample"], task, Path(image), prompt, success.get(item, ""), {})
+        question = RatedQuestion(item, row["sample"], task, Path(image), prompt, success.get(item, ""), {})
         answers = found.setdefault((item, row["sample"]), question).answers
         answers[answer_key(item, row["prompt"], row["answer"])] = answer
     return list(found.values())
 
 
-def create_app(desk: Desk, host: str) -> FastAPI:
-    """The page, to be served on `host`, and its few requests."""
-    page = Labelling(desk, "Judge answers", ("minigpt4.evaluation", "rating.html"), "question", "rater", host)
-    from fastapi import Body
-
-    @page.app.get("/api/before")
-    def before(rater: str, index: int) -> dict[str, Any]:
-        name, order = person(rater), desk.order(person(rater))
-        at = order.index(page.within(index)) if index >= 0 else len(order)
-        return page.shown(name, order[max(0, at - 1)])
-
-    @page.app.post("/api/questions/{index}")
-    def decide(
-        index: int,
-        rater: str = Body(),
-        answers: dict[str, str] = Body(),  # noqa: B008
-        best: list[str] = Body(),  # noqa: B008
-    ) -> dict[str, Any]:
-        name = person(rater)
-        desk.decide(name, page.within(index), answers, best)
-        return page.next(name)
-
-    return page.app
-
-
 def lies_in(image: Path, folder: Path) -> bool:
-    """Whether the image is a file in the folder or below it, wherever links lead."""
+    """Whether the image is a file in the folder or below it, after following links."""
     try:
         return image.resolve().is_relative_to(folder.resolve()) and image.is_file()
     except (OSError, ValueError, RuntimeError):  # names that no file can have, links in a circle
         return False
 
 
-def serve(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve_rating(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; `ready` is given its address.
 
-    The results may be someone else's and name any file, so images are shown from the folder `images` alone, by default
-    `directory`. Raises UserError if the port is taken.
+    A stranger's results may name any file, so images are shown from the folder `images` alone (default: `directory`).
+    Raises UserError for a wrong directory, or if the port is taken.
     """
-    questions, images = read_questions(directory), images or directory  # a wrong directory is known before all else
+    questions, images = read_questions(directory), images or directory
     if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
         logger.warning(
-            "%d images are not shown, for they do not lie in %s (the first is %r); give their folder with --images",
+            "%d images are not shown, because they are not in %s (the first is %r); give their folder with --images",
             len(hidden), images, str(hidden[0]),
         )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
-        serve_app(create_app(Desk(questions, journal, images), host), host, port, ready)
+        serve_app(labelling_app(RatingDesk(questions, journal, images), host), host, port, ready)

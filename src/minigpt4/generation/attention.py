@@ -1,7 +1,7 @@
-"""What the model looked at: which image tokens a word hangs on, and their attention to the patches of the picture.
+"""What the model looked at: the influence of image tokens on a word, and their attention to the image's patches.
 
-For a word of an answer: how much each image token swayed the LLM as it chose the word, times where on the picture the
-Q-Former had found what that token says. Both are hints at what a word rests on, and no proof of it.
+For a word of an answer: how much each image token influenced the choice of the word, times where in the image the
+Q-Former attended for that token. Both are hints at what a word rests on, not a proof.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
-    """How much each image token sways the choice of the tokens `ids[start:end]`: (pictures, q), sum 1.
+    """How much each image token influences the choice of the tokens `ids[start:end]`: (images, q), sum 1.
 
-    The length of the gradient of their log-probability at each image token. It asks for no layer: the pocket LLM's
-    attention points at the right token in one layer and not in the next (docs/web.md). Raises UserError if there is no
-    picture before them.
+    The length of the gradient of their log-probability at each image token. Unlike attention it depends on no layer:
+    the pocket LLM's attention points at the right token in one layer and not in the next (docs/notes/pocket.md). Raises
+    UserError if there is no image before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)
     places = (input_ids[0, :start] == model.image_token_id).nonzero().flatten()
     if not len(places):
-        raise UserError("no picture was shown before this word, so there is nothing that it could rest on")
+        raise UserError("no image was shown before this word, so there is nothing that it could rest on")
     with torch.enable_grad():
         embeddings = model.embed(input_ids, features.to(model.device)).detach().requires_grad_()
         # A token is chosen from what the LLM makes of the one before it.

@@ -1,24 +1,22 @@
-"""Answers that are decoded together though each begins and ends at its own time (continuous batching).
+"""Continuous batching: answers are decoded together, and each begins and ends at its own time.
 
-Every step is one pass of the LLM over the newest token of every row. Rows join after a pass of their own over their
-prompts, and leave when they have ended, while the others go on. Knows nothing about texts (see `endings.py`), queues or
-clients.
+Every step is one pass of the LLM over the newest token of every row. Rows join after a pass over their own prompts, and
+leave when they have ended, while the others go on.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
-    StoppingCriteria,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -53,18 +51,9 @@ def decode(
         return _beam_search(model, ids, features, decoding, stop, ends, cancelled)
     rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
     readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
-    batch = ContinuousBatch(model)
-    batch.join(rows)
-    while batch.rows:
-        for row in batch.rows:
-            readers[row].read(row.chosen().token)
-        done = [row for row in batch.rows if readers[row].ended or row.is_full or cancelled.is_set()]
-        if cache is not None and done:
-            cache.layers[:] = batch.read_by(done[0]).layers
-        batch.leave(done)
-        if batch.rows:
-            batch.step()
-    return [readers[row].finish()[0] for row in rows]
+    for _ in _pieces(model, readers, cache, cancelled):
+        pass
+    return [reader.finish()[0] for reader in readers.values()]
 
 
 def decode_stream(
@@ -86,21 +75,30 @@ def decode_stream(
         raise UserError("beams cannot be streamed, because the best answer is known at the end only; use num_beams=1")
     decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
     reader = AnswerReader(model.tokenizer, [stop], end_tokens(model.blip2.language_model, model.tokenizer))
-    row, batch = Row(ids, features, decoding, past=cache), ContinuousBatch(model)
-    batch.join([row])
-    while True:
-        piece = reader.read(row.chosen().token)
-        if piece:
-            yield piece
-        if reader.ended or row.is_full or (cancelled is not None and cancelled.is_set()):
-            break
-        batch.step()
-    if cache is not None:
-        cache.layers[:] = batch.read_by(row).layers
+    row = Row(ids, features, decoding, past=cache)
+    yield from filter(None, _pieces(model, {row: reader}, cache, cancelled or threading.Event()))
     answer, rest = reader.finish()
     if rest:
         yield rest
     return answer
+
+
+def _pieces(
+    model: AlignedModel, readers: dict[Row, AnswerReader], cache: DynamicCache | None, cancelled: threading.Event
+) -> Iterator[str]:
+    """Decode the rows to their ends; yields what each token adds to its row's text, which may be nothing."""
+    batch = ContinuousBatch(model)
+    batch.join(list(readers))
+    while True:
+        for row in batch.rows:
+            yield readers[row].read(row.chosen().token)
+        done = [row for row in batch.rows if readers[row].ended or row.is_full or cancelled.is_set()]
+        if cache is not None and done:
+            cache.layers[:] = batch.read_by(done[0]).layers
+        batch.leave(done)
+        if not batch.rows:
+            return
+        batch.step()
 
 
 @torch.no_grad()
@@ -114,7 +112,6 @@ def _beam_search(
     cancelled: threading.Event,
 ) -> list[Answer]:
     input_ids, mask = left_padded(ids)
-    criteria: list[StoppingCriteria] = [_Cancelled(cancelled), *([StopString(model.tokenizer, stop)] if stop else [])]
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
@@ -123,17 +120,9 @@ def _beam_search(
             attention_mask=mask.to(model.device),
             generation_config=decoding.beam_search_config(ends, model.image_token_id),
             logits_processor=decoding.processors(),
-            stopping_criteria=criteria,
+            stopping_criteria=[StopString(model.tokenizer, stop, cancelled)],
         )
     return [read_answer(model.tokenizer, row, stop, ends) for row in new_ids.tolist()]
-
-
-class _Cancelled(StoppingCriteria):
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
 def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -155,7 +144,7 @@ def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 class Chosen:
     """A token with its log-probability in nats, and the likeliest tokens in its place with theirs.
 
-    Both are those of the model itself, before temperature, top-p or penalty; None and empty if nobody asked.
+    Both are those of the model itself, before temperature, top-p or penalty; None and empty unless requested.
     """
 
     token: int
@@ -165,11 +154,11 @@ class Chosen:
 
 @dataclass(eq=False)
 class Row:
-    """One answer on its way: `ids` is its prompt, `features` (pictures, q, d_qformer) are those of its pictures.
+    """An answer that is being decoded: `ids` is its prompt, `features` (images, q, d_qformer) are its images'.
 
     `logprobs`: None, or how many of the likeliest tokens to report beside each that is chosen. `past`: keys and values
-    of the first of `ids`, where somebody has them; they are left as they are. `newest` is what the last step chose;
-    `failed` is what went wrong in choosing, if it did.
+    of the first of `ids`, if they are known; they are not changed. `newest` is what the last step chose; `failed` is
+    the exception if choosing failed.
     """
 
     ids: Sequence[int]
@@ -192,7 +181,7 @@ class Row:
 
     @property
     def is_full(self) -> bool:
-        """Whether the answer has as many tokens as it may have."""
+        """True if the answer has the maximum number of tokens."""
         return len(self.tokens) >= self.decoding.max_new_tokens
 
     def chosen(self) -> Chosen:
@@ -240,7 +229,7 @@ class ContinuousBatch:
     def join(self, rows: Sequence[Row]) -> None:
         """Read the prompts of new rows, and choose the first token of each.
 
-        All in one pass, but for rows with a past, of which each has one of its own over what it has not read.
+        Rows with a `past` each take a pass of their own; all others share one.
         """
         new = [row for row in rows if not _length(row.past)]
         for group in [*([new] if new else []), *([row] for row in rows if row not in new)]:
@@ -266,7 +255,7 @@ class ContinuousBatch:
         return _copied(self._cache, i, int(self._mask[i].argmax()))
 
     def leave(self, rows: Collection[Row]) -> None:
-        """Let rows go, and with them the room that only they needed."""
+        """Remove rows, and the positions that only they used."""
         kept = [i for i, row in enumerate(self.rows) if row not in rows]
         if len(kept) == len(self.rows):
             return

@@ -1,7 +1,6 @@
-"""A conversation about pictures that remembers what the LLM has read: each turn costs its own tokens only.
+"""A conversation about images that keeps the KV cache, so that each turn costs only its own tokens.
 
-Knows nothing about how an answer is decoded (see `engine.py`). A turn that fails or is broken off has not happened:
-the chat is as it was before it.
+A turn that fails or is cancelled leaves the chat as it was before it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import expanded, write_atomically
 from minigpt4.generation.batching import decode, decode_stream
 from minigpt4.generation.decoding import Decoding
-from minigpt4.generation.engine import as_list, encode_pictures
+from minigpt4.generation.engine import as_list, encode_images
 from minigpt4.generation.stopping import Answer
 from minigpt4.prompts.encode import encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
@@ -52,49 +51,49 @@ class Chat:
 
     def reset(self) -> None:
         """Forget everything that was said and shown."""
-        self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its pictures
-        #: Of each answer: where its tokens start and end in what the LLM has read, and how many pictures it had seen.
+        self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its images
+        #: Of each answer: where its tokens start and end in what the LLM has read, and how many images it had seen.
         self._answers: list[tuple[int, int, int]] = []
         self._ids: list[int] = []  # all that the LLM has read and written, up to the end of the last answer
-        self._known: dict[bytes, Tensor] = {}  # features of the pictures shown, by content: none is encoded twice
-        self._features = encode_pictures(self.model, [[]])[0]  # of every picture so far: (pictures, q, d_qformer)
+        self._known: dict[bytes, Tensor] = {}  # features of the images shown, by content
+        self._features = encode_images(self.model, [[]])[0]  # of every image so far: (images, q, d_qformer)
         self._cache = DynamicCache()  # keys and values of the first of `_ids`: seldom of the very last
 
     def set_system(self, text: str | None) -> None:
-        """Tell the model how to behave, in place of the template's own words (None: these again), and start again."""
+        """Use `text` as the system text in place of the template's own (None: the template's), and start again."""
         told = text and plain_message(self.model.tokenizer, self._own, Message("system", text)).text
         self.template = replace(self._own, system=self._own.system if told is None else without_marks(told))
         self.reset()
 
     @property
     def history(self) -> list[Message]:
-        """What was said so far, oldest first."""
+        """All messages so far, oldest first."""
         return [message for message, _ in self._turns]
 
     def rewind(self, turns: int) -> None:
-        """Forget all but the first `turns` questions and answers, as if nothing had been said since."""
+        """Forget all but the first `turns` questions and answers, as if the others had not been."""
         if not 0 <= turns <= len(self._answers):
             raise UserError(f"the chat has {len(self._answers)} turns; it cannot go back to turn {turns}")
         del self._turns[2 * turns :], self._answers[turns:]
-        _, end, pictures = self._answers[-1] if self._answers else (0, 0, 0)
-        self._ids, self._features = self._ids[:end], self._features[:pictures]
+        _, end, images = self._answers[-1] if self._answers else (0, 0, 0)
+        self._ids, self._features = self._ids[:end], self._features[:images]
         self._shorten_cache(end)
 
     def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
-        """What the LLM had read and said by the end of an answer, to look into it (`attention.py`).
+        """What the LLM had read and written by the end of an answer (for `attention.py`).
 
         Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
-        the pictures among them (pictures, q, d_qformer).
+        the images among them (images, q, d_qformer).
         """
-        start, end, pictures = self._answers[turn]
-        return self._ids[:end], start, self._features[:pictures]
+        start, end, images = self._answers[turn]
+        return self._ids[:end], start, self._features[:images]
 
     def ask(self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any) -> str:
         """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) and all shown before.
 
         `settings`: the fields of `decoding.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
-        Setting `cancelled` ends the answer after the token at hand; what was said by then is the answer.
-        Raises UserError for a picture that cannot be read, or a conversation longer than the LLM can read.
+        Setting `cancelled` ends the answer after the current token; the text up to then is the answer.
+        Raises UserError for an image that cannot be read, or a conversation longer than the LLM can read.
         """
         decoding = Decoding.from_settings(settings)
         turn = self._turn(text, image)
@@ -122,7 +121,7 @@ class Chat:
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the conversation to a file: JSON if its name ends in .json, readable Markdown otherwise."""
-        path = Path(path).expanduser()
+        path = Path(expanded(path))
         if path.is_dir():
             raise UserError(f"{path} is a directory; name a file in it, such as {path / 'chat.md'}")
         if path.exists() and not overwrite:
@@ -140,15 +139,15 @@ class Chat:
         return path
 
     def _turn(self, text: str, image: Any) -> _Turn:
-        model, pictures = self.model, as_list(image)
-        message = Message("user", text, len(pictures))
-        [features] = encode_pictures(model, [pictures], self._known)
+        model, images = self.model, as_list(image)
+        message = Message("user", text, len(images))
+        [features] = encode_images(model, [images], self._known)
         if self._turns:
             new = self.template.continuation(plain_message(model.tokenizer, self.template, message))
             ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
         else:
             ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)
-        names = [str(picture) if isinstance(picture, (str, Path)) else "picture" for picture in pictures]
+        names = [str(given) if isinstance(given, (str, Path)) else "image" for given in images]
         return _Turn(message, names, self._ids + ids, torch.cat([self._features, features]))
 
     @contextmanager
@@ -177,7 +176,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A question on its way: token ids of the whole conversation up to its answer, features of all its pictures."""
+    """A question: token ids of the whole conversation up to its answer, and features of all its images."""
 
     message: Message
     names: list[str]

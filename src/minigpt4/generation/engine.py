@@ -56,31 +56,17 @@ def answers(
 ) -> list[Answer]:
     """One answer for each prompt, decoded together; each stops at its own end.
 
-    `prompts`: a list of questions (str) or of conversations (list of Message) that end with one, or a single one, which
-    then is put to every picture of `images`.
-    `images`: None, one picture for all prompts, or a list with one entry for each prompt: a picture, a list of
-    pictures, or None. A picture is a path, bytes, or a Pillow image; equal ones are encoded once.
-    `features`: instead of images, what `model.encode_images` made of them: `(prompts or 1, q, d_qformer)`, or a list
-    with one `(pictures, q, d_qformer)` tensor for each prompt.
-    `settings`: the fields of `Decoding`. Raises UserError for what does not fit together.
+    `prompts`: a list of questions (str) or of conversations (list of Message) that end with one, or a single one for
+    every image of `images`.
+    `images`: None, one image for all prompts, or a list with one entry for each prompt: an image, a list of images, or
+    None. An image is a path, bytes, or a Pillow image; equal ones are encoded once.
+    `features`: instead of images, their `model.encode_images`: `(prompts or 1, q, d_qformer)`, or a list with one
+    `(images, q, d_qformer)` tensor for each prompt.
+    `settings`: the fields of `Decoding`. Raises UserError for arguments that do not fit together.
     """
     decoding = Decoding.from_settings(settings)
-    chat_format = get_template(template) if template is not None else model.template
-    if images is not None and features is not None:
-        raise UserError("give either images or their features, not both")
-    pictured = len(features) if features is not None else len(images) if isinstance(images, (list, tuple)) else 1
-    conversations = _conversations(prompts, pictured)
-    if not conversations:
-        raise UserError("there is nothing to answer: give at least one prompt and, if in a list, at least one picture")
-    if features is None:
-        per_prompt = encode_pictures(model, _pictures(images, len(conversations)))
-    else:
-        per_prompt = _features(features, len(conversations))
-    ids = []
-    for conversation, pictures in zip(conversations, per_prompt, strict=True):
-        messages = _messages(conversation, len(pictures))
-        ids.append(encode_chat(model.tokenizer, chat_format, messages, model.num_query_tokens, model.image_token_id))
-    return decode(model, ids, per_prompt, decoding, chat_format.stop)
+    ids, per_prompt, stop = _encoded(model, images, prompts, features, template)
+    return decode(model, ids, per_prompt, decoding, stop)
 
 
 def stream(
@@ -94,22 +80,48 @@ def stream(
 ) -> Generator[str, None, Answer]:
     """The answer to one prompt, in pieces of text as they come; joined they are what `generate` returns.
 
-    `images`: None, a picture, or a list of pictures; `features`: `(pictures, q, d_qformer)` instead.
+    `images`: None, an image, or a list of images; `features`: `(images, q, d_qformer)` instead.
     """
     decoding = Decoding.from_settings(settings)
+    given = ([as_list(images)], None) if features is None else (None, [features])
+    [ids], [seen], stop = _encoded(model, given[0], [prompt], given[1], template)
+    return decode_stream(model, ids, seen, decoding, stop)
+
+
+@torch.no_grad()
+def _encoded(
+    model: AlignedModel,
+    images: Any,
+    prompts: Prompt | Sequence[Prompt],
+    features: Tensor | Sequence[Tensor] | None,
+    template: str | Template | None,
+) -> tuple[list[list[int]], list[Tensor], str]:
+    """Token ids and features of each prompt, and the stop string, from the arguments of `answers`."""
     chat_format = get_template(template) if template is not None else model.template
-    with torch.no_grad():
-        if features is None:
-            [features] = encode_pictures(model, [as_list(images)])
-    messages = _messages(prompt, len(features))
-    ids = encode_chat(model.tokenizer, chat_format, messages, model.num_query_tokens, model.image_token_id)
-    return decode_stream(model, ids, features, decoding, chat_format.stop)
+    if images is not None and features is not None:
+        raise UserError("give either images or their features, not both")
+    shown = len(features) if features is not None else len(images) if isinstance(images, (list, tuple)) else 1
+    conversations = _conversations(prompts, shown)
+    if not conversations:
+        raise UserError("there is nothing to answer: give at least one prompt and, if in a list, at least one image")
+    if features is None:
+        per_prompt = encode_images(model, _images(images, len(conversations)))
+    else:
+        per_prompt = _features(features, len(conversations))
+    ids = [
+        encode_chat(
+            model.tokenizer, chat_format, _messages(conversation, len(seen)),
+            model.num_query_tokens, model.image_token_id,
+        )
+        for conversation, seen in zip(conversations, per_prompt, strict=True)
+    ]  # fmt: skip
+    return ids, per_prompt, chat_format.stop
 
 
-def _conversations(prompts: Prompt | Sequence[Prompt], pictured: int) -> list[Prompt]:
-    """All prompts; a single one as many times as there are prompts' pictures to put it to."""
+def _conversations(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
+    """All prompts; a single one `count` times."""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Message)):
-        return [cast(Prompt, prompts)] * pictured
+        return [cast(Prompt, prompts)] * count
     return cast(list[Prompt], list(prompts))
 
 
@@ -118,7 +130,7 @@ def _messages(prompt: Prompt, images: int) -> list[Message]:
         return [Message("user", prompt, images)]
     messages = list(prompt)
     counted = sum(message.images for message in messages)
-    if counted == 0 and images and messages:  # who asks about a picture seldom says that it belongs to the first turn
+    if counted == 0 and images and messages:  # few callers say that the image belongs to the first turn
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
         messages[first] = Message(messages[first].role, messages[first].text, images)
     elif counted != images:
@@ -132,52 +144,47 @@ def as_list(images: Any) -> list[ImageSource]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _pictures(images: Any, count: int) -> list[list[ImageSource]]:
-    """For each of `count` prompts its pictures."""
+def _images(images: Any, count: int) -> list[list[ImageSource]]:
+    """For each of `count` prompts its images."""
     if not isinstance(images, (list, tuple)):
         return [as_list(images)] * count
     if len(images) != count:
         raise UserError(
-            f"{len(images)} images were given for {count} prompts; give one picture (or list of pictures) per prompt, "
-            "or a single picture, not in a list, for all of them"
+            f"{len(images)} images were given for {count} prompts; give one image (or list of images) per prompt, "
+            "or a single image, not in a list, for all of them"
         )
     return [as_list(entry) for entry in images]
 
 
-def encode_pictures(
-    model: AlignedModel, pictures: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
+def encode_images(
+    model: AlignedModel, images: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
 ) -> list[Tensor]:
-    """For each prompt the features `(pictures, q, d_qformer)` of its pictures.
+    """For each prompt the features `(images, q, d_qformer)` of its images.
 
-    What has the same pixels is encoded once, and not at all if its features are in `known` (by `content_key`), which
-    takes up the new ones. Raises UserError for a picture that cannot be read; `known` is then as it was.
+    Images with the same pixels are encoded once, and not at all if their features are in `known` (by `content_key`),
+    which takes up the new ones. Raises UserError for an image that cannot be read; `known` is then as it was.
     """
     known = {} if known is None else known
-    keys: dict[Any, bytes] = {}  # by path, bytes or identity, so that a picture for many prompts is read once
-    new: dict[bytes, Image.Image] = {}
-    sources = [[id(p) if isinstance(p, Image.Image) else p for p in row] for row in pictures]
-    for row, source_row in zip(pictures, sources, strict=True):
-        for picture, source in zip(row, source_row, strict=True):
-            if source not in keys:
-                image = open_image(picture)
-                keys[source] = content_key(image)
-                if keys[source] not in known:
-                    new[keys[source]] = image
+    # By path, bytes or identity, so that an image for many prompts is read once.
+    given = {id(image) if isinstance(image, Image.Image) else image: image for row in images for image in row}
+    opened = {source: open_image(image) for source, image in given.items()}
+    keys = {source: content_key(image) for source, image in opened.items()}
+    new = {keys[source]: image for source, image in opened.items() if keys[source] not in known}
     if new:
         known.update(zip(new, model.encode_images(list(new.values())), strict=True))
-    none = no_features(model)
-    return [torch.stack([known[keys[s]] for s in row]) if row else none for row in sources]
+    sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]
+    return [torch.stack([known[keys[s]] for s in row]) if row else no_features(model) for row in sources]
 
 
 def content_key(image: Image.Image) -> bytes:
-    """The SHA-256 of a picture's mode, size and pixels: the same for the same picture in another file or format."""
+    """The SHA-256 of an image's mode, size and pixels: the same for the same image in another file or format."""
     digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     digest.update(image.tobytes())
     return digest.digest()
 
 
 def no_features(model: AlignedModel) -> Tensor:
-    """The features (0, q, d_qformer) of no picture."""
+    """The features (0, q, d_qformer) of no image."""
     width = model.blip2.config.qformer_config.hidden_size
     return torch.zeros((0, model.num_query_tokens, width), dtype=model.dtype, device=model.device)
 

@@ -1,11 +1,12 @@
 """Where an answer ends, in tokens and in text: at EOS, or at the stop string of the chat template.
 
-Knows nothing about the model. The stop string is looked for in text, as the reader of the answer will see it, for it
-can be cut into tokens in many ways, and share its first or last token with what stands around it.
+The stop string is looked for in text, since it can be tokenised in many ways, and can share its first or last token
+with the text around it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
+
+from minigpt4.prompts.from_tokenizer import eos_tokens
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,19 @@ class Answer:
 
 
 class StopString(StoppingCriteria):
-    """True for each row whose text has just come to hold the stop string, however it is cut into tokens.
+    """True for each row whose text has just come to hold the stop string, and for all rows once `cancelled` is set.
 
-    It looks at text, as the reader of the answer will, and only when the newest token could have completed the stop
-    string: transformers' own criterion works on a table of the whole vocabulary, which takes seconds to build.
+    It decodes the newest tokens. (transformers' own criterion builds a table of the whole vocabulary, which takes
+    seconds.)
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self._can_complete: dict[int, bool] = {}
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, cancelled: threading.Event | None = None) -> None:
+        self.tokenizer, self.stop, self.cancelled = tokenizer, stop, cancelled or threading.Event()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        done = [
-            self._could_end_with(last) and self.stop in decode_text(self.tokenizer, input_ids[i, -len(self.stop) - 2 :])
-            for i, last in enumerate(input_ids[:, -1].tolist())
-        ]
-        return torch.tensor(done, device=input_ids.device)
-
-    def _could_end_with(self, token: int) -> bool:
-        if token not in self._can_complete:
-            alone = decode_text(self.tokenizer, [token])
-            self._can_complete[token] = self.stop[-1] in alone or "\ufffd" in alone  # or a part of that character
-        return self._can_complete[token]
+        newest = input_ids[:, -len(self.stop) - 2 :]
+        found = [bool(self.stop) and self.stop in decode_text(self.tokenizer, row) for row in newest]
+        return torch.tensor(found, device=input_ids.device) | self.cancelled.is_set()
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: str, ends: Sequence[int]) -> Answer:
@@ -73,9 +66,7 @@ def read_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop:
 
 def end_tokens(llm: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end an answer: the tokenizer's EOS and those of the LLM's generation config."""
-    configured = llm.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(token for token in (tokenizer.eos_token_id, *listed) if token is not None))
+    return list(dict.fromkeys(token for token in (tokenizer.eos_token_id, *eos_tokens(llm)) if token is not None))
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> str:
@@ -84,7 +75,7 @@ def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> str:
 
 
 def showable(text: str, stop: str) -> str:
-    """What of an unfinished answer will surely be part of it: no stop string or start of one, no half character."""
+    """The part of an unfinished answer that will stay: no stop string or start of one, no half character."""
     if stop:
         text = text.partition(stop)[0]
         for length in range(min(len(stop) - 1, len(text)), 0, -1):
@@ -95,10 +86,10 @@ def showable(text: str, stop: str) -> str:
 
 
 class AnswerReader:
-    """Follows one answer token by token: what of it may be shown by now, and whether a stop string has ended it.
+    """Follows one answer token by token: which text can be shown by now, and whether a stop string has ended it.
 
-    `stops` may be any strings, the template's among them; `ends` are the end tokens. Each token costs the same, however
-    long the answer is: only the newest tokens are decoded.
+    `stops` are stop strings, the template's among them; `ends` are the end tokens. Only the newest tokens are decoded,
+    so each token costs the same in an answer of any length.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], ends: Sequence[int]) -> None:

@@ -17,28 +17,36 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2QFormerConfig, Blip2VisionConfig
+from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from minigpt4.errors import UserError
-from minigpt4.files import write_atomically
+from minigpt4.files import expanded, write_atomically
 from minigpt4.model import parts, sources
-from minigpt4.model.on_disk import LLMFiles, saved_projection, write_model
+from minigpt4.model.graph import NO_LLM, empty_graph
+from minigpt4.model.lora import Trained
+from minigpt4.model.on_disk import LLMFiles, write_model
+from minigpt4.model.on_disk import assemble as assemble
+from minigpt4.model.on_disk import export as export
 from minigpt4.model.precision import resolve_dtype
+from minigpt4.model.record import read_projection, read_record
 from minigpt4.prompts.templates import get_template
 
 VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
-_LAYERS = "Qformer.bert.encoder.layer."
-
 #: The files by a tensor that only one of them has.
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
     "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
+    "ln_vision.weight": "the norm after the vision encoder (blip2_pretrained_flant5xxl.pth holds it)",
     "llama_proj.weight": "a projection (pretrained_minigpt4*.pth)",
 }
 
-_BLOCK = {
-    "norm1": "layer_norm1", "attn.qkv": "self_attn.qkv", "attn.proj": "self_attn.projection",
-    "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+#: Parts of transformers' names and what the original calls them, applied in this order.
+_NAMES = {
+    "vision_model.embeddings.class_embedding": "cls_token", "vision_model.embeddings.position_embedding": "pos_embed",
+    "vision_model.embeddings.patch_embedding": "patch_embed.proj", "vision_model.post_layernorm": "ln_vision",
+    "vision_model.encoder.layers": "blocks", "layer_norm": "norm", "self_attn.qkv": "attn.qkv",
+    "self_attn.projection": "attn.proj", "qformer.layernorm": "Qformer.bert.embeddings.LayerNorm",
+    "qformer.encoder": "Qformer.bert.encoder", "attention.attention": "attention.self",
 }  # fmt: skip
 
 
@@ -87,29 +95,35 @@ def _vision_side(
     original's initial one (weight 1, bias 0).
     """
     tower = _read(vision, "patch_embed.proj.weight")
-    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
-    config, tensors = _tower(tower, heads[0], image_size)
+    mark = "ln_vision.weight" if without_qformer else "query_tokens"
+    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
+    config = _tower(tower, heads[0], image_size)
     if qformer is None and without_qformer:
         others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
         others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
-    for name in ("weight", "bias"):
-        norm = others.take(f"ln_vision.{name}", (config.hidden_size,), f"the tower {vision}")
-        tensors[f"vision_model.post_layernorm.{name}"] = norm
     if without_qformer:
         queries, qformer_config = parts.tokens_without_qformer(config), parts.no_qformer(config)
     else:
-        qformer_config, queries, more = _qformer(others, config.hidden_size, heads[1])
-        tensors |= more
+        qformer_config, queries = _qformer(others, config.hidden_size, heads[1])
+    whole = Blip2Config(
+        vision_config=config, qformer_config=qformer_config, num_query_tokens=queries, text_config=NO_LLM
+    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_graph(whole).state_dict().items()}
+    tensors = {
+        name: _take(tower, others, name, shapes[name]) for name in shapes if name.startswith(parts.VISION_PREFIXES)
+    }
     processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
     return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
 
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
-    out = Path(out).expanduser()
+    out = Path(expanded(out))
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
-    tensors = saved_projection(model)
+    if read_record(sources.resolve(model)).trained != Trained():
+        raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
+    tensors = read_projection(model)
     buffer = io.BytesIO()
     torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
     write_atomically(out, buffer.getvalue())
@@ -140,7 +154,7 @@ class _Tensors:
 
 def _read(path: str | Path, mark: str) -> _Tensors:
     """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
-    path = Path(path).expanduser()
+    path = Path(expanded(path))
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:
@@ -171,101 +185,68 @@ def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> 
     return heads or width // size
 
 
-def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> tuple[Blip2VisionConfig, dict[str, Tensor]]:
-    """Configuration and tensors of the vision encoder: all blocks but the last, whose output the paper does not use."""
-    patch = file.take("patch_embed.proj.weight")
-    width, channels, side, _ = patch.shape
+def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> Blip2VisionConfig:
+    """Configuration of the vision encoder: all blocks but the last, whose output the paper does not use."""
+    width, _, side, _ = file.take("patch_embed.proj.weight").shape
     blocks = file.count(r"blocks\.(\d+)\.") - 1
     if blocks < 1:
         raise UserError(f"{file.path}: holds {blocks + 1} blocks; a tower of at least 2 was expected")
-    inner = len(file.take("blocks.0.mlp.fc1.weight"))
-    positions = file.take("pos_embed")
-    grid = round((positions.shape[1] - 1) ** 0.5)
-    file.take("pos_embed", (1, grid * grid + 1, width))
-    size = image_size or grid * side
+    positions = file.take("pos_embed").shape[1] - 1
+    file.take("pos_embed", (1, round(positions**0.5) ** 2 + 1, width))
+    size = image_size or round(positions**0.5) * side
     if size < side or size % side:
         raise UserError(f"an image size of {size} px is no multiple of the tower's patches of {side} px; give another")
-    config = Blip2VisionConfig(
+    return Blip2VisionConfig(
         hidden_size=width,
-        intermediate_size=inner,
+        intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")),
         num_hidden_layers=blocks,
         num_attention_heads=_heads(width, heads, VISION_HEAD_SIZE, "the vision tower", "--vision-heads"),
         image_size=size,
         patch_size=side,
     )
-    shapes: dict[str, tuple[int, ...]] = {
-        "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,),
-        "attn.qkv.weight": (3 * width, width), "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
-        "mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,),
-        "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
-    }  # fmt: skip
-    embeddings = "vision_model.embeddings."
-    tensors = {
-        f"{embeddings}class_embedding": file.take("cls_token", (1, 1, width)),
-        f"{embeddings}position_embedding": _interpolate(positions, grid, size // side),
-        f"{embeddings}patch_embedding.weight": file.take("patch_embed.proj.weight", (width, channels, side, side)),
-        f"{embeddings}patch_embedding.bias": file.take("patch_embed.proj.bias", (width,)),
-    }
-    for i in range(blocks):
-        block, layer = f"blocks.{i}.", f"vision_model.encoder.layers.{i}."
-        for name, shape in shapes.items():
-            module, _, kind = name.rpartition(".")
-            tensors[f"{layer}{_BLOCK[module]}.{kind}"] = file.take(block + name, shape)
-        query, value = (file.take(f"{block}attn.{name}_bias", (width,)) for name in "qv")
-        # The original's keys have no bias.
-        tensors[f"{layer}self_attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    return config, tensors
 
 
-def _interpolate(positions: Tensor, grid: int, wanted: int) -> Tensor:
-    """The position embedding (1, 1 + grid², d) for another grid of patches, bicubic; the class token's stays."""
-    if wanted == grid:
+def _interpolate(positions: Tensor, patches: int) -> Tensor:
+    """The position embedding (1, 1 + grid², d) for `patches` patches, bicubic; the class token's stays."""
+    before, after = (round(count**0.5) for count in (positions.shape[1] - 1, patches))
+    if before == after:
         return positions
-    patches = positions[:, 1:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=(wanted, wanted), mode="bicubic", align_corners=False)
-    patches = patches.permute(0, 2, 3, 1).reshape(1, wanted * wanted, -1)
-    return torch.cat([positions[:, :1], patches.to(positions.dtype)], dim=1)
+    grid = positions[:, 1:].float().reshape(1, before, before, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
-def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip2QFormerConfig, int, dict[str, Tensor]]:
-    """Configuration, number of queries, and tensors of the Q-Former, without the branch that reads text."""
+def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip2QFormerConfig, int]:
+    """Configuration of the Q-Former, and the number of its queries."""
+    layer = "Qformer.bert.encoder.layer."
     layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
     _, queries, width = file.take("query_tokens").shape
-    crossing = [i for i in range(layers) if f"{_LAYERS}{i}.crossattention.self.query.weight" in file.tensors]
+    crossing = [i for i in range(layers) if f"{layer}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
     if crossing != list(range(0, layers, step)) or not layers:
         raise UserError(
             f"{file.path}: layers {crossing} of its Q-Former's {layers} attend to the image; every second one, or "
             "another regular choice from layer 0 on, was expected"
         )
-    inner = len(file.take(f"{_LAYERS}0.intermediate_query.dense.weight"))
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=_heads(width, heads, QFORMER_HEAD_SIZE, "the Q-Former", "--qformer-heads"),
-        intermediate_size=inner,
+        intermediate_size=len(file.take(f"{layer}0.intermediate_query.dense.weight")),
         cross_attention_frequency=step,
         encoder_hidden_size=vision_width,
     )
+    return config, queries
 
-    def both(theirs: str, ours: str, rows: int, columns: int | None = None) -> None:
-        """Weight and bias of a linear layer, or of a norm if there are no columns."""
-        shape = (rows,) if columns is None else (rows, columns)
-        asks = f"a Q-Former {width} wide on a tower {vision_width} wide"
-        tensors[f"{ours}.weight"] = file.take(f"{theirs}.weight", shape, asks)
-        tensors[f"{ours}.bias"] = file.take(f"{theirs}.bias", (rows,), asks)
 
-    tensors = {"query_tokens": file.take("query_tokens", (1, queries, width))}
-    both("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm", width)
-    for i in range(layers):
-        theirs, ours = f"{_LAYERS}{i}.", f"qformer.encoder.layer.{i}."
-        for attention in ("attention", "crossattention") if i in crossing else ("attention",):
-            for name in ("query", "key", "value"):
-                read = vision_width if attention == "crossattention" and name != "query" else width
-                both(f"{theirs}{attention}.self.{name}", f"{ours}{attention}.attention.{name}", width, read)
-            both(f"{theirs}{attention}.output.dense", f"{ours}{attention}.output.dense", width, width)
-            both(f"{theirs}{attention}.output.LayerNorm", f"{ours}{attention}.output.LayerNorm", width)
-        both(f"{theirs}intermediate_query.dense", f"{ours}intermediate_query.dense", inner, width)
-        both(f"{theirs}output_query.dense", f"{ours}output_query.dense", width, inner)
-        both(f"{theirs}output_query.LayerNorm", f"{ours}output_query.LayerNorm", width)
-    return config, queries, tensors
+def _take(tower: _Tensors, others: _Tensors, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that transformers calls `name` from the file that holds it."""
+    for ours, theirs in _NAMES.items():
+        name = name.replace(ours, theirs)
+    file = tower if name.startswith(("cls_token", "pos_embed", "patch_embed", "blocks.")) else others
+    if name == "pos_embed":
+        return _interpolate(file.take(name), shape[1] - 1)
+    if name.endswith("qkv.bias"):  # the original's keys have no bias
+        query, value = (file.take(name.replace("qkv.", f"{part}_"), (shape[0] // 3,)) for part in "qv")
+        return torch.cat([query, torch.zeros_like(query), value])
+    return file.take(name, shape, f"the model of {tower.path}")

@@ -29,8 +29,9 @@ from minigpt4.model import parts, sources
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import write_record, write_tensors
 from minigpt4.model.lora import Trained
-from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside
+from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside, write_json
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
+from minigpt4.prompts.from_tokenizer import eos_tokens
 from minigpt4.prompts.jinja import jinja_template
 from minigpt4.prompts.templates import IMAGE_TOKEN, Template
 
@@ -136,8 +137,7 @@ def _write_shards(
         weight_map |= dict.fromkeys(names, filename)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        path = directory / "model.safetensors.index.json"
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:
@@ -181,7 +181,7 @@ def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
             "vision_config": vision.config.to_dict(),
             "qformer_config": blip2.config.qformer_config.to_dict(),
         }
-        (directory / "vision" / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+        write_json(directory / "vision" / "config.json", config)
     else:
         vision.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
@@ -231,17 +231,13 @@ def _cut_pieces(tokenizer: Any) -> str:
 def _keep_cutting(directory: Path) -> None:
     """Name a general tokenizer class: the original class would ignore the pre-tokenizer in tokenizer.json."""
     path = directory / "tokenizer_config.json"
-    settings = {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"}
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"})
 
 
 def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
     """The LLM's own end tokens, and tokens that are the whole stop string of the template."""
-    own = llm.generation_config.eos_token_id
-    ends = [own] if isinstance(own, int) else list(own or [])
     spellings = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (stop, " " + stop))
-    ends += [ids[0] for ids in spellings if len(ids) == 1]
-    return sorted(set(ends))
+    return sorted({*eos_tokens(llm), *(ids[0] for ids in spellings if len(ids) == 1)})
 
 
 def _biases(tokenizer: Any, template: Template, image_token_id: int, ends: list[int]) -> list[list[Any]]:
@@ -276,4 +272,4 @@ def _edit_json(path: Path, ends: list[int], biases: list[list[Any]]) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["architectures"] = [ARCHITECTURE]
     config["text_config"] |= {"eos_token_id": ends, **dict(zip(parts.DECODING, (biases, True), strict=True))}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config)

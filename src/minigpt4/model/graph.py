@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration
+from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
 from minigpt4.model.projection import PatchGroups
+
+#: A tiny LLM for the network of a vision side alone, which transformers makes with one.
+NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 
 
 def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:
@@ -20,12 +24,19 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
         vision_config=vision.vision_config, qformer_config=vision.qformer_config, text_config=text_config,
         num_query_tokens=vision.num_query_tokens, image_token_index=image_token_id,
     )  # fmt: skip
-    return empty_graph(config)
+    blip2 = empty_graph(config)
+    words, head = blip2.language_model.get_input_embeddings(), blip2.language_model.get_output_embeddings()
+    if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
+        raise UserError(
+            f"an LLM of the kind {text_config.model_type!r} with these sizes cannot be used: it needs word embeddings "
+            "as wide as its layers, whose place image tokens take, and a language head; choose another LLM"
+        )
+    return blip2
 
 
 def empty_graph(config: Blip2Config) -> Any:
     """The network of this configuration without weights; with `PatchGroups` if the Q-Former has no layers."""
-    with parts.readable("the parts' config.json", "network"), torch.device("meta"):
+    with parts.readable("the parts' config.json"), torch.device("meta"):
         blip2: Any = Blip2ForConditionalGeneration(config)
     if config.qformer_config.num_hidden_layers == 0:
         blip2.qformer = PatchGroups()
@@ -35,6 +46,11 @@ def empty_graph(config: Blip2Config) -> Any:
     return blip2
 
 
+def logit_scale(llm_config: Any) -> float:
+    """What an LLM multiplies its head's outputs by: 1 but for Cohere's and Granite's families."""
+    return getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
+
+
 def hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any) -> Any:
     """A forward hook of the LLM that sets the logit of `<image>` to -inf, so that it takes no probability."""
     column = torch.tensor([image_token_id], device=output.logits.device)
@@ -42,20 +58,44 @@ def hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any)
     return output
 
 
-def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], asks: str) -> None:
-    """Raises UserError if a tensor is missing or has another shape than `asks` asks for."""
+def check_shapes(name: str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
+    """Raises UserError if a tensor is missing or has another shape than expected; `name` is for the message."""
     for key, shape in expected.items():
-        if key not in tensors:
-            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that {asks} asks for is missing")
-        if tensors[key].shape != shape:
-            found = tuple(tensors[key].shape)
-            raise UserError(f"{name}: the tensor {key} has shape {found}, {asks} asks for {tuple(shape)}")
+        if key not in found:
+            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
+        if tuple(found[key]) != tuple(shape):
+            raise UserError(
+                f"{name}: the tensor {key} has shape {tuple(found[key])}, its config.json asks for {tuple(shape)}"
+            )
+
+
+def check_vision(blip2: Any, vision: parts.VisionQFormer, name: str) -> list[str]:
+    """The names of the vision side's tensors. Raises UserError if one is missing or has another shape."""
+    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
+    check_shapes(name, {key: tensor.shape for key, tensor in vision.tensors.items()}, expected)
+    return list(expected)
+
+
+def check_projection(what: str, blip2: Any, tensors: Mapping[str, Tensor], llm: str | Path) -> None:
+    """Raises UserError if `tensors` do not fit this network's projection; `what` and `llm` are for the message."""
+    expected, found = (
+        {key: tuple(tensor.shape) for key, tensor in each.items()}
+        for each in (blip2.language_projection.state_dict(), tensors)
+    )
+    if found != expected:
+        linear = [shape for shape in found.values() if len(shape) == 2]
+        widths = f"goes from {linear[0][1]} to {linear[-1][0]}" if linear else "has no weight"
+        side = "the Q-Former's" if blip2.config.qformer_config.num_hidden_layers else "the four patches'"
+        raise UserError(
+            f"{what} {widths}, but {side} width is {blip2.config.qformer_config.hidden_size} and that of the "
+            f"LLM {llm} is {blip2.config.text_config.hidden_size}; give the projection that belongs to this LLM (4096 "
+            "wide: 7B, 5120 wide: 13B)"
+        )
 
 
 def put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
     """Put the vision side's tensors into the network, in the dtypes in which transformers would load them."""
-    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
-    check_tensors(name, vision.tensors, expected, "its config.json")
+    expected = check_vision(blip2, vision, name)
     blip2.query_tokens.data = blip2.query_tokens.data.to(dtype)
     qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
     tensors = {

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import parts, record, sources
 from minigpt4.model.aligned import AlignedModel
-from minigpt4.model.graph import make_graph, put_tensors
+from minigpt4.model.graph import check_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
 from minigpt4.model.projection import fresh_projection
-from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_record
+from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_projection, read_record
 from minigpt4.prompts.from_tokenizer import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
@@ -60,47 +58,26 @@ def assemble(
 def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     """The model of an alignment or an export: see `MiniGPT4.from_pretrained`."""
     source = sources.resolve(name)
-    origin, template, stage, qformer, trained = read_record(source)
+    found = read_record(source)
+    origin, template, stage = found.origin, found.template, found.stage
     if sources.find_file(source, "config.json"):  # an export holds the frozen parts too
-        blip2, tokenizer, image_processor = _read_export(source, placement)
-        return kind(blip2, tokenizer, image_processor, template, origin, stage, placement)
+        with parts.readable(name), sources.bars_if_long(sources.Checkpoint(source).size()):
+            blip2 = parts.load_whole(source, placement)
+            tokenizer, processor = sources.load(AutoTokenizer, source), sources.load(BlipImageProcessorPil, source)
+        return kind(blip2, tokenizer, processor, template, origin, stage, placement)
     model = assemble(
-        kind, origin.vision_qformer, origin.llm, placement, template=template, qformer=qformer, trained=trained
-    )
-    projection = load_tensors(sources.find_file(source, record.PROJECTION_FILE), str(name), record.PROJECTION_FILE)
-    _put_projection(model, projection, str(name))
+        kind, origin.vision_qformer, origin.llm, placement,
+        template=template, qformer=found.qformer, trained=found.trained,
+    )  # fmt: skip
+    projection = read_projection(name)
+    check_projection(f"{name}: its projection", model.blip2, projection, origin.llm)
+    model.blip2.language_projection.load_state_dict(projection)
     check_origin(str(name), origin, model.origin)
     if model.adapter_names():
         adapters = sources.find_file(source, record.ADAPTERS_FILE)
         model.put_adapters(load_tensors(adapters, str(name), record.ADAPTERS_FILE), str(name))
     model.stage = stage
     return model
-
-
-def _read_export(source: str | Path, placement: Placement) -> tuple[Any, Any, Any]:
-    """(BLIP-2 model, tokenizer, image processor) of an export."""
-    try:
-        with sources.bars_if_long(sources.Checkpoint(source).size()):
-            blip2 = parts.load_whole(source, placement)
-        return blip2, sources.load(AutoTokenizer, source), sources.load(BlipImageProcessorPil, source)
-    except UserError:
-        raise
-    except Exception as error:  # OSError, ValueError, safetensors' and the tokenizer's own
-        raise UserError(
-            f"{source}: this export cannot be read ({sources.first_line(error)}); export it again"
-        ) from None
-
-
-def _put_projection(model: AlignedModel, tensors: Mapping[str, Tensor], name: str) -> None:
-    projection = model.blip2.language_projection
-    expected = {key: tuple(t.shape) for key, t in projection.state_dict().items()}
-    found = {key: tuple(t.shape) for key, t in tensors.items()}
-    if found != expected:
-        raise UserError(
-            f"{name}: its projection {found.get('weight')} does not fit the parts that it names: "
-            f"Q-Former {model.origin.vision_qformer} and LLM {model.origin.llm} need {expected.get('weight', expected)}"
-        )
-    projection.load_state_dict(tensors)
 
 
 def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
@@ -131,4 +108,4 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "stage": model.stage,
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }
-    (directory / record.ALIGNMENT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    record.write_json(directory / record.ALIGNMENT_FILE, content)

@@ -5,7 +5,7 @@ Tensors are memory-mapped and written as they are on disk, so memory holds one n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.model import export as exporting
-from minigpt4.model import parts, record, sources
+from minigpt4.model import parts, sources
 from minigpt4.model.aligned import AlignedModel
-from minigpt4.model.graph import check_tensors, make_graph
+from minigpt4.model.graph import check_projection, check_shapes, check_vision, make_graph
 from minigpt4.model.loading import load
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement, resolve_dtype
 from minigpt4.model.projection import fresh_projection
-from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_record
+from minigpt4.model.record import ALIGNMENT_FILE, Origin, check_origin, portable, read_projection, read_record
 from minigpt4.prompts.from_tokenizer import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template, get_template
 
@@ -64,34 +65,21 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> N
     """
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     source = sources.resolve(model)
-    origin, template, stage, qformer, trained = read_record(source)
-    if trained != Trained():  # what was trained is spread over the parts, so the model is loaded
+    record = read_record(source)
+    origin = record.origin
+    if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
         exporting.export(load(AlignedModel, model, Placement.resolve(kept, "cpu")), out)
         return
     whole = sources.find_file(source, "config.json") is not None
-    vision = parts.load_vision_qformer(model if whole else origin.vision_qformer, qformer)
+    vision = parts.load_vision_qformer(model if whole else origin.vision_qformer, record.qformer)
     llm = LLMFiles(model if whole else origin.llm)
     if not whole:
         found = replace(origin, vision_fingerprint=vision.fingerprint, llm_fingerprint=llm.fingerprint())
         check_origin(str(model), origin, found)
-    projection = saved_projection(model)
-    write_model(out, vision, str(model), projection, llm, template=template, origin=origin, stage=stage, dtype=kept)
-
-
-def saved_projection(model: str | Path) -> dict[str, Tensor]:
-    """`weight` (d_llm, d_qformer) and `bias` (d_llm) of an alignment or export; nothing else of it is read."""
-    source = sources.resolve(model)
-    written = sources.read_json(source, record.ALIGNMENT_FILE)
-    if path := sources.find_file(source, record.PROJECTION_FILE):
-        tensors = load_tensors(path, str(model), record.PROJECTION_FILE)
-        if "trained" in written:
-            raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
-        return tensors
-    whole = sources.Checkpoint(source)
-    for name in ("weight", "bias"):
-        if f"language_projection.{name}" not in whole:
-            raise UserError(f"{model}: holds no language_projection.{name}; give an alignment or an export")
-    return {name: whole[f"language_projection.{name}"] for name in ("weight", "bias")}
+    write_model(
+        out, vision, str(model), read_projection(model), llm,
+        template=record.template, origin=origin, stage=record.stage, dtype=kept,
+    )  # fmt: skip
 
 
 class LLMFiles:
@@ -196,10 +184,8 @@ def write_model(
     blip2.config.dtype = llm.config.dtype
     blip2.language_model.generation_config = llm.generation_config
     end_at_stop(blip2.language_model, llm.tokenizer, chosen)
-    expected = {key: t.shape for key, t in blip2.state_dict().items() if key.startswith(parts.VISION_PREFIXES)}
-    check_tensors(vision_name, vision.tensors, expected, "the model")
-    _check_projection(blip2, projection, vision, llm)
-    tensors = {key: partial(vision.tensors.__getitem__, key) for key in expected}
+    tensors = {key: partial(vision.tensors.__getitem__, key) for key in check_vision(blip2, vision, vision_name)}
+    check_projection("the projection", blip2, projection, llm.name)
     tensors |= {f"language_projection.{key}": partial(projection.__getitem__, key) for key in projection}
     tensors |= _match_llm(llm, blip2.language_model, stored_rows)
     if origin is None:
@@ -207,20 +193,9 @@ def write_model(
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
     size = min(LARGEST_SHARD, max(SMALLEST_SHARD, llm.largest_shard() // 4))
-    with new_directory(directory, marker=record.ALIGNMENT_FILE) as new:
+    with new_directory(directory, marker=ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=dtype, release=llm.release)
     return chosen
-
-
-def _check_projection(blip2: Any, projection: Mapping[str, Tensor], vision: parts.VisionQFormer, llm: LLMFiles) -> None:
-    needed = (blip2.config.text_config.hidden_size, vision.qformer_config.hidden_size)
-    found = tuple(projection["weight"].shape)
-    if found != needed or tuple(projection["bias"].shape) != needed[:1]:
-        side = "the Q-Former's" if vision.qformer_config.num_hidden_layers else "the four patches'"
-        raise UserError(
-            f"the projection goes from {found[-1]} to {found[0]}, but {side} width is {needed[1]} and that of the LLM "
-            f"{llm.name} is {needed[0]}; give the projection that belongs to this LLM (4096 wide: 7B, 5120 wide: 13B)"
-        )
 
 
 def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, partial[Tensor]]:
@@ -228,25 +203,23 @@ def _match_llm(llm: LLMFiles, model: Any, stored_rows: int) -> dict[str, partial
 
     Raises UserError if one is missing on disk or has another shape there.
     """
-    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    state = model.state_dict()
     for tied in getattr(model, "all_tied_weights_keys", None) or {}:
-        expected.pop(tied, None)  # written once, under its first name
+        state.pop(tied, None)  # written once, under its first name
+    # transformers renames and joins some tensors while it reads them, as those of experts.
+    expected: dict[str, Sequence[int]] = {
+        key: tensor.shape for key, tensor in revert_weight_conversion(model, state).items()
+    }
     added = model.config.vocab_size - stored_rows
     words = (*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters())
     of_words = {id(parameter) for parameter in words}
-    grown = {key for key, parameter in model.named_parameters() if id(parameter) in of_words} if added else set()
-    matched = {}
-    for name in llm.names():
-        key = name if name in expected else f"{model.base_model_prefix}.{name}"
-        if key in expected:  # others are buffers of older files, or a second copy of the embedding
-            matched[key] = (name, added if key in grown else 0)
-    for key, shape in expected.items():
-        if key not in matched:
-            raise UserError(f"{llm.name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
-        name, rows = matched[key]
-        if llm.shape(name) != (shape[0] - rows, *shape[1:]):
-            raise UserError(
-                f"{llm.name}: the tensor {key} has shape {tuple(llm.shape(name))}, its config.json asks for "
-                f"{(shape[0] - rows, *shape[1:])}"
-            )
-    return {parts.LLM_PREFIX + key: partial(llm.read, name, rows) for key, (name, rows) in matched.items()}
+    words_state = {key: parameter for key, parameter in model.named_parameters() if id(parameter) in of_words}
+    grown = set(revert_weight_conversion(model, words_state)) if added else set()
+    expected |= {key: (expected[key][0] - added, *expected[key][1:]) for key in grown}
+    prefix = f"{model.base_model_prefix}."
+    names = {name if name in expected else prefix + name: name for name in llm.names()}
+    names = {key: name for key, name in names.items() if key in expected}  # others: buffers, tied embeddings
+    check_shapes(str(llm.name), {key: llm.shape(name) for key, name in names.items()}, expected)
+    return {
+        parts.LLM_PREFIX + key: partial(llm.read, name, added if key in grown else 0) for key, name in names.items()
+    }

@@ -1,8 +1,7 @@
-"""The frozen parts: the vision side and the LLM, read from where they lie (`sources.py`).
+"""The frozen parts: the vision side and the LLM, read from their files (`sources.py`).
 
 A part is a directory or a hub id: for the vision side anything that holds a BLIP-2's `vision_model.*`, `query_tokens`
 and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers.
-Knows nothing about the projection, or about how the parts work together.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,6 +24,7 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
     Blip2VisionConfig,
+    LlamaTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -49,6 +50,9 @@ TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own
 
 #: How an export's config.json lets transformers' `generate` decode with its LLM. Another template asks for otherwise.
 DECODING = ("sequence_bias", "renormalize_logits")
+
+#: A text that tokenizers cut differently if they are not the same.
+PROBE = "### Human: Où sont the 12 red balls, 3.5 cm apart?\n It's 猫!"
 
 #: The variant without a Q-Former puts as many neighbouring patch tokens together into one image token.
 PATCHES_PER_TOKEN = 4
@@ -80,24 +84,26 @@ def read_vision_config(name: str | Path, qformer: bool = True) -> tuple[Blip2Vis
             f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
             + " and ".join(needed)
         )
-    with readable(name, "vision side"):
+    with readable(name):
         vision_config = Blip2VisionConfig(**config["vision_config"])
         if qformer:
             return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
         return vision_config, no_qformer(vision_config), tokens_without_qformer(vision_config)
 
 
+_BROKEN = "cannot be read ({}); copy or download it again"
+_NO_LLM = "is no decoder-only LLM with a tokenizer ({}); give the directory of one, or a hub id"
+
+
 @contextmanager
-def readable(name: str | Path, what: str) -> Iterator[None]:
-    """Turns what transformers raises for a broken part (whatever Python does) into a UserError of one line."""
+def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
+    """Turns what transformers raises for a broken part (any exception) into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{name}: cannot be read as a {what} ({first_line(error)}); copy or download it again"
-        ) from None
+        raise UserError(f"{name}: {refusal.format(first_line(error))}") from None
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
@@ -113,7 +119,7 @@ def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer
     names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
     prefixes = VISION_PREFIXES if qformer else "vision_model."
     tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
-    with readable(name, "vision side"):
+    with readable(name):
         processor = image_processor(vision_config, read_json(source, "preprocessor_config.json"))
     return VisionQFormer(
         vision_config=vision_config,
@@ -171,18 +177,12 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     whole = read_llm_config(name).model_type == "blip-2"
     tokenizer = load_tokenizer(name)
     files = Checkpoint(source, LLM_PREFIX if whole else "")
-    try:
-        with bars_if_long(files.size()):
-            if whole:
-                model = load_whole(source, placement).language_model
-            else:
-                loading = placement.loading(lambda: llm_skeleton(source))
-                model = load_model(AutoModelForCausalLM, source, **loading)
-                model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
-    except UserError:
-        raise
-    except Exception as error:  # each architecture has its own exceptions for broken files
-        raise _no_llm(name, first_line(error)) from None
+    with readable(name, _NO_LLM), bars_if_long(files.size()):
+        if whole:
+            model = load_whole(source, placement).language_model
+        else:
+            model = load_model(AutoModelForCausalLM, source, **placement.loading(lambda: llm_skeleton(source)))
+            model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
 
 
@@ -223,12 +223,8 @@ def read_llm_config(name: str | Path) -> Any:
     """The configuration of an LLM. Raises UserError if it is not a decoder-only one, or an export that holds one."""
     source = resolve(name)
     found = read_json(source, "config.json")
-    try:
+    with readable(name, _NO_LLM):
         config = load(AutoConfig, source)
-    except UserError:
-        raise
-    except Exception as error:  # as `load_llm`
-        raise _no_llm(name, first_line(error)) from None
     kind = found.get("model_type")
     if kind == "blip-2":
         if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
@@ -245,20 +241,14 @@ def read_llm_config(name: str | Path) -> Any:
 
 
 def _no_llm(name: str | Path, found: str) -> UserError:
-    return UserError(
-        f"{name}: is no decoder-only LLM with a tokenizer ({found}); give the directory of one, or a hub id"
-    )
+    return UserError(f"{name}: {_NO_LLM.format(found)}")
 
 
 def load_tokenizer(name: str | Path) -> Any:
     """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
-    try:
-        source = resolve(name)
-        tokenizer = load(AutoTokenizer, source)
-    except UserError:
-        raise
-    except Exception as error:  # each tokenizer has its own exceptions for broken or missing files
-        raise _no_llm(name, first_line(error)) from None
+    source = resolve(name)
+    with readable(name, _NO_LLM):
+        tokenizer = _llama_tokenizer(source) or load(AutoTokenizer, source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any(find_file(source, filename) for filename in files):  # transformers would go on with an empty one
         raise _no_llm(name, f"no {' or '.join(sorted(files))}")
@@ -269,6 +259,33 @@ def load_tokenizer(name: str | Path) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _llama_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a LLaMA with a sentencepiece model, whose ids it gives; None for other LLMs.
+
+    Directories of 2023 name a class that transformers does not know (LLaMATokenizer), or none, and may leave special
+    tokens empty: transformers would go on with other ids, or call itself for ever. Raises UserError if ids differ.
+    """
+    path = find_file(source, "tokenizer.model")
+    settings = read_json(source, "tokenizer_config.json") if find_file(source, "tokenizer_config.json") else {}
+    named = settings.get("tokenizer_class") or "LlamaTokenizer"
+    if not path or read_json(source, "config.json").get("model_type") != "llama" or "llama" not in str(named).lower():
+        return None
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):  # Llama 3's file of this name is another one
+        return None
+    tokens = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
+    given = {key: value.get("content") if isinstance(value := settings.get(key), dict) else value for key in tokens}
+    empty = {key: pieces.id_to_piece(number) for key, number in tokens.items() if not given[key] and number >= 0}
+    tokenizer = load(LlamaTokenizer, source, **empty)
+    if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
+        raise UserError(
+            f"{source}: its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json, and set "
+            f"tokenizer_class (now {named!r:.40}) to LlamaTokenizer in tokenizer_config.json"
+        )
     return tokenizer
 
 

@@ -6,20 +6,18 @@ ridge regression from one LLM's embeddings to the other's carries that projectio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration
+from transformers import AutoConfig, Blip2ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
 from minigpt4.model.parts import PATCHES_PER_TOKEN
-from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, load_tensors, read_record
+from minigpt4.model.record import ALIGNMENT_FILE, read_projection, read_record
 
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
@@ -56,47 +54,45 @@ class PatchGroups(torch.nn.Module):
         return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, PATCHES_PER_TOKEN * width))
 
 
-@dataclass(frozen=True)
-class Projected:
-    """A projection with the word embeddings of its LLM.
-
-    `weight` (d_llm, d_qformer), `bias` (d_llm) and `embeddings` (vocabulary, d_llm) are float32; `vocabulary` maps
-    words to rows of `embeddings`; `vision_fingerprint` is that of the vision side.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    embeddings: Tensor
-    vocabulary: Mapping[str, int]
-    vision_fingerprint: str
-
-
 def carry_projection(model: AlignedModel, name: str | Path) -> None:
     """Start the model's projection from that of `name`: an alignment or BLIP-2 checkpoint with the same vision side.
 
     Raises UserError if `name` has no projection of one layer, or another vision side.
     """
-    theirs = read_projected(name)
-    if theirs.vision_fingerprint != model.vision_fingerprint:
+    llm: str | Path = name
+    if check_projection_from(name):
+        origin = read_record(sources.resolve(name)).origin
+        llm, vision_fingerprint = origin.llm, origin.vision_fingerprint
+    else:
+        vision_fingerprint = parts.load_vision_qformer(name).fingerprint
+    if vision_fingerprint != model.vision_fingerprint:
         raise UserError(
             f"projection_from {name}: its vision side is another one than {model.origin.vision_qformer}, so its "
             "projection reads other features; give the BLIP-2 that this vision side comes from"
         )
-    ours = {_plain(word): row for word, row in model.tokenizer.get_vocab().items()}
-    shared = sorted(ours.keys() & theirs.vocabulary.keys())
+    theirs = read_projection(name)
+    if theirs.keys() != {"weight", "bias"}:
+        raise UserError(f"projection_from {name}: its projection has several layers; give one of a single layer")
+    x, y = _shared_words(llm, model, name)
+    carry = ridge(x, y)
+    projection: Any = model.blip2.language_projection
+    with torch.no_grad():
+        projection.weight.copy_((theirs["weight"].float().T @ carry[:-1]).T)
+        projection.bias.copy_(theirs["bias"].float() @ carry[:-1] + carry[-1])
+
+
+def _shared_words(llm: str | Path, model: AlignedModel, name: str | Path) -> tuple[Tensor, Tensor]:
+    """The embeddings (n, d) and (n, d_llm) of the words that both LLMs know. Raises UserError if these are few."""
+    theirs, ours = _embeddings(llm), model.blip2.language_model.get_input_embeddings().weight.detach().float().cpu()
+    vocabularies = (parts.load_tokenizer(llm).get_vocab(), model.tokenizer.get_vocab())
+    their_rows, our_rows = ({_plain(word): row for word, row in words.items()} for words in vocabularies)
+    shared = sorted(word for word in our_rows.keys() & their_rows.keys() if their_rows[word] < len(theirs))
     if len(shared) < MIN_SHARED:
         raise UserError(
             f"projection_from {name}: its LLM and {model.origin.llm} have {len(shared)} words in common, too few to "
             f"carry a projection over ({MIN_SHARED} are needed); leave it out"
         )
-    embeddings = model.blip2.language_model.get_input_embeddings().weight.detach().float().cpu()
-    carry = ridge(
-        theirs.embeddings[[theirs.vocabulary[word] for word in shared]], embeddings[[ours[w] for w in shared]]
-    )
-    projection: Any = model.blip2.language_projection
-    with torch.no_grad():
-        projection.weight.copy_((theirs.weight.T @ carry[:-1]).T)
-        projection.bias.copy_(theirs.bias @ carry[:-1] + carry[-1])
+    return theirs[[their_rows[word] for word in shared]], ours[[our_rows[word] for word in shared]]
 
 
 def start_among_words(model: AlignedModel) -> None:
@@ -141,29 +137,6 @@ def check_projection_from(name: str | Path) -> bool:
     return False
 
 
-def read_projected(name: str | Path) -> Projected:
-    """The projection of an alignment or a BLIP-2 checkpoint, with its LLM's word embeddings."""
-    source = sources.resolve(name)
-    if check_projection_from(name):
-        origin = read_record(source)[0]
-        tensors = load_tensors(sources.find_file(source, PROJECTION_FILE), str(name), PROJECTION_FILE)
-        llm, vision = origin.llm, origin.vision_fingerprint
-        words, prefix = parts.llm_skeleton(sources.resolve(llm)), ""
-    else:
-        with torch.device("meta"):
-            words = Blip2ForConditionalGeneration(sources.load(Blip2Config, source)).language_model
-        whole = sources.Checkpoint(source)
-        prefix = next((key.partition("language_model.")[0] for key in whole if "language_model." in key), "")
-        tensors = {key: whole[f"{prefix}language_projection.{key}"] for key in ("weight", "bias")}
-        llm, vision, prefix = str(name), parts.load_vision_qformer(name).fingerprint, prefix + "language_model."
-    if tensors.keys() != {"weight", "bias"}:
-        raise UserError(f"projection_from {name}: its projection has several layers; give one of a single layer")
-    vocabulary = {_plain(word): row for word, row in parts.load_tokenizer(llm).get_vocab().items()}
-    embeddings = _embeddings(sources.Checkpoint(sources.resolve(llm), prefix), words, str(llm))
-    known = {word: row for word, row in vocabulary.items() if row < len(embeddings)}
-    return Projected(tensors["weight"].float(), tensors["bias"].float(), embeddings, known, vision)
-
-
 def ridge(x: Tensor, y: Tensor, strength: float = RIDGE) -> Tensor:
     """Ridge regression with bias from x (n, d) to y (n, e): (d + 1, e), the bias last."""
     a = torch.cat([x, torch.ones(len(x), 1)], 1)
@@ -171,11 +144,17 @@ def ridge(x: Tensor, y: Tensor, strength: float = RIDGE) -> Tensor:
     return torch.linalg.solve(gram + strength * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ y)
 
 
-def _embeddings(checkpoint: sources.Checkpoint, skeleton: Any, name: str) -> Tensor:
-    """The word embeddings in a checkpoint, under any of their names in the model."""
-    words = skeleton.get_input_embeddings().weight
-    names = [key for key, p in skeleton.named_parameters(remove_duplicate=False) if p is words]
-    found = next((key for key in names if key in checkpoint), None)
+def _embeddings(name: str | Path) -> Tensor:
+    """The word embeddings of an LLM, alone or in a BLIP-2, under any of their names in the model."""
+    source = sources.resolve(name)
+    config = sources.load(AutoConfig, source)
+    with torch.device("meta"):
+        whole = config.model_type == "blip-2"
+        llm = Blip2ForConditionalGeneration(config).language_model if whole else parts.llm_skeleton(source)
+    words, checkpoint = llm.get_input_embeddings().weight, sources.Checkpoint(source)
+    names = [key for key, p in llm.named_parameters(remove_duplicate=False) if p is words]
+    stored = {key.partition(parts.LLM_PREFIX)[2] if whole else key: key for key in checkpoint}
+    found = next((stored[key] for key in names if key in stored), None)
     if found is None:
         raise UserError(f"{name}: holds none of {', '.join(names)}, which should be its word embeddings")
     return checkpoint[found].float()

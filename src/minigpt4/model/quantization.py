@@ -39,15 +39,13 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
     if load_in not in LOAD_IN:
         raise UserError(f"load_in {load_in!r} is not known; use {', '.join(LOAD_IN)}, or leave it out")
     if load_in == "fp8":
-        check_float8(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None, key)
-        return
-    if load_in == "int8":
-        if device.type != "cpu":
-            raise UserError(f"{key}='int8' works on the cpu, not on {device.type}; {_instead(key)}")
-        return
-    if device.type not in ("cpu", "cuda", "mps"):
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        check_float8(device.type, capability, key)
+    elif load_in == "int8" and device.type != "cpu":
+        raise UserError(f"{key}='int8' works on the cpu, not on {device.type}; {_instead(key)}")
+    elif device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    elif load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
 
 

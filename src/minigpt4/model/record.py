@@ -1,13 +1,12 @@
-"""The record of an alignment: the frozen parts that it names, and the tensors beside it, read and checked.
-
-Knows nothing about how a model is put together.
-"""
+"""The record of an alignment: the frozen parts that it names, and the tensors beside it, read and checked."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from safetensors.torch import load_file
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from minigpt4.documents import check
 from minigpt4.errors import UserError
+from minigpt4.files import expanded
 from minigpt4.model import parts, sources
 from minigpt4.model.lora import Trained
 from minigpt4.prompts.templates import Template, get_template
@@ -44,7 +44,7 @@ class Origin:
 
 
 class Record(BaseModel):
-    """`alignment.json`, as far as it is read."""
+    """What `alignment.json` says: parts, template, stage, whether there is a Q-Former, and what was trained."""
 
     origin: Origin
     template: Annotated[
@@ -58,6 +58,10 @@ class Record(BaseModel):
 _RECORD = TypeAdapter(Record)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
 def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
     if path is None:
         raise UserError(f"{name}: holds no {file}; copy or train the alignment again")
@@ -68,6 +72,16 @@ def load_tensors(path: Path | None, name: str, file: str) -> dict[str, Tensor]:
     if broken := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
         raise UserError(f"{path}: {broken[0]} holds numbers that are not finite; copy or train the alignment again")
     return tensors
+
+
+def read_projection(name: str | Path) -> dict[str, Tensor]:
+    """The tensors of the projection of an alignment, an export or another BLIP-2; nothing else of it is read."""
+    source = sources.resolve(name)
+    path = sources.find_file(source, PROJECTION_FILE)
+    if path or sources.find_file(source, "config.json") is None:
+        return load_tensors(path, str(name), PROJECTION_FILE)
+    whole, part = sources.Checkpoint(source), "language_projection."
+    return {key.partition(part)[2]: whole[key] for key in whole if part in key}
 
 
 def check_origin(name: str, recorded: Origin, found: Origin) -> None:
@@ -85,9 +99,9 @@ def check_origin(name: str, recorded: Origin, found: Origin) -> None:
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.shipped_models() or not Path(name).expanduser().is_dir():
+    if str(name) in sources.shipped_models() or not Path(expanded(name)).is_dir():
         return str(name)
-    return str(Path(name).expanduser().resolve())
+    return str(Path(expanded(name)).resolve())
 
 
 def parts_inside(directory: Path, qformer: bool = False) -> Origin:
@@ -96,8 +110,8 @@ def parts_inside(directory: Path, qformer: bool = False) -> Origin:
     return Origin("./vision", vision, "./llm", sources.fingerprint(sources.Checkpoint(directory / "llm")))
 
 
-def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool, Trained]:
-    """What `alignment.json` says: origin, template, stage, whether there is a Q-Former, and what was trained."""
+def read_record(source: str | Path) -> Record:
+    """The record of an alignment or export, with the places of parts that it holds itself as paths."""
     record = sources.read_json(source, ALIGNMENT_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -111,4 +125,4 @@ def read_record(source: str | Path) -> tuple[Origin, Template, int | None, bool,
         for part, place in (("vision_qformer", origin.vision_qformer), ("llm", origin.llm))
         if place == "." or place.startswith("./")
     }
-    return replace(origin, **inside), found.template, found.stage, found.qformer, found.trained
+    return found.model_copy(update={"origin": replace(origin, **inside)})

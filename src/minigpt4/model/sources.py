@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
+from minigpt4.files import expanded
 
 
 def shipped_models() -> dict[str, Path]:
@@ -42,7 +43,14 @@ def resolve(name: str | Path) -> str | Path:
                 "`minigpt4 pocket build`"
             )
         return path
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
+    gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
+    if gguf and gguf.is_file() and not (path / "config.json").exists():
+        raise UserError(
+            f"{gguf}: GGUF files are not read as they are; write one in transformers' form first: "
+            f'AutoModelForCausalLM.from_pretrained("{gguf.parent}", gguf_file="{gguf.name}").save_pretrained(DIR), '
+            "and AutoTokenizer likewise"
+        )
     if path.is_dir():
         return path
     if path.exists():

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model import parts, sources
-from minigpt4.model.graph import make_graph, put_tensors
+from minigpt4.model.graph import NO_LLM, make_graph, put_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
 from minigpt4.model.record import ADAPTERS_FILE, Origin, check_origin, load_tensors, read_record
@@ -115,18 +114,17 @@ def load_vision_side(
     anything is missing, broken, or does not fit together.
     """
     source = sources.resolve(name_or_path)
-    origin, _, _, qformer, trained = read_record(source)
+    record = read_record(source)
+    origin = record.origin
     placement = Placement.resolve(dtype, device)
     whole = sources.find_file(source, "config.json") is not None  # an export holds the parts itself
-    vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, qformer)
+    vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, record.qformer)
     if not whole:
         check_origin(str(name_or_path), origin, replace(origin, vision_fingerprint=vision.fingerprint))
-    # transformers makes the graph with an LLM: a tiny one on the meta device, which is removed again.
-    no_llm = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    blip2 = make_graph(vision, no_llm, 0)
+    blip2 = make_graph(vision, NO_LLM, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)
     del blip2.language_model, blip2.language_projection
-    trained = Trained(qformer=trained.qformer and not whole)
+    trained = Trained(qformer=record.trained.qformer and not whole)
     side = VisionSide(blip2.to(placement.device), vision.image_processor, origin, trained)
     if trained.qformer:
         tensors = load_tensors(sources.find_file(source, ADAPTERS_FILE), str(name_or_path), ADAPTERS_FILE)

@@ -1,7 +1,7 @@
-"""Files that hold all a stopped run needs to go on: trained weights, optimiser state, step, where the data stand.
+"""Checkpoints, from which a stopped run continues: trained weights, optimizer state, step, place in the data.
 
-There is no random state in them: the order of samples follows from the seed, and frozen parts have no dropout. Each
-file begins with the SHA-256 of the rest, so a damaged one is noticed, and the one before it is used.
+They hold no random state: the order of samples follows from the seed, and frozen parts have no dropout. Each file
+begins with the SHA-256 of the rest; if it does not match, the checkpoint before is used.
 """
 
 from __future__ import annotations
@@ -87,50 +87,56 @@ class Checkpoints:
         Raises:
             UserError: it comes from other data or other frozen parts, or every one is damaged.
         """
-        files = self.files()
-        for path in files:
-            state = _read(path)
-            if state is None:
-                logger.warning("%s: the checkpoint is damaged; going on from the one before it", path)
-                self._damaged.append(path)
-                continue
-            _check(path, state, self._belongs_to)
-            try:
-                with torch.no_grad():
-                    for name, parameter in model.named_parameters():
-                        if parameter.requires_grad:
-                            parameter.copy_(state["trained"][name])
-                optimizer.load_state_dict(state["optimizer"])
-                scaler.load_state_dict(state["scaler"])
-                return Position(int(state["step"]), float(state["loss"]), tuple(state["loaders"]))
-            except Exception as error:  # what does not fit raises whatever torch does
-                reason = str(error).partition("\n")[0]
-                raise UserError(f"{path}: does not fit this recipe's model ({reason}); delete it") from None
-        if files:
+        path, state, damaged = _last(self.directory, self._belongs_to)
+        for each in damaged:
+            logger.warning("%s: the checkpoint is damaged; going on from the one before it", each)
+        if path is None and damaged:
             raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start from the first step")
-        return Position()
+        self._damaged = damaged
+        if path is None:
+            return Position()
+        try:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(state["trained"][name])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            return Position(int(state["step"]), float(state["loss"]), tuple(state["loaders"]))
+        except Exception as error:  # torch has many exceptions for a state that does not fit
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: does not fit this recipe's model ({reason}); delete it") from None
 
 
 def check_checkpoints(directory: Path, belongs_to: Mapping[str, str]) -> None:
-    """Raises UserError if the last undamaged checkpoint there belongs to something else than these fingerprints say."""
-    read = ((path, _read(path)) for path in _files(directory))
-    path, state = next(((path, state) for path, state in read if state is not None), (directory, None))
-    if state is not None:
-        _check(path, state, belongs_to)
+    """Raises UserError if the last undamaged checkpoint there does not belong to these fingerprints."""
+    _last(directory, belongs_to)
 
 
 def _files(directory: Path) -> list[Path]:
     return sorted((path for path in directory.glob("*.pt") if _NAME.fullmatch(path.name)), reverse=True)
 
 
-def _check(path: Path, state: Mapping[str, Any], belongs_to: Mapping[str, str]) -> None:
-    found = state.get("belongs_to")
-    others = [what for what, mark in belongs_to.items() if not isinstance(found, dict) or found.get(what) != mark]
-    if others:
-        raise UserError(
-            f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former back, "
-            "or give another output"
-        )
+def _last(directory: Path, belongs_to: Mapping[str, str]) -> tuple[Path | None, dict[str, Any], list[Path]]:
+    """The last undamaged checkpoint and what it holds, and the damaged ones after it.
+
+    Raises UserError if it does not belong to these fingerprints.
+    """
+    damaged: list[Path] = []
+    for path in _files(directory):
+        state = _read(path)
+        if state is None:
+            damaged.append(path)
+            continue
+        found = state.get("belongs_to")
+        others = [what for what, mark in belongs_to.items() if not isinstance(found, dict) or found.get(what) != mark]
+        if others:
+            raise UserError(
+                f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former "
+                "back, or give another output"
+            )
+        return path, state, damaged
+    return None, {}, damaged
 
 
 def _read(path: Path) -> dict[str, Any] | None:

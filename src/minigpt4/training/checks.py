@@ -70,7 +70,8 @@ def check_data(recipe: Recipe) -> None:
 def _check_llm(recipe: Recipe) -> None:
     """Raises UserError if the checkpoints belong to another LLM than the recipe's."""
     if any(recipe.output.glob("checkpoints/*.pt")):
-        mark = read_record(resolve(recipe.init))[0].llm_fingerprint if recipe.init else llm_fingerprint(recipe.parts[1])
+        init = read_record(resolve(recipe.init)) if recipe.init else None
+        mark = init.origin.llm_fingerprint if init else llm_fingerprint(recipe.parts[1])
         check_checkpoints(recipe.output / "checkpoints", {"LLM": digest(mark)})
 
 

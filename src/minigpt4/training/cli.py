@@ -60,7 +60,7 @@ def features(
     out: Annotated[Path, typer.Option(help="The cache, which recipes name as feature_cache.")],
     stage: Stage = 1,
     caption_key: CaptionKey = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable pairs that ends it.")] = 0.1,
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -79,4 +79,4 @@ def features(
 
     resolved = resolve_device(device)
     loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
-    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped_share=max_skipped))
+    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped=max_skipped))

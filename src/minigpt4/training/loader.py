@@ -1,4 +1,4 @@
-"""What each step trains on, read ahead: batches of cached features, or of pictures as they stream in.
+"""What each step trains on, read ahead: batches of cached features, or of images as they stream in.
 
 Each process gets its rows of every batch. The loader's place in the data is part of a checkpoint, so a resumed run sees
 the batches that an undisturbed one would have seen.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -31,7 +30,7 @@ from minigpt4.images import open_image, to_pixels
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checks import mixture
 from minigpt4.training.distributed import Processes
-from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint, picture_key
+from minigpt4.training.features import FeatureCache, Prepare, Prepared, cache_features, features_fingerprint
 from minigpt4.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Batches that are sorted by length together. Fewer than of cached features, for their pictures are in memory.
+#: Batches that are sorted by length together. Fewer than of cached features, since their images are in memory.
 POOL = 4
 #: Shares of a stream, at most, over all processes together. More of them can keep more workers busy, but each sorts
 #: fewer samples by length.
@@ -51,9 +50,9 @@ AHEAD = 3  # batches
 
 @dataclass(frozen=True)
 class Loaded:
-    """One process's rows of a batch, with their features (n, q, d_qformer) or their pictures' pixels (n, 3, h, w).
+    """One process's rows of a batch, with their features (n, q, d_qformer) or their images' pixels (n, 3, h, w).
 
-    `state` is where the loader stands after it, good for `torch.save`; None if that follows from the step.
+    `state` is the loader's place in the data after it, for `torch.save`; None if it follows from the step.
     """
 
     batch: Batch
@@ -107,17 +106,29 @@ def make_loader(
             once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
         )
         return streamed, f"stream {recipe.sources}"
-    pairs = open_stream(shuffle_buffer=0, repeat=False)
-    usable, features = _cached_pairs(recipe, model, pairs, processes, stop, progress)
-    # Every process goes through all pairs, but tries to open its share of the images only.
+    cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))
+    prepare = Prepare(model.image_processor, cache.index, processes.rank, processes.world)
+    pairs = open_stream(shuffle_buffer=0, repeat=False, prepare=prepare)
+    seen: list[tuple[bytes, Pair]] = []
+
+    def noted() -> Iterator[Prepared]:
+        for key, pair, pixels in pairs:
+            seen.append((key, pair))
+            yield key, pair, pixels
+
+    cache_features(model, cache, noted(), progress=progress and processes.is_main, check_stop=stop.check)
+    # Every process reads all pairs, but decodes and encodes only its share of the images.
     unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    if processes.world > 1:
+        cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))  # with what the others encoded
+    usable = [(key, pair) for key, pair in seen if key in cache]
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
     if processes.is_main:
         tell_mended(samples.mended)
-    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), features, processes.rank, processes.world)
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
     if processes.is_main:
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
@@ -127,30 +138,6 @@ def make_loader(
 def tell_mended(texts: int) -> None:
     if texts:
         logger.warning("data: %d texts held the stop string of the template, which was taken out of them", texts)
-
-
-def _cached_pairs(
-    recipe: Recipe, model: MiniGPT4, pairs: PairStream, processes: Processes, stop: StopSignals, progress: bool
-) -> tuple[list[tuple[bytes, Pair]], FeatureCache]:
-    """(image key, pair without its image) of every usable pair, with all their features in the cache.
-
-    Each of several processes encodes its share, then reads what the others encoded.
-    """
-    fingerprint = features_fingerprint(model)
-    seen: list[tuple[bytes, Pair]] = []
-
-    def noted() -> Iterator[Pair]:
-        for pair in pairs:
-            seen.append((picture_key(pair.picture), replace(pair, picture=b"")))
-            yield pair
-
-    cache = FeatureCache(recipe.feature_cache, fingerprint)
-    mine = islice(noted(), processes.rank, None, processes.world)
-    cache_features(model, cache, mine, pairs.skipped, progress=progress and processes.is_main, check_stop=stop.check)
-    if processes.world > 1:
-        processes.gather(None)  # wait for the others
-        cache = FeatureCache(recipe.feature_cache, fingerprint)
-    return [(key, pair) for key, pair in seen if key in cache], cache
 
 
 class CachedLoader:
@@ -175,8 +162,8 @@ class CachedLoader:
 class StreamedLoader:
     """Batches of a stream's pairs, those of like length together: the same for any number of processes and workers.
 
-    A batch is put together of rows from `lanes` (see there), which are dealt out over the processes. Where one process
-    reads all lanes, another time two read half of them each, and the batches of both together are those of the one.
+    A batch takes its rows from `lanes`, which are divided over the processes: two processes with half of the lanes each
+    get together the batches of one process with all lanes.
     """
 
     def __init__(
@@ -188,7 +175,7 @@ class StreamedLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """`open_stream` makes one lane's stream, of `rank` among `world_size`; pictures are decoded in it."""
+        """`open_stream` makes one lane's stream, of `rank` among `world_size`; images are decoded in it."""
         self._lanes, self._mine = lanes(recipe, world), range(rank, lanes(recipe, world), world)
         self._recipe = recipe
         buffer = recipe.shuffle_buffer and max(2, math.ceil(recipe.shuffle_buffer / self._lanes))
@@ -248,13 +235,13 @@ class StreamedLoader:
 
 
 def joined(states: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """Where a stream stands over all processes, from where each of them stands."""
+    """The state of a stream over all processes, from the states of each."""
     known = [state for state in states if state]
     return {"lanes": known[0]["lanes"], "states": {k: v for state in known for k, v in state["states"].items()}}
 
 
 def lanes(recipe: Recipe, world: int) -> int:
-    """Into how many shares a stream is cut: as many as divide a batch, but no more than `LANES` or the processes.
+    """Into how many shares a stream is cut: the largest divisor of a batch up to `LANES`, or the number of processes.
 
     The number is the same for one, two, four, ... processes, and so are the batches.
     """
@@ -266,8 +253,8 @@ def lanes(recipe: Recipe, world: int) -> int:
 class _Rows:
     """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each.
 
-    `rows` are pictures, prompts and targets. `state` is where the lane stands, and how many pairs it has read and
-    skipped.
+    `rows` are image keys, prompts and targets. `state` is the lane's place in the data, and how many pairs it has read
+    and skipped.
     """
 
     rows: tuple[list[bytes], list[list[int]], list[list[int]]]
@@ -317,42 +304,20 @@ class _Lane:
 
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
-    """The pair without its picture, and the picture's pixels (3, h, w) as the vision tower takes them."""
+    """The pair without its image, and the image's pixels (3, h, w), preprocessed."""
     return replace(pair, picture=b""), to_pixels(image_processor, [open_image(pair.picture)])[0]
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:
-    """The same items, made in a thread that is up to `depth` of them ahead."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    over = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not over.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    """The same endless items, made in a thread that is up to `depth` of them ahead."""
+    thread = ThreadPoolExecutor(1, "read_ahead")
     try:
+        ready = deque(thread.submit(next, items) for _ in range(depth))
         while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
+            item = ready.popleft().result()
+            ready.append(thread.submit(next, items))
             yield item
     finally:
-        over.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
         if hasattr(items, "close"):
             items.close()

@@ -178,7 +178,7 @@ def features_of(model: MiniGPT4, mine: Loaded, accumulation_steps: int) -> Tenso
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:
-    """The cached features, or those of the pictures, through which gradients flow where the Q-Former is trained."""
+    """The cached features, or those of the images, with gradients if the Q-Former is trained."""
     if part.features is not None:
         return part.features
     assert part.pixels is not None
@@ -198,9 +198,9 @@ def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]
         found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
         if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
             ids = one.batch.input_ids[one.batch.is_target]
-            picture = one.batch.pictures[0]
-            name = picture.hex()[:12] if mine.pixels is None else picture.decode()
-            texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (picture {name})")
+            key = one.batch.pictures[0]
+            name = key.hex()[:12] if mine.pixels is None else key.decode()
+            texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (image {name})")
     return texts
 
 

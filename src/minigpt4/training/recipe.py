@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
+from minigpt4.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
+def _at_home(value: Any) -> Any:
+    """A path, or several, or none, with the home directory for `~`."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    return type(value)(expanded(value)) if isinstance(value, str | Path) else value
+
+
 class DataSource(BaseModel):
     """One of several sources of pairs, as an entry of `data`."""
 
@@ -46,6 +54,8 @@ class DataSource(BaseModel):
     weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
+    _paths = field_validator("path")(_at_home)
+
 
 class Recipe(BaseModel):
     """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
@@ -53,7 +63,7 @@ class Recipe(BaseModel):
     model_config = _STRICT
 
     base: str | None = Field(
-        None, description="A recipe (a file or a shipped name) that all keys come from which are not given here."
+        None, description="A recipe (a file or a shipped name) whose keys apply where this one sets none."
     )
     stage: Literal[1, 2] = Field(
         description="1: align on image-text pairs, no instruction. 2: polish on descriptions in conversation format."
@@ -66,10 +76,10 @@ class Recipe(BaseModel):
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, or `pocket/language`."
     )
     qformer: bool = Field(
-        True, description="`false`: the paper's variant that projects the tower's patches, four at a time, themselves."
+        True, description="`false`: the paper's variant that projects groups of four ViT patches, without a Q-Former."
     )
     projection_layers: Literal[1, 3] = Field(
-        1, description="3: the paper's variant with three linear layers, a GELU between each two."
+        1, description="3: the paper's variant with three linear layers and GELUs between them."
     )
     train_qformer: bool = Field(
         False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
@@ -80,26 +90,24 @@ class Recipe(BaseModel):
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
         None,
-        description="Alignment to start from (a directory or a shipped name); it names the parts and the template, "
-        "so it takes the place of `vision_qformer`, `llm`, `template` and of what is trained. Without it the "
-        "projection starts at random.",
+        description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
+        "variant, so it replaces those keys. Left out: a random projection, the LLM's mean word embedding as its bias.",
     )
     projection_from: str | None = Field(
         None,
-        description="A BLIP-2 with this vision side and another LLM (a checkpoint, a hub id, an alignment such as "
-        "`pocket-blip2`): the projection starts as its own, carried over to this LLM's word embeddings by a regression "
-        "on the words that both know, and fitted to their mean and spread on the first batch. Left out: it starts at "
-        "random.",
+        description="A BLIP-2 with this vision side and another LLM (a checkpoint, a hub id, an alignment like "
+        "`pocket-blip2`). Its projection is the start: carried over to this LLM's word embeddings by a regression on "
+        "the words that both know, and fitted to their mean and spread on the first batch.",
     )
     # What it is trained on
     data: str | tuple[DataSource, ...] = Field(
         description="Pairs: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`), "
-        "parquet, JSONL or CSV with pictures, an image folder, `hub:owner/name`; for stage 2 also a directory in "
-        "`cc_sbu_align` layout. Or a list of several, each with `path`, and `weight` and `caption_key` if need be."
+        "parquet, JSONL or CSV with images, an image folder, `hub:owner/name`; for stage 2 also a directory in "
+        "`cc_sbu_align` layout. Or a list of several, each with `path`, and optionally `weight` and `caption_key`."
     )
     stream: bool = Field(
         False,
-        description="`true`: pictures are read as they come, and go through the vision side in every step; for data "
+        description="`true`: images are read as they come and go through the vision side in every step, for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
     shuffle_buffer: _Whole = Field(
@@ -109,11 +117,11 @@ class Recipe(BaseModel):
         0,
         ge=0,
         le=1024,
-        description="With `stream`: processes that read and decode pictures, for each GPU. Any number gives the same "
+        description="With `stream`: processes that read and decode images, for each GPU. Any number gives the same "
         "batches.",
     )
     max_skipped: float = Field(
-        0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable before the run is refused."
+        0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable; if more are, the run stops."
     )
     instructions: tuple[str, ...] = Field(
         (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
@@ -123,7 +131,7 @@ class Recipe(BaseModel):
     )
     feature_cache: Path = Field(
         Path("runs/features"),
-        description="Directory of the vision side's cached outputs. Runs may share it: it is keyed by picture content "
+        description="Directory of the vision side's cached outputs. Runs may share it: it is keyed by image content "
         "and by the vision side's weights.",
     )
     # How
@@ -142,7 +150,7 @@ class Recipe(BaseModel):
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
-        description="Type in which the frozen weights are held and compute; the projection's weights stay in float32. "
+        description="Type of the frozen weights and of computation; the projection's weights stay in float32. "
         "float16 scales the loss. Left out: bfloat16 where the processor multiplies it fast, else float32.",
     )
     load_in: Literal["8bit", "4bit", "fp8", "int8"] | None = Field(
@@ -154,13 +162,13 @@ class Recipe(BaseModel):
     vision_load_in: Literal["fp8", "int8"] | None = Field(
         None,
         description="`fp8` or `int8`: the frozen vision tower's linear layers compute in 8-bit floats or integers too, "
-        "where every step reads pictures. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
+        "where every step reads images. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
     device: str | None = Field(
         None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."
     )
     shard_llm: bool = Field(
-        False, description="`true`: each process holds a share of the frozen LLM (FSDP); for one that fits no GPU."
+        False, description="`true`: each process holds a shard of the frozen LLM (FSDP), which then may exceed a GPU."
     )
     compile: bool = Field(
         False, description="`true`: compile the LLM's layers (torch.compile): a minute at the start, faster steps."
@@ -172,11 +180,15 @@ class Recipe(BaseModel):
         2, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        (), description="Where figures are sent as well: `tensorboard`, `wandb`, `trackio`."
+        (), description="Where metrics are sent too: `tensorboard`, `wandb`, `trackio`."
     )
     sample_every: _Whole = Field(0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none.")
     sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
-    sample_prompt: str = Field("Describe this image in detail.", description="What is asked about them.")
+    sample_prompt: str = Field("Describe this image in detail.", description="The question about them.")
+
+    _paths = field_validator(
+        "vision_qformer", "llm", "init", "projection_from", "data", "feature_cache", "output", "sample_images"
+    )(_at_home)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -280,7 +292,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     Raises:
         UserError: neither a file nor a packaged name.
     """
-    path = Path(name_or_path)
+    path = Path(expanded(name_or_path))
     if path.is_file():
         return path
     packaged = packaged_recipes()
@@ -325,7 +337,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = own.get("base")
     if base is None:
         return own
-    beside = path.parent / str(base)
+    beside = path.parent / expanded(str(base))
     beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
     return beneath | own | {"base": None}
 

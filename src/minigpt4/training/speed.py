@@ -1,10 +1,11 @@
-"""Training speed: how layers are compiled and attention computed, and how much work a step is.
+"""Training speed: compiled layers, attention, the work of a step, and how glibc allocates CPU tensors.
 
 None of it changes what is computed. `minigpt4 train` and `bench/training.py` use the same functions.
 """
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,12 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     if on_cpu:
         # PyTorch's fused attention is slow backwards on a CPU at these lengths: it takes a third of a step in bfloat16.
         llm.set_attn_implementation("eager")
-        if model.dtype is torch.bfloat16:  # and forwards twice as slow as plain products, at a picture's 200 patches
+        if model.dtype is torch.bfloat16:  # and forwards twice as slow as plain products, at an image's 200 patches
             model.blip2.vision_model.set_attn_implementation("eager")
     _ = model.packer  # tried now, for what is compiled is compiled with it
     if compiled:
         tower = model.blip2.vision_model
-        # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/training.md).
+        # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/notes/speed.md).
         of_tower = tower.encoder.layers if _in_8_bits(tower) else []
         if of_tower and on_cpu:
             tower.set_attn_implementation(WRITTEN_OUT)
@@ -91,23 +92,23 @@ def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
-def operations(model: MiniGPT4, tokens: float, targets: float, pictures: float) -> float:
+def operations(model: MiniGPT4, tokens: float, targets: float, images: float) -> float:
     """Operations that a step needs in matrix products with weights; attention itself is left out, as usual.
 
     `tokens` are those that the LLM reads: all but padding and each row's last. A token takes 2 per weight forwards and
     as many backwards (to its own input: weights are frozen); the head, and what a packed LLM's last layer does to each
-    token by itself, work for targets only, and the vision side for `pictures` that are not cached, forwards.
+    token by itself, work for targets only, and the vision side for `images` that are not cached, forwards.
     """
     blip2 = model.blip2
     head = blip2.language_model.get_output_embeddings().weight.numel()
     body = _weights(blip2.language_model.base_model) - blip2.language_model.get_input_embeddings().weight.numel()
     at_targets = sum(map(_weights, model.packer.last_layer_modules)) if model.packer else 0
     work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
-    if pictures:
+    if images:
         vision = blip2.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2 + 1
-        per_picture = _weights(blip2.vision_model) * patches + _weights(blip2.qformer) * model.num_query_tokens
-        work += 2.0 * per_picture * pictures
+        per_image = _weights(blip2.vision_model) * patches + _weights(blip2.qformer) * model.num_query_tokens
+        work += 2.0 * per_image * images
     return work
 
 
@@ -120,3 +121,31 @@ def memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return psutil.Process().memory_info().rss / 1e6
+
+
+#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and their values here, in bytes.
+MMAP_THRESHOLD, OWN_PAGES, SHARED_PAGES = -3, 2 * 2**20, 32 * 2**20
+TRIM_THRESHOLD, NEVER = -1, 2**30
+
+
+def free_large_tensors_at_once() -> None:
+    """Return the memory of large CPU tensors to the system as soon as they are freed: for loading and encoding.
+
+    By default glibc raises its threshold to 32 MiB at the first large tensor; smaller tensors then leave holes that
+    nothing fits in.
+    """
+    _set({MMAP_THRESHOLD: OWN_PAGES})
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory of freed CPU tensors for the next ones, which every training step allocates anew.
+
+    Getting it from the system each time takes a fifth of a small model's step.
+    """
+    _set({MMAP_THRESHOLD: SHARED_PAGES, TRIM_THRESHOLD: NEVER})
+
+
+def _set(values: dict[int, int]) -> None:
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in values.items():
+            libc.mallopt(parameter, value)

@@ -33,10 +33,9 @@ from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, digest
 from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
-from minigpt4.training.malloc import free_large_tensors_at_once, keep_freed_memory
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import Metrics, draw_curves, write_summary
-from minigpt4.training.speed import make_fast
+from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ class Run:
             path = recipe.output / "samples.jsonl"
             with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
                 for image, answer in zip(images, answers, strict=True):
-                    file.write(json.dumps({"step": self.done, "image": image, "answer": answer}) + "\n")
+                    file.write(json.dumps({"step": self.done, "picture": image, "answer": answer}) + "\n")
                     logger.info("step %d, %s: %s", self.done, image, answer)
 
 

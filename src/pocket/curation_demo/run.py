@@ -58,7 +58,7 @@ MODEL = "pocket-stage1"
 #: Stage 2 on each of the datasets, at a rate above the recipe's 5e-4: at that one the pocket's projection hardly learns
 #: how texts are written, so that not even broken ones harm it. And in small batches: 150 steps of 4 read all raw texts
 #: 1.3 times, as the paper's stage 2 does its own; with the recipe's 12 the few selected ones would be read 38 times and
-#: learnt by heart. (docs/curation.md has what was tried, on pictures of their own.)
+#: learnt by heart. (docs/notes/curation.md has what was tried, on pictures of their own.)
 STAGE2 = ("batch_size=4", "learning_rate=2.5e-3", "final_learning_rate=2.5e-4")
 
 
@@ -179,7 +179,7 @@ def _until_grounded(ledger: Ledger, folder: Path, model: str, how: Describing, e
 
 def _export(ledger: Ledger, out: Path) -> None:
     if not out.exists():
-        dataset.export(ledger, out, "cc_sbu_align")
+        dataset.write_dataset(ledger, out, "cc_sbu_align")
 
 
 def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:

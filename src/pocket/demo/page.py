@@ -7,7 +7,6 @@ without scripts.
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from minigpt4.images import data_url
 from minigpt4.statistics import text
 
 THUMBNAIL = 160
-TARGETS = "Targets after stage 2"
+TARGETS = "Targets after stage 2 (a rate misses if its interval does; machines differ by a few answers)"
 
 #: The rows of the table: name of the rate, label, what it says. A heading has no rate.
 ROWS = (
@@ -99,7 +99,7 @@ def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path
         figures: PNG files to show below the table, by their captions.
     """
     shown = "".join(
-        f'<figure><img src="{_data_url(path.read_bytes(), "png")}" alt="{escape(caption)}">'
+        f'<figure><img src="{data_url(path.read_bytes(), "png")}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, path in figures.items()
     )
@@ -114,17 +114,13 @@ def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def _thumbnail(path: Path) -> str:
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
-    return _data_url(buffer.getvalue(), "jpeg")
+    return data_url(buffer.getvalue(), "jpeg")
 
 
 def _summary(results: Mapping[str, Any]) -> str:

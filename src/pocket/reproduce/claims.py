@@ -1,6 +1,6 @@
 """The paper's seven claims as a table: what each states, which figures it rests on, and how they are compared.
 
-The rules were fixed before the figures were known. What the figures mean is written by hand in docs/results.md.
+The rules were fixed before the figures were known. What the figures mean is written by hand in docs/notes/results.md.
 """
 
 from __future__ import annotations

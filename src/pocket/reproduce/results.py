@@ -85,6 +85,8 @@ def _opening(evidence: Evidence, scale: Scale, run: Circumstances, outcomes: Map
     ]
     return f"""# Results: the paper's claims in the pocket world
 
+A laboratory notebook, written by a command; [Results](../results.md) is the summary.
+
 The figures of this page were written by `{run.command}` on {run.date}, with **{seeds}**:
 {scale.stage1_steps} steps of stage 1 on {scale.pairs:,} pictures, {scale.stage2_steps} of stage 2 on \
 {scale.descriptions} unless said otherwise, {scale.questions} questions

@@ -1,11 +1,11 @@
-"""Who talks with which model: one conversation for each visitor of the page, and the models that they share.
+"""Visitors' conversations, and the models that they share. Nothing of Gradio is here.
 
-Knows nothing about the page. A visitor's pictures and the LLM's keys and values live as long as the visit.
+A visitor's images and the LLM's keys and values live as long as the visit.
 """
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import functools
 import threading
 import time
@@ -24,39 +24,33 @@ if TYPE_CHECKING:
     from minigpt4.app.scheduler import Scheduler
     from minigpt4.generation.chat import Chat
 
-#: A visit without a word for so long is over, and so is the longest silent one when there are more than so many.
+#: A visit ends after so many silent seconds, and the longest silent one when there are more than so many.
 IDLE_SECONDS, MAX_VISITS = 3600.0, 64
-MAX_BATCH = 16  # answers decoded together; who comes later waits for a place
-MAX_PICTURES_PER_QUESTION = 8
+MAX_BATCH = 16  # answers decoded together; later questions wait
+MAX_IMAGES = 8  # of a question
 MAX_QUESTION = 8000  # characters
 
 
 class Models:
     """The models that the page offers by name; each is loaded once, when it is first asked for.
 
-    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. Whoever asks a
-    model is answered together with all others who do. `alone` is for what takes memory of its own: beams, heat maps.
+    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. All questions
+    to a model are answered in one batch. `alone` is for what takes memory of its own: beams, heat maps.
     """
 
     def __init__(self, names: Mapping[str, str], **loading: Any) -> None:
         self.names = dict(names)
+        self.first = next(iter(names))
         self.loading = loading
         self.alone = threading.Lock()
         self._loaded: dict[str, Scheduler] = {}
         self._lock = threading.Lock()
 
-    @property
-    def first(self) -> str:
-        return next(iter(self.names))
-
     def get(self, name: str) -> Scheduler:
-        """What answers with this model, loaded now if need be.
-
-        Raises UserError for a name that is not offered, or a broken model.
-        """
+        """What answers with this model, loaded now if need be. Raises UserError for an unknown or broken one."""
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
-        if name in self._loaded:  # who asks it need not wait for another one that is being loaded
+        if name in self._loaded:  # without waiting for another one that is being loaded
             return self._loaded[name]
         with self._lock:  # transformers cannot be imported by two threads at once
             from minigpt4.app.scheduler import Scheduler
@@ -68,28 +62,30 @@ class Models:
             return self._loaded[name]
 
     def close(self) -> None:
-        """Break off what is being answered, and take no more questions."""
+        """Break off what is being answered and decoded, and take no more questions."""
+        with _DECODER_LOCK:
+            if _decoder.cache_info().currsize:
+                _decoder().close()
+                _decoder.cache_clear()
         for scheduler in self._loaded.values():
             scheduler.close(finish=False)
 
     def warm_up(self) -> None:
-        """Start to load the first model; whoever asks for it later is told what is wrong with it, if anything."""
+        """Start to load the first model; if that fails, the first question fails with the same message."""
 
         def load() -> None:
-            try:
+            with contextlib.suppress(Exception):
                 self.get(self.first)
-            except Exception:  # it comes again when the model is asked for, and is told then
-                return
 
         threading.Thread(target=load, name="minigpt4-load", daemon=True).start()
 
 
 @dataclass(eq=False)
 class Turn:
-    """A question with its pictures, and as much of its answer as was said. `files`: the pictures as they are shown."""
+    """A question with its images, and as much of its answer as there is. `files`: the images as they are shown."""
 
     question: str
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     answer: str = ""
     ended: bool = False
     stopped: bool = False
@@ -98,10 +94,11 @@ class Turn:
 
 @dataclass(eq=False)
 class Visit:
-    """One visitor's conversation with the model called `model`."""
+    """The conversation of the visitor `key` with the model called `model`. Setting `stop` ends the answer."""
 
     models: Models
     model: str
+    key: str = ""
     turns: list[Turn] = field(default_factory=list)
     chat: Chat | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -110,9 +107,9 @@ class Visit:
     seen: float = 0.0
 
     @property
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         """All that were shown, in order: those of the features that the chat holds."""
-        return [picture for turn in self.turns for picture in turn.pictures]
+        return [image for turn in self.turns for image in turn.images]
 
     def start_again(self, model: str | None = None) -> None:
         """Forget the conversation; the next is with `model`."""
@@ -122,12 +119,12 @@ class Visit:
         self.model = model or self.model
 
     def ask_beside(
-        self, names: Sequence[str], question: str, pictures: list[Any], settings: Mapping[str, Any]
+        self, names: Sequence[str], question: str, images: list[Any], settings: Mapping[str, Any]
     ) -> Iterator[dict[str, Turn]]:
         """Put one question to all models of these names, outside of this conversation; yields those turns that grew."""
         self.stop_beside()
         self.beside = [Visit(self.models, name) for name in names]
-        coming = {visit.model: visit.ask(question, pictures, settings) for visit in self.beside}
+        coming = {visit.model: visit.ask(question, images, settings) for visit in self.beside}
         while coming:
             grown = {name: turn for name, turns in coming.items() if (turn := next(turns, None)) is not None}
             if grown:
@@ -140,9 +137,9 @@ class Visit:
             visit.stop.set()
 
     def ask(
-        self, question: str, pictures: list[Any], settings: Mapping[str, Any], after: int | None = None
+        self, question: str, images: list[Any], settings: Mapping[str, Any], after: int | None = None
     ) -> Iterator[Turn]:
-        """Put a question; yields its turn whenever there is more of its answer. Whoever sets `stop` ends the answer.
+        """Put a question; yields its turn whenever there is more of its answer.
 
         With `after` all but the first so many turns are forgotten before. A turn that fails has not happened. Raises
         UserError for what cannot be asked or shown, or while an answer to this visitor is still coming.
@@ -151,52 +148,54 @@ class Visit:
         if not answering.acquire(blocking=False):
             raise UserError("An answer is still coming; wait for its end, or stop it")
         try:
-            yield from self._ask(question, pictures, settings, after)
+            turn = self._new_turn(question, images)
+            if after is not None:
+                if self.chat is not None:
+                    self.chat.rewind(min(after, len(self.turns)))
+                del self.turns[after:]
+            stop = self.stop = threading.Event()
+            self.turns.append(turn)
+            try:
+                yield turn
+                yield from self._answer(turn, stop, settings)
+            except BaseException:
+                if turn in self.turns:
+                    self.turns.remove(turn)
+                raise
+            yield turn
         finally:
             answering.release()
 
-    def _ask(
-        self, question: str, pictures: list[Any], settings: Mapping[str, Any], after: int | None
-    ) -> Iterator[Turn]:
-        if len(pictures) > MAX_PICTURES_PER_QUESTION:
-            raise UserError(f"{len(pictures)} pictures at once; show at most {MAX_PICTURES_PER_QUESTION}")
+    def _new_turn(self, question: str, images: list[Any]) -> Turn:
+        if len(images) > MAX_IMAGES:
+            raise UserError(f"{len(images)} pictures at once; show at most {MAX_IMAGES}")
         if len(question) > MAX_QUESTION:
             raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
-        turn = Turn(question, [opened(picture) for picture in pictures])
+        turn = Turn(question, [opened(image) for image in images])
         if not question.strip():
             raise UserError("Type a question, or choose an example")
-        if after is not None:
-            if self.chat is not None:
-                self.chat.rewind(min(after, len(self.turns)))
-            del self.turns[after:]
-        stop = self.stop = threading.Event()
-        self.turns.append(turn)
-        try:
-            yield turn
-            chat = self.chat
-            if chat is None:
-                scheduler = self.models.get(self.model)
-                from minigpt4.generation.chat import Chat
+        return turn
 
-                chat = Chat(scheduler.model, streaming=scheduler.stream)
-                if self.stop is stop:  # else a new conversation began meanwhile
-                    self.chat = chat
-            if settings.get("num_beams", 1) > 1:
-                with self.models.alone:
-                    turn.answer = chat.ask(question, turn.pictures, stop, **settings)
-            else:
-                last = 0.0
-                for piece in chat.stream(question, turn.pictures, stop, **settings):
-                    turn.answer += piece
-                    if time.monotonic() - last > 0.05:  # more often than that nobody can read
-                        last = time.monotonic()
-                        yield turn
-            turn.ended, turn.stopped = True, stop.is_set()
-        except BaseException:
-            if turn in self.turns:
-                self.turns.remove(turn)
-            raise
-        yield turn
+    def _answer(self, turn: Turn, stop: threading.Event, settings: Mapping[str, Any]) -> Iterator[Turn]:
+        chat = self.chat
+        if chat is None:
+            scheduler = self.models.get(self.model)
+            from minigpt4.generation.chat import Chat
+
+            chat = Chat(scheduler.model, streaming=scheduler.stream)
+            if self.stop is stop:  # else a new conversation began meanwhile
+                self.chat = chat
+        if settings.get("num_beams", 1) > 1:
+            with self.models.alone:
+                turn.answer = chat.ask(turn.question, turn.images, stop, **settings)
+        else:
+            last = 0.0
+            for piece in chat.stream(turn.question, turn.images, stop, **settings):
+                turn.answer += piece
+                if time.monotonic() - last > 0.05:  # faster than anybody reads
+                    last = time.monotonic()
+                    yield turn
+        turn.ended, turn.stopped = True, stop.is_set()
 
 
 class Visits:
@@ -215,16 +214,11 @@ class Visits:
         """The visit with this key, begun now if there is none."""
         with self._lock:
             now = self.clock()
-            visit = self._visits.pop(key, None) or Visit(self.models, self.models.first)
+            visit = self._visits.pop(key, None) or Visit(self.models, self.models.first, key)
             self._visits[key], visit.seen = visit, now
             while len(self._visits) > MAX_VISITS or now - next(iter(self._visits.values())).seen > IDLE_SECONDS:
                 self._visits.popitem(last=False)[1].start_again()
             return visit
-
-    def close(self) -> None:
-        """End all visits."""
-        for key in list(self._visits):
-            self.leave(key)
 
     def leave(self, key: str) -> None:
         """End a visit, and the answer that is being given in it."""
@@ -233,30 +227,43 @@ class Visits:
         if visit is not None:
             visit.start_again()
 
+    def close(self) -> None:
+        """End all visits."""
+        for key in list(self._visits):
+            self.leave(key)
+
+
+_DECODER_LOCK = threading.Lock()  # two uploads at once would start one each
+
 
 @functools.cache
-def decoder() -> Decoder:
-    """What decodes the visitors' uploads; its processes start with the first."""
+def _decoder() -> Decoder:
     from minigpt4.app.decoder import Decoder
 
-    made = Decoder()
-    atexit.register(made.close)
-    return made
+    return Decoder()
 
 
-def opened(picture: Any) -> Image.Image:
-    """The picture that was shown; what is wrong with an upload is told without the folder that it lies in."""
+def decoder() -> Decoder:
+    """What decodes the visitors' uploads; its processes start with the first."""
+    with _DECODER_LOCK:
+        return _decoder()
+
+
+def opened(image: str | bytes | Image.Image) -> Image.Image:
+    """A visitor's image, opened by the decoder unless it is open already. Raises UserError, which tells no folder."""
     from minigpt4.images import MAX_PIXELS, open_image
 
-    if not isinstance(picture, str):
-        return open_image(picture)
+    if isinstance(image, bytes):
+        return decoder().open(image, MAX_PIXELS)
+    if not isinstance(image, str):
+        return open_image(image)
+    name = Path(image).name
     try:
-        data = Path(picture).read_bytes()
-        return decoder().open(data, MAX_PIXELS)
+        return decoder().open(Path(image).read_bytes(), MAX_PIXELS)
     except OSError as error:
-        raise UserError(f"{Path(picture).name}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     except UserError as error:
-        raise UserError(str(error).replace("uploaded image", Path(picture).name, 1)) from None
+        raise UserError(str(error).replace("uploaded image", name, 1)) from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:

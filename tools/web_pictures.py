@@ -1,7 +1,7 @@
 """Makes the pictures that the web page's examples start with, and the screenshots of the page in the README.
 
-    python docs/web_pictures.py examples      # into src/minigpt4/app/assets
-    python docs/web_pictures.py screenshots   # into docs/assets; needs Chromium
+    python tools/web_pictures.py examples      # into src/minigpt4/app/page/assets
+    python tools/web_pictures.py screenshots   # into docs/assets; needs Chromium
 
 The pictures are of development seeds (not those that are measured), chosen among ten each as ones that the pocket model
 answers right.
@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 #: Ability of the example, seed and type of its picture.
 EXAMPLES = (
     ("describe", 12_400_001, "scene"),
@@ -39,7 +39,7 @@ def examples() -> None:
     from pocket.world.draw import draw
     from pocket.world.world import sample
 
-    folder = HERE.parent / "src" / "minigpt4" / "app" / "assets"
+    folder = ROOT / "src" / "minigpt4" / "app" / "page" / "assets"
     for name, seed, kind in EXAMPLES:
         picture = draw(sample(seed, kind), 256).quantize(256)
         picture.save(folder / f"{name}.png", optimize=True)
@@ -47,7 +47,7 @@ def examples() -> None:
 
 def screenshots() -> None:
     """Start the page as people do, use it in headless Chromium, and take three pictures of it."""
-    folder = HERE / "assets"
+    folder = ROOT / "docs" / "assets"
     command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "web", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -1,43 +1,45 @@
-"""Pictures of requests: where they may come from, and what is taken over from the network.
+"""Images of requests: where they may come from, and what is taken over from the network.
 
-A picture is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
+An image is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
 address. Nothing that a client says is ever a path of this machine.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-import contextlib
-import http.client
 import ipaddress
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Callable, Collection, Mapping
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import h11
 
 from minigpt4.errors import UserError
 
 REDIRECTS = 3
 SECONDS = 10.0
+#: How PNG, JPEG, GIF and WebP files begin.
+_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
-def read_picture(
+def read_image(
     url: str, uploads: Mapping[str, bytes], hosts: Collection[str] = (), max_bytes: int = 20_000_000
 ) -> bytes:
-    """The encoded picture that `url` stands for. Raises UserError, in words for the client.
+    """The encoded image that `url` stands for. Raises UserError, in words for the client.
 
-    `uploads` are the files of the request by name, `hosts` those from which pictures may be fetched.
+    `uploads` are the files of the request by name, `hosts` those from which images may be fetched.
     """
     scheme = url[:8].partition(":")[0].lower()
-    if scheme == "data":
-        head, comma, data = url.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+    if scheme == "data" or url.startswith(_IN_BASE64):  # some clients leave the head of the URL out
+        head, comma, data = url.rpartition(",")
+        if scheme == "data" and not (comma and head.lower().endswith(";base64")):
             raise UserError("the data URL is not of the form data:image/png;base64,...")
         try:
-            return base64.b64decode(data, validate=True)
+            data = "".join(data.split()).rstrip("=")  # in lines, as `base64` writes them, or without padding
+            return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
         except (binascii.Error, ValueError):
             raise UserError("the data URL is not valid base64") from None
     if scheme == "cid":
@@ -71,9 +73,15 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[s
     """What lies at an http address, if its host is one of `hosts` and each of its IP addresses is `allowed`.
 
     The name is resolved once, and the connection goes to the address that was looked at, so that a name server cannot
-    give another one in between. Redirects are put through the same checks. Raises UserError.
+    give another one in between. Redirects are put through the same checks. Raises UserError, after SECONDS at most.
     """
-    deadline = time.monotonic() + SECONDS
+    try:
+        return asyncio.run(asyncio.wait_for(_fetch(url, hosts, max_bytes, allowed), SECONDS))
+    except (TimeoutError, asyncio.TimeoutError):
+        raise UserError(f"the picture could not be fetched within {SECONDS:g} s") from None
+
+
+async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool]) -> bytes:
     for _ in range(REDIRECTS + 1):
         try:
             parts = urlsplit(url)
@@ -84,11 +92,10 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[s
         if host not in hosts:
             raise UserError(f"this server fetches no pictures from {host!r}")
         address = _resolve(host, port, allowed)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            status, location, data = _get(parts.scheme, host, address, port, target, max_bytes, deadline)
-            url = urljoin(url, location or "")
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            status, location, data = await _get(parts, host, address, port, max_bytes)
+            url = urljoin(url, location)
+        except (OSError, h11.ProtocolError, ValueError) as error:
             raise UserError(f"the picture could not be fetched from {host} ({type(error).__name__})") from None
         if status in (301, 302, 303, 307, 308) and location:
             continue
@@ -110,45 +117,24 @@ def _resolve(host: str, port: int, allowed: Callable[[str], bool]) -> str:
     return found[0]
 
 
-def _get(
-    scheme: str, host: str, address: str, port: int, target: str, max_bytes: int, deadline: float
-) -> tuple[int, str | None, bytes]:
-    """(status, where it redirects to, the body or its first `max_bytes` + 1 bytes), before the deadline."""
-    sock = socket.create_connection((address, port), timeout=_left(deadline))
+async def _get(parts: SplitResult, host: str, address: str, port: int, max_bytes: int) -> tuple[int, str, bytes]:
+    """(status, where it redirects to, the body or more than `max_bytes` of it)."""
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    reader, writer = await asyncio.open_connection(address, port, ssl=tls, server_hostname=host if tls else None)
     try:
-        if sock.getpeername()[0] != address:
-            raise ConnectionError("connected to another address")
-        if scheme == "https":
-            context = ssl.create_default_context()
-            sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-        alarm = threading.Timer(_left(deadline), _hang_up, [sock])  # however slowly the other side drips
-        alarm.daemon = True
-        alarm.start()
-        try:
-            if isinstance(sock, ssl.SSLSocket):
-                sock.do_handshake()
-            connection = http.client.HTTPConnection(host, port)
-            connection.sock = sock
-            connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "minigpt4"})
-            response = connection.getresponse()
-            data = bytearray()
-            while len(data) <= max_bytes and (piece := response.read1(1 << 16)):
-                data += piece
-            return response.status, response.getheader("Location"), bytes(data)
-        finally:
-            alarm.cancel()
+        http, status, location, data = h11.Connection(h11.CLIENT), 0, "", bytearray()
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        named = parts.netloc.rpartition("@")[2]
+        headers = {"Host": named, "Accept": "image/*", "User-Agent": "minigpt4", "Connection": "close"}
+        asked = h11.Request(method="GET", target=target, headers=list(headers.items()))
+        writer.write((http.send(asked) or b"") + (http.send(h11.EndOfMessage()) or b""))
+        while len(data) <= max_bytes and not isinstance(event := http.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                http.receive_data(await reader.read(1 << 16))
+            elif isinstance(event, h11.Response):
+                status, location = event.status_code, dict(event.headers).get(b"location", b"").decode("latin-1")
+            elif isinstance(event, h11.Data):
+                data += event.data
+        return status, location, bytes(data)
     finally:
-        sock.close()
-
-
-def _left(deadline: float) -> float:
-    """Seconds until the deadline. Raises TimeoutError if there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _hang_up(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is over already
-        sock.shutdown(socket.SHUT_RDWR)
+        writer.transport.abort()

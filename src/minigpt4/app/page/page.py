@@ -1,7 +1,7 @@
-"""The page: chat about pictures in a browser (`minigpt4 web`); here is what happens on it.
+"""The page: chat about images in a browser (`minigpt4 web`); here is what happens on it.
 
-Its controls are in `layout.py`, what visitors say and see is kept in `session.py`, what is made of it to be shown in
-`render.py`. Only this file, `layout.py`, `serving.py` and `page_gate.py` know Gradio.
+Its controls are in `layout.py`, visitors' conversations in `session.py`, what is made of them to be shown in
+`render.py`. Only this file, `layout.py`, `serve.py` and `gate.py` use Gradio.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from html import escape
 from typing import Any
 
 import gradio as gr
 
-from minigpt4.app import render
-from minigpt4.app.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, PAPER, Layout, model_answer
-from minigpt4.app.session import Models, Visit, Visits, opened
-from minigpt4.app.uploads import Uploads
+from minigpt4.app.page import render
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, LOOKED_AT, PAPER, Layout
+from minigpt4.app.page.session import Models, Visit, Visits, opened
+from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def decoding(temperature: float, top_p: float, penalty: float, beams: float, len
 
 
 class Page(Layout):
-    """The page about `models`. `visits` is who is on it; `uploads` holds their pictures, sent and shown."""
+    """The page about `models`. `visits` are the conversations on it; `uploads` holds images, sent and shown."""
 
     def __init__(self, models: Models, uploads: Uploads) -> None:
         super().__init__(list(models.names))
@@ -64,7 +63,7 @@ class Page(Layout):
         ]  # fmt: skip
         # So many are answered at once, each by a thread that waits for the next piece of its answer: fewer than the
         # threads that Gradio has, so that what is quick comes at once. Gradio preprocesses nothing: the gate has
-        # checked the inputs, and Gradio would decode pictures without a limit.
+        # checked the inputs, and Gradio would decode images without a limit.
         common: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
         model: dict[str, Any] = {"concurrency_limit": 32, "concurrency_id": "model", **common}
         quick: dict[str, Any] = {"concurrency_limit": None, **common}
@@ -83,16 +82,17 @@ class Page(Layout):
         self.word.input(self._look_at_word, self.word, [self.heat, self.query, self.status], **model)
         self.query.input(self._look_at_query, self.query, [self.heat, self.word, self.status], **model)
         self.defaults.click(lambda: PAPER, None, self.sliders, **quick)
-        download = "file => window.minigpt4.download(file)"
-        for ending, button in self.keep.items():
-            button.click(self._kept(ending), None, [self.file, self.status], **quick).then(
-                None, self.file, None, js=download, api_visibility="private"
-            )
-        self.save_site.click(
-            lambda page: ["website.html", "text/html", page], self.source, self.file, **quick
-        ).then(None, self.file, None, js=download, api_visibility="private")  # fmt: skip
+        kept = [
+            *(button.click(self._kept(ending), None, [self.file, self.status], **quick)
+              for ending, button in self.keep.items()),
+            self.save_site.click(lambda page: ["website.html", "text/html", page], self.source, self.file, **quick),
+        ]  # fmt: skip
+        for event in kept:
+            event.then(
+                None, self.file, None, js="file => window.minigpt4.download(file)", api_visibility="private"
+            )  # fmt: skip
         if len(self.models.names) > 1:
-            shown = [self.duel, self.duel_status, self.duel_pictures, *self.columns]
+            shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
             self.beside.click(self._carry_over, None, [self.duel], **quick).then(
@@ -122,6 +122,12 @@ class Page(Layout):
     def _leave(self, request: gr.Request) -> None:
         self.visits.leave(str(request.session_hash))
 
+    def _shown(self, visit: Visit, images: list[Any]) -> list[str]:
+        """Files of the images that the gate gives to this visitor."""
+        return [self.uploads.show(visitor_of(visit.key), image) for image in images]
+
+    # -- asking
+
     def _submit(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         yield from self._ask(self._visit(request), message["text"], _paths(message), sliders)
 
@@ -133,28 +139,34 @@ class Page(Layout):
 
         return ask
 
+    def _website(self, request: gr.Request, sketch: Any, *sliders: float) -> Iterator[Update]:
+        try:
+            drawing = _drawing(sketch)
+        except UserError as error:
+            yield {self.status: render.problem(str(error))}
+            return
+        yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+
     def _retry(self, data: gr.RetryData, request: gr.Request, *sliders: float) -> Iterator[Update]:
         yield from self._again(self._visit(request), data.index, None, sliders)
 
     def _edit(self, data: gr.EditData, request: gr.Request, *sliders: float) -> Iterator[Update]:
         yield from self._again(self._visit(request), data.index, data.value, sliders)
 
-    def _again(self, visit: Visit, index: Any, question: Any, sliders: tuple[float, ...]) -> Iterator[Update]:
-        """Ask the question of the message at `index` again, or another one in its place."""
-        owners, position = self._owners(visit), index if isinstance(index, int) else index[0]
-        if position >= len(owners):
-            yield {
-                self.chatbot: self._messages(visit),
-                self.status: _told("This visit was idle for too long; ask anew"),
-            }
+    def _again(self, visit: Visit, place: int, question: str | None, sliders: tuple[float, ...]) -> Iterator[Update]:
+        """Ask the question of the message at `place` again, or another one instead."""
+        # For each of the chat's messages the number of its turn.
+        owners = [number for number, turn in enumerate(visit.turns) for _ in range(len(turn.images) + 2)]
+        if place >= len(owners):
+            told = render.problem("This visit was idle for too long; ask anew")
+            yield {self.chatbot: self._messages(visit), self.status: told}
             return
-        number = owners[position]
-        turn = visit.turns[number]
-        question = question if isinstance(question, str) else turn.question
-        yield from self._ask(visit, question, turn.pictures, sliders, number)
+        turn = visit.turns[owners[place]]
+        question = turn.question if question is None else question
+        yield from self._ask(visit, question, turn.images, sliders, owners[place])
 
     def _ask(
-        self, visit: Visit, question: str, pictures: list[Any], sliders: tuple[float, ...], after: int | None = None
+        self, visit: Visit, question: str, images: list[Any], sliders: tuple[float, ...], after: int | None = None
     ) -> Iterator[Update]:
         yield {
             self.composer: gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
@@ -163,64 +175,61 @@ class Page(Layout):
         }
         problem = None
         try:
-            for _ in visit.ask(question, pictures, decoding(*sliders), after):
+            for _ in visit.ask(question, images, decoding(*sliders), after):
                 yield {self.chatbot: self._messages(visit)}
         except Exception as error:
             problem = _explained(error)
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
         if problem is not None:  # nothing that was typed is lost
-            files = [picture if isinstance(picture, str) else self.uploads.show(picture) for picture in pictures]
+            files = [image if isinstance(image, str) else self._shown(visit, [image])[0] for image in images]
             composer["value"] = {"text": question, "files": files}
         yield {
             self.chatbot: self._messages(visit),
             self.composer: gr.MultimodalTextbox(**composer),
             self.examples: gr.Group(visible=not visit.turns),
-            self.status: _told(problem),
+            self.status: render.problem(problem),
             **(self._found(visit) if problem is None and visit.turns else {}),  # a new chat may have begun meanwhile
         }
 
     def _found(self, visit: Visit) -> Update:
         """What the tools show of the last answer: its website, its words."""
-        turn = visit.turns[-1]
-        seen = visit.pictures
-        last = len(visit.turns) - 1
-        found = self._words(visit, last) if seen else []
-        words = [(word, f"{last}.{number}") for number, (word, _, _) in enumerate(found)]
-        update: Update = {
-            self.word: gr.Radio(choices=words, value=None, visible=bool(words)),
-            self.query: gr.Number(value=None, visible=bool(words)),
-            self.heat: f'<p class="quiet">{"Choose a word." if words else "No picture was shown yet."}</p>',
-        }
-        page = render.find_page(turn.answer)
+        last, images = len(visit.turns) - 1, visit.images
+        words = [(word, f"{last}.{n}") for n, (word, _, _) in enumerate(self._words(visit, last) if images else [])]
+        update = self._no_words("Choose a word." if words else "No picture was shown yet.")
+        if words:
+            update |= {self.word: gr.Radio(choices=words, visible=True), self.query: gr.Number(None, visible=True)}
+        page = render.find_page(visit.turns[-1].answer)
         if page is not None:
-            drawing = seen[-1] if seen else None
             update |= {
-                self.site: render.website(page, drawing),
+                self.site: render.website(page, images[-1] if images else None),
                 self.source: gr.Code(value=page, visible=True),
                 self.save_site: gr.Button(visible=True),
                 self.tools: gr.Tabs(selected="website"),
             }
         return update
 
+    def _no_words(self, hint: str) -> Update:
+        return {
+            self.word: gr.Radio(choices=[], value=None, visible=False),
+            self.query: gr.Number(value=None, visible=False),
+            self.heat: render.hint(hint),
+        }
+
     def _messages(self, visit: Visit) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
         for number, turn in enumerate(visit.turns):
             if not (turn.files and all(map(os.path.exists, turn.files))):  # asked again with every piece of an answer
-                turn.files = [self.uploads.show(picture) for picture in turn.pictures]
-            messages += [
-                {"role": "user", "content": {"path": file, "alt_text": "The picture that you showed"}}
-                for file in turn.files
-            ]
-            messages.append({"role": "user", "content": render.as_markdown(turn.question)})
+                turn.files = self._shown(visit, turn.images)
             waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped
             text = "…" if waiting else render.as_markdown(turn.answer)
-            messages.append({"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text})
+            messages += [
+                *({"role": "user", "content": {"path": file, "alt_text": "The picture that you showed"}}
+                  for file in turn.files),
+                {"role": "user", "content": render.as_markdown(turn.question)},
+                {"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text},
+            ]  # fmt: skip
         return messages
-
-    def _owners(self, visit: Visit) -> list[int]:
-        """For each of the chat's messages the number of its turn."""
-        return [number for number, turn in enumerate(visit.turns) for _ in range(len(turn.pictures) + 2)]
 
     def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop.set()
@@ -229,38 +238,30 @@ class Page(Layout):
         self._visit(request).stop_beside()
 
     def _new(self, request: gr.Request, model: str | None = None) -> Update:
-        visit = self._visit(request)
-        visit.start_again(model)
+        self._visit(request).start_again(model)
         return {
             self.chatbot: [],
             self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.examples: gr.Group(visible=True),
             self.status: "",
-            self.word: gr.Radio(choices=[], value=None, visible=False),
-            self.query: gr.Number(value=None, visible=False),
-            self.heat: '<p class="quiet">After an answer, choose one of its words.</p>',
+            **self._no_words(LOOKED_AT),
         }
 
-    # -- pictures that are made here
+    # -- images that are made here
 
-    def _website(self, request: gr.Request, sketch: Any, *sliders: float) -> Iterator[Update]:
+    def _attach(self, request: gr.Request, sketch: Any, message: Any) -> Update:
         try:
-            drawing = _drawing(sketch)
+            return {self.composer: self._with(request, message, _drawing(sketch)), self.status: ""}
         except UserError as error:
-            yield {self.status: _told(str(error))}
-            return
-        yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+            return {self.status: render.problem(str(error))}
 
-    def _attach(self, sketch: Any, message: Any) -> Update:
-        try:
-            return {self.composer: _with(message, self.uploads.show(_drawing(sketch))), self.status: ""}
-        except UserError as error:
-            return {self.status: _told(str(error))}
-
-    def _photo(self, photo: Any, message: Any) -> Update:
+    def _photo(self, request: gr.Request, photo: Any, message: Any) -> Update:
         if photo is None:
             return gr.skip()
-        return {self.composer: _with(message, self.uploads.show(opened(photo["path"]))), self.camera: None}
+        return {self.composer: self._with(request, message, opened(photo["path"])), self.camera: None}
+
+    def _with(self, request: gr.Request, message: Any, image: Any) -> dict[str, Any]:
+        return {"text": message["text"], "files": [*_paths(message), *self._shown(self._visit(request), [image])]}
 
     # -- what the model looked at
 
@@ -288,29 +289,26 @@ class Page(Layout):
     def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
         from minigpt4.generation.attention import patch_attention, token_influence
 
-        if visit.chat is None or not visit.pictures or not 0 <= turn < len(visit.turns):
-            return {self.status: _told("Show a picture and ask about it first")}
+        if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
+            return {self.status: render.problem("Show a picture and ask about it first")}
         model = visit.chat.model
         try:
             ids, _, features = visit.chat.reading(turn)
-            pictures = visit.pictures[: len(features)]
+            images = visit.images[: len(features)]
             with self.models.alone:
-                patches = patch_attention(model, pictures)
+                patches = patch_attention(model, images)
                 if word is not None:
                     text, start, end = self._words(visit, turn)[word]
-                    weights = token_influence(model, ids, features, start, end)
-                    about = f"“{text}”"
-                else:
-                    assert query is not None
-                    if not 1 <= query <= model.num_query_tokens:
-                        raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
-                    weights = patches.new_zeros(len(patches), model.num_query_tokens)
+                    weights, about = token_influence(model, ids, features, start, end), f"“{text}”"
+                elif query is not None and 1 <= query <= model.num_query_tokens:
+                    weights, about = patches.new_zeros(len(patches), model.num_query_tokens), f"query token {query}"
                     weights[:, query - 1] = 1
-                    about = f"query token {query}"
+                else:
+                    raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
         except Exception as error:
-            return {self.status: _told(_explained(error))}
+            return {self.status: render.problem(_explained(error))}
         heats = list((weights[:, :, None, None] * patches).sum(1))
-        return {self.heat: render.heat_maps(pictures, heats, about), self.status: ""}
+        return {self.heat: render.heat_maps(images, heats, about), self.status: ""}
 
     # -- files
 
@@ -320,7 +318,7 @@ class Page(Layout):
         def make(request: gr.Request) -> Update:
             visit = self._visit(request)
             if not visit.turns:
-                return {self.file: None, self.status: _told("There is nothing to keep yet; ask something first")}
+                return {self.file: None, self.status: render.problem("There is nothing to keep yet; ask something")}
             return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.status: ""}
 
         return make
@@ -331,33 +329,36 @@ class Page(Layout):
         visit = self._visit(request)
         if not visit.turns:
             return gr.skip()
-        files = [self.uploads.show(picture) for picture in visit.pictures[-1:]]
-        return {self.duel: {"text": visit.turns[-1].question, "files": files}}
+        return {self.duel: {"text": visit.turns[-1].question, "files": self._shown(visit, visit.images[-1:])}}
 
     def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         visit = self._visit(request)
-        columns = dict(zip(self.models.names, self.columns, strict=True))
+        columns, problem = dict(zip(self.models.names, self.columns, strict=True)), None
         try:
-            pictures = [opened(path) for path in _paths(message)]
-            shown = "".join(f'<img src="{render.data_url(picture, 320)}" alt="The picture">' for picture in pictures)
+            images = [opened(path) for path in _paths(message)]
+            shown = "".join(render.image_tag(image, 320, "The picture") for image in images)
             yield {
                 self.duel: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
                 self.duel_status: "",
-                self.duel_pictures: f'<div class="strip">{shown}</div>',
-                **{column: model_answer(name, "…") for name, column in columns.items()},
+                self.duel_images: f'<div class="strip">{shown}</div>',
+                **{column: render.model_answer(name, "…") for name, column in columns.items()},
             }
-            answers = visit.ask_beside(list(columns), message["text"], pictures, decoding(*sliders))
-            for turns in answers:  # all at once
+            for turns in visit.ask_beside(list(columns), message["text"], images, decoding(*sliders)):
                 yield {
-                    columns[name]: model_answer(name, turn.answer or "…", turn.ended) for name, turn in turns.items()
+                    columns[name]: render.model_answer(name, turn.answer or "…", turn.ended)
+                    for name, turn in turns.items()
                 }
-            problem = None
         except Exception as error:
             problem = _explained(error)
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
-            self.duel_status: _told(problem),
+            self.duel_status: render.problem(problem),
         }
+
+
+def visitor_of(session: str) -> str:
+    """The visitor of a session, as the gate composes its name: the cookie comes first."""
+    return session[:32]
 
 
 def _refuse(message: str) -> None:
@@ -365,15 +366,11 @@ def _refuse(message: str) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """One line for whoever asked; what is no mistake of theirs goes to the log too."""
+    """One line for the visitor; what is not a mistake of theirs goes to the log too."""
     if isinstance(error, UserError):
         return str(error)
     log.error("an answer failed", exc_info=error)
     return f"This failed ({type(error).__name__}); the conversation is as it was before"
-
-
-def _told(problem: str | None) -> str:
-    return f'<p role="alert" class="problem">{escape(problem.rstrip("."))}.</p>' if problem else ""
 
 
 def _paths(message: Any) -> list[str]:
@@ -385,7 +382,3 @@ def _drawing(sketch: Any) -> Any:
     if drawing is None or drawing.convert("L").getextrema()[0] == 255:  # the sheet is white
         raise UserError("The sheet is empty; draw something first")
     return drawing
-
-
-def _with(message: Any, picture: str) -> dict[str, Any]:
-    return {"text": message["text"], "files": [*_paths(message), picture]}

@@ -1,4 +1,4 @@
-"""What shortens stage 1 without harm: `python bench/steps.py [--llms ...] [--seeds 3] [--steps 128]`.
+"""What shortens stage 1 without harm: `python tools/steps.py [--llms ...] [--seeds 3] [--steps 128]`.
 
 The paper's schedule (a quarter of the steps to warm up, then a cosine down to 80 % of the peak, equal batches, weight
 decay 0.05, the projection at random) trains the pocket projection through each LLM, at the better of two peaks. Then
@@ -17,7 +17,6 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +34,7 @@ from minigpt4.data.mixture import PairStream, Source
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.projection import carry_projection, fit_to_words, ridge, start_among_words
-from minigpt4.training.features import FeatureCache, cache_features, features_fingerprint
+from minigpt4.training.features import FeatureCache, Prepare, cache_features, features_fingerprint, image_key
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import make_fast
 from pocket.data.training_sets import write_stage1
@@ -130,7 +129,9 @@ class Study:
             write_stage1(data, PAIRS)
         drawn = list(PairStream([Source(str(data))], stage=1, seed=0, shuffle_buffer=0, repeat=False))
         cache = FeatureCache(out / "features", features_fingerprint(model))
-        usable = cache_features(model, cache, [*drawn[:pairs], *drawn[-HELD_OUT:]], Counter())
+        used = [*drawn[:pairs], *drawn[-HELD_OUT:]]
+        cache_features(model, cache, map(Prepare(model.image_processor, cache.index), used))
+        usable = [(image_key(pair.picture), pair.text) for pair in used]
 
         def tokenised(some: list[tuple[bytes, str]]) -> Samples:
             return tokenise(

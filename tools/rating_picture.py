@@ -1,7 +1,7 @@
 """Makes the screenshot of the rating page in evaluation.md: a poem of the pocket model beside the baseline's caption.
 
 minigpt4 eval abilities pocket pocket-stage1 pocket-blip2 --out runs/eval
-python docs/rating_picture.py runs/eval/abilities      # into docs/assets; needs Chromium
+python tools/rating_picture.py runs/eval/abilities      # into docs/assets; needs Chromium
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(directory: Path) -> None:
             tab.get_by_role("button", name="Start").click()
             tab.locator("#picture").evaluate("image => image.decode()")
             shot = Image.open(io.BytesIO(tab.screenshot())).quantize(192)
-            shot.save(Path(__file__).parent / "assets" / "eval-rating.png", optimize=True)
+            shot.save(Path(__file__).parents[1] / "docs" / "assets" / "eval-rating.png", optimize=True)
             browser.close()
             process.terminate()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from minigpt4.app.session import Models
+from minigpt4.app.page.session import Models
 from minigpt4.errors import UserError
 from minigpt4.local_web import listen, names, url
 
@@ -32,6 +33,16 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Takes the proxy variables out of the environment for a while: loopback needs none, and clients break on some."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
 def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C or SIGTERM; `ready` is given its address.
 
@@ -39,18 +50,19 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio as gr
-        import uvicorn
-        from fastapi import FastAPI
-    except ImportError:
-        raise UserError("the page needs Gradio: pip install 'minigpt4[web]'") from None
+        with _without_proxies():  # Gradio makes clients when it is imported
+            import gradio as gr
+            import uvicorn
+            from fastapi import FastAPI
+    except ImportError as error:
+        raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else uvicorn ends the process by it, files and all
     with listen(host, port) as listening, _folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-        from minigpt4.app.layout import ASSETS, theme
-        from minigpt4.app.page_gate import MAX_FILE, PageGate
-        from minigpt4.app.uploads import Uploads
-        from minigpt4.app.web import Page
+        from minigpt4.app.page.gate import MAX_FILE, PageGate
+        from minigpt4.app.page.layout import ASSETS, theme
+        from minigpt4.app.page.page import Page
+        from minigpt4.app.page.uploads import Uploads
 
         gr.set_static_paths([folder, ASSETS])  # else Gradio copies each file that it shows
         page = Page(models, Uploads(folder))
@@ -69,3 +81,4 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         finally:
             page.visits.close()
             models.close()
+            gc.freeze()  # Python would look through all of torch and Gradio once more, for seconds

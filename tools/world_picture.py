@@ -1,6 +1,6 @@
 """Draws docs/assets/world.png: a sheet of pocket pictures from development seeds.
 
-Run: python docs/assets/make_world_picture.py
+Run: python tools/world_picture.py
 """
 
 from pathlib import Path
@@ -18,4 +18,4 @@ for row in range(3):
     for column, type in enumerate(COLUMNS):
         picture = sample(SEEDS["development"][0] + 40 + 10 * row + column, type)
         sheet.paste(draw(picture, SIDE), (column * (SIDE + GAP), row * (SIDE + GAP)))
-sheet.quantize(128).save(Path(__file__).parent / "world.png", optimize=True)
+sheet.quantize(128).save(Path(__file__).parents[1] / "docs" / "assets" / "world.png", optimize=True)

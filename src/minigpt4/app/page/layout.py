@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from minigpt4.app import render
+from minigpt4.app.page.render import hint, model_answer
 
-ASSETS = Path(str(resources.files("minigpt4.app"))) / "assets"
+ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
 
 #: One example for each ability: its picture's name, what its card says, and the question.
 EXAMPLES = (
@@ -25,8 +24,14 @@ EXAMPLES = (
     ("diagnose", "What is wrong?", "What is wrong here, and why?"),
 )
 DRAFT_QUESTION = EXAMPLES[1][2]
+LOOKED_AT = (
+    "After an answer, choose one of its words to see which part of the picture it came from: which image tokens swayed "
+    "the language model as it chose the word, and where the Q-Former took those from. It is a hint, no proof."
+)
 #: The decoding of the paper's demo: temperature, top-p, repetition penalty, beams, longest answer.
 PAPER = (1.0, 0.9, 1.05, 1, 300)
+_HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
+Ask about a picture.</p><button id="theme" type="button">Dark or light</button></header>"""
 
 
 class Layout:
@@ -35,10 +40,7 @@ class Layout:
     def __init__(self, names: list[str]) -> None:
         self.names = names
         with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as self.blocks:
-            gr.HTML(
-                "<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them. "
-                'Ask about a picture.</p><button id="theme" type="button">Dark or light</button></header>'
-            )
+            gr.HTML(_HEADER)
             with gr.Tabs(elem_id="rooms"):
                 with gr.Tab("Chat"), gr.Row(elem_id="chat-room"):
                     with gr.Column(scale=6, min_width=320, elem_id="talk"):
@@ -76,10 +78,8 @@ class Layout:
         with gr.Row(elem_id="actions"):
             self.again = gr.Button("New chat", size="sm")
             self.beside = gr.Button("Ask all models", size="sm", visible=len(names) > 1)
-        gr.HTML(
-            '<p class="quiet keys">Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an '
-            "answer. The pencil at your question edits it and asks again.</p>"
-        )
+        keys = "Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an answer."
+        gr.HTML(hint(f"{keys} The pencil at your question edits it and asks again."), elem_classes="keys")
 
     def _side(self) -> None:
         with gr.Tabs(elem_id="tools") as self.tools:
@@ -96,28 +96,16 @@ class Layout:
                     self.attach = gr.Button("Put it into my question", size="sm")
             with gr.Tab("Camera", id="camera"):
                 self.camera = gr.Image(
-                    label="Camera",
-                    sources=["webcam"],
-                    type="pil",
-                    format="png",
-                    height=360,
-                    elem_id="camera",
+                    label="Camera", sources=["webcam"], type="pil", format="png", height=360, elem_id="camera",
                     buttons=[],
-                )
-                gr.HTML('<p class="quiet">The picture goes into your question. It is sent when you send that.</p>')
+                )  # fmt: skip
+                gr.HTML(hint("The picture goes into your question. It is sent when you send that."))
             with gr.Tab("Website", id="website"):
-                self.site = gr.HTML(
-                    '<p class="quiet">When an answer is a web page, it appears here.</p>', elem_id="site"
-                )
+                self.site = gr.HTML(hint("When an answer is a web page, it appears here."), elem_id="site")
                 self.source = gr.Code(label="Source", language="html", interactive=False, visible=False, max_lines=16)
                 self.save_site = gr.Button("Download the page", size="sm", visible=False)
             with gr.Tab("Looked at", id="looked"):
-                self.heat = gr.HTML(
-                    '<p class="quiet">After an answer, choose one of its words to see which part of the picture it '
-                    "came from: where the language model attended as it chose the word, traced back through the "
-                    "Q-Former. It is a hint, no proof.</p>",
-                    elem_id="heat",
-                )
+                self.heat = gr.HTML(hint(LOOKED_AT), elem_id="heat")
                 self.word = gr.Radio([], label="A word of the last answer", elem_id="words", visible=False)
                 self.query = gr.Number(
                     None, label="Or a query token", precision=0, minimum=1, visible=False, elem_id="query",
@@ -126,16 +114,10 @@ class Layout:
             with gr.Tab("Settings", id="settings"):
                 self._settings()
             with gr.Tab("Keep", id="keep"):
-                gr.HTML(
-                    '<p class="quiet">The conversation as a file. The HTML file is whole, with pictures and websites '
-                    "in it: send it to whom you like.</p>"
-                )
+                gr.HTML(hint("The conversation as a file. The HTML file holds its pictures and websites too."))
                 with gr.Row():
-                    self.keep = {
-                        "md": gr.Button("Markdown", size="sm"),
-                        "json": gr.Button("JSON", size="sm"),
-                        "html": gr.Button("HTML to share", size="sm"),
-                    }
+                    kinds = {"md": "Markdown", "json": "JSON", "html": "HTML to share"}
+                    self.keep = {ending: gr.Button(name, size="sm") for ending, name in kinds.items()}
         self.file = gr.JSON(visible=False)
 
     def _settings(self) -> None:
@@ -155,30 +137,20 @@ class Layout:
         self.defaults = gr.Button("Back to the paper's", size="sm")
 
     def _comparison(self) -> None:
-        gr.HTML(
-            '<p class="quiet">The same picture and question for all models. Stage 1 and stage 2 have the same eyes and '
-            "the same strong language model; the BLIP-2 baseline has the same eyes and a weak one. They see alike; "
-            "what they can do with it is the paper's point.</p>"
-            if "BLIP-2 baseline" in self.names
-            else '<p class="quiet">The same picture and question for all models.</p>'
+        point = (
+            " Stage 1 and stage 2 have the same eyes and the same strong language model; the BLIP-2 baseline has the "
+            "same eyes and a weak one. They see alike; what they can do with it is the paper's point."
         )
+        told = "The same picture and question for all models."
+        gr.HTML(hint(told + point if "BLIP-2 baseline" in self.names else told))
         self.duel = gr.MultimodalTextbox(
             label="A question for all", show_label=False, placeholder="Pictures, and a question for all models.",
             file_types=["image"], file_count="multiple", sources=["upload"], elem_id="duel",
         )  # fmt: skip
         self.duel_status = gr.HTML()
-        self.duel_pictures = gr.HTML()
+        self.duel_images = gr.HTML()
         with gr.Row(elem_id="columns"):
             self.columns = [gr.HTML(model_answer(name, ""), elem_classes="model-answer") for name in self.names]
-
-
-def model_answer(name: str, answer: str, ended: bool = False) -> str:
-    """One model's answer beside those of others; a web page is rendered when it is whole."""
-    page = render.find_page(answer) if ended else None
-    shown = f"<pre>{escape(answer)}</pre>"
-    if page is not None:
-        shown = f"{render.website(page, None)}<details><summary>What it said</summary>{shown}</details>"
-    return f"<h2>{escape(name)}</h2>{shown}"
 
 
 def theme() -> Any:

@@ -1,4 +1,4 @@
-"""LLMs of further families with weights of our own, for `bench/steps.py`: grown from the pocket's captioning LM.
+"""LLMs of further families with weights of our own, for `tools/steps.py`: grown from the pocket's captioning LM.
 
 A Llama's weights go into another family's network wherever they fit, and a short training on the captioning LM's text
 makes up for what does not: Qwen3 puts norms on queries and keys, and this Mistral has half as many key-value heads,

@@ -1,0 +1,1 @@
+"""The HTTP API that OpenAI's clients speak (`minigpt4 serve`)."""

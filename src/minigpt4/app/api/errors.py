@@ -1,0 +1,85 @@
+"""Errors of the API, each in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+#: OpenAI's `code` and `type` by status; the rest is an `invalid_request_error` without a code.
+_KINDS = {
+    401: ("invalid_api_key", "authentication_error"),
+    408: ("timeout", "timeout_error"),
+    413: ("body_too_large", "invalid_request_error"),
+    429: ("server_busy", "rate_limit_error"),
+    500: ("server_error", "server_error"),
+    503: ("server_ends", "server_error"),
+}
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `param` names the field of the request."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(status, message)
+        self.code, self.param = code, param
+
+
+def busy(retry_after: int) -> HTTPException:
+    message = f"too many requests are waiting; try again in {retry_after} s"
+    return HTTPException(429, message, {"Retry-After": str(retry_after)})
+
+
+def late(seconds: float) -> ApiError:
+    return ApiError(408, f"the request took more than the {seconds:g} s allowed")
+
+
+def response(error: BaseException) -> Response:
+    """The response that tells an error: one of ours, of FastAPI's or Starlette's, or a fault of the server."""
+    if isinstance(error, RequestValidationError):
+        where, what = _mistake(error.errors(), error.body)
+        error = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
+    elif not isinstance(error, HTTPException):
+        error = ApiError(500, "the server failed")
+    code, kind = _KINDS.get(error.status_code, (None, "invalid_request_error"))
+    # Messages quote what was sent, which may be long, and no Unicode at all.
+    param: Any = getattr(error, "param", None)
+    detail = {
+        "message": str(error.detail)[:1000],
+        "type": kind,
+        "param": param and param[:200],
+        "code": getattr(error, "code", None) or code,
+    }
+    content = json.dumps({"error": detail}, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, error.status_code, error.headers, "application/json")
+
+
+def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
+    """Where in the client's JSON a mistake is, and which, in words; what is not supported comes first."""
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    steps, context = error["loc"][1:], error.get("ctx", {})
+    missing = error["type"] in ("missing", "extra_forbidden")  # perhaps not in what the client sent
+    place = []
+    for step in steps[: len(steps) - missing]:  # without the names of the choices that pydantic made
+        if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+            place.append(str(step))
+    place += map(str, steps[len(steps) - missing :])
+    if kind := context.get("discriminator"):
+        place.append(kind.strip("'"))
+    if error["type"] == "extra_forbidden" or context.get("max_length") == 0:
+        return ".".join(place), "this server does not do that, so leave it out"
+    if "tag" in context:
+        return ".".join(place), f"{context['tag']!r:.100} is not supported; {context['expected_tags']} are"
+    if not steps and error["type"] != "value_error":
+        return "", "the body must be a JSON object, sent with Content-Type: application/json"
+    if kind or missing:
+        return ".".join(place), "is missing"
+    what = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    what = re.sub("Input should be a valid dictionary.*", "must be a JSON object", what)
+    return ".".join(place), what.replace("Input should be", "must be")

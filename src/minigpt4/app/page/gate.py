@@ -1,0 +1,288 @@
+"""What stands before the page: a list of the requests that it needs, and who may send each. All others are 404.
+
+Gradio stays, behind this list, and no front end of our own was written: what is new in a release of Gradio is closed
+until it is listed here, its front end works as it is, and none of its code that takes a path or an address from a
+client is reached. Uploads and files are answered here. The body of an event is checked against the kinds of its inputs
+and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere else. If it is
+not so, the visitor is told as by an event that failed. On the way back paths become tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import gradio as gr
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from minigpt4.app.bodies import Bodies, read_form, replayed
+from minigpt4.app.page.layout import ASSETS, EXAMPLES
+from minigpt4.app.page.page import Page
+from minigpt4.errors import UserError
+from minigpt4.local_web import known_host, same_site
+
+COOKIE = "minigpt4_visitor"
+MAX_FILE, MAX_POST, MAX_EVENT = 20_000_000, 60_000_000, 256_000  # bytes of a picture, an upload and an event
+MAX_HELD = 150_000_000  # bytes of bodies in memory, of all visitors
+MAX_FILES = 16  # in one upload
+MAX_COMING, BODY_SECONDS = 500, 60.0  # bodies on their way, and how long each may take
+#: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
+)
+_FILE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Content-Disposition": 'inline; filename="picture.png"',
+    "Cache-Control": "private, max-age=3600",
+}
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_NAME = r"[\w-]{1,64}"
+#: What is raised where a value is not of the kind that it should be.
+_NOT_OURS = (ValueError, KeyError, TypeError, ArithmeticError, AttributeError)
+
+
+class Route(NamedTuple):
+    """`who`: "anyone", "our page" (by `same_site`), or "its visitor", whose session or file it is, on our page."""
+
+    method: str
+    path: str
+    who: str
+    answer: str  # the method of `PageGate`
+
+
+ROUTES = (
+    Route("GET", r"/", "anyone", "_page"),
+    Route("GET", r"/config", "our page", "_page"),
+    Route("GET", r"/(theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)", "our page", "_as_it_is"),
+    Route("GET", rf"/gradio_api/heartbeat/(?P<session>{_NAME})", "its visitor", "_heartbeat"),
+    Route("GET", r"/gradio_api/queue/data", "its visitor", "_answers"),
+    Route("POST", r"/gradio_api/queue/join", "its visitor", "_event"),
+    Route("POST", r"/gradio_api/upload", "our page", "_upload"),
+    Route("GET", rf"/gradio_api/file=(?P<token>{_NAME}\.png)", "its visitor", "_file"),
+)
+
+
+class PageGate:
+    """ASGI middleware around `app`, in which Gradio serves `page`. `hosts` are the page's names (None: any).
+
+    A visitor is known by a cookie. Without one there is the session that Gradio's front end makes up, which is kept
+    apart from those of all visitors.
+    """
+
+    def __init__(self, app: Any, page: Page, hosts: Collection[str] | None) -> None:
+        self.app, self.page, self.hosts, self.uploads = app, page, hosts, page.uploads
+        self.events = page.events()
+        # Gradio writes paths as they are, in addresses, and in scripts.
+        folders = [str(self.uploads.folder), str(ASSETS)]
+        places = {form for folder in folders for form in (folder, quote(folder), json.dumps(folder)[1:-1])}
+        self._paths = re.compile(f"(?:{'|'.join(map(re.escape, places))})/(?:\\w+/)?({_NAME}\\.png)".encode())
+        self._bodies = Bodies(MAX_HELD, MAX_COMING, BODY_SECONDS)
+        self._checking = asyncio.Semaphore(2)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._enter(Request(scope, receive), send)
+        else:
+            await send({"type": "websocket.close"})
+
+    async def _enter(self, request: Request, send: Any) -> None:
+        self.uploads.forget_old()
+        known = request.cookies.get(COOKIE, "")
+        known = known if re.fullmatch("[0-9a-f]{32}", known) else ""
+        ours = same_site(request.headers, self.hosts)
+        request.state.started = False
+        request.state.visitor, request.state.new = known, secrets.token_hex(16) if ours and not known else None
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                request.state.started = True
+                headers = MutableHeaders(raw=[*message["headers"]])
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if request.state.new:
+                    headers["set-cookie"] = f"{COOKIE}={request.state.new}; Path=/; HttpOnly; SameSite=Strict"
+                message["headers"] = headers.raw
+            await send(message)
+
+        try:
+            match, route = self._route(request, ours)
+            answer = await getattr(self, route.answer)(request, match, with_headers)
+        except HTTPException as error:
+            answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        except asyncio.CancelledError:  # the page ends, and this would take too long
+            answer = None if request.state.started else JSONResponse({"detail": "the page ends"}, 503)
+        if answer is not None:
+            await answer(request.scope, request.receive, with_headers)
+
+    def _route(self, request: Request, ours: bool) -> tuple[re.Match[str], Route]:
+        if not known_host(request.headers, self.hosts):
+            raise HTTPException(400, "this page does not go by that name")
+        path = request.scope["path"]
+        found = [(match, route) for route in ROUTES if (match := re.fullmatch(route.path, path))]
+        if not found or ".." in path:
+            raise HTTPException(404, "not found")
+        match, route = found[0]
+        if request.method != route.method and (request.method, route.answer) != ("HEAD", "_page"):
+            raise HTTPException(405, "not allowed")
+        if route.who != "anyone" and not ours:
+            raise HTTPException(403, "asked from another page")
+        return match, route
+
+    # -- Gradio's
+
+    async def _as_it_is(self, request: Request, match: Any, send: Any) -> None:
+        await self.app({**request.scope, "query_string": b""}, request.receive, send)
+
+    async def _page(self, request: Request, match: Any, send: Any) -> None:
+        await self._pass(request, send)
+
+    async def _heartbeat(self, request: Request, match: Any, send: Any) -> None:
+        path = f"/gradio_api/heartbeat/{request.state.visitor}{match['session']}"
+        await self._pass(request, send, path=path, raw_path=path.encode())
+
+    async def _answers(self, request: Request, match: Any, send: Any) -> None:
+        session = _session(request, request.query_params.get("session_hash"))
+        if not self.page.awaits(session):  # Gradio would log a traceback
+            raise HTTPException(404, "this session has asked nothing")
+        await self._pass(request, send, query_string=f"session_hash={session}".encode())
+
+    async def _event(self, request: Request, match: Any, send: Any) -> None:
+        async with self._bodies.read(request.headers, request.receive, MAX_EVENT) as body:
+            try:
+                asked = json.loads(body, parse_constant=lambda name: 1 / 0)
+                number, about = asked["fn_index"], asked.get("event_data")
+                inputs, session = self.events[number], _session(request, asked["session_hash"])
+            except (*_NOT_OURS, RecursionError):
+                raise HTTPException(400, "not an event of this page; load it again") from None
+            try:
+                visitor = request.state.visitor
+                data = [self._taken(*each, visitor) for each in zip(inputs, asked["data"], strict=True)]
+                about = _place(about) if isinstance(about, dict) and "index" in about else None
+            except UserError as error:
+                number, data, about = self.page.refusal, [str(error)], None
+            except _NOT_OURS:
+                number, data, about = self.page.refusal, ["This is nothing that the page sends; load it again"], None
+        event = {"fn_index": number, "session_hash": session, "data": data, "event_data": about}
+        await self._pass(request, send, json.dumps(event).encode())
+
+    def _taken(self, component: Any, value: Any, visitor: str) -> Any:
+        """The value of an input, if it is one that this component can have; files as Gradio has them."""
+        if isinstance(component, gr.MultimodalTextbox):
+            return {"text": _text(value["text"]), "files": [self._file_of(file, visitor) for file in value["files"]]}
+        if isinstance(component, gr.Image):
+            return value and self._file_of(value, visitor)
+        if isinstance(component, gr.ImageEditor):  # its layers are of no use
+            drawing = value and value["composite"]
+            return drawing and {"composite": self._file_of(drawing, visitor)}
+        if isinstance(component, gr.Slider):
+            if not component.minimum <= value + 0 <= component.maximum:
+                raise UserError(f"{component.label}: {value} is not allowed")
+            return value
+        if isinstance(component, gr.Number):
+            return None if value is None else int(value)
+        return _text(value)
+
+    def _file_of(self, file: dict[str, Any], visitor: str) -> dict[str, Any]:
+        token, url = file["path"], file.get("url")
+        path = self.uploads.sent_by(visitor, token)
+        if path is None or not path.exists() or not (url is None or url.endswith(f"/gradio_api/file={token}")):
+            raise UserError("A picture of the question is no longer here; take it out and add it again")
+        return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+    async def _pass(self, request: Request, send: Any, body: bytes | None = None, **scope: Any) -> None:
+        """Ask Gradio, and put tokens for the paths in its answer, of which each message is whole (an event, a page)."""
+        # Without compression.
+        kept = [each for each in request.scope["headers"] if each[0] not in (b"accept-encoding", b"content-length")]
+        receive = request.receive if body is None else replayed(body, request.receive)
+
+        async def without_paths(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [each for each in message["headers"] if each[0] != b"content-length"]
+            else:
+                message["body"] = self._paths.sub(rb"\1", message.get("body", b""))
+            await send(message)
+
+        inner = {**request.scope, "headers": kept, "query_string": b"", **scope}
+        await self.app(inner, receive, without_paths)
+
+    # -- ours
+
+    async def _upload(self, request: Request, match: Any, send: Any) -> Response:
+        """Tokens for images; if one is refused, all are, and there is a message for each of those instead."""
+        try:
+            async with self._bodies.read(request.headers, request.receive, MAX_POST) as body:
+                parts = await read_form(request.headers, body, MAX_FILES, max_fields=8)
+                return await self._kept(
+                    request, [(_shown_name(name), data) for _, name, data in parts if name is not None]
+                )
+        except HTTPException as error:  # the front end shows a list
+            return JSONResponse([error.detail], error.status_code, error.headers)
+
+    async def _kept(self, request: Request, files: list[tuple[str, bytes]]) -> Response:
+        if not files:
+            raise HTTPException(400, "no file came")
+        large = [f"{name}: more than the {MAX_FILE:,} bytes allowed" for name, data in files if len(data) > MAX_FILE]
+        if large:
+            return JSONResponse(large, 413)
+        tokens, refused = [], []
+        for name, data in files:
+            try:
+                async with self._checking:
+                    visitor = request.state.visitor or request.state.new
+                    tokens.append(await run_in_threadpool(self.uploads.add, visitor, data))
+            except UserError as error:
+                refused.append(f"{name}: {str(error).removeprefix('uploaded image: ')}")
+        return JSONResponse(refused or tokens, 400 if refused else 200)
+
+    async def _file(self, request: Request, match: Any, send: Any) -> Response:
+        token = match["token"]
+        example = token.removesuffix(".png") in {name for name, _, _ in EXAMPLES}
+        path: Path | None = ASSETS / token if example else self.uploads.shown_to(request.state.visitor, token)
+        if path is None or not path.exists():
+            raise HTTPException(404, "not found")
+        return FileResponse(path, media_type="image/png", headers=_FILE_HEADERS)
+
+
+def _session(request: Request, name: Any) -> str:
+    """Gradio's name for a session: `page.visitor_of` takes it apart."""
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+        raise HTTPException(400, "not a session of this page; load it again")
+    return str(request.state.visitor) + name
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()  # Raises ValueError for half a character
+    return value
+
+
+def _place(about: dict[str, Any]) -> dict[str, Any]:
+    """Which message of the chat is meant, and what it shall be."""
+    index = about["index"][0] if isinstance(about["index"], list) else about["index"]
+    value = about.get("value")
+    return {"index": abs(int(index)), "value": value if isinstance(value, str) else None, "previous_value": None}
+
+
+def _shown_name(name: str | None) -> str:
+    """A client's name of a file, to be said in a message: letters and what commonly stands between them."""
+    return re.sub(r"[^\w .()-]", "_", name or "the file")[:80]

@@ -1,0 +1,172 @@
+"""What the page shows, made from what was said: text, web pages in a frame, heat maps, files to keep.
+
+Everything that a model or a visitor wrote is untrusted: text is escaped, and a web page is shown only in a frame in
+which nothing runs and from which nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from minigpt4 import images
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from minigpt4.app.page.session import Turn
+
+#: Drawn in place of images that a page names and that do not exist: hills under a sun.
+_NO_IMAGE = base64.b64encode(
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 120 60"><path fill="#e3ded2" d="M0 0h120v60H0z"/>'
+    b'<circle cx="84" cy="20" r="7" fill="#cbbf9f"/><path fill="#b9b3a3" d="M20 52l24-30 16 18 10-9 26 21z"/></svg>'
+).decode()
+#: What stands before a page in its frame. The page may show styles and images that it holds itself, and nothing else.
+_FRAME_HEAD = (
+    '<!doctype html><meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><style>"
+    ":where(body){font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#222;background:#fff}"
+    ":where(h1){margin:0 0 .5rem;font-size:1.5rem}:where(nav){display:flex;gap:1rem;margin:.5rem 0}"
+    ":where(img){display:block;width:60%;height:5rem;object-fit:cover;background:#e3ded2}:where(ul,p){margin:.5rem 0}"
+    f":where(img:not([src^='data:'])){{content:url('data:image/svg+xml;base64,{_NO_IMAGE}')}}"
+    ":where(input,button){font:inherit;padding:.35rem .7rem;margin:.2rem .4rem .2rem 0}</style>"
+)
+#: A web page, up to its end if that is there.
+_HTML_PAGE = re.compile(r"(?is)<(?:!doctype html|html|head|body)\b(?:.*</html>|.*)")
+#: What Markdown makes a link of, up to the character without which it does not.
+_ADDRESS = re.compile(r"(?i)\b(?:https?|ftp):|\bwww\.|@")
+
+
+def hint(text: str) -> str:
+    """Text of ours beside a control."""
+    return f'<p class="quiet">{text}</p>'
+
+
+def problem(text: str | None) -> str:
+    """What went wrong, or nothing."""
+    return f'<p role="alert" class="problem">{escape(text.rstrip("."))}.</p>' if text else ""
+
+
+def find_page(answer: str) -> str | None:
+    """The web page in an answer, without the prose or code fence around it, or None. A page cut off is one too."""
+    match = _HTML_PAGE.search(answer)
+    if match is None:
+        return None
+    page = match.group()
+    return page if page.lower().endswith("</html>") else page.split("```")[0].strip()
+
+
+def as_markdown(text: str) -> str:
+    """Text as the chat shows it: no tag in it is one, and a web page is a block of code."""
+    page = find_page(text)
+    if page is not None:
+        before = text.partition(page)[0].replace("```html", "").replace("```", "").strip()
+        fence = "`" * (max(map(len, re.findall(r"`+", page)), default=0) + 3)
+        return f"{as_markdown(before)}\n\n{fence}html\n{page}\n{fence}".lstrip("\n")
+    # Markdown would take these for images and links, and a bare address too: no text is an address.
+    safe = escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    return _ADDRESS.sub(lambda found: found.group()[:-1] + f"&#{ord(found.group()[-1])};", safe)
+
+
+def website(page: str, drawing: Image.Image | None) -> str:
+    """The drawing, and beside it the page in a frame that runs no script and reads nothing of what is around it."""
+    frame = (
+        '<iframe sandbox="" referrerpolicy="no-referrer" title="The website that the model wrote" '
+        f'srcdoc="{escape(_FRAME_HEAD + page)}"></iframe>'
+    )
+    draft = "" if drawing is None else _figure(image_tag(drawing, 512, "The draft"), "The draft")
+    return f'<div class="pair">{draft}{_figure(frame, "The page it wrote")}</div>'
+
+
+def model_answer(name: str, answer: str, ended: bool = False) -> str:
+    """One model's answer beside those of others; a web page is rendered when it is whole."""
+    page = find_page(answer) if ended else None
+    shown = f"<pre>{escape(answer)}</pre>"
+    if page is not None:
+        shown = f"{website(page, None)}<details><summary>What it said</summary>{shown}</details>"
+    return f"<h2>{escape(name)}</h2>{shown}"
+
+
+def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str) -> str:
+    """Each image under its heat (rows, columns); the hottest place of all images is the brightest."""
+    hottest = max(float(heat.max()) for heat in heats) or 1.0
+    figures = [
+        _figure(image_tag(_heated(image, heat / hottest), 448, f"Heat map for {about} over picture {number}"))
+        for number, (image, heat) in enumerate(zip(images, heats, strict=True), 1)
+    ]
+    return f'<div class="heat">{"".join(figures)}</div>' + hint(f"Bright is where {escape(about)} came from.")
+
+
+def _heated(image: Image.Image, heat: Tensor) -> Image.Image:
+    import numpy as np
+    from matplotlib import colormaps
+    from PIL import Image
+
+    # The vision encoder saw the image squeezed to a square, so its patches lie evenly over height and width.
+    size = (448, max(1, round(448 * image.height / image.width)))
+    grey = Image.fromarray((heat.numpy() * 255).astype("uint8")).resize(size, Image.Resampling.BICUBIC)
+    warmth = np.asarray(grey, dtype=np.float32) / 255
+    colours = colormaps["inferno"](warmth)[..., :3] * 255
+    opacity = (0.35 + 0.5 * warmth)[..., None]  # cold places are darkened too, so that warm ones stand out
+    below = np.asarray(image.resize(size).convert("RGB"), dtype=np.float32)
+    return Image.fromarray((below * (1 - opacity) + colours * opacity).astype("uint8"))
+
+
+def _figure(content: str, caption: str = "") -> str:
+    return f"<figure>{content}{caption and f'<figcaption>{caption}</figcaption>'}</figure>"
+
+
+def image_tag(image: Image.Image, side: int, alt: str) -> str:
+    return f'<img src="{_data_url(image, side)}" alt="{escape(alt)}">'
+
+
+def _data_url(image: Image.Image, side: int = 512) -> str:
+    """An image of at most `side` pixels as a JPEG in an address."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return images.data_url(buffer.getvalue(), "jpeg")
+
+
+def conversation_json(turns: Sequence[Turn], model: str) -> str:
+    """The conversation for programs: messages, with the images as data URLs."""
+    messages = []
+    for turn in turns:
+        messages += [
+            {"role": "user", "text": turn.question, "images": list(map(_data_url, turn.images))},
+            {"role": "assistant", "text": turn.answer, "stopped": turn.stopped},
+        ]
+    return json.dumps({"model": model, "messages": messages}, indent=2, ensure_ascii=False) + "\n"
+
+
+def conversation_markdown(turns: Sequence[Turn], model: str) -> str:
+    """The conversation to read, with the images at its end, where they disturb nobody who reads it as text."""
+    lines, addresses = [f"# A conversation with MiniGPT-4 ({model})"], list[str]()
+    for turn in turns:
+        for image in turn.images:
+            name = f"picture {len(addresses) + 1}"
+            lines.append(f"![{name}]")
+            addresses.append(f"[{name}]: {_data_url(image)}")
+        lines += [f"**You:** {as_markdown(turn.question)}", f"**MiniGPT-4:** {as_markdown(turn.answer)}"]
+    return "\n\n".join([*lines, *addresses]) + "\n"
+
+
+def conversation_page(turns: Sequence[Turn], model: str) -> str:
+    """The conversation as one HTML file to send to somebody: images and websites are in it, scripts are not."""
+    parts = []
+    for turn in turns:
+        shown = "".join(image_tag(image, 512, "picture") for image in turn.images)
+        page = find_page(turn.answer)
+        frame = website(page, None) if page else ""
+        answer = f"<h2>{escape(turn.question)}</h2><pre>{escape(turn.answer)}</pre>{frame}"
+        parts.append(f"<section>{shown}{answer}</section>")
+    empty = resources.files("minigpt4.app.page").joinpath("assets/conversation.html").read_text(encoding="utf-8")
+    return empty.replace("__MODEL__", escape(model)).replace("__PARTS__", "\n".join(parts))
