@@ -20,7 +20,7 @@ from pydantic import validate_call
 
 from minigpt4.errors import UserError
 from minigpt4.images import open_image
-from minigpt4.local_web import Guard, names
+from minigpt4.local_web import Guard, allowed_hosts
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -124,7 +124,7 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
         f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
     )
-    app.add_middleware(Guard, host_names=names(host), policy=policy)
+    app.add_middleware(Guard, hosts=allowed_hosts(host), policy=policy)
     for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
         app.add_exception_handler(error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status))
 
