@@ -16,7 +16,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from minigpt4.data.batches import tokenise
 from minigpt4.data.mixture import PairStream, Source
-from minigpt4.data.pairs import Pair, read_pairs
+from minigpt4.data.pairs import Pair
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model.parts import image_token, load_tokenizer
 from minigpt4.training.loader import POOL, StreamedLoader
@@ -46,7 +45,7 @@ def write(directory: Path, count: int) -> dict[str, Source]:
     from pocket.data.training_sets import write_stage1
 
     tars = write_stage1(directory / "tars", count)
-    pairs = list(read_pairs(str(tars), Counter()))
+    pairs = list(PairStream([Source(str(tars))], stage=1, seed=0, shuffle_buffer=0, repeat=False))
     folder, pictures = directory / "folder", directory / "pictures"
     folder.mkdir()
     pictures.mkdir()

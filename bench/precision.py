@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.data.pairs import Pair, read_pairs
+from minigpt4.data.mixture import PairStream, Source
+from minigpt4.data.pairs import Pair
 from minigpt4.images import open_image
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
@@ -88,7 +88,9 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as directory:
         write_stage1(Path(directory) / "pairs", arguments.pairs)
-        pairs = list(read_pairs(str(Path(directory) / "pairs"), Counter()))
+        pairs = list(
+            PairStream([Source(str(Path(directory) / "pairs"))], stage=1, seed=0, shuffle_buffer=0, repeat=False)
+        )
     table = Table(title=f"through the frozen LLM, {len(pairs)} pairs in batches of {BATCH}")
     for heading in ("", "loss", "gradient: relative error, mean", "cosine, lowest"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -12,9 +12,16 @@ from pathlib import Path
 import pytest
 
 from endpoint import Server
+from pages import CHROMIUM
 from tiny import COLOURS, D_LLM, D_QFORMER, IMAGE_SIZE, QUERY_TOKENS, picture_file, tiny_tokenizer, write_shard
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Says before the minutes that the tests take what will be skipped (`pytest_report_header` is silent with -q)."""
+    if CHROMIUM is None and not hasattr(session.config, "workerinput"):
+        print("no Chromium here: the tests of the pages in a browser will be skipped; apt-get install chromium")
 
 
 @pytest.fixture(scope="session")

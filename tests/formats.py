@@ -5,12 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
 
+from minigpt4.data.pairs import Pair
+from minigpt4.data.sources import Source, open_source
 from tiny import write_shard
+
+
+def read(path: object, stage: int = 1, key: str | None = None) -> tuple[list[Pair], Counter[str]]:
+    """All pairs of a source, in order, and how often each cause left one out."""
+    reader, pairs, skipped = open_source(Source(str(path), caption_key=key)), list[Pair](), Counter[str]()
+    for item in (item for shard in reader.shards() for item in reader.read(shard, 0, 1, stage)):
+        if isinstance(item, Pair):
+            pairs.append(item)
+        else:
+            skipped[item] += 1
+    return pairs, skipped
 
 
 def picture(number: int) -> bytes:

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from minigpt4.cli import app
+from pages import ask, served
 
 COMMANDS = Path(__file__).with_name("commands.yaml")
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -190,3 +191,24 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing_half_done(tmp_path: Path) ->
 
 if __name__ == "__main__":
     COMMANDS.write_text("".join(f"{name}: {' '.join(options)}".rstrip() + "\n" for name, options in commands().items()))
+
+
+def test_a_tilde_in_an_option_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = run("pocket", "draw", "--seed", 12_000_000, "--count", 1, "--out=~/one")
+    assert (done.returncode, (tmp_path / "one" / "truth.jsonl").is_file()) == (0, True), done.stderr
+    assert run("data", "inspect", "~/one", "--out", "~/sheet.png").returncode in (0, 2)
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_training_and_the_page_need_no_home_and_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("pocket", "data", "stage1", "--count", 16, "--out", tmp_path / "s1").returncode == 0
+    for name, value in {"HOME": "/dev/null/home", "ALL_PROXY": "socks://127.0.0.1:9", "no_proxy": "[::1"}.items():
+        monkeypatch.setenv(name, value)
+    keys = {"data": tmp_path / "s1", "output": tmp_path / "run", "feature_cache": tmp_path / "f", "steps": 1}
+    done = run("train", "pocket-stage1", "batch_size=8", "warmup_steps=0", *(f"{k}={v}" for k, v in keys.items()))
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    with served("web", "pocket", "--port", 0) as url:
+        assert ask(url, "/") == 200

@@ -341,3 +341,15 @@ def test_no_proxy_lies_between_this_machine_and_itself(
     assert ask(server, attempts=1).text == "A red ball."
     with pytest.raises(UserError, match=r"^http://example.invalid/v1: cannot be reached as the proxy variables say"):
         Endpoint("http://example.invalid/v1", "any")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9"])
+def test_no_proxy_stands_before_an_endpoint_on_this_machine(
+    serve: Callable[..., Server], proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    assert ask(serve("ok")).text
+    if proxy.startswith("socks:"):
+        with pytest.raises(UserError, match=r"http://example\.org/v1: cannot be reached as the proxy variables say"):
+            Endpoint("http://example.org/v1", "m")

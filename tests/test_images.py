@@ -197,3 +197,96 @@ def test_an_endpoint_gets_an_opened_image_as_png(picture: Image.Image) -> None:
     kind, data = sent(picture)
     assert kind == "png"
     assert np.array_equal(np.asarray(open_image(data)), np.asarray(open_image(picture)))
+
+
+def app1(payload: bytes, mark: int = 0xE1) -> bytes:
+    """A JPEG, 48 x 32, with a segment of metadata."""
+    data = encoded(Image.new("RGB", (48, 32), (200, 30, 30)), "JPEG")
+    return data[:2] + bytes([0xFF, mark]) + struct.pack(">H", len(payload) + 2) + payload + data[2:]
+
+
+def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
+    return (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+    )
+
+
+def png_with(inner: bytes) -> bytes:
+    data = encoded(Image.new("RGB", (48, 32), (200, 30, 30)))
+    return data[:33] + inner + data[33:]
+
+
+TURNED = b"Exif\0\0II*\0\x08\0\0\0\2\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 8, 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (app1(b"ICC_PROFILE\0\1\1" + b"broken", 0xE2), (48, 32)),
+        (app1(b"ICC_PROFILE\0\7\2", 0xE2), (48, 32)),
+        (app1(b"MPF\0II*\0\x08\0\0\0\3\0broken", 0xE2), (48, 32)),
+        (app1(b"Photoshop 3.0\0008BIM\4\4\0\0\xff\xff\xff\xff", 0xED), (48, 32)),
+        (app1(TURNED + struct.pack("<HHII", 0x8769, 4, 1, 10**9)), (32, 48)),
+        (app1(TURNED + struct.pack("<HHII", 0x9999, 99, 10**9, 0)), (32, 48)),
+        (app1(b"\xff" * 30, 0xFE), (48, 32)),
+        (png_with(chunk(b"tEXt", b"Author\0me", crc=0)), (48, 32)),
+        (png_with(chunk(b"pHYs", b"")), (48, 32)),
+        (png_with(chunk(b"gAMA", b"\0")), (48, 32)),
+        (png_with(chunk(b"iCCP", b"icc\0\7xx")), (48, 32)),
+        (png_with(chunk(b"zTXt", b"a\0\0broken")), (48, 32)),
+    ],
+)
+def test_what_is_not_pixels_costs_no_image(data: bytes, size: tuple[int, int]) -> None:
+    opened = open_image(data)
+    assert opened.size == size
+    assert np.abs(np.asarray(opened).astype(int) - (200, 30, 30)).max() < 8
+
+
+def grey(values: np.ndarray, kind: str = "TIFF") -> np.ndarray:
+    return np.asarray(open_image(encoded(Image.fromarray(values), kind)))[..., 0]
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (8, 1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (RAMP * 255).astype(np.int32), (RAMP * 1023).astype(np.uint16), (RAMP * 4095).astype(np.uint16),
+        (RAMP * 3_000_000).astype(np.int32), (RAMP * 4095 - 1024).astype(np.int32), (RAMP * 1e9).astype(np.int32),
+        RAMP.astype(np.float32), (RAMP * 7 - 3).astype(np.float32), (RAMP * 700 + 5000).astype(np.float32),
+    ],
+)  # fmt: skip
+def test_grey_of_more_than_8_bits_has_its_own_range(values: np.ndarray) -> None:
+    assert np.abs(grey(values) - RAMP * 255).max() < 6
+
+
+def test_a_dark_png_stays_dark_and_sixteen_bits_are_turned() -> None:
+    assert grey((RAMP * 4095).astype(np.uint16), "PNG").max() == 15
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray((RAMP * 65535).astype(np.uint16))
+    assert open_image(encoded(image, exif=exif.tobytes())).size == (8, 64)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 5000.0])
+def test_grey_of_no_known_range_is_refused(value: float) -> None:
+    values = np.full((8, 8), value, np.float32)
+    with pytest.raises(UserError, match="do not say what is black and white; save it in 8 bits"):
+        grey(values)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC; save it as JPEG"),
+        (b"<!DOCTYPE html><html>404", "the download failed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "a SVG"),
+        (b"\xff\xd8\xff\xe0", "broken or truncated picture"),
+    ],
+)
+def test_what_a_file_is_instead_is_told(data: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        open_image(data)

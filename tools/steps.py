@@ -17,7 +17,6 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
-from minigpt4.data.pairs import read_pairs
+from minigpt4.data.mixture import PairStream, Source
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.projection import carry_projection, fit_to_words, ridge, start_among_words
@@ -128,7 +127,7 @@ class Study:
         data = out / "pairs"
         if not data.is_dir():
             write_stage1(data, PAIRS)
-        drawn = list(read_pairs(str(data), Counter()))
+        drawn = list(PairStream([Source(str(data))], stage=1, seed=0, shuffle_buffer=0, repeat=False))
         cache = FeatureCache(out / "features", features_fingerprint(model))
         used = [*drawn[:pairs], *drawn[-HELD_OUT:]]
         cache_features(model, cache, map(Prepare(model.image_processor, cache.index), used))

@@ -2,17 +2,135 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
+from urllib.parse import unquote
 
 from minigpt4.errors import UserError
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+#: What systems and programs leave in folders and archives, besides hidden files: copies, thumbnails, rubbish.
+_LEFT_BY_SYSTEMS = {
+    "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found", "thumbs.db",
+    "ehthumbs.db", "desktop.ini", "system volume information", "__pycache__", "icon\r", "cvs",
+}  # fmt: skip
+_UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".bak", ".swp", ".orig", "~")
+
+
+def is_leftover(name: str | PurePath) -> bool:
+    """Whether a name in a folder or an archive, or a part of it, is of what systems leave there: never data."""
+    parts = PurePath(name).parts
+    return any(
+        (part.startswith(".") and part not in (".", ".."))
+        or part.startswith("~$")
+        or part.lower() in _LEFT_BY_SYSTEMS
+        or part.lower().endswith(_UNFINISHED)
+        for part in parts
+    )
+
+
+def walk(folder: str | Path) -> list[Path]:
+    """All regular files below a folder, by name, without what systems leave there.
+
+    Links to folders are followed, each folder once: a link that leads back ends there. Raises UserError if the folder
+    is missing or one below cannot be read.
+    """
+    folder = expand(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such directory; give the path of a folder")
+    found, real, links, seen = [], [folder], list[Path](), set[tuple[int, int]]()
+    while real or links:
+        place = (real or links).pop(0)
+        try:
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if is_leftover(entry.name):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else real).append(place / entry.name)
+                    elif entry.is_file():
+                        found.append(place / entry.name)
+        except OSError as error:
+            raise UserError(f"{place}: cannot be read ({error.strerror}); mend that, or take it away") from None
+    return sorted(found)
+
+
+def find_files(path: Path, remedy: str = "") -> tuple[list[Path], Path]:
+    """The files of a pattern (`{00000..00012}.tar`, or with `*` or `?`) or the one file, and the folder they are in.
+
+    Raises UserError if there is nothing, or a shard of the range is missing.
+    """
+    source, numbers = str(path), _RANGE.search(str(path))
+    if path.is_file():
+        return [path], path.parent
+    fixed = next((i for i, part in enumerate(path.parts) if set(part) & set("*?") or _RANGE.search(part)), None)
+    if fixed is None:
+        raise UserError(f"{source}: no such file or directory, and no file fits it as a pattern{remedy}")
+    root = Path(*path.parts[:fixed])
+    if numbers:
+        first, last = numbers.groups()
+        names = [_RANGE.sub(str(n).zfill(len(first)), source, count=1) for n in range(int(first), int(last) + 1)]
+        missing = [name for name in names if not Path(name).is_file()]
+        if not names:
+            raise UserError(f"{source}: the range is empty; write the smaller number first")
+        if missing:
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise UserError(f"{source}: {len(missing)} of {len(names)} shards are missing: {listed}")
+        return [Path(name) for name in names], root
+    found = sorted(file for file in root.glob(str(PurePath(*path.parts[fixed:]))) if file.is_file())
+    found = [file for file in found if not is_leftover(file.relative_to(root))]
+    if not found:
+        raise UserError(f"{source}: the pattern matches no file")
+    return found, root
+
+
+def expand(path: str | Path) -> Path:
+    r"""The path that people, shells and other systems write: `~`, `file:///a.jpg`, quotes around it, `folder\a.jpg`.
+
+    Raises UserError as `expanded` does.
+    """
+    text = str(path)
+    if not os.path.lexists(text):
+        text = re.sub(r"""^\s*(["']?)(?:file://(?:localhost)?)?(.*?)\1\s*$""", lambda found: found[2], text, flags=re.S)
+        text = (unquote(text) if "file://" in str(path) else text).replace("\\", "/" if os.sep == "/" else "\\")
+    return Path(expanded(text))
+
+
+def encoding_of(start: bytes) -> str:
+    """UTF-16 if the text's first bytes are its mark, else UTF-8."""
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Text from outside: UTF-8 with or without a mark, or UTF-16 with one.
+
+    Raises UserError that names the file and the line for anything else: half of such a text would be learnt wrongly.
+    """
+    encoding = encoding_of(data)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        there = " ".join(data[max(0, error.start - 12) : error.start + 12].decode("cp1252", "replace").split())
+        guess = f"as cp1252 it reads {there!r}" if encoding == "utf-8-sig" else "it is cut off"
+        where = f"{name}, line {line}" if b"\n" in data.strip() else name
+        raise UserError(f"{where}: is not UTF-8 ({guess}); save it as UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{name}: holds zero bytes (UTF-16 without a mark?); save it as UTF-8")
+    return text
 
 
 class TooLargeError(UserError):
@@ -37,7 +155,7 @@ def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     cannot be read; `what` it should be is for the message.
     """
     try:
-        path = Path(expanded(path))
+        path = expand(path)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise UserError(f"{path}: is a directory; give the path of {what}")

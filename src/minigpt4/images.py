@@ -7,17 +7,24 @@ decode strangers' images start with this file (`app/decoder.py`).
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import logging
+import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigpt4.errors import UserError
-from minigpt4.files import read_file
+from minigpt4.files import expand, read_file, walk
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 64_000_000
 #: Panoramas have up to some 20,000; an image of 30,000,000 x 1 takes a gigabyte of weights to be resized.
@@ -28,13 +35,126 @@ LARGEST_IMAGE = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 #: What cameras and browsers send. Pillow decodes some kinds of BMP and PPM in Python, for minutes.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
-#: How the names of picture files end, in any case.
-PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
+_ORIENTATION = 0x0112
+_TURNS = dict(enumerate(
+    (
+        Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+    ),
+    start=2,
+))  # fmt: skip
+#: How the names of such files end, in any case: what cameras, browsers and Windows write.
+PICTURE_ENDINGS = (
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif",
+    "jfif", "jpe", "jif", "jfi", "pjpeg", "pjp", "mpo", "apng", "dib", "pgm", "pbm", "pnm", "pfm", "avifs",
+)  # fmt: skip
+#: Other images. Files that end so and hold one of FORMATS all the same (a JPEG called .heic) are read.
+_OTHER_ENDINGS = {"heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx", "psd", "svg", "ico", "tga", "exr", "hdr", "eps"}
+#: Cameras' raw files begin as TIFF does, and hold a thumbnail that Pillow would take for the image.
+_RAW_ENDINGS = {"dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw", "x3f", "raw"}
+#: Files beside images that are not looked into.
+_TEXT_ENDINGS = {"txt", "json", "jsonl", "csv", "tsv", "md", "caption", "parquet", "tar", "yaml", "yml", "xml", "html"}
+#: What such files begin with, and what to do with those that Pillow does not read.
+_BEGINNINGS = {
+    "JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n", "WEBP": rb"RIFF.{4}WEBP", "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{4}\0\0\0\0", "TIFF": rb"II[*+]\0|MM\0[*+]", "PPM": rb"P[1-6fF]\s+(#|-?\d)",
+    "AVIF": rb".{4}ftyp(avi[fs]|.{4,20}avif)", "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|.{4}JXL ", "JPEG 2000": rb".{4}jP  ", "Photoshop": rb"8BPS",
+    "SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.{,200}-->\s*)?<svg",
+    "web page (the download failed)": rb"(?i)\s*<(!doctype )?html", "pointer of Git LFS": rb"version https://git-lfs",
+}  # fmt: skip
+_REMEDIES = {
+    "HEIC": "save it as JPEG (phones can do so: Settings, Camera, Formats, Most Compatible)",
+    "web page (the download failed)": "download it again",
+    "pointer of Git LFS": "fetch the file itself with git lfs pull",
+}
 
 
-def is_picture(path: Path) -> bool:
-    """Whether the file's name says that it is a picture."""
-    return path.suffix[1:].lower() in PICTURE_ENDINGS
+def kind_of(data: bytes) -> str | None:
+    """Which kind of file the first bytes tell: one of FORMATS, or another that is known, or None."""
+    return next((kind for kind, start in _BEGINNINGS.items() if re.match(start, data[:512], re.DOTALL)), None)
+
+
+def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The images among `files`, and those that look like images but are not read.
+
+    The one rule: an ending of PICTURE_ENDINGS, or another ending and the content of one of FORMATS.
+    """
+    images, left_out = [], []
+    for path in files:
+        ending = path.suffix[1:].lower()
+        if ending in PICTURE_ENDINGS:
+            images.append(path)
+        elif ending in _RAW_ENDINGS:
+            left_out.append(path)
+        elif ending not in _TEXT_ENDINGS:
+            kind = _kind_of_file(path)
+            if kind in FORMATS:
+                images.append(path)
+            elif ending in _OTHER_ENDINGS or kind in ("HEIC", "JPEG XL", "JPEG 2000"):
+                left_out.append(path)
+    return images, left_out
+
+
+def _kind_of_file(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(512))
+    except OSError:
+        return None
+
+
+def tell_left_out(left_out: Sequence[Path]) -> str:
+    """Files that look like images and are not read, in words."""
+    named = ", ".join(str(path) for path in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    return f"{len(left_out)} files left out that look like images ({named}); save them as JPEG or PNG"
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The images in a folder, those of its subfolders too, by name; a warning names what looks like one and is not.
+
+    Raises UserError if there is no such folder, or no image in it.
+    """
+    images, left_out = sort_images(walk(folder))
+    if left_out and images:
+        logger.warning("%s: %s", folder, tell_left_out(left_out))
+    if not images:
+        why = f"; {tell_left_out(left_out)}" if left_out else f" ({', '.join(PICTURE_ENDINGS[:10])}, ...)"
+        raise UserError(f"{folder}: holds no pictures{why}")
+    return images
+
+
+def find_image(folder: Path, name: str, *, inside: bool = False) -> Path:
+    """The image that a text names, seen from `folder`: with its ending or without, in any case, on any system.
+
+    With `inside`, one outside of the folder, which `../` or a link leads to, is refused: another's dataset takes no
+    file of this machine along. Raises UserError that names the path that was tried.
+    """
+    path = folder / name if os.path.isfile(folder / name) else folder / expand(name)  # noqa: PTH113 - long names too
+    try:
+        if inside and not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: lies outside of {folder}")
+        if not os.path.isfile(path):  # noqa: PTH113
+            listing = _listing(path.parent, path.parent.stat().st_mtime_ns)
+            names = [fold(name) for name in (path.name, *(f"{path.name}.{ending}" for ending in PICTURE_ENDINGS))]
+            path = next((path.with_name(listing[name]) for name in names if name in listing), path)
+        if inside and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: leads out of {folder}")
+    except UserError:
+        raise
+    except (OSError, ValueError):
+        pass  # reading it says what is wrong
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def _listing(folder: Path, _changed: int) -> dict[str, str]:
+    return {fold(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208 - names alone
+
+
+def fold(name: str) -> str:
+    """Equal for names that people take for the same: systems differ in capitals, and in how they write `é`."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def open_image(
@@ -47,7 +167,7 @@ def open_image(
     """
     if isinstance(source, Image.Image):
         _check_size(source, "image", max_pixels)
-        return _to_rgb(ImageOps.exif_transpose(source))
+        return _upright(_to_rgb(source, "image"), source)
     if isinstance(source, bytes):
         name, data = "uploaded image", source
     else:
@@ -56,24 +176,83 @@ def open_image(
     if not data:
         raise UserError(f"{name}: the file is empty; a picture ({', '.join(formats[:4])}, ...) was expected")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size is stricter
+        return _decode(data, name, max_pixels, formats)
+    except _DamagedError as error:
+        whole = _without_metadata(data)
+        if whole == data:
+            raise UserError(str(error)) from None
+        try:
+            return _decode(whole, name, max_pixels, formats)
+        except _DamagedError:
+            raise UserError(str(error)) from None
+
+
+class _DamagedError(UserError):
+    """What damaged pixels say, and damaged metadata."""
+
+
+def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about bombs, where _check_size is stricter, and about metadata
+        try:
             image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError:
-        raise UserError(f"{name}: not a picture; give a file in one of the formats {', '.join(formats)}") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
-    except Exception as error:  # decoders of broken headers raise what they like
-        raise UserError(f"{name}: broken picture ({error}); save or download it again") from None
-    _check_size(image, name, max_pixels)
+        except UnidentifiedImageError:
+            kind = kind_of(data)
+            if kind in formats:
+                raise _DamagedError(f"{name}: broken or truncated picture ({kind}); download it again") from None
+            what = f"a {kind}; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}" if kind else "not a picture"
+            raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
+        except Image.DecompressionBombError:
+            raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
+        except Exception as error:  # decoders of broken headers raise what they like
+            raise _damaged(f"{name}: broken picture ({error}); save or download it again", error) from None
+        _check_size(image, name, max_pixels)
+        try:
+            image.load()
+        except MemoryError:
+            raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
+        except Exception as error:  # those of broken data too: OSError, SyntaxError, struct.error, ...
+            raise _damaged(f"{name}: broken or truncated picture ({error}); save or download it again", error) from None
+        try:
+            return _upright(_to_rgb(image, name), image)
+        except MemoryError:
+            raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
+
+
+def _damaged(told: str, error: Exception) -> UserError:
+    """Metadata that unpack to far more than they are stay refused; other damage may be theirs alone."""
+    return UserError(told) if re.search("too large|too much memory", str(error), re.I) else _DamagedError(told)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG or JPEG file with nothing but what its pixels need; other files as they are."""
+    kept, at = [data[:8]], 8
+    if kind_of(data) == "PNG":
+        while at + 12 <= len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+                kept.append(data[at:end])
+            at = end
+        return b"".join(kept)
+    if kind_of(data) == "JPEG":
+        kept, at = [data[:2]], 2
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            mark, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if not (0xE1 <= mark <= 0xEF and mark != 0xEE) and mark != 0xFE:  # APP14 says how colours are coded
+                kept.append(data[at:end])
+            at = end
+        return b"".join([*kept, data[at:]])
+    return data
+
+
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """The image turned as the EXIF tag of `source` says, if one can be read; nothing of the metadata is written."""
     try:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
-    except MemoryError:
-        raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
-    except Exception as error:  # those of broken data too: OSError, SyntaxError, struct.error, ...
-        raise UserError(f"{name}: broken or truncated picture ({error}); save or download it again") from None
+        turn: Any = source.getexif().get(_ORIENTATION)
+        turn = int(turn[0] if isinstance(turn, (tuple, list)) else turn)
+    except Exception:  # damaged metadata raise what they like, and cost no image
+        return image
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def read_image(path: str | Path) -> bytes:
@@ -91,13 +270,33 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise UserError(f"{name}: {width} x {height}: a side may have {MAX_SIDE:,} pixels; make it smaller first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip, not scale
+        image = Image.fromarray(_eight_bits(image, name))
     if image.has_transparency_data:
         over = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), over)
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, name: str) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8 (height, width).
+
+    Integers from 0 on: white is the largest number of 8, 10, 12, 14 or 16 bits that none is above; 65,535 in PNG and
+    PPM, whose numbers are stored so. Floats from 0 to 1: white is 1. Others: black and white are the least and the
+    largest value. Raises UserError if values are not finite, or are all the same outside of those ranges.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode != "F" and low >= 0 and high < 2**16:
+        bits = 16 if image.format in ("PNG", "PPM") else next(b for b in (8, 10, 12, 14, 16) if high < 2**b)
+        return (values >> (bits - 8)).astype(np.uint8)
+    if image.mode == "F" and low >= 0 and high <= 1:
+        low, high = values.dtype.type(0), values.dtype.type(1)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise UserError(f"{name}: its values ({low} to {high}) do not say what is black and white; save it in 8 bits")
+    scaled = (values - np.float32(low)) * np.float32(255 / (float(high) - float(low)))
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 def fit(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:

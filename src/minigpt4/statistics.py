@@ -76,16 +76,22 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
-def agreement(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
-    """For every two judges with cases in common: how often they agree, and Cohen's kappa. A case: verdicts by judge."""
+def agreement(one: str, other: str, pairs: Iterable[tuple[Hashable | None, Hashable | None]]) -> dict[str, Any]:
+    """How far two judges agree on the cases that both decided (neither is None), as plain JSON."""
+    decided = [pair for pair in pairs if None not in pair]
+    agreed = sum(a == b for a, b in decided) / len(decided) if decided else None
+    return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
+
+
+def agreements(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
+    """`agreement` of every two judges that have cases in common. A case: verdicts by judge."""
     cases = list(cases)
-    found: list[dict[str, Any]] = []
-    for one, other in combinations(sorted({judge for case in cases for judge in case}), 2):
-        pairs = [(case[one], case[other]) for case in cases if one in case and other in case]
-        if pairs:
-            agreed = sum(a == b for a, b in pairs) / len(pairs)
-            found.append({"judges": [one, other], "cases": len(pairs), "agreed": agreed, "kappa": cohen_kappa(pairs)})
-    return found
+    judges = sorted({judge for case in cases for judge in case})
+    found = (
+        agreement(one, other, [(case[one], case[other]) for case in cases if one in case and other in case])
+        for one, other in combinations(judges, 2)
+    )
+    return [pair for pair in found if pair["cases"]]
 
 
 def difference(one: Rate, other: Rate) -> tuple[float, float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from pages import served
+from pages import CHROMIUM, served
 from speaking import endless_llm, make_it_say, talking_llm
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from minigpt4 import MiniGPT4
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 #: What a model must not be able to do to the page, said before and inside of a web page. TRAP is another server.
 HOSTILE = (
     "See <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script> "

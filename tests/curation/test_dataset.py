@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ import yaml
 from PIL import Image
 
 from curating import TEXTS, assert_one_line, run
+from formats import read
 from minigpt4.curation.dataset import write_dataset
 from minigpt4.curation.filters import DEFAULTS, filter_items
 from minigpt4.curation.ledger import Ledger
-from minigpt4.data.descriptions import read_descriptions
 from minigpt4.errors import UserError
 
 
@@ -42,8 +41,7 @@ def test_cc_sbu_align_is_what_stage_2_reads(judged: Path, tmp_path: Path) -> Non
     result = run("export", judged, "--out", out)
     assert result.returncode == 0, result.stderr
     assert "train: 10" in result.stdout
-    skipped: Counter[str] = Counter()
-    pairs = list(read_descriptions(str(out), skipped))
+    pairs, skipped = read(out, stage=2)
     assert not skipped
     assert [pair.text for pair in pairs] == [TEXTS[1], "By hand: “a cup”.", *TEXTS[4:]]
     annotations = json.loads((out / "filter_cap.json").read_text())["annotations"]
@@ -126,12 +124,12 @@ def test_an_existing_dataset_is_taken_in_and_audited(judged: Path, tmp_path: Pat
         lines = result.stdout.splitlines()
         assert f"new texts: {new}" in lines
         assert "apology: 1" in lines
-        assert "77 (there is no such picture" in result.stderr
+        assert "image/77: no such file" in result.stderr
     with Ledger(audit) as ledger:
         assert len(ledger.events("describe")) == 10
         again = tmp_path / "again"
         write_dataset(ledger, again, "cc_sbu_align")
-    texts = [pair.text for pair in read_descriptions(str(again), Counter())]
+    texts = [pair.text for pair in read(again, stage=2)[0]]
 
     assert record["annotations"][0]["caption"] not in texts
     assert_one_line(run("import", tmp_path / "new", "--data", tmp_path / "none"), "no such directory")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager
@@ -18,9 +17,7 @@ from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.review import LEASE_SECONDS, ReviewDesk, differences
 from minigpt4.errors import UserError
 from minigpt4.labelling import TakenError, labelling_app
-from pages import ask, assert_guarded, routes_of, served
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
 
 class Clock:

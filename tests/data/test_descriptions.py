@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from minigpt4.data.descriptions import read_descriptions
+from formats import read
+from minigpt4.data.formats import read_annotations
 from minigpt4.errors import UserError
 
 
 def test_descriptions_in_order(tiny_descriptions: Path) -> None:
-    skipped: Counter[str] = Counter()
-    pairs = list(read_descriptions(str(tiny_descriptions), skipped))
+    pairs, skipped = read(tiny_descriptions, stage=2)
     assert [Path(pair.name).name for pair in pairs] == [f"{i}.png" for i in range(12)]
     assert pairs[1].text == "The image is green. It has a dot."
     assert not skipped
@@ -28,8 +27,8 @@ def test_unusable_ones_are_left_out_and_counted(tmp_path: Path) -> None:
         {"image_id": "3", "caption": " "},
     ]
     (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
-    skipped: Counter[str] = Counter()
-    assert [pair.text for pair in read_descriptions(str(tmp_path), skipped)] == ["kept"]
+    pairs, skipped = read(tmp_path, stage=2)
+    assert [pair.text for pair in pairs] == ["kept"]
     assert skipped == {"no picture": 1, "no description": 1}
 
 
@@ -37,11 +36,11 @@ def test_unusable_ones_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_file_of_another_layout(tmp_path: Path, content: str) -> None:
     (tmp_path / "filter_cap.json").write_text(content)
     with pytest.raises(UserError, match="expected"):
-        list(read_descriptions(str(tmp_path), Counter()))
+        read(tmp_path, stage=2)
 
 
 def test_no_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such directory"):
-        list(read_descriptions(str(tmp_path / "nowhere"), Counter()))
+        read_annotations(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no filter_cap\.json"):
-        list(read_descriptions(str(tmp_path), Counter()))
+        read_annotations(tmp_path)

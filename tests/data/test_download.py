@@ -23,7 +23,7 @@ from minigpt4.errors import UserError
 def test_a_list_is_read_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr("minigpt4.data.download.PIECE", piece)
+    monkeypatch.setattr("minigpt4.data.formats.PIECE", piece)
     entries = [{"caption": f'a [{i}] "dög", {{}}', "url": f"http://x/{i}.jpg"} for i in range(20)]
     odd = [{"caption": "no url"}, {"url": "http://x", "caption": None}]
     (tmp_path / "list.json").write_text(json.dumps([*entries, *odd], indent=indent))

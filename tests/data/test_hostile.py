@@ -23,7 +23,7 @@ from PIL import Image
 
 from minigpt4.curation.describe import add_dataset
 from minigpt4.curation.ledger import Ledger
-from minigpt4.data.descriptions import read_annotations, read_items
+from minigpt4.data.formats import read_annotations, read_items
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import Source, check_source
 from minigpt4.errors import UserError
@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
         lambda p: lines(
             p, b"[" * 100_000, b'{"a":' * 50_000, b"9" * 500_000, b"\xff", b"{}", row(5), row({"a": 1}), row("\0"),
             row("a" * 5000), row("/dev/zero"), row("/dev/stdin"), row("pipe"), row("."), row("~nobody-here/a.png"),
-            row("good.png", ["x"]), row("good.png", "a" * 200_000), row("good.png", "a" * 2_000_000),
+            row("good.png", [["x"]]), row("good.png", "a" * 200_000), row("good.png", "a" * 2_000_000),
         ),
         {"broken line": 4, "no picture": 10, "no description": 1, "text too long": 2},
     ),

@@ -141,7 +141,7 @@ def write_rows(path: Path, captions: list[object]) -> str:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_skipped_is_counted_by_cause(tmp_path: Path, workers: int) -> None:
     captions: list[object] = [text(i) for i in range(200)]
-    captions[10:15] = ["", None, 3, ["a"], "  "]
+    captions[10:15] = ["", None, 3, [["a"]], "  "]
     source = Source(write_rows(tmp_path / "pairs.jsonl", captions))
     (tmp_path / "77.png").unlink()
     stream = PairStream([source], stage=1, seed=1, workers=workers, repeat=False, prepare=opened)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from minigpt4.data.pairs import find_shards, read_pairs
+from formats import read
 from minigpt4.errors import UserError
+from minigpt4.files import find_files
 from tiny import write_shard
 
 
@@ -21,8 +21,7 @@ def caption(text: object) -> bytes:
 
 
 def test_pairs_of_all_shards_in_order(tiny_pairs: Path) -> None:
-    skipped: Counter[str] = Counter()
-    pairs = list(read_pairs(str(tiny_pairs), skipped))
+    pairs, skipped = read(tiny_pairs)
     assert [pair.name.rpartition("/")[2] for pair in pairs] == [f"{i:09d}" for i in range(40)]
     assert pairs[1].text == "a green picture with a dot"
     assert pairs[1].picture.startswith(b"\x89PNG")
@@ -31,7 +30,7 @@ def test_pairs_of_all_shards_in_order(tiny_pairs: Path) -> None:
 
 def test_caption_from_txt_on_one_line(tmp_path: Path) -> None:
     shard = write(tmp_path / "0.tar", {"1.jpg": b"picture", "1.txt": b" a dog\n on grass "})
-    assert [pair.text for pair in read_pairs(str(shard), Counter())] == ["a dog on grass"]
+    assert [pair.text for pair in read(shard)[0]] == ["a dog on grass"]
 
 
 def test_unusable_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -46,8 +45,7 @@ def test_unusable_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
         "8.jpg": b"picture", "8.json": b"[1]",
         "9.webp": b"picture", "9.json": caption("good too"),
     }  # fmt: skip
-    skipped: Counter[str] = Counter()
-    pairs = list(read_pairs(str(write(tmp_path / "0.tar", members)), skipped))
+    pairs, skipped = read(write(tmp_path / "0.tar", members))
     assert [pair.text for pair in pairs] == ["good", "good too"]
     assert skipped == {"no picture": 2, "no caption": 5}
 
@@ -60,8 +58,8 @@ def test_a_truncated_shard_gives_what_it_has(tmp_path: Path, length: int) -> Non
     whole = write(tmp_path / "0.tar", members)
     whole.write_bytes(whole.read_bytes()[:length])
     write(tmp_path / "1.tar", {"9.jpg": b"x", "9.json": caption("next shard")})
-    skipped: Counter[str] = Counter()
-    texts = [pair.text for pair in read_pairs(str(tmp_path), skipped)]
+    pairs, skipped = read(tmp_path)
+    texts = [pair.text for pair in pairs]
     assert texts[:3] == ["text 0", "text 1", "text 2"]
     assert texts[-1] == "next shard"
     assert len(texts) < 6
@@ -71,16 +69,16 @@ def test_a_truncated_shard_gives_what_it_has(tmp_path: Path, length: int) -> Non
 def test_a_range_of_shards(tmp_path: Path) -> None:
     for i in (0, 1, 2, 9):
         write(tmp_path / f"{i:05d}.tar", {})
-    found = find_shards(f"{tmp_path}/{{00000..00002}}.tar")
+    found, _ = find_files(tmp_path / "{00000..00002}.tar")
     assert [path.name for path in found] == ["00000.tar", "00001.tar", "00002.tar"]
     with pytest.raises(UserError, match=r"1 of 4 shards are missing.*00003\.tar"):
-        find_shards(f"{tmp_path}/{{00000..00003}}.tar")
+        find_files(tmp_path / "{00000..00003}.tar")
 
 
 def test_no_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        find_shards(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"holds no \.tar"):
-        find_shards(str(tmp_path))
+        read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds none of: \*\.tar"):
+        read(tmp_path)
     with pytest.raises(UserError, match="range is empty"):
-        find_shards(f"{tmp_path}/{{00003..00001}}.tar")
+        read(tmp_path / "{00003..00001}.tar")

@@ -1,26 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from formats import FORMATS, picture, tars, text
-from minigpt4.data.pairs import Pair, counted
+from formats import FORMATS, picture, read, tars, text
+from minigpt4.data.formats import LINES_SHARD, JsonLines
+from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import Source, check_source, open_source
-from minigpt4.data.tables import LINES_SHARD, JsonLines
 from minigpt4.errors import UserError
 from minigpt4.prompts.templates import Message
-
-
-def read(source: Source, stage: int = 1) -> tuple[list[Pair], Counter[str]]:
-    reader, skipped = open_source(source), Counter[str]()
-    pairs = [
-        pair for shard in reader.shards() for pair in counted(reader.read(shard, part=0, parts=1, stage=stage), skipped)
-    ]
-    return pairs, skipped
 
 
 def write_jsonl(directory: Path, *rows: object) -> Source:
@@ -50,7 +41,7 @@ def test_instructions_and_conversations(tmp_path: Path) -> None:
         {"image": "a.png", "messages": [*talk[:2], {"role": "assistant", "content": " "}]},
         {"image": "a.png", "instruction": "How many?", "answer": 2},
     )
-    pairs, skipped = read(source, stage=2)
+    pairs, skipped = read(source.path, stage=2)
     assert [(pair.instruction, pair.text) for pair in pairs] == [
         (None, "A red\n\nball."), ("How many?", "Two."), (None, "Blue."),
     ]  # fmt: skip
@@ -70,7 +61,7 @@ def test_broken_lines_and_missing_pictures(tmp_path: Path) -> None:
     source = write_jsonl(
         tmp_path, good, "{oops", "[1]", "", {"image": "none.png", "caption": "x"}, {"caption": "x"}, good
     )
-    pairs, skipped = read(source)
+    pairs, skipped = read(source.path)
     assert [pair.text for pair in pairs] == ["a ball", "a ball"]
     assert [pair.name.rpartition(":")[2] for pair in pairs] == ["1", "7"]
     assert skipped == {"broken line": 2, "no picture": 2}
@@ -80,14 +71,14 @@ def test_a_large_file_is_read_in_stretches(tmp_path: Path, monkeypatch: pytest.M
     assert LINES_SHARD >= 1 << 20
     source = write_jsonl(tmp_path, *({"image": "a.png", "caption": text(i) + "." * (i % 40)} for i in range(300)))
     for size in (64, 100, 1001):  # stretches that end in and between lines, and hold none
-        monkeypatch.setattr("minigpt4.data.tables.LINES_SHARD", size)
+        monkeypatch.setattr("minigpt4.data.formats.LINES_SHARD", size)
         assert len(open_source(source).shards()) > 10
-        assert [pair.text.rstrip(".") for pair in read(source)[0]] == [text(i) for i in range(300)]
+        assert [pair.text.rstrip(".") for pair in read(source.path)[0]] == [text(i) for i in range(300)]
 
 
 def test_a_caption_key_of_ones_own(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path, {"image": "a.png", "caption": "short", "alt": "long"})
-    assert read(Source(source.path, caption_key="alt"))[0][0].text == "long"
+    assert read(source.path, key="alt")[0][0].text == "long"
     check_source(Source(source.path, caption_key="alt"), stage=1)
 
 
@@ -122,15 +113,15 @@ def test_sources_that_are_not_there(make: Callable[[Path], object], message: str
 def test_a_pattern_of_tables(tmp_path: Path) -> None:
     for i in range(3):
         FORMATS["parquet"](tmp_path / str(i), range(10 * i, 10 * i + 10))
-    pairs, _ = read(Source(str(tmp_path / "{0..1}" / "train.parquet")))
+    pairs, _ = read(str(tmp_path / "{0..1}" / "train.parquet"))
     assert [pair.text for pair in pairs] == [text(i) for i in range(20)]
-    assert len(read(Source(str(tmp_path / "*" / "train.parquet")))[0]) == 30
+    assert len(read(str(tmp_path / "*" / "train.parquet"))[0]) == 30
 
 
 def test_a_train_split_is_found(tmp_path: Path) -> None:
     FORMATS["descriptions"](tmp_path / "set" / "train", range(4))
     FORMATS["descriptions"](tmp_path / "set" / "validation", range(4, 6))
-    assert [pair.text for pair in read(Source(str(tmp_path / "set")), stage=2)[0]] == [text(i) for i in range(4)]
+    assert [pair.text for pair in read(str(tmp_path / "set"), stage=2)[0]] == [text(i) for i in range(4)]
 
 
 def test_a_truncated_shard_is_told_once_however_it_is_shared(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ REFERENCES = {"1": ["a red ball on a beach"], "2": ["a dog playing guitar", "a c
 
 
 def test_a_picture_without_references_is_refused():
-    with pytest.raises(UserError, match="picture 2 has no reference"):
+    with pytest.raises(UserError, match="image 2 has no reference"):
         caption_scores(ANSWERS, {**REFERENCES, "2": []})
     with pytest.raises(UserError, match="no answer"):
         caption_scores({}, {})
@@ -57,7 +57,8 @@ def test_the_coverage_suite_scores_short_captions_apart_and_says_what_is_left_ou
     for item in suite.load(tmp_path / "suite").items:
         text = item.truth["captions"][0] if item.task == "caption" else "Nothing to see."
         answer = Response(item, "m", 0, text, True)
-        judged.append(Judged(answer, tuple(Verdict(False) for _ in suite.cases(answer))))
+        cases = suite.cases(answer)
+        judged.append(Judged(answer, cases, [Verdict(False)] * len(cases)))
     figures = suite.summarise(judged)
     assert figures["covered"].value == 0
     assert figures["BLEU-4"].value == pytest.approx(1)  # each says what one of the captions says

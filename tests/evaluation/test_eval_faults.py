@@ -167,7 +167,7 @@ def test_mistakes_in_the_command_are_told_before_anything_is_loaded(tmp_path: Pa
         ("openai:http://x/v1#y", str(data), "'version' is None, a int was expected"),
     ):
         with pytest.raises(UserError, match=told):
-            judge_from(judge, prompt, tmp_path, {"concurrency": 1, "timeout": 1.0})
+            judge_from(judge, prompt, Abilities, {"out": tmp_path, "concurrency": 1, "timeout": 1.0})
 
 
 def llm(judge: Server) -> LLMJudge:
@@ -267,10 +267,10 @@ def test_a_model_that_fails_on_one_question_is_counted_apart_and_asked_again_lat
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task(*(f"photos/{i}.png" for i in range(3)))})
     judge = llm(serve("say:yes"))
     one = Answering(concurrency=1)
-    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", how=one)
+    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", settings=one)
     assert results(tmp_path / "out/abilities")["left_out"] == {"no answer": 1}
     assert figures(tmp_path / "out/abilities", "m")["poem"] == (2, 2, 0)
-    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", how=one)
+    evaluate(Abilities(data, judge=judge), [model(answers)], tmp_path / "out", settings=one)
     assert figures(tmp_path / "out/abilities", "m")["poem"] == (3, 3, 0)
     assert results(tmp_path / "out/abilities")["left_out"] == {}
 
@@ -284,7 +284,7 @@ def test_an_image_that_a_model_refuses_is_counted_apart_however_often_it_is_aske
     data = write_tasks(tmp_path / "tasks.yaml", {"poem": task("photos/0.png", "photos/1.png")})
     for _ in range(2):
         suite = Abilities(data, judge=llm(serve("say:yes")))
-        evaluate(suite, [model(server)], tmp_path / "out", how=Answering(concurrency=1))
+        evaluate(suite, [model(server)], tmp_path / "out", settings=Answering(concurrency=1))
         assert figures(tmp_path / "out/abilities", "m")["poem"] == (1, 1, 0)
         [fault] = results(tmp_path / "out/abilities")["faults"]
         assert "unsupported image" in fault["reason"]

@@ -85,7 +85,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
     )
     good = serve("say:There is a red ball on the left.")
     models = [f"stage1=openai:{broken.url}#a", f"stage2=openai:{good.url}#a"]
-    evaluate(Reliability(folder), models, tmp_path / "out", how=Answering(concurrency=1))
+    evaluate(Reliability(folder), models, tmp_path / "out", settings=Answering(concurrency=1))
     directory = tmp_path / "out" / "reliability"
     before, after = figures(directory, "stage1"), figures(directory, "stage2")
     assert (before["description"], before["poem"]) == ((2, 2, 0), (2, 2, 0))
@@ -98,7 +98,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
     assert (directory / "plot.png").read_bytes().startswith(b"\x89PNG")
     prompts = {row["prompt"] for row in results(directory)["answers"]}
     assert prompts == {"Describe this image in detail.", "Can you write a beautiful poem about this image?"}
-    with pytest.raises(UserError, match="no such directory of pictures"):
+    with pytest.raises(UserError, match="no such directory of images"):
         Reliability(tmp_path / "none").load(tmp_path)
 
 

@@ -19,7 +19,7 @@ from minigpt4.evaluation.models import (
     Answering,
     Blip2Answerer,
     EndpointAnswerer,
-    LocalAnswerer,
+    MiniGPT4Answerer,
     ModelReply,
     open_answerer,
     weights_signature,
@@ -76,7 +76,7 @@ def test_samples_differ_and_repeat(alignment: Path, pictures: list[Image.Image])
     answerer = open_answerer(str(alignment), Answering(temperature=1.0, seed=3))
     first, second = (answerer.answer(pictures, ["Hi"] * 5, max_new_tokens=8, sample=k) for k in (0, 1))
     assert first != second
-    assert first == open_answerer(str(alignment), answerer.how).answer(pictures, ["Hi"] * 5, max_new_tokens=8)
+    assert first == open_answerer(str(alignment), answerer.settings).answer(pictures, ["Hi"] * 5, max_new_tokens=8)
 
 
 def test_likelihoods_of_options_are_those_of_each_option_alone(
@@ -185,13 +185,11 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
     assert text["text"] == "What is it?"
     assert "A. red\nB. blue\n" in second["messages"][-1]["content"][1]["text"]
     assert "k-123" not in str(answerer.identity)
-    with Image.open(folder / "0.png") as picture:
-        assert [reply.text for reply in answerer.answer([picture] * 2, ["What?", "Who?"])] == ["I think A"] * 2
 
 
 def test_who_is_opened_and_what_tells_models_apart(alignment: Path, export: Path, tmp_path: Path) -> None:
-    assert isinstance(open_answerer("pocket"), LocalAnswerer)
-    assert isinstance(open_answerer(str(export)), LocalAnswerer), "an export keeps its own chat format"
+    assert isinstance(open_answerer("pocket"), MiniGPT4Answerer)
+    assert isinstance(open_answerer(str(export)), MiniGPT4Answerer), "an export keeps its own chat format"
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     for name, told in ((str(tmp_path), "neither an alignment"), (str(tmp_path / "none"), "no such directory")):
         with pytest.raises(UserError, match=told):

@@ -24,9 +24,8 @@ from minigpt4.evaluation.judges import RATINGS, PeopleJudge
 from minigpt4.evaluation.rating import RatingDesk, read_questions
 from minigpt4.evaluation.run import evaluate
 from minigpt4.labelling import labelling_app
-from pages import ask, assert_guarded, routes_of, served
+from pages import CHROMIUM, ask, assert_guarded, routes_of, served
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = (
     "<html><body><h1>Shop</h1><p style='color:red'>Hi</p><script>parent.document.title='hacked'</script></body></html>"
 )
@@ -49,7 +48,7 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))
-        evaluate(suite, models, tmp_path / "out", how=Answering(concurrency=1))
+        evaluate(suite, models, tmp_path / "out", settings=Answering(concurrency=1))
         return directory
 
     return measure

@@ -170,7 +170,7 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mute.jsonl").write_text('{"image": "a.png"}\n')
     (tmp_path / "not.parquet").write_text("not parquet")
     for images, message in (
-        ("nowhere", "nowhere: no such directory or file, and no file fits it"),
+        ("nowhere", "nowhere: no such file or directory, and no file fits it"),
         ("empty", "holds no pictures"),
         ("none.jsonl", "no such file"),
         ("broken.jsonl", r"broken\.jsonl:2: broken JSON"),

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
 from converting import FILES, SIZES, VISION_SIDE, answers, convert, options, run, same_weights
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model import parts
 from minigpt4.model.convert import write_projection
 
 
@@ -270,3 +272,42 @@ def test_a_projection_for_another_llm_names_both_widths(tmp_path: Path) -> None:
     torch.save({"model": wide}, tmp_path / "13b.pth")
     with pytest.raises(UserError, match=r"goes from 16 to 40, but .* LLM .*llm is 24; .*4096 wide: 7B, 5120 wide: 13B"):
         convert(tmp_path / "out", projection=tmp_path / "13b.pth")
+
+
+LLAMA_2023 = {"bos_token": "", "eos_token": "", "unk_token": "", "tokenizer_class": "LLaMATokenizer"}
+PLAIN = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LLAMA_2023,
+        {**PLAIN, "tokenizer_class": "LLaMATokenizer"},
+        {**PLAIN, "tokenizer_class": None},
+        {"eos_token": {"__type": "AddedToken", "content": ""}, "tokenizer_class": "LlamaTokenizerFast"},
+        None,
+    ],
+)
+def test_a_llama_of_2023_has_the_ids_of_sentencepiece(tmp_path: Path, settings: dict | None) -> None:
+    llm = Path(shutil.copytree(FILES / "llm", tmp_path / "llm"))
+    (llm / "tokenizer_config.json").unlink()
+    if settings is not None:
+        (llm / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = parts.load_tokenizer(llm)
+    pieces = SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
+    text = "### Assistant: It's 7 o'clock,\n  naïve 猫."
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (pieces.bos_id(), pieces.eos_id())
+
+
+def test_without_a_qformer_the_norm_alone_will_do(tmp_path: Path) -> None:
+    whole = torch.load(FILES / "blip2_pretrained.pth", weights_only=True)
+    whole = whole.get("model", whole)
+    torch.save({name: whole[name] for name in ("ln_vision.weight", "ln_vision.bias")}, tmp_path / "norm.pth")
+    more = {"projection": FILES / "pretrained_without_qformer.pth", "without_qformer": True}
+    convert(tmp_path / "whole", **more)
+    convert(tmp_path / "norm", qformer=tmp_path / "norm.pth", **more)
+    one, other = (load_file(tmp_path / name / "vision" / "model.safetensors") for name in ("whole", "norm"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(UserError, match="the norm after the vision encoder"):
+        convert(tmp_path / "wrong", qformer=FILES / "pretrained.pth", **more)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minigpt4.training.run import train
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from converting import FILES, SIZES, VISION_SIDE, convert, options, run, same_weights
 from minigpt4.errors import UserError
@@ -25,6 +26,7 @@ from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import on_disk, parts, sources
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
+from minigpt4.training.loss import head_loss
 from minigpt4.training.recipe import Recipe
 from tiny import D_LLM, tiny_tokenizer
 
@@ -314,4 +316,60 @@ def test_llm_files_that_do_not_fit_their_config(tmp_path: Path) -> None:
     (llm / "model.safetensors").unlink()
     with pytest.raises(UserError, match="llm: holds no weights"):
         convert(tmp_path / "out", llm=llm)
+    assert not (tmp_path / "out").exists()
+
+
+SIZES_OF_ALL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 64, "moe_intermediate_size": 32, "max_position_embeddings": 512, "head_dim": 16,
+    "num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "olmoe", "phimoe", "apertus", "granite"])
+def test_families_whose_tensors_are_renamed_or_joined(tiny_vision: Path, tmp_path: Path, kind: str) -> None:
+    """By the command as in memory; and the logits of training are the LLM's own."""
+    words = tiny_tokenizer(tmp_path / "llm", special=("<pad>", "<s>", "</s>"))
+    blank = AutoConfig.for_model(kind)
+    sizes = {key: value for key, value in SIZES_OF_ALL.items() if hasattr(blank, key)}
+    more = {"logits_scaling": 4.0} if kind == "granite" else {}
+    config = AutoConfig.for_model(
+        kind, vocab_size=words, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes, **more
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
+    model = MiniGPT4.assemble(tiny_vision, tmp_path / "llm", device="cpu", dtype="float32")
+    on_disk.assemble(tiny_vision, tmp_path / "llm", tmp_path / "export")
+    again = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu", dtype="float32")
+    question = ([Image.new("RGB", (40, 40), "red")], ["What is it?"])
+    settings = {"do_sample": False, "max_new_tokens": 5}
+    assert again.generate(*question, **settings) == model.generate(*question, **settings)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    logits = model.blip2.language_model(inputs_embeds=model.embed(ids, None)).logits
+    torch.testing.assert_close(model.logits(model.hidden_states(ids, None)), logits)
+    hidden = model.hidden_states(ids, None)[0].requires_grad_()
+    loss = head_loss(model, hidden, ids[0])
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[0], ids[0]))
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model.logits(hidden), ids[0]), hidden)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_what_cannot_be_used_is_refused_at_assembly(tiny_vision: Path, tmp_path: Path) -> None:
+    words = tiny_tokenizer(tmp_path / "llm", special=("<pad>", "<s>", "</s>"))
+    sizes = {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 8,
+    }
+    config = AutoConfig.for_model("opt", vocab_size=words, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model-q4.gguf").write_bytes(b"GGUF")
+    for llm, said in (("llm", "word embeddings as wide as its layers"), ("gguf", 'gguf_file="model-q4.gguf"')):
+        for assemble in (MiniGPT4.assemble, partial(on_disk.assemble, out=tmp_path / "out")):
+            with pytest.raises(UserError, match=said):
+                assemble(tiny_vision, tmp_path / llm)
     assert not (tmp_path / "out").exists()

@@ -122,7 +122,9 @@ def test_targets_are_judged():
     good |= {"fails_describe": Rate(2, 100), "fails_poem": Rate(0, 50)}
     weak = dict.fromkeys(ABILITIES, Rate(10, 100))
     assert all(target["met"] for target in targets(good, weak, 300, 2000))
-    bad = good | {"kind_colour": Rate(89, 100), "fails_poem": Rate(2, 50), "abilities": Rate(64, 100)}
+    chance = good | {"kind_colour": Rate(89, 100), "fails_poem": Rate(2, 50), "abilities": Rate(64, 100)}
+    assert all(target["met"] for target in targets(chance, weak, 300, 2000)), "within the interval"
+    bad = good | {"kind_colour": Rate(80, 100), "fails_poem": Rate(8, 50), "abilities": Rate(50, 100)}
     bad |= {"poem": Rate(10, 100)}
     assert not any(target["met"] for target in targets(bad, weak, 361, 5000) if "descriptions" not in target["name"])
     assert "poem" in next(t["reached"] for t in targets(bad, weak, 1, 1) if "above the baseline" in t["name"])

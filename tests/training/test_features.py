@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from formats import read
 from minigpt4.data.mixture import Source
-from minigpt4.data.pairs import Pair, read_pairs
+from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.training.features import (
@@ -33,7 +33,7 @@ def model(tiny_vision: Path, tiny_llm: Path) -> MiniGPT4:
 
 @pytest.fixture
 def pairs(tiny_pairs: Path) -> list[Pair]:
-    return list(read_pairs(str(tiny_pairs), Counter()))
+    return read(tiny_pairs)[0]
 
 
 def encode(model: MiniGPT4, cache: FeatureCache, pairs: Iterable[Pair], **settings: Any) -> int:

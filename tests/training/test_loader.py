@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from formats import read
 from minigpt4.data.batches import tokenise
 from minigpt4.data.mixture import PairStream, Source
-from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
@@ -47,7 +47,7 @@ def loader(
 
 def pictures(pairs: Path) -> dict[str, bytes]:
     """The picture file of every pair, by the pair's name."""
-    return {pair.name: pair.picture for pair in read_pairs(str(pairs), Counter())}
+    return {pair.name: pair.picture for pair in read(pairs)[0]}
 
 
 def test_every_row_has_the_pixels_of_its_own_picture(model: MiniGPT4, tiny_pairs: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from formats import read
 from minigpt4.data.batches import Batches, tokenise
-from minigpt4.data.descriptions import read_descriptions
-from minigpt4.data.pairs import read_pairs
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
@@ -39,7 +37,7 @@ def setting(
     recipe = Recipe.load(f"pocket-stage{stage}", [*parts, *how])
     model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype=dtype)
     set_trainable(model, stage)
-    pairs = list((read_pairs if stage == 1 else read_descriptions)(str(data), Counter()))
+    pairs = read(data, stage)[0]
     features = FeatureCache(tmp_path, "vision")
     cache_features(model, features, map(Prepare(model.image_processor, features.index), pairs))
     samples = tokenise(

@@ -60,7 +60,7 @@ def describe(
     from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
 
-    given = {"instruction": instruction} if instruction is not None else {}
+    given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
     settings = describing.Describing(
         min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **given
     )
@@ -221,7 +221,7 @@ def import_(
     Example: minigpt4 curate import my-audit --data cc_sbu_align --model pocket
     """
     from minigpt4.curation.describe import add_dataset
-    from minigpt4.data.descriptions import read_annotations
+    from minigpt4.data.formats import read_annotations
 
     read_annotations(str(data))  # a mistyped path makes no project
     with _open(project, create=True) as ledger:

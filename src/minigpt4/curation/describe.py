@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.curation.ledger import Ledger, Picture
-from minigpt4.data.descriptions import find_picture, read_annotations
-from minigpt4.data.pairs import LONGEST_TEXT
+from minigpt4.data.formats import read_annotations
+from minigpt4.data.pairs import unusable_text
 from minigpt4.endpoint import STOPPED, Endpoint, Unanswered
 from minigpt4.errors import UserError
-from minigpt4.images import PICTURE_ENDINGS, image_url, is_picture
+from minigpt4.files import expand
+from minigpt4.images import find_image, find_images, image_url
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 
@@ -48,17 +49,15 @@ def add_folder(ledger: Ledger, folder: Path) -> int:
 
     Those that cannot be opened are left out, with a warning. Raises UserError if there is none.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such directory of pictures")
-    files = sorted(path for path in folder.rglob("*") if is_picture(path) and path.is_file())
+    folder = expand(folder)
     named: dict[str, Path] = {}
-    for path in files:
+    for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         named[name if name not in named else path.relative_to(folder).as_posix()] = path
     refused = ledger.add_pictures(named.items())
     _warn_refused(refused)
     if len(refused) == len(named):
-        raise UserError(f"{folder}: holds no picture that can be opened ({', '.join(PICTURE_ENDINGS)})")
+        raise UserError(f"{folder}: holds no picture that can be opened")
     return len(named) - len(refused)
 
 
@@ -71,13 +70,13 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
     refused = {}
     files = {}
     for image_id, caption in annotations:
-        path = find_picture(directory / "image", image_id)
-        if path is None:
-            refused[image_id] = "there is no such picture in image/"
-        elif len(caption) > LONGEST_TEXT:
-            refused[image_id] = f"its text has more than {LONGEST_TEXT:,} characters"
-        else:
-            files[image_id] = path
+        try:
+            files[image_id] = find_image(directory / "image", image_id, inside=True)
+        except UserError as error:
+            refused[image_id] = str(error)
+        if cause := unusable_text(image_id, caption):
+            files.pop(image_id, None)
+            refused[image_id] = cause.detail
     refused |= ledger.add_pictures(files.items())
     _warn_refused(refused)
     settings = ledger.settings("describe", {"model": "imported", "from": str(directory.resolve())})

@@ -19,7 +19,7 @@ from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
 from minigpt4.labelling import LabellingDesk, TakenError, labelling_app
 from minigpt4.local_web import serve_app
-from minigpt4.statistics import agreement
+from minigpt4.statistics import agreements
 
 LEASE_SECONDS = 600.0
 EditedText = Annotated[str | None, Field(max_length=20_000)]
@@ -129,7 +129,7 @@ class ReviewDesk(LabellingDesk):
         return [item.reviews[reviewer].at for item in self.items if reviewer in item.reviews]
 
     def agreement(self) -> list[dict[str, Any]]:
-        return agreement({n: e.data["verdict"] != "reject" for n, e in item.reviews.items()} for item in self.items)
+        return agreements({n: e.data["verdict"] != "reject" for n, e in item.reviews.items()} for item in self.items)
 
     def progress(self, reviewer: str) -> dict[str, Any]:
         with self.lock:

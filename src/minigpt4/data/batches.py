@@ -7,6 +7,7 @@ like length share a batch, so there is next to no padding. Knows nothing about m
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class Samples:
     targets: list[list[int]]
     prompts: list[list[int]]
     own_prompts: Mapping[int, list[int]] = field(default_factory=dict)
+    mended: int = 0  # texts that held the stop string
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -103,7 +105,8 @@ def tokenise(
 
     A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
     generates; where the tokenizer puts a space before every text, the end symbol is tokenised with its text (as in the
-    original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end.
+    original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end. In stage 2 texts are
+    rid of the template's stop string (see `without_stop`).
     """
 
     def prompt_ids(prompt: str) -> list[int]:
@@ -112,20 +115,33 @@ def tokenise(
 
     forms = [stage2_text(instruction, "", template) for instruction in instructions] or [stage1_text("")]
     pairs = [pair if isinstance(pair, Pair) else Pair("", b"", pair) for _, pair in usable]
+    stop = forms[0][1] if instructions else ""
+
+    def clean(text: str) -> str:
+        return plain(tokenizer, without_stop(text, stop), *["###"] * bool(stop))
+
     own = {}
     for i, pair in enumerate(pairs if instructions else ()):
         if pair.messages or pair.instruction:
-            turns = [replace(turn, text=plain(tokenizer, turn.text, "###")) for turn in pair.messages[:-1]]
-            asked = turns or plain(tokenizer, without_marks(pair.instruction or ""), "###")
+            turns = [replace(turn, text=clean(turn.text)) for turn in pair.messages[:-1]]
+            asked = turns or clean(without_marks(pair.instruction or ""))
             own[i] = prompt_ids(stage2_text(asked, "", template)[0])
-    texts, end = [plain(tokenizer, pair.text) for pair in pairs], []
+    texts, end = [plain(tokenizer, without_stop(pair.text, stop)) for pair in pairs], []
+    mended = sum(without_stop(pair.text, stop) != pair.text for pair in pairs)
     if puts_space_first(tokenizer):
         texts = [text + forms[0][1] for text in texts]
     else:
         end = encode(tokenizer, forms[0][1], num_query_tokens, image_token_id, bos=False)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     targets = [(text_ids + end)[:max_text_tokens] for text_ids in ids]
-    return Samples([key for key, _ in usable], targets, [prompt_ids(prompt) for prompt, _ in forms], own)
+    return Samples([key for key, _ in usable], targets, [prompt_ids(prompt) for prompt, _ in forms], own, mended)
+
+
+def without_stop(text: str, stop: str) -> str:
+    """`text` without the stop string, which would end it early: headings lose it, elsewhere a space stands for it."""
+    if stop and stop in text:
+        text = re.sub(rf"(?m)^[ \t]*{re.escape(stop)}{re.escape(stop[-1])}*[ \t]*", "", text).replace(stop, " ").strip()
+    return f"{text} " if stop and (text + stop).find(stop) < len(text) else text  # "C#" before "###"
 
 
 class Batches:

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from minigpt4.data.formats import json_records
 from minigpt4.data.mixture import tell
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 
 _BLIP = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/datasets"
-PIECE = 1 << 20  # characters of a list that are read at a time
 ROWS = 1_000_000  # of a list in one parquet file
 
 
@@ -99,29 +99,12 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
 
     Raises UserError if the file is missing or is not JSON.
     """
-    decoder, text, at = json.JSONDecoder(), "", 0
     try:
-        with path.open(encoding="utf-8") as file:
-            while True:
-                more = file.read(PIECE)
-                text, at = text[at:] + more, 0
-                while True:
-                    while at < len(text) and text[at] in " \t\r\n,[]":
-                        at += 1
-                    try:
-                        entry, at = decoder.raw_decode(text, at)
-                    except json.JSONDecodeError:
-                        break  # the rest of it is in the next piece
-                    if isinstance(entry, dict) and isinstance(entry.get("url"), str):
-                        yield entry["url"], str(entry.get("caption") or "")
-                if not more:
-                    break
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); `minigpt4 data download` says where the lists are"
-        ) from None
-    if at < len(text):
-        raise UserError(f"{path}: is not JSON from here on: {text[at : at + 40]!r}")
+        for entry in json_records(path):
+            if isinstance(entry, dict) and isinstance(entry.get("url"), str):
+                yield entry["url"], str(entry.get("caption") or "")
+    except UserError as error:
+        raise UserError(f"{error}; `minigpt4 data download` says where the lists are") from None
 
 
 def _outcomes(out: Path) -> Counter[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigpt4.data.pairs import Pair
+from minigpt4.data.pairs import Cause, Pair
 from minigpt4.data.sources import Reader, Source, check_source, open_source
 from minigpt4.data.workers import Chunk, datasets_library, in_processes
 from minigpt4.errors import UserError
@@ -55,12 +55,18 @@ def tell(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{cause} {number}" for cause, number in Counter(skipped).most_common())
 
 
+def tell_first(skipped: Mapping[str, int]) -> str:
+    """Where each cause came first and what was wrong there, in words, as far as that is known."""
+    details = (getattr(cause, "detail", "") for cause, _ in Counter(skipped).most_common(3))
+    return "".join(f"; {detail}" for detail in details if detail)
+
+
 def judge(path: str, seen: int, skipped: Counter[str], most: float) -> None:
     """Raises UserError if more than the share `most` of the pairs was left out."""
     if skipped.total() > most * seen:
         raise UserError(
             f"data {path}: {skipped.total()} of {seen} pairs cannot be used ({tell(skipped)}), more than the share of "
-            f"{most:g} that is allowed; `minigpt4 data inspect` shows them"
+            f"{most:g} that is allowed; `minigpt4 data inspect` shows them{tell_first(skipped)}"
         )
 
 
@@ -264,8 +270,8 @@ class _Share:
             return [pair]
         try:
             return [self.prepare(pair)]
-        except UserError:
-            skipped["unreadable picture"] += 1
+        except UserError as error:
+            skipped[Cause("unreadable picture", f"{pair.name}: {error}")] += 1
             return []
 
 

@@ -1,6 +1,6 @@
-"""What a suite asks: questions about pictures, read from files that may be wrong in places.
+"""What a suite asks: questions about images, read from files in which single records may be wrong.
 
-A record that is wrong is left out and named (`Fault`), and the others go on.
+A wrong record is left out and named (`Fault`); the others are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from minigpt4.errors import UserError
 
-#: What can keep an item from being measured.
+#: Why an item is not measured, as results.json names it.
 MALFORMED, DUPLICATE, MISSING, UNREADABLE, UNANSWERED = (
     "malformed record", "duplicate id", "missing picture", "unreadable picture", "no answer",
 )  # fmt: skip
@@ -20,10 +20,10 @@ MALFORMED, DUPLICATE, MISSING, UNREADABLE, UNANSWERED = (
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture.
+    """One question about one image.
 
-    `id` is unique in its suite; `task` is the row that it counts under; `truth` is plain JSON that scoring needs. With
-    `options` the model does not write: the likeliest one is chosen.
+    `id` is unique in its suite; `task` is the row it counts under; `truth` is plain JSON for scoring. With `options`
+    the model does not write: its likeliest option is the answer.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why something was not measured: the sort of fault, the file and record (or item), and what is wrong."""
+    """Why a record or item was not measured: the kind of fault, its place, and what is wrong."""
 
     kind: str
     where: str
@@ -48,15 +48,15 @@ class Fault:
 
 
 @dataclass
-class Collection:
-    """The items of a suite, and what was left out of it."""
+class Items:
+    """The items of a suite, and the faults of records that were left out."""
 
     items: list[Item] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     _places: dict[str, str] = field(default_factory=dict)
 
     def add(self, item: Item, where: str) -> None:
-        """Take an item from the record `where`; a second one of the same id, or one without its picture, is a fault."""
+        """Take an item from the record `where`; a second one of the same id, or one without its image, is a fault."""
         if item.id in self._places:
             self.reject(where, f"its id {item.id!r} is that of {self._places[item.id]}, which is kept", DUPLICATE)
             return
@@ -70,7 +70,7 @@ class Collection:
         """Leave the record `where` out."""
         self.faults.append(Fault(kind, where, reason))
 
-    def require(self, data: str | Path) -> Collection:
+    def require(self, data: str | Path) -> Items:
         """Itself. Raises UserError if no item is left."""
         if not self.items:
             first = f"; the first fault: {self.faults[0]}" if self.faults else ""
@@ -79,7 +79,7 @@ class Collection:
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
-    """`record[name]`, which must be of `kind`. Raises ValueError that says what was expected, for `Collection.reject`.
+    """`record[name]`, which must be of `kind`. Raises ValueError that says what was expected, for `Items.reject`.
 
     Without a `default` the field must be there.
     """

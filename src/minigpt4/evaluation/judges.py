@@ -245,7 +245,7 @@ def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for answer, success in row["answers"].items():
             if success is not None:
                 votes.setdefault(answer, {})[row["rater"]] = success
-    return statistics.agreement(votes.values())
+    return statistics.agreements(votes.values())
 
 
 class PeopleJudge(Judge):

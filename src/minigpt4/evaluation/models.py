@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minigpt4.evaluation.items import Item
     from minigpt4.minigpt4 import MiniGPT4
 
+T = TypeVar("T")
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
 #: How BLIP-2 is asked, as its authors do.
 BLIP2_PROMPT = "Question: {} Answer:"
@@ -73,35 +74,80 @@ class Answerer(ABC):
     """A model that answers. `identity` is plain JSON: all that tells it from other models, for the record."""
 
     identity: dict[str, Any]
-    how: Answering
+    settings: Answering
 
-    def close(self) -> None:  # noqa: B027 - an endpoint has none to give
-        """Give the model's memory back; it is loaded again if it is asked again."""
+    def close(self) -> None:  # noqa: B027 - an endpoint holds no memory
+        """Free the model's memory; it is loaded again if it is asked again."""
+
+    @abstractmethod
+    def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
+        """Put every item to the model; each reply goes to `record` with its item's index as soon as it is there.
+
+        An image that cannot be read is a reply with a `fault`.
+        """
+
+
+class LocalAnswerer(Answerer, Generic[T]):
+    """A model in this process, loaded when it is first asked, which answers in batches."""
+
+    def __init__(self, kind: str, name: str, settings: Answering, **more: Any) -> None:
+        from minigpt4.model import sources
+
+        self.name, self.settings = name, settings
+        numbers = {"dtype": settings.dtype, "load_in": settings.load_in}
+        weights = weights_signature(sources.resolve(name))
+        self.identity = {"kind": kind, "model": name, "weights": weights, **numbers, **more}
+        self._loaded: T | None = None
+
+    @abstractmethod
+    def load(self) -> T: ...
+
+    @property
+    def model(self) -> T:
+        if self._loaded is None:
+            self._loaded = self.load()
+        return self._loaded
+
+    def close(self) -> None:
+        import gc
+
+        import torch
+
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @abstractmethod
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
-        """One reply for each prompt about its picture, greedy unless `how` says otherwise."""
+        """One reply for each prompt about its image, greedy unless the settings say otherwise."""
 
+    @abstractmethod
     def likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[ModelReply]:
         """For each prompt the log-likelihood of each of its options as the answer; `text` is the likeliest one's."""
-        raise UserError(f"{self.identity['model']}: gives no likelihoods of options")
+
+    def sampling(self) -> dict[str, Any]:
+        chosen = self.settings
+        if chosen.temperature == 0:
+            return {"do_sample": False, "num_beams": chosen.num_beams}
+        drawn = {"do_sample": True, "temperature": chosen.temperature, "top_p": chosen.top_p}
+        return {**drawn, "num_beams": chosen.num_beams}
+
+    def seed(self, sample: int) -> int:
+        return self.settings.seed + 1_000_003 * sample
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
-        """Put every item, and hand each reply to `record` with its item's index, as soon as it is there.
-
-        A picture that cannot be read is a reply with a `fault`, and the others go on.
-        """
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, item in enumerate(items):
             groups.setdefault((item.max_new_tokens, bool(item.options)), []).append(index)
         for (limit, scored), members in groups.items():
-            for start in range(0, len(members), self.how.batch_size):
+            for start in range(0, len(members), self.settings.batch_size):
                 opened: dict[int, Image.Image] = {}
-                for index in members[start : start + self.how.batch_size]:
+                for index in members[start : start + self.settings.batch_size]:
                     try:
                         opened[index] = open_image(items[index].image)
                     except UserError as error:
@@ -138,49 +184,24 @@ def weights_signature(source: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _identity(kind: str, name: str, how: Answering, **more: Any) -> dict[str, Any]:
-    from minigpt4.model import sources
-
-    numbers = {"dtype": how.dtype, "load_in": how.load_in}
-    return {"kind": kind, "model": name, "weights": weights_signature(sources.resolve(name)), **numbers, **more}
-
-
-def _sampling(how: Answering, sample: int) -> dict[str, Any]:
-    if how.temperature == 0:
-        return {"do_sample": False, "num_beams": how.num_beams}
-    return {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "num_beams": how.num_beams}
-
-
-class LocalAnswerer(Answerer):
+class MiniGPT4Answerer(LocalAnswerer["MiniGPT4"]):
     """A MiniGPT-4: an alignment, an export, or one of the pocket models."""
 
-    def __init__(self, name: str, how: Answering) -> None:
-        self.name, self.how = name, how
-        self.identity = _identity("minigpt4", name, how)
-        self._model: MiniGPT4 | None = None
+    def load(self) -> MiniGPT4:
+        from minigpt4.minigpt4 import MiniGPT4
 
-    def close(self) -> None:
-        self._model = None
-        _free()
-
-    @property
-    def model(self) -> MiniGPT4:
-        if self._model is None:
-            from minigpt4.minigpt4 import MiniGPT4
-
-            how = self.how
-            self._model = MiniGPT4.from_pretrained(self.name, dtype=how.dtype, load_in=how.load_in, device=how.device)
-        return self._model
+        chosen = self.settings
+        return MiniGPT4.from_pretrained(self.name, dtype=chosen.dtype, load_in=chosen.load_in, device=chosen.device)
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
         from minigpt4.generation.engine import answers
 
-        settings = _sampling(self.how, sample)
-        if settings["do_sample"]:
-            settings |= {"seed": self.how.seed + 1_000_003 * sample, "repetition_penalty": 1.0}
-        found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **settings)
+        sampling = self.sampling()
+        if sampling["do_sample"]:
+            sampling |= {"seed": self.seed(sample), "repetition_penalty": 1.0}
+        found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **sampling)
         return [ModelReply(answer.text, answer.ended) for answer in found]
 
     def likelihoods(
@@ -202,57 +223,49 @@ class LocalAnswerer(Answerer):
         return replies
 
 
-class Blip2Answerer(Answerer):
+class Blip2Answerer(LocalAnswerer[tuple[Any, Any]]):
     """Any `Blip2ForConditionalGeneration` as plain transformers runs it: the paper's baseline."""
 
-    def __init__(self, name: str, how: Answering, prompt: str = BLIP2_PROMPT) -> None:
-        if how.load_in or how.device == "auto":
+    def __init__(self, name: str, settings: Answering) -> None:
+        if settings.load_in or settings.device == "auto":
             raise UserError(f"{name}: a plain BLIP-2 is loaded whole; leave --load-in and --device auto out for it")
-        self.name, self.how, self.prompt = name, how, prompt
-        self.identity = _identity("blip2", name, how, prompt=prompt)
-        self._loaded: Any = None
+        super().__init__("blip2", name, settings, prompt=BLIP2_PROMPT)
 
-    def close(self) -> None:
-        self._loaded = None
-        _free()
-
-    def _load(self) -> tuple[Any, Any]:
+    def load(self) -> tuple[Any, Any]:
         """(model, processor)."""
-        if self._loaded is None:
-            import torch
-            from transformers import AutoProcessor, Blip2ForConditionalGeneration
+        import torch
+        from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
-            from minigpt4.model import sources
-            from minigpt4.model.precision import Placement
+        from minigpt4.model import sources
+        from minigpt4.model.precision import Placement
 
-            source = sources.resolve(self.name)
-            placement = Placement.resolve(self.how.dtype, self.how.device, None, None)
-            try:
-                processor = sources.load(AutoProcessor, source)
-                model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
-            except UserError:
-                raise
-            except Exception as error:  # each part has its own exceptions for broken files
-                raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
-            processor.tokenizer.padding_side = "left"
-            processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
-            self._loaded = model.to(torch.device(placement.device)).eval(), processor
-        return self._loaded
+        source = sources.resolve(self.name)
+        placement = Placement.resolve(self.settings.dtype, self.settings.device, None, None)
+        try:
+            processor = sources.load(AutoProcessor, source)
+            model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
+        except UserError:
+            raise
+        except Exception as error:  # each part has its own exceptions for broken files
+            raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
+        processor.tokenizer.padding_side = "left"
+        processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
+        return model.to(torch.device(placement.device)).eval(), processor
 
     def answer(
         self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
     ) -> list[ModelReply]:
         import torch
 
-        model, processor = self._load()
-        asked = [self.prompt.format(prompt) for prompt in prompts]
+        model, processor = self.model
+        asked = [BLIP2_PROMPT.format(prompt) for prompt in prompts]
         inputs = processor(images=list(images), text=asked, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device, model.dtype)
-        settings = _sampling(self.how, sample)
-        if settings["do_sample"]:
-            torch.manual_seed(self.how.seed + 1_000_003 * sample)
+        sampling = self.sampling()
+        if sampling["do_sample"]:
+            torch.manual_seed(self.seed(sample))
         with torch.inference_mode():
-            rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+            rows = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
         new = rows[:, inputs["input_ids"].shape[1] :] if model.config.use_decoder_only_language_model else rows
         return [
             ModelReply(text.strip(), len(row) < max_new_tokens or _ends(row, model))
@@ -266,11 +279,11 @@ class Blip2Answerer(Answerer):
         import torch.nn.functional as F
         from torch.nn.utils.rnn import pad_sequence
 
-        model, processor = self._load()
+        model, processor = self.model
         decoder_only = model.config.use_decoder_only_language_model
         replies = []
         for image, prompt, choices in zip(images, prompts, options, strict=True):
-            inputs = processor(images=image, text=self.prompt.format(prompt), return_tensors="pt")
+            inputs = processor(images=image, text=BLIP2_PROMPT.format(prompt), return_tensors="pt")
             inputs = inputs.to(model.device, model.dtype)
             space = " " if decoder_only else ""
             tails = [processor.tokenizer(space + c, add_special_tokens=False)["input_ids"] for c in choices]
@@ -291,16 +304,6 @@ class Blip2Answerer(Answerer):
                 scores += (-nll.sum(1)).tolist()
             replies.append(_choice(choices, scores, [len(tail) for tail in tails]))
         return replies
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _ends(row: Any, model: Any) -> bool:
@@ -333,23 +336,21 @@ def open_endpoint(name: str, timeout: float = 120.0, attempts: int = 6) -> Endpo
 class EndpointAnswerer(Answerer):
     """An endpoint and the model that it is asked for."""
 
-    def __init__(self, name: str, how: Answering) -> None:
-        self.how = how
-        self.endpoint = open_endpoint(name, how.timeout)
+    def __init__(self, name: str, settings: Answering) -> None:
+        self.settings = settings
+        self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[ModelReply]:
-        replies: list[ModelReply] = [ModelReply()] * len(prompts)
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300) -> list[ModelReply]:
+        """One answer for each image and prompt, in order."""
+        replies = [ModelReply()] * len(prompts)
 
-        def record(index: int, reply: ModelReply | Unanswered) -> None:
+        def keep(index: int, reply: ModelReply | Unanswered) -> None:
             replies[index] = ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply
 
-        def work(index: int) -> ModelReply:
-            return self._ask(image_url(images[index]), prompts[index], max_new_tokens)
-
-        self.endpoint.ask_each(range(len(prompts)), work, record, self.how.concurrency)
+        asked = [(image_url(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        work = lambda index: self._ask(*asked[index], max_new_tokens)  # noqa: E731
+        self.endpoint.ask_each(range(len(asked)), work, keep, self.settings.concurrency)
         return replies
 
     def answer_each(self, items: Sequence[Item], record: Callable[[int, ModelReply], None], *, sample: int = 0) -> None:
@@ -361,26 +362,26 @@ class EndpointAnswerer(Answerer):
         def work(index: int) -> ModelReply:
             item = items[index]
             try:
-                picture = image_url(item.image)
+                image = image_url(item.image)
             except UserError as error:
                 return ModelReply(fault=str(error))
             if item.options:
-                return self._choose(picture, item.prompt, item.options)
-            return self._ask(picture, item.prompt, item.max_new_tokens)
+                return self._choose(image, item.prompt, item.options)
+            return self._ask(image, item.prompt, item.max_new_tokens)
 
         def keep(index: int, reply: ModelReply | Unanswered) -> None:
             record(index, ModelReply(fault=str(reply)) if isinstance(reply, Unanswered) else reply)
 
-        self.endpoint.ask_each(range(len(items)), work, keep, self.how.concurrency)
+        self.endpoint.ask_each(range(len(items)), work, keep, self.settings.concurrency)
 
-    def _ask(self, picture: str, prompt: str, max_new_tokens: int) -> ModelReply:
+    def _ask(self, image: str, prompt: str, max_new_tokens: int) -> ModelReply:
         content = [
-            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "image_url", "image_url": {"url": image}},
             {"type": "text", "text": prompt},
         ]
         try:
             said = self.endpoint.ask(
-                [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.how.temperature
+                [{"role": "user", "content": content}], max_tokens=max_new_tokens, temperature=self.settings.temperature
             )
         except Unanswered as error:
             if not error.empty:
@@ -388,32 +389,32 @@ class EndpointAnswerer(Answerer):
             return ModelReply()
         return ModelReply(said.text, said.ended)
 
-    def _choose(self, picture: str, prompt: str, options: Sequence[str]) -> ModelReply:
+    def _choose(self, image: str, prompt: str, options: Sequence[str]) -> ModelReply:
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-        reply = self._ask(picture, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
+        reply = self._ask(image, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
         found = re.match(r"\W*([A-Z])\b", reply.text.upper())
         index = LETTERS.index(found[1]) if found else len(options)
         return ModelReply(options[index], reply.ended) if index < len(options) else reply
 
 
-def open_answerer(name: str, how: Answering | None = None) -> Answerer:
+def open_answerer(name: str, settings: Answering | None = None) -> Answerer:
     """The model called `name`; local weights are loaded when it is first asked.
 
     `openai:URL#MODEL` is an endpoint, `blip2:DIRECTORY` (or a directory or hub id that holds a BLIP-2 and no record of
     ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads. Raises UserError if there is no such
     model.
     """
-    how = how or Answering()
+    settings = settings or Answering()
     if name.startswith(ENDPOINT_PREFIX):
-        return EndpointAnswerer(name, how)
+        return EndpointAnswerer(name, settings)
     from minigpt4.model import sources
 
     if name.startswith(BLIP2_PREFIX):
-        return Blip2Answerer(name.removeprefix(BLIP2_PREFIX), how)
+        return Blip2Answerer(name.removeprefix(BLIP2_PREFIX), settings)
     source = sources.resolve(name)
     if sources.find_file(source, "alignment.json"):
-        return LocalAnswerer(name, how)
+        return MiniGPT4Answerer("minigpt4", name, settings)
     if sources.read_json(source, "config.json").get("model_type") == "blip-2":
-        return Blip2Answerer(name, how)
+        return Blip2Answerer(name, settings)
     raise UserError(f"{name}: is neither an alignment, an export nor a BLIP-2; give one of them, or openai:URL#MODEL")

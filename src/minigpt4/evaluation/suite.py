@@ -1,4 +1,4 @@
-"""What a suite is: items, who judges the answers, and how the verdicts sum up to figures beside the paper's."""
+"""A suite: its items, the judge of their answers, and how verdicts add up to figures beside the paper's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Collection, Item
+from minigpt4.evaluation.items import Item, Items
 from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
@@ -36,10 +36,11 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Judged:
-    """An answer with the verdicts on its cases, in their order."""
+    """An answer with its cases and the verdicts on them, in their order."""
 
     answer: Response
-    verdicts: tuple[Verdict, ...]
+    cases: Sequence[Case]
+    verdicts: Sequence[Verdict]
 
     @property
     def item(self) -> Item:
@@ -47,7 +48,7 @@ class Judged:
 
 
 class DefaultData(Protocol):
-    """What suites ask about where no data is given: pictures whose truth is known, from an extension (`benchmarks`)."""
+    """What suites ask about where no data is given: images whose truth is known, from an extension (`benchmarks`)."""
 
     #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
     wording: Mapping[str, str]
@@ -74,7 +75,7 @@ def default_data() -> DefaultData:
     """The default data of this installation. Raises UserError if it has none."""
     found = extensions("benchmarks")
     if not found:
-        raise UserError("no default pictures are installed; name your own (--data)")
+        raise UserError("no default images are installed; name your own (--data)")
     return found[0]
 
 
@@ -87,16 +88,16 @@ class Suite(ABC):
     notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def load(self, directory: Path) -> Collection:
-        """The items and what was left out. `directory` is the suite's own, for pictures that it draws."""
+    def load(self, directory: Path) -> Items:
+        """The items and the faults. `directory` is the suite's own, for images that it draws."""
 
     @abstractmethod
     def rows(self) -> Sequence[TableRow]:
         """The lines of the table; known once the items are loaded."""
 
-    @abstractmethod
     def cases(self, answer: Response) -> Sequence[Case]:
-        """What is to be decided about an answer."""
+        """What is to be decided about an answer; by default one thing, of which the judge needs the text only."""
+        return [Case(answer, {"answer": answer.text})]
 
     @abstractmethod
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
@@ -105,8 +106,8 @@ class Suite(ABC):
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
         """Anything else for results.json; by default nothing.
 
-        What stands under `agreement` (a list of `judges`, a pair of names; `cases`; `agreed`, a share; `kappa`) is told
-        below the table too. `again` asks the judge the same cases once more, and keeps what it says.
+        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `again` asks
+        the judge the same cases once more, and records its verdicts.
         """
         return {}
 

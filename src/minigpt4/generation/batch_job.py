@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.data.tables import parquet_rows, parse_line, read_lines
+from minigpt4.data.formats import IMAGE_KEYS, TABLES, Parquet, locate, named, parquet_rows
+from minigpt4.data.pairs import QUESTION_KEYS, Cause, lowered
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, failed_write_is_a_user_error, only_process, write_atomically
+from minigpt4.files import expand, failed_write_is_a_user_error, find_files, only_process, write_atomically
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import answers
-from minigpt4.images import PICTURE_ENDINGS, is_picture, open_image
+from minigpt4.images import find_images, open_image
 from minigpt4.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -66,68 +67,48 @@ class Result:
 def read_tasks(images: str, prompt: str | None) -> list[Task]:
     """The questions that `images` stands for, in their order.
 
-    `images` is a directory (its pictures, those of its subdirectories too, by name), a pattern such as `photos/*.jpg`,
-    a picture, a `.jsonl` file with a line `{"image": path, "prompt": question}` for each, or a `.parquet` file with
-    such columns (where `image` may hold the file itself, as bytes or as datasets' `{"bytes": ..., "path": ...}`). Paths
-    in such a file count from its own directory; `prompt` is for lines without one of their own.
+    `images` is a directory (its images, those of its subdirectories too, by name), a pattern such as `photos/*.jpg`,
+    an image, or a table (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`) with `image` (a path from the table's own
+    directory, or in parquet the file itself, as bytes or as datasets' `{"bytes": ..., "path": ...}`) and `prompt` in
+    each row. `prompt` is for rows without one of their own.
 
-    Raises UserError if there is nothing, or a line has no image or no question.
+    Raises UserError if there is nothing, or a row has no image or no question.
     """
-    path = Path(expanded(images))
-    if path.is_dir():
-        pictures = sorted(p for p in path.rglob("*") if is_picture(p) and p.is_file())
-        if not pictures:
-            raise UserError(f"{images}: holds no pictures ({', '.join(PICTURE_ENDINGS)})")
-    elif path.suffix in (".jsonl", ".parquet"):
+    path = expand(images)
+    if path.suffix[1:].lower() in TABLES:
         if not path.is_file():
             raise UserError(f"{images}: no such file; give a directory, a pattern, a .jsonl or a .parquet file")
-        read = _read_jsonl if path.suffix == ".jsonl" else _read_parquet
-        return [_task(row, where, path, prompt) for where, row in read(path)]
-    elif path.is_file():
-        pictures = [path]
-    else:
-        root = Path(path.anchor)
-        pictures = sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
-        if not pictures:
-            raise UserError(f"{images}: no such directory or file, and no file fits it as a pattern")
+        return list(_read_table(path, prompt))
+    pictures = find_images(path) if path.is_dir() else find_files(path)[0]
     if not prompt:
         raise UserError("no question was given; say what to ask about every picture with --prompt")
     return [Task(str(p), p, prompt) for p in pictures]
 
 
-def _task(row: Any, where: str, path: Path, prompt: str | None) -> Task:
-    image = row.get("image") if isinstance(row, dict) else None
-    own = row.get("prompt") if isinstance(row, dict) else None
-    if isinstance(image, dict):  # an image column as the datasets library writes it
-        image = image.get("bytes") or image.get("path")
-    if not isinstance(image, (str, bytes)) or not image:
-        raise UserError(f'{where}: has no image; {{"image": "path", "prompt": "question"}} was expected')
-    question = own or prompt
-    if not isinstance(question, str) or not question:
-        raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
-    if isinstance(image, bytes):
-        return Task(where, row["read"], question)
-    return Task(image, Path(image) if image.startswith("~") else path.parent / image, question)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in read_lines(path):
-        record = parse_line(line)
-        if isinstance(record, str):
-            raise UserError(f"{path}:{number}: broken JSON ({record})")
-        yield f"{path}:{number}", record
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows, each with a function `read` that reads its picture once more: only a few are ever in memory."""
-    pictures = _Pictures(path)
-    for number, row in enumerate(parquet_rows(path, ["image", "prompt"])):
-        usable = {"image": b"left out"} if isinstance(row, str) else row
-        yield f"{path}:{number}", {**usable, "read": partial(pictures.read, number)}
+def _read_table(path: Path, prompt: str | None) -> Iterator[Task]:
+    """A task for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
+    reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Pictures(path)
+    for number, row in enumerate(row for shard in reader.shards() for row in reader.rows(shard)):
+        where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
+        if isinstance(row, Cause) and not isinstance(reader, Parquet):
+            raise UserError(row.detail)
+        found = b"" if isinstance(row, Cause) else locate(record, directory, where)
+        if isinstance(found, Cause):
+            expected = '{"image": "path", "prompt": "question"} was expected'
+            raise UserError(f"{where}: has no image; {expected} ({found.detail})")
+        question = next((record[key] for key in ("prompt", *QUESTION_KEYS) if record.get(key)), prompt)
+        if not isinstance(question, str) or not question:
+            raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
+        if isinstance(found, Path):
+            yield Task(str(named(record)), found, question)
+        elif isinstance(reader, Parquet):
+            yield Task(f"{path}:{number}", partial(stored.read, number), question)
+        else:
+            yield Task(where, partial(bytes, found), question)
 
 
 class _Pictures:
-    """The pictures in a parquet file, read from it in order as they are asked for."""
+    """The images in a parquet file, read from it in order as they are asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -135,15 +116,15 @@ class _Pictures:
         self._rows: Iterator[Any] = iter(())
 
     def read(self, number: int) -> bytes:
-        """The file of the picture in that row. A later row than the last is found by reading on."""
+        """The file of the image in that row. Rows after the last one read are found by reading forward."""
         if number < self._next or self._next == 0:
-            self._rows, self._next = parquet_rows(self._path, ["image"], first=number), number
+            self._rows, self._next = parquet_rows(self._path, IMAGE_KEYS, first=number), number
         row = next(itertools.islice(self._rows, number - self._next, None))
         self._next = number + 1
-        if isinstance(row, str):
-            raise UserError(row)
-        image = row["image"]
-        return image["bytes"] if isinstance(image, dict) else image
+        found = row if isinstance(row, Cause) else locate(lowered(row), self._path.parent, f"{self._path}:{number}")
+        if not isinstance(found, bytes):
+            raise UserError(f"{found}: {found.detail}" if isinstance(found, Cause) else f"{found}: is a path")
+        return found
 
 
 def run(
@@ -171,7 +152,7 @@ def run(
     decoding = Decoding.from_settings(settings)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
-    out = Path(expanded(out))
+    out = expand(out)
     _make_room(out)
     with only_process(out.parent, out.name):
         found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt4.model.graph import hide_image_token
+from minigpt4.model.graph import hide_image_token, logit_scale
 from minigpt4.model.lora import LoRA, Trained
 from minigpt4.model.packing import Packer
 from minigpt4.model.quantization import pack_4bit_layers
@@ -117,7 +117,7 @@ class AlignedModel(VisionSide):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., d_llm) -> logits (..., vocabulary), which are -inf for `<image>`."""
         llm = self.blip2.language_model
-        logits = llm.get_output_embeddings()(hidden)
+        logits = llm.get_output_embeddings()(hidden) * logit_scale(llm.config)
         if cap := getattr(llm.config, "final_logit_softcapping", None):  # Gemma's
             logits = torch.tanh(logits / cap) * cap
         image_column = torch.arange(logits.shape[-1], device=logits.device) == self.image_token_id

@@ -36,6 +36,7 @@ VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
     "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
+    "ln_vision.weight": "the norm after the vision encoder (blip2_pretrained_flant5xxl.pth holds it)",
     "llama_proj.weight": "a projection (pretrained_minigpt4*.pth)",
 }
 
@@ -94,7 +95,8 @@ def _vision_side(
     original's initial one (weight 1, bias 0).
     """
     tower = _read(vision, "patch_embed.proj.weight")
-    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, "query_tokens")
+    mark = "ln_vision.weight" if without_qformer else "query_tokens"
+    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
     config = _tower(tower, heads[0], image_size)
     if qformer is None and without_qformer:
         others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)

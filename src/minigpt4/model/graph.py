@@ -24,7 +24,14 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
         vision_config=vision.vision_config, qformer_config=vision.qformer_config, text_config=text_config,
         num_query_tokens=vision.num_query_tokens, image_token_index=image_token_id,
     )  # fmt: skip
-    return empty_graph(config)
+    blip2 = empty_graph(config)
+    words, head = blip2.language_model.get_input_embeddings(), blip2.language_model.get_output_embeddings()
+    if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
+        raise UserError(
+            f"an LLM of the kind {text_config.model_type!r} with these sizes cannot be used: it needs word embeddings "
+            "as wide as its layers, whose place image tokens take, and a language head; choose another LLM"
+        )
+    return blip2
 
 
 def empty_graph(config: Blip2Config) -> Any:
@@ -37,6 +44,11 @@ def empty_graph(config: Blip2Config) -> Any:
         unused = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
         blip2.register_buffer("query_tokens", unused, persistent=False)  # tells device and dtype, as real ones do
     return blip2
+
+
+def logit_scale(llm_config: Any) -> float:
+    """What an LLM multiplies its head's outputs by: 1 but for Cohere's and Granite's families."""
+    return getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
 
 
 def hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any) -> Any:

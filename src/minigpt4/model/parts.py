@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -23,6 +24,7 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
     Blip2VisionConfig,
+    LlamaTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -48,6 +50,9 @@ TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own
 
 #: How an export's config.json lets transformers' `generate` decode with its LLM. Another template asks for otherwise.
 DECODING = ("sequence_bias", "renormalize_logits")
+
+#: A text that tokenizers cut differently if they are not the same.
+PROBE = "### Human: Où sont the 12 red balls, 3.5 cm apart?\n It's 猫!"
 
 #: The variant without a Q-Former puts as many neighbouring patch tokens together into one image token.
 PATCHES_PER_TOKEN = 4
@@ -243,7 +248,7 @@ def load_tokenizer(name: str | Path) -> Any:
     """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
     source = resolve(name)
     with readable(name, _NO_LLM):
-        tokenizer = load(AutoTokenizer, source)
+        tokenizer = _llama_tokenizer(source) or load(AutoTokenizer, source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any(find_file(source, filename) for filename in files):  # transformers would go on with an empty one
         raise _no_llm(name, f"no {' or '.join(sorted(files))}")
@@ -254,6 +259,33 @@ def load_tokenizer(name: str | Path) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _llama_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a LLaMA with a sentencepiece model, whose ids it gives; None for other LLMs.
+
+    Directories of 2023 name a class that transformers does not know (LLaMATokenizer), or none, and may leave special
+    tokens empty: transformers would go on with other ids, or call itself for ever. Raises UserError if ids differ.
+    """
+    path = find_file(source, "tokenizer.model")
+    settings = read_json(source, "tokenizer_config.json") if find_file(source, "tokenizer_config.json") else {}
+    named = settings.get("tokenizer_class") or "LlamaTokenizer"
+    if not path or read_json(source, "config.json").get("model_type") != "llama" or "llama" not in str(named).lower():
+        return None
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):  # Llama 3's file of this name is another one
+        return None
+    tokens = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
+    given = {key: value.get("content") if isinstance(value := settings.get(key), dict) else value for key in tokens}
+    empty = {key: pieces.id_to_piece(number) for key, number in tokens.items() if not given[key] and number >= 0}
+    tokenizer = load(LlamaTokenizer, source, **empty)
+    if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
+        raise UserError(
+            f"{source}: its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json, and set "
+            f"tokenizer_class (now {named!r:.40}) to LlamaTokenizer in tokenizer_config.json"
+        )
     return tokenizer
 
 

@@ -44,6 +44,13 @@ def resolve(name: str | Path) -> str | Path:
             )
         return path
     path = Path(expanded(name))
+    gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
+    if gguf and gguf.is_file() and not (path / "config.json").exists():
+        raise UserError(
+            f"{gguf}: GGUF files are not read as they are; write one in transformers' form first: "
+            f'AutoModelForCausalLM.from_pretrained("{gguf.parent}", gguf_file="{gguf.name}").save_pretrained(DIR), '
+            "and AutoTokenizer likewise"
+        )
     if path.is_dir():
         return path
     if path.exists():

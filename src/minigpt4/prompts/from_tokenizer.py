@@ -84,14 +84,15 @@ def _stop(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> str:
 
 
 def end_at_stop(llm: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-    """Add the template's stop string to the LLM's end tokens if it is a special token.
+    """Add the tokenizer's EOS to the LLM's end tokens, and the template's stop string if it is a special token.
 
     Special tokens are left out of the text of an answer, where other stop strings are looked for.
     """
-    if template.stop in control_tokens(tokenizer):
-        ends, stop = eos_tokens(llm), tokenizer.convert_tokens_to_ids(template.stop)
-        if stop not in ends:
-            llm.generation_config.eos_token_id = [*ends, stop]
+    ends = eos_tokens(llm)
+    stops = [tokenizer.eos_token, *([template.stop] if template.stop in control_tokens(tokenizer) else [])]
+    more = {tokenizer.convert_tokens_to_ids(stop) for stop in stops}.difference(ends)
+    if more:
+        llm.generation_config.eos_token_id = [*ends, *sorted(more)]
 
 
 def eos_tokens(llm: Any) -> list[int]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
-from minigpt4.data.mixture import TRIED, PairStream, judge, tell
+from minigpt4.data.mixture import TRIED, PairStream, judge, tell, tell_first
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import open_source
 from minigpt4.data.workers import in_processes, in_turn
@@ -124,13 +124,20 @@ def make_loader(
     usable = [(key, pair) for key, pair in seen if key in cache]
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
-        logger.warning("data: %d pairs used; left out: %s", len(usable), tell(skipped))
+        logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
+    if processes.is_main:
+        tell_mended(samples.mended)
     loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
     if processes.is_main:
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
+
+
+def tell_mended(texts: int) -> None:
+    if texts:
+        logger.warning("data: %d texts held the stop string of the template, which was taken out of them", texts)
 
 
 class CachedLoader:
@@ -183,6 +190,7 @@ class StreamedLoader:
         ]  # fmt: skip
         self.skipped: dict[str, int] = {}  # causes of pairs that were left out so far, and how many
         self.seen = 0  # pairs, those included
+        self.mended = 0  # texts of the first batch that had any to be mended
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches after `state`, which may hold that of other processes' lanes too, or from the first."""
@@ -206,6 +214,9 @@ class StreamedLoader:
                 if each.error:
                     raise UserError(each.error)
             self._count([each.state for each in of_lanes])
+            if not self.mended and (mended := sum(each.mended for each in of_lanes)):
+                tell_mended(mended)  # the first of them; others follow
+                self.mended = mended
             if self.seen >= TRIED:
                 judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
             batch = Batch.of(*([*chain.from_iterable(part)] for part in zip(*(r.rows for r in of_lanes), strict=True)))
@@ -250,6 +261,7 @@ class _Rows:
     pixels: np.ndarray
     state: dict[str, Any]
     error: str | None = None
+    mended: int = 0  # texts of its pool that held the stop string
 
 
 @dataclass(frozen=True)
@@ -287,7 +299,7 @@ class _Lane:
             for position in range(taken, POOL):
                 pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
                 here = {"stream": before, "pool": number, "taken": position + 1, **counts}
-                yield _Rows(batches.rows(position), pixels, here)
+                yield _Rows(batches.rows(position), pixels, here, mended=samples.mended)
             number, taken = number + 1, 0
 
 

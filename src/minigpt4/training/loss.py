@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minigpt4.model.graph import logit_scale
 from minigpt4.model.packing import LONGEST, Packing
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: MiniGPT4) -> Tensor:
         head = model.blip2.language_model.get_output_embeddings()
+        scale = logit_scale(model.blip2.language_model.config)
         cap = getattr(model.blip2.language_model.config, "final_logit_softcapping", None)  # Gemma's
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -63,10 +65,10 @@ class _HeadLoss(torch.autograd.Function):
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            loss, logit_gradient = at_logits(head(hidden[part]), targets[part], model.image_token_id, cap)
+            loss, logit_gradient = at_logits(head(hidden[part]) * scale, targets[part], model.image_token_id, cap)
             total += loss
             if gradient is not None:
-                torch.mm(logit_gradient, head.weight, out=gradient[part])
+                torch.mm(logit_gradient * scale, head.weight, out=gradient[part])
         ctx.gradient = gradient
         return total
 

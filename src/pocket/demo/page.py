@@ -23,7 +23,7 @@ from minigpt4.images import data_url
 from minigpt4.statistics import text
 
 THUMBNAIL = 160
-TARGETS = "Targets after stage 2"
+TARGETS = "Targets after stage 2 (a rate misses if its interval does; machines differ by a few answers)"
 
 #: The rows of the table: name of the rate, label, what it says. A heading has no rate.
 ROWS = (

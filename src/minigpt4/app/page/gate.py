@@ -109,10 +109,12 @@ class PageGate:
         known = request.cookies.get(COOKIE, "")
         known = known if re.fullmatch("[0-9a-f]{32}", known) else ""
         ours = same_site(request.headers, self.hosts)
+        request.state.started = False
         request.state.visitor, request.state.new = known, secrets.token_hex(16) if ours and not known else None
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
+                request.state.started = True
                 headers = MutableHeaders(raw=[*message["headers"]])
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -126,6 +128,8 @@ class PageGate:
             answer = await getattr(self, route.answer)(request, match, with_headers)
         except HTTPException as error:
             answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        except asyncio.CancelledError:  # the page ends, and this would take too long
+            answer = None if request.state.started else JSONResponse({"detail": "the page ends"}, 503)
         if answer is not None:
             await answer(request.scope, request.receive, with_headers)
 

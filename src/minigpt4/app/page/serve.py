@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -80,3 +81,4 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         finally:
             page.visits.close()
             models.close()
+            gc.freeze()  # Python would look through all of torch and Gradio once more, for seconds

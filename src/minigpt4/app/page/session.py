@@ -63,9 +63,10 @@ class Models:
 
     def close(self) -> None:
         """Break off what is being answered and decoded, and take no more questions."""
-        if decoder.cache_info().currsize:
-            decoder().close()
-            decoder.cache_clear()
+        with _DECODER_LOCK:
+            if _decoder.cache_info().currsize:
+                _decoder().close()
+                _decoder.cache_clear()
         for scheduler in self._loaded.values():
             scheduler.close(finish=False)
 
@@ -232,12 +233,20 @@ class Visits:
             self.leave(key)
 
 
+_DECODER_LOCK = threading.Lock()  # two uploads at once would start one each
+
+
 @functools.cache
-def decoder() -> Decoder:
-    """What decodes the visitors' uploads; its processes start with the first."""
+def _decoder() -> Decoder:
     from minigpt4.app.decoder import Decoder
 
     return Decoder()
+
+
+def decoder() -> Decoder:
+    """What decodes the visitors' uploads; its processes start with the first."""
+    with _DECODER_LOCK:
+        return _decoder()
 
 
 def opened(image: str | bytes | Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
-"""The advanced abilities (paper, section 4.2): for each task 25 pictures, and how many answers succeed.
+"""The advanced abilities (paper, section 4.2): for each task 25 images, and how many answers succeed.
 
-A YAML names pictures, prompts and what counts as success. Answers are judged by the truth (pocket pictures have one),
-by people, or by an LLM.
+A YAML names images, prompts and what counts as success. Answers are judged by the truth (which pocket images have), by
+people, or by an LLM.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Collection, Item, field_of
+from minigpt4.evaluation.items import Item, Items, field_of
 from minigpt4.evaluation.judges import Case, Judge, PeopleJudge, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
 from minigpt4.files import expanded
-from minigpt4.statistics import Estimate, Rate, cohen_kappa
+from minigpt4.statistics import Estimate, Rate, agreement
 
-#: The lines that sum up: all tasks, and those of which the paper gives figures.
+#: Rows over all tasks, and over those for which the paper gives figures.
 OVERALL, PAPERS = "all", "paper"
 
 
 class Abilities(Suite):
-    """The tasks of a YAML file, or without one those of the pocket world, `count` pictures each.
+    """The tasks of a YAML file, or those of the default data with `count` images each.
 
-    `judge` says who judges; the truth by default, which only pocket pictures have.
+    The default `judge` is the ground truth, which only pocket images have.
     """
 
     name = "abilities"
@@ -37,11 +37,11 @@ class Abilities(Suite):
         self.judge = judge or RuleJudge("ground truth", check_truth)
         self._rows: list[TableRow] = []
 
-    def load(self, directory: Path) -> Collection:
+    def load(self, directory: Path) -> Items:
         path = self.data
         if path is None:
             path = default_data().tasks(directory, self.count)
-            self.notes = ("Pocket pictures from held-out seeds, and what each task is there: docs/evaluation.md.",)
+            self.notes = ("Pocket images from held-out seeds; docs/evaluation.md describes each task.",)
         found, self._rows = read_tasks(path)
         if isinstance(self.judge, PeopleJudge) and not self.judge.ratings:
             self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
@@ -49,7 +49,7 @@ class Abilities(Suite):
             blind := next((i for i in found.items if not i.truth["pocket"]), None)
         ):
             raise UserError(
-                f"{path}: nothing says what is true of {blind.id!r} (only pocket pictures say so); judge by people "
+                f"{path}: nothing says what is true of {blind.id!r} (only pocket images say so); judge by people "
                 "(--judge people) or by an LLM (--judge openai:URL#MODEL)"
             )
         return found.require(path)
@@ -59,10 +59,8 @@ class Abilities(Suite):
 
     def cases(self, answer: Response) -> Sequence[Case]:
         truth = answer.item.truth
-        fields = {
-            "question": answer.item.prompt, "answer": answer.text, "success": truth["success"], "facts": truth["facts"],
-        }  # fmt: skip
-        return [Case(answer, fields)]
+        fields = {key: truth[key] for key in ("success", "facts")}
+        return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         outcomes: dict[str, list[bool | None]] = {}
@@ -83,22 +81,16 @@ class Abilities(Suite):
         if isinstance(self.judge, PeopleJudge):
             extra |= self.judge.report([one.answer for one in every])
         if not isinstance(self.judge, RuleJudge):
-            pairs = [
-                (one.verdicts[0].success, check_truth(self.cases(one.answer)[0]).success)
-                for one in every
-                if one.verdicts[0].success is not None and one.item.truth["pocket"]
-            ]
-            if pairs:
-                agreed = sum(a == b for a, b in pairs) / len(pairs)
-                extra.setdefault("agreement", []).append({
-                    "judges": ["The judge", "the ground truth"], "cases": len(pairs), "agreed": agreed,
-                    "kappa": cohen_kappa(pairs),
-                })  # fmt: skip
+            known = [one for one in every if one.item.truth["pocket"]]
+            pairs = ((one.verdicts[0].success, check_truth(one.cases[0]).success) for one in known)
+            found = agreement("The judge", "the ground truth", pairs)
+            if found["cases"]:
+                extra.setdefault("agreement", []).append(found)
         return extra
 
 
-def read_tasks(path: Path) -> tuple[Collection, list[TableRow]]:
-    """The items and rows of a YAML of tasks; its records that are wrong are left out and named.
+def read_tasks(path: Path) -> tuple[Items, list[TableRow]]:
+    """The items and rows of a YAML of tasks; wrong records are left out and named.
 
     Raises UserError if the file has no `tasks`.
     """
@@ -106,7 +98,7 @@ def read_tasks(path: Path) -> tuple[Collection, list[TableRow]]:
     tasks = document.get("tasks") if isinstance(document, dict) else None
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path}: has no 'tasks'; see docs/evaluation.md for the format")
-    found, rows = Collection(), []
+    found, rows = Items(), []
     for name, task in tasks.items():
         where = f"{path}: task {name!r}"
         try:
@@ -135,7 +127,7 @@ def read_tasks(path: Path) -> tuple[Collection, list[TableRow]]:
 
 
 def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The paper's figures of several tasks together, for each model of which all are of the form "18/25"."""
+    """The sums of the paper's figures, for each model whose figures are all of the form "18/25"."""
     sums = {}
     for name in {name for figure in figures for name in figure}:
         parts = [re.fullmatch(r"(\d+)/(\d+)", figure.get(name, "")) for figure in figures]
@@ -161,6 +153,6 @@ def _item(task: str, entry: Any, folder: Path, prompt: str | None, success: str,
 
 
 def check_truth(case: Case) -> Verdict:
-    """The verdict of the default data on an answer about one of its pictures."""
+    """The verdict of the default data on an answer about one of its images."""
     wrong = default_data().what_is_wrong(case.item.truth["pocket"], case.item.prompt, case.answer.text)
     return Verdict(wrong is None, wrong or "")

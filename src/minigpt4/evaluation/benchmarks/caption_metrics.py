@@ -1,8 +1,8 @@
 """CIDEr, BLEU, METEOR and ROUGE of captions, by pycocoevalcap (`pip install 'minigpt4[eval]'`).
 
-The published scorers compare words as Stanford's tokenizer cuts them. It and METEOR are Java programs that come with
-pycocoevalcap; without `java` METEOR is left out and words are cut by a plain rule, and the result says so, because its
-figures are then close to published ones but not the same. SPICE, which fetches its models, is never run.
+Published scores use Stanford's tokenizer. It and METEOR are Java programs that come with pycocoevalcap. Without `java`,
+METEOR is left out and a plain rule splits words; the result says so, since its figures are then close to published ones
+but not the same. SPICE is never run, because it downloads models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 class CaptionScores:
     """Scores and how they were made.
 
-    `each`: "METEOR", "ROUGE-L" and "CIDEr" of every picture, in the order of the answers; their mean is the metric.
+    `each`: "METEOR", "ROUGE-L" and "CIDEr" of every image, in the order of the answers; their mean is the metric.
     `corpus`: "BLEU-1" to "BLEU-4", which are of all answers together. `left_out` says of a missing metric why it is.
     """
 
@@ -34,19 +34,20 @@ class CaptionScores:
 
 
 def caption_scores(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
-    """The metrics of `answers` (by picture) against the captions that people wrote.
+    """The metrics of `answers` (by image) against the captions that people wrote.
 
     Raises:
-        UserError: pycocoevalcap is not installed, there are no answers, or a picture has no reference.
+        UserError: pycocoevalcap is not installed, there are no answers, or an image has no reference.
     """
     if not answers:
         raise UserError("there is no answer to score captions by")
     for name in answers:
         if not references.get(name):
-            raise UserError(f"picture {name} has no reference caption, so its answer cannot be scored")
+            raise UserError(f"image {name} has no reference caption, so its answer cannot be scored")
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
     except ModuleNotFoundError as missing:
         raise UserError(f"caption metrics need {missing.name}: pip install 'minigpt4[eval]'") from None
@@ -56,24 +57,18 @@ def caption_scores(answers: Mapping[str, str], references: Mapping[str, Sequence
     said, meant = tokenize({name: [text] for name, text in answers.items()}), tokenize(wanted)
     corpus, _ = Bleu(4).compute_score(meant, said, verbose=0)
     each: dict[str, list[float]] = {}
-    left_out: dict[str, str] = {}
-    if java:
+    left_out = {} if java else {"METEOR": "needs the command java (a Java runtime, version 8 or newer)"}
+    for name, scorer in {"METEOR": Meteor, "ROUGE-L": Rouge, "CIDEr": Cider}.items():
+        if name in left_out:
+            continue
         try:
-            each["METEOR"] = _floats(_meteor(meant, said))
+            each[name] = [float(score) for score in scorer().compute_score(meant, said)[1]]
         except (OSError, ValueError) as error:
-            left_out["METEOR"] = f"its Java program failed ({error})"
-    else:
-        left_out["METEOR"] = "needs the command java (a Java runtime, version 8 or newer)"
-    each["ROUGE-L"] = _floats(Rouge().compute_score(meant, said)[1])
-    each["CIDEr"] = _floats(Cider().compute_score(meant, said)[1])
+            if name != "METEOR":
+                raise
+            left_out[name] = f"its Java program failed ({error})"
     bleu = {f"BLEU-{n}": float(value) for n, value in enumerate(corpus, start=1)}
     return CaptionScores(each, bleu, STANFORD if java else PLAIN, left_out)
-
-
-def _meteor(meant: dict[str, list[str]], said: dict[str, list[str]]) -> Sequence[float]:
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    return Meteor().compute_score(meant, said)[1]
 
 
 def _stanford(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -89,7 +84,3 @@ def _stanford(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 def _lower_case(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: [" ".join(_WORD.findall(text.lower())) for text in each] for name, each in texts.items()}
-
-
-def _floats(each: Sequence[float]) -> list[float]:
-    return [float(value) for value in each]

@@ -5,7 +5,7 @@
 Boxes and segments are not read. A record that is wrong, or has the id of another, is left out and named.
 
 The words for COCO's 80 categories come from `coco_objects.tsv`, a list of our own; other categories are found by their
-names alone. The longest name wins, so a hot dog is no dog and a toilet brush no toilet.
+names alone. The longest name wins, so "hot dog" does not count as a dog, nor "toilet brush" as a toilet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of every picture, in the file's order; a picture without any has no entry."""
+    """The captions of every image, in the file's order; an image without captions has no entry."""
 
     file_names: dict[ImageId, str]
     captions: dict[ImageId, tuple[str, ...]]
@@ -37,11 +37,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Instances:
-    """The objects of every picture.
-
-    `objects` has an entry for every picture of the file, empty for those without an annotated object. `categories` are
-    in the file's order.
-    """
+    """The objects of every image, empty if nothing is annotated there; `categories` are in the file's order."""
 
     categories: tuple[str, ...]
     file_names: dict[ImageId, str]
@@ -52,7 +48,7 @@ class Instances:
 def read_captions(path: str | Path) -> Captions:
     """A captions file. Raises UserError if it is missing or not of this format as a whole."""
     whole, faults = read_document(path), list[Fault]()
-    names = _images(path, whole, faults)
+    names = _names(path, whole, "images", "file_name", faults)
     captions: dict[ImageId, list[str]] = {}
 
     def caption(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
@@ -69,7 +65,7 @@ def read_captions(path: str | Path) -> Captions:
 def read_instances(path: str | Path) -> Instances:
     """An instances file; errors as `read_captions`."""
     whole, faults = read_document(path), list[Fault]()
-    names = _images(path, whole, faults)
+    names = _names(path, whole, "images", "file_name", faults)
     categories = _names(path, whole, "categories", "name", faults)
     objects: dict[ImageId, set[str]] = {image: set() for image in names}
 
@@ -86,7 +82,7 @@ def read_instances(path: str | Path) -> Instances:
 
 
 def well_formed(rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], faults: list[Fault]) -> Iterator[T]:
-    """`make` of each record and its place; records of which it raises ValueError are put to `faults`."""
+    """`make(where, record)` of each record; if it raises ValueError, the record goes to `faults`."""
     for where, row in rows:
         try:
             yield make(where, row)
@@ -99,8 +95,8 @@ def rows_of(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where, record) for each record of the list `whole[key]`, or of `whole` itself.
 
-    Those that are no objects, have no id, or the id of an earlier one are put to `faults`. Raises UserError if there is
-    no such list.
+    Records that are not objects, or whose id is missing or a duplicate, go to `faults`. Raises UserError if there is no
+    such list.
     """
     rows = whole if key is None else whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(rows, list):
@@ -122,10 +118,6 @@ def rows_of(
         yield where, row
 
 
-def _images(path: str | Path, whole: Any, faults: list[Fault]) -> dict[ImageId, str]:
-    return _names(path, whole, "images", "file_name", faults)
-
-
 def _names(path: str | Path, whole: Any, key: str, name: str, faults: list[Fault]) -> dict[ImageId, str]:
     """The names in the list `whole[key]` by their ids."""
     rows = rows_of(path, whole, key, "id", faults)
@@ -139,13 +131,13 @@ def _image_of(row: Mapping[str, Any], names: dict[ImageId, str]) -> ImageId:
     return image
 
 
-#: Plurals that no rule makes.
+#: Irregular plurals.
 _IRREGULAR = {
     "man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice", "goose": "geese",
     "calf": "calves", "knife": "knives", "foot": "feet", "ox": "oxen", "policeman": "policemen",
     "businessman": "businessmen", "fisherman": "fishermen", "gentleman": "gentlemen", "bookshelf": "bookshelves",
 }  # fmt: skip
-#: Left as they are in the plural, or plural already.
+#: The same in the plural, or plural already.
 _UNCHANGED = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
 #: Without an article in a question.
 _MASS = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
@@ -155,7 +147,7 @@ _FRUIT = rf"(?:(?<=\ban )|(?<=\bof )|(?<=\bone )|(?<=\bthe )|(?<=\bcut ))orange{
 
 
 def plural(word: str) -> str:
-    """The plural of a noun, of whose words the last is inflected: "hot dogs", "glasses of wine"."""
+    """The plural of a noun: "hot dogs", "glasses of wine"."""
     head, of, rest = word.partition(" of ")
     before, _, last = head.rpartition(" ")
     if last in _IRREGULAR:
@@ -186,7 +178,7 @@ class Vocabulary:
         self._pattern = re.compile(rf"\b(?:{'|'.join(map(_pattern, forms))})\b")
 
     def mentions(self, text: str) -> list[str]:
-        """The category of every mention in a text, in order; one that is named twice is there twice."""
+        """The category of every mention in a text, in order, with repetitions."""
         plain = re.sub(r"[\s-]+", " ", text.lower().replace("\u2019", "'"))
         found = (self._category[match.group()] for match in self._pattern.finditer(plain))
         return [category for category in found if category is not None]
@@ -201,7 +193,7 @@ def vocabulary(categories: Sequence[str]) -> Vocabulary:
     coco = coco_names()
     wanted = set(categories)
     if wanted <= {category for category in coco.values() if category is not None}:
-        # The names of the others stay, and name nothing: where only dogs are wanted, a hot dog is still none.
+        # The other names stay, without a category: a hot dog is not a dog, even if only dogs are wanted.
         return Vocabulary({name: category if category in wanted else None for name, category in coco.items()})
     return Vocabulary({category: category for category in categories})
 

@@ -1,8 +1,8 @@
-"""How much of what people wrote about a picture a description covers, as the paper measures it on COCO (section 4.2).
+"""How many reference captions a description covers, as the paper measures it on COCO (section 4.2).
 
-Each reference caption is one case: the judge says whether the description covers it. Beside the judge stands a lexical
-check, and how far the two agree. Short captions, asked for apart, are scored by CIDEr, BLEU, METEOR and ROUGE where
-pycocoevalcap is installed.
+Each reference caption is one case: the judge says whether the description covers it. A lexical check is reported beside
+the judge, and how far the two agree. Short captions are asked for separately and scored by CIDEr, BLEU, METEOR and
+ROUGE if pycocoevalcap is installed.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
-from minigpt4.evaluation.items import Collection, Item
+from minigpt4.evaluation.items import Item, Items
 from minigpt4.evaluation.judges import Case, Judge, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
-from minigpt4.statistics import Estimate, Rate, cohen_kappa
+from minigpt4.statistics import Estimate, Rate, agreement
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
-#: Verdicts that the judge is asked for a second time, to see how far it agrees with itself.
+#: Verdicts that the judge is asked for twice, to measure how far it agrees with itself.
 ASKED_TWICE = 200
 CAPTION_TOKENS = 60
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
 class Coverage(Suite):
-    """Reference captions that descriptions cover: of a COCO captions file, or of `count` held-out pocket pictures.
+    """Reference captions that descriptions cover: of a COCO captions file, or of `count` images of the default data.
 
     Args:
-        data: The captions file (`captions_val2017.json`); pocket pictures without it.
-        images: The directory of its pictures.
-        judge: Who compares; the exact truth for pocket pictures by default.
+        data: The captions file (`captions_val2017.json`); the default data without it.
+        images: The directory of its images.
+        judge: Compares; by default the ground truth, which only the default data has.
         caption_metrics: Ask for short captions too, and score them by CIDEr and its kin.
     """
 
@@ -55,9 +55,9 @@ class Coverage(Suite):
         caption_metrics: bool = True,
     ) -> None:
         if data is not None and images is None:
-            raise UserError(f"{data}: names pictures, so give their directory too (--images)")
+            raise UserError(f"{data}: names images, so give their directory too (--images)")
         if data is not None and judge is None:
-            raise UserError(f"{data}: the truth about these pictures is not known; give --judge openai:URL#MODEL")
+            raise UserError(f"{data}: the truth about these images is not known; give --judge openai:URL#MODEL")
         self.data, self.images, self.count = data, images, count
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.judge = judge or RuleJudge("ground truth: every fact of the caption", _exactly)
@@ -65,14 +65,12 @@ class Coverage(Suite):
         if caption_metrics and not self._metrics:
             self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
 
-    def load(self, directory: Path) -> Collection:
-        if self.data is None or self.images is None:
+    def load(self, directory: Path) -> Items:
+        path, images = self.data, self.images
+        if path is None or images is None:
             path, _, images = default_data().coco(directory, self.count)
-        else:
-            path, images = self.data, self.images
-        found = Collection()
         read = read_captions(path)
-        found.faults += read.faults
+        found = Items(faults=read.faults)
         for image, captions in list(read.captions.items())[: self.count]:
             file, where = images / read.file_names[image], f"{path}: image {image}"
             truth = {"captions": list(captions)}
@@ -95,19 +93,16 @@ class Coverage(Suite):
     def cases(self, answer: Response) -> Sequence[Case]:
         if answer.item.task != "description":
             return []
-        captions = answer.item.truth["captions"]
-        return [
-            Case(answer, {"caption": caption, "description": answer.text}, str(number))
-            for number, caption in enumerate(captions)
-        ]
+        captions = enumerate(answer.item.truth["captions"])
+        return [Case(answer, {"caption": text, "description": answer.text}, str(number)) for number, text in captions]
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         described = [one for one in judged if one.item.task == "description"]
         verdicts = [[verdict.success for verdict in one.verdicts] for one in described]
         words = [len(one.answer.text.split()) for one in described]
         figures = {
-            "covered": _of_pictures(verdicts),
-            "lexical": _of_pictures([_lexical(one) for one in described]),
+            "covered": _by_image(verdicts),
+            "lexical": _by_image([_lexical(one) for one in described]),
             "words": Estimate.bootstrapped(words, fmean),
         }
         captions = [one for one in judged if one.item.task == "caption"]
@@ -126,42 +121,36 @@ class Coverage(Suite):
         figures: dict[str, Rate | Estimate] = {
             name: Estimate.bootstrapped(values, fmean) for name, values in found.each.items()
         }
-        # BLEU is of all answers together, so it has no interval from pictures drawn again.
+        # BLEU is of all answers together, so it has no interval from images drawn again.
         whole = {name: Estimate(value, nan, nan, len(given)) for name, value in found.corpus.items()}
         return figures | whole
 
     def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
-        """How far the judge agrees with content words and, where it is none that computes, with itself."""
+        """How far the judge agrees with content words and, if its verdicts are journaled, with itself."""
         described = [one for group in judged.values() for one in group if one.item.task == "description"]
         said = [verdict.success for one in described for verdict in one.verdicts]
         words = [covered for one in described for covered in _lexical(one)]
-        pairs = [_agreement("the judge", f"content words (at least {THRESHOLD:.0%})", said, words)]
+        rule = f"content words (at least {THRESHOLD:.0%})"
+        found = [agreement("the judge", rule, zip(said, words, strict=True))]
         if self.judge.kept:
-            cases = [case for one in described for case in self.cases(one.answer)]
-            chosen = range(0, len(cases), max(1, len(cases) // ASKED_TWICE))
-            second = [verdict.success for verdict in again([cases[i] for i in chosen])]
-            pairs.append(_agreement("the judge", "itself, asked again", [said[i] for i in chosen], second))
-        return {"agreement": [pair for pair in pairs if pair["cases"]]}
+            cases = [case for one in described for case in one.cases]
+            every = slice(None, None, max(1, len(cases) // ASKED_TWICE))
+            second = [verdict.success for verdict in again(cases[every])]
+            found.append(agreement("the judge", "itself, asked again", zip(said[every], second, strict=True)))
+        return {"agreement": [pair for pair in found if pair["cases"]]}
 
 
-def _agreement(one: str, other: str, said: Sequence[bool | None], second: Sequence[bool | None]) -> dict[str, Any]:
-    """How far two judges agree on what both decided, as plain JSON."""
-    decided = [pair for pair in zip(said, second, strict=True) if None not in pair]
-    agreed = sum(a == b for a, b in decided) / len(decided) if decided else None
-    return {"judges": [one, other], "cases": len(decided), "agreed": agreed, "kappa": cohen_kappa(decided)}
-
-
-def _of_pictures(outcomes: Sequence[Sequence[bool | None]]) -> Estimate:
-    """The share of True; its interval is over pictures, whose captions are not independent of each other."""
+def _by_image(outcomes: Sequence[Sequence[bool | None]]) -> Estimate:
+    """The share of True; its interval is over images, whose captions are not independent of each other."""
     drawn = Estimate.bootstrapped(outcomes, _share)
-    flat = [outcome for picture in outcomes for outcome in picture]
+    flat = [outcome for image in outcomes for outcome in image]
     return replace(
         drawn, total=len(flat), successes=sum(o is True for o in flat), undecided=sum(o is None for o in flat)
     )
 
 
 def _share(outcomes: Sequence[Sequence[bool | None]]) -> float:
-    return sum(o is True for picture in outcomes for o in picture) / sum(map(len, outcomes))
+    return sum(o is True for image in outcomes for o in image) / sum(map(len, outcomes))
 
 
 def _lexical(one: Judged) -> list[bool]:

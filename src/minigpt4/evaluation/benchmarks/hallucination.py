@@ -13,14 +13,15 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import (
+    Captions,
     ImageId,
     Instances,
     Vocabulary,
@@ -29,8 +30,8 @@ from minigpt4.evaluation.benchmarks.coco import (
     vocabulary,
     with_article,
 )
-from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.items import Item, Items
+from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
 from minigpt4.evaluation.results import png
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate
@@ -39,16 +40,25 @@ from minigpt4.statistics import Estimate, Rate
 PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
 PROBE = "Is there {} in the picture?"
 PROBE_TOKENS = 40
+CHAIR_ROWS = {
+    "chair_i": "CHAIR_i: of named objects", "chair_s": "CHAIR_s: of answers", "found": "present objects named",
+    "words": "mean length",
+}  # fmt: skip
+PROBE_ROWS = {
+    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "yes": "says yes",
+    "neither": "says neither",
+}  # fmt: skip
+LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
 
 class Hallucination(Suite):
-    """Objects that answers name and pictures do not hold, of an instances file or of `count` pocket pictures.
+    """Objects that answers name and images do not hold, of an instances file or of `count` images of the default data.
 
     Args:
-        data: The instances file (`instances_val2017.json`); pocket pictures without it.
-        images: The directory of its pictures.
-        captions: The captions file of the same pictures: what people name is there too.
-        probes: Yes-or-no questions for each picture: so many objects that are there, and as many that are not for each
+        data: The instances file (`instances_val2017.json`); the default data without it.
+        images: The directory of its images.
+        captions: The captions file of the same images: what people name is there too.
+        probes: Yes-or-no questions for each image: so many objects that are there, and as many that are not for each
             way of drawing them; 0 asks none.
     """
 
@@ -67,83 +77,56 @@ class Hallucination(Suite):
         max_new_tokens: int = 300,
     ) -> None:
         if data is not None and images is None:
-            raise UserError(f"{data}: names pictures, so give their directory too (--images)")
+            raise UserError(f"{data}: names images, so give their directory too (--images)")
         self.data, self.images, self.captions = data, images, captions
         self.count, self.probes, self.seed, self.max_new_tokens = count, probes, seed, max_new_tokens
         self.judge = RuleJudge("annotated objects", self._judge)
         self._words: Vocabulary | None = None
 
-    def load(self, directory: Path) -> Collection:
+    def load(self, directory: Path) -> Items:
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
             captions, path, images = default_data().coco(directory, self.count)
-        found = Collection()
         instances = read_instances(path)
+        written = read_captions(captions) if captions is not None else Captions({}, {})
+        found = Items(faults=[*instances.faults, *written.faults])
         self._words = vocabulary(instances.categories)
-        found.faults += instances.faults
-        told: Mapping[Any, tuple[str, ...]] = {}
-        if captions is not None:
-            read = read_captions(captions)
-            told = read.captions
-            found.faults += read.faults
-        chosen = list(instances.objects)[: self.count]
-        for image in chosen:
-            truth = sorted(present_objects(instances.objects[image], told.get(image, ()), self._words))
-            file, where = images / instances.file_names[image], f"{path}: image {image}"
+        files = {image: images / instances.file_names[image] for image in list(instances.objects)[: self.count]}
+        for image, file in files.items():
+            present = present_objects(instances.objects[image], written.captions.get(image, ()), self._words)
+            truth: dict[str, Any] = {"objects": sorted(present)}
             for task, prompt in PROMPTS.items():
-                if task == "short" or file.is_file():  # a missing picture is one fault
-                    item = Item(f"{image} {task}", file, prompt, task, {"objects": truth}, (), self.max_new_tokens)
-                    found.add(item, where)
-        self._add_probes(found, instances, [i for i in chosen if (images / instances.file_names[i]).is_file()], images)
+                if task == "short" or file.is_file():  # a missing image is one fault
+                    item = Item(f"{image} {task}", file, prompt, task, truth, (), self.max_new_tokens)
+                    found.add(item, f"{path}: image {image}")
+        readable = [image for image, file in files.items() if file.is_file()]
+        for probe in draw_probes(instances, readable, per_image=self.probes, seed=self.seed):
+            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(with_article(probe.kind))
+            truth = {"present": probe.present, "samplings": list(probe.samplings)}
+            found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
         return found.require(path)
 
-    def _add_probes(self, found: Collection, instances: Instances, chosen: Sequence[Any], images: Path) -> None:
-        if not self.probes:
-            return
-        for probe in draw_probes(instances, chosen, per_image=self.probes, seed=self.seed):
-            truth = {"present": probe.present, "samplings": list(probe.samplings)}
-            name = f"{probe.image} {probe.kind}?"
-            file, prompt = images / instances.file_names[probe.image], PROBE.format(with_article(probe.kind))
-            found.add(Item(name, file, prompt, "probe", truth, (), PROBE_TOKENS), name)
-
     def rows(self) -> Sequence[TableRow]:
-        rows = []
-        for task in PROMPTS:
-            group = f"{task.capitalize()} answers"
-            rows += [
-                TableRow(f"{task} chair_i", "CHAIR_i: of named objects", "%", {}, group, True),
-                TableRow(f"{task} chair_s", "CHAIR_s: of answers", "%", {}, group, True),
-                TableRow(f"{task} found", "present objects named", "%", {}, group),
-                TableRow(f"{task} words", "mean length", "words", {}, group),
-            ]
-        for way in SAMPLINGS if self.probes else ():
-            group = f"Is it there? Absent objects {way}"
-            rows += [
-                TableRow(f"{way} accuracy", "accuracy", "%", {}, group),
-                TableRow(f"{way} precision", "precision", "%", {}, group),
-                TableRow(f"{way} recall", "recall", "%", {}, group),
-                TableRow(f"{way} f1", "F1", "%", {}, group),
-                TableRow(f"{way} yes", "says yes", "%", {}, group),
-                TableRow(f"{way} neither", "says neither", "%", {}, group, True),
-            ]
-        return rows
-
-    def cases(self, answer: Response) -> Sequence[Case]:
-        return [Case(answer, {"answer": answer.text})]
+        groups = [(task, f"{task.capitalize()} answers", CHAIR_ROWS) for task in PROMPTS]
+        groups += [(way, f"Is it there? Absent objects {way}", PROBE_ROWS) for way in SAMPLINGS if self.probes]
+        return [
+            TableRow(f"{first} {name}", label, "words" if name == "words" else "%", {}, group, name in LOWER_IS_BETTER)
+            for first, group, labels in groups
+            for name, label in labels.items()
+        ]
 
     def _judge(self, case: Case) -> Verdict:
         assert self._words is not None
-        item, answer = case.item, case.answer.text
-        if item.task == "probe":
+        truth, answer = case.item.truth, case.answer.text
+        if case.item.task == "probe":
             said = yes_or_no(answer)
             if said is None:
                 return Verdict(None, "says neither yes nor no", {"said": None})
-            right = said == item.truth["present"]
+            right = said == truth["present"]
             return Verdict(right, "" if right else "says yes" if said else "says no", {"said": said})
-        wrong = hallucinated(answer, self._words, item.truth["objects"])
-        counts = count_objects(answer, self._words, item.truth["objects"])
+        wrong = hallucinated(answer, self._words, truth["objects"])
         reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
-        return Verdict(not wrong, reason, vars(counts))
+        return Verdict(not wrong, reason, vars(count_objects(answer, self._words, truth["objects"])))
 
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         figures: dict[str, Rate | Estimate] = {}
@@ -214,39 +197,38 @@ class Named:
 
 
 def present_objects(annotated: Iterable[str], captions: Iterable[str], vocabulary: Vocabulary) -> frozenset[str]:
-    """What counts as being in a picture: what is annotated, and what its reference captions name."""
+    """What counts as being in an image: what is annotated, and what its reference captions name."""
     return frozenset(annotated).union(*(vocabulary.mentions(caption) for caption in captions))
 
 
-def hallucinated(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> list[str]:
+def hallucinated(answer: str, vocabulary: Vocabulary, present: Collection[str]) -> list[str]:
     """Every mention, in order, of a kind that is not `present`."""
-    there = set(present)
-    return [kind for kind in vocabulary.mentions(answer) if kind not in there]
+    return [kind for kind in vocabulary.mentions(answer) if kind not in present]
 
 
-def count_objects(answer: str, vocabulary: Vocabulary, present: Iterable[str]) -> Named:
+def count_objects(answer: str, vocabulary: Vocabulary, present: Collection[str]) -> Named:
     """The mentions of an answer, measured against the kinds that are `present`."""
-    there = set(present)
-    mentions = vocabulary.mentions(answer)
-    wrong = sum(kind not in there for kind in mentions)
-    return Named(len(mentions), wrong, len(there.intersection(mentions)), len(there), len(answer.split()))
+    mentions, wrong = vocabulary.mentions(answer), hallucinated(answer, vocabulary, present)
+    return Named(len(mentions), len(wrong), len({*mentions}.intersection(present)), len(present), len(answer.split()))
 
 
 def chair_i(answers: Sequence[Named]) -> float:
     """The share of object mentions that are hallucinated; NaN if nothing is named."""
-    mentions = sum(answer.mentions for answer in answers)
-    return sum(answer.hallucinated for answer in answers) / mentions if mentions else math.nan
+    return _ratio(sum(answer.hallucinated for answer in answers), sum(answer.mentions for answer in answers))
 
 
 def recall(answers: Sequence[Named]) -> float:
-    """The share of what is there that is named; NaN if nothing is there."""
-    present = sum(answer.present for answer in answers)
-    return sum(answer.found for answer in answers) / present if present else math.nan
+    """The share of the present objects that are named; NaN if nothing is present."""
+    return _ratio(sum(answer.found for answer in answers), sum(answer.present for answer in answers))
 
 
 def mean_words(answers: Sequence[Named]) -> float:
     """The mean length of the answers in words."""
-    return sum(answer.words for answer in answers) / len(answers)
+    return _ratio(sum(answer.words for answer in answers), len(answers))
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 SAMPLINGS = ("random", "popular", "adversarial")
@@ -254,7 +236,7 @@ SAMPLINGS = ("random", "popular", "adversarial")
 
 @dataclass(frozen=True)
 class Probe:
-    """Is `kind` in the picture? `samplings`: under which of `SAMPLINGS` this question counts."""
+    """Is `kind` in the image? `samplings`: under which of `SAMPLINGS` this question counts."""
 
     image: ImageId
     kind: str
@@ -265,16 +247,14 @@ class Probe:
 def draw_probes(instances: Instances, images: Sequence[ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
     """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
 
-    A picture without objects, or with all categories, is passed over. The questions about what is there are the same
-    for all three samplings, and so are absent objects that two samplings draw: each is asked once. Frequencies are
-    counted over all pictures of `instances`. The same for the same `seed`.
+    Images without objects, or with all categories, are skipped. Questions about what is there are the same for all
+    three samplings, and an absent object that two samplings draw is asked about once. Frequencies are counted over all
+    images of `instances`. The same `seed` draws the same probes.
     """
     frequency = Counter(kind for kinds in instances.objects.values() for kind in kinds)
     together: Counter[tuple[str, str]] = Counter()
     for kinds in instances.objects.values():
-        for one, other in combinations(sorted(kinds), 2):
-            together[one, other] += 1
-            together[other, one] += 1
+        together.update(permutations(kinds, 2))
     probes: list[Probe] = []
     for image in images:
         there = sorted(instances.objects[image])
@@ -315,5 +295,4 @@ def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
     """
     found = Counter(answers)
     right = found[True, True]
-    errors = found[False, True] + found[True, False] + found[True, None]
-    return 2 * right / (2 * right + errors) if right + errors else math.nan
+    return _ratio(2 * right, 2 * right + found[False, True] + found[True, False] + found[True, None])

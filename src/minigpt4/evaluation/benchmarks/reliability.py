@@ -1,7 +1,6 @@
 """How often answers fail as language: detailed descriptions and poems, as the paper counts them (section 4.3).
 
-The rules are those of `text_failures.py`; nothing here asks whether an answer is true, so any folder of
-pictures will do.
+The rules are those of `text_failures.py`. Whether an answer is true does not matter, so any folder of images will do.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Collection, Item
-from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.items import Item, Items
+from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
-from minigpt4.images import is_picture
+from minigpt4.images import find_images
 from minigpt4.statistics import Estimate, Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
@@ -25,7 +24,7 @@ TASKS = {
 
 
 class Reliability(Suite):
-    """Failures of descriptions and poems about the pictures of a folder, or about `count` held-out pocket pictures."""
+    """Failures of descriptions and poems about the images of a folder, or about `count` of the default data."""
 
     name = "reliability"
     title = "Answers that fail as language"
@@ -34,20 +33,19 @@ class Reliability(Suite):
         self.data, self.count, self.max_new_tokens = data, count, max_new_tokens
         self.judge = RuleJudge(f"rules, version {RULES_VERSION}", _judge)
 
-    def load(self, directory: Path) -> Collection:
-        found = Collection()
+    def load(self, directory: Path) -> Items:
+        found, prompts = Items(), {task: prompt for task, (prompt, _, _) in TASKS.items()}
         if self.data is None:
-            pictures = default_data().pictures(directory, self.count)
+            prompts = {task: default_data().wording[task] for task in TASKS}
+            images = {path.name: path for path in default_data().pictures(directory, self.count)}
+        elif self.data.is_dir():
+            images = {path.relative_to(self.data).as_posix(): path for path in find_images(self.data)[: self.count]}
         else:
-            if not self.data.is_dir():
-                raise UserError(f"{self.data}: no such directory of pictures")
-            pictures = sorted(p for p in self.data.rglob("*") if is_picture(p))[: self.count]
-        for task, (prompt, _, _) in TASKS.items():
-            asked = default_data().wording[task] if self.data is None else prompt
-            for path in pictures:
-                name = path.name if self.data is None else path.relative_to(self.data).as_posix()
-                found.add(Item(f"{task}-{name}", path, asked, task, {}, (), self.max_new_tokens), str(path))
-        return found.require(self.data or "the pocket world")
+            raise UserError(f"{self.data}: no such directory of images")
+        for task, prompt in prompts.items():
+            for name, path in images.items():
+                found.add(Item(f"{task}-{name}", path, prompt, task, {}, (), self.max_new_tokens), str(path))
+        return found.require(self.data or "the default data")
 
     def rows(self) -> Sequence[TableRow]:
         rows = []
@@ -56,18 +54,13 @@ class Reliability(Suite):
             rows += [TableRow(f"{task} {kind}", kind, "%", {}, label, True) for kind in KINDS]
         return rows
 
-    def cases(self, answer: Response) -> Sequence[Case]:
-        return [Case(answer, {"answer": answer.text})]
-
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         figures = {}
         for task in TASKS:
-            verdicts = [one.verdicts[0] for one in judged if one.item.task == task]
-            if not verdicts:
-                continue
-            figures[task] = Rate.from_outcomes([not verdict.success for verdict in verdicts])
-            for kind in KINDS:
-                figures[f"{task} {kind}"] = Rate.from_outcomes([verdict.reason == kind for verdict in verdicts])
+            if reasons := [one.verdicts[0].reason for one in judged if one.item.task == task]:
+                figures[task] = Rate.from_outcomes(reason != "" for reason in reasons)
+                for kind in KINDS:
+                    figures[f"{task} {kind}"] = Rate.from_outcomes(reason == kind for reason in reasons)
         return figures
 
 

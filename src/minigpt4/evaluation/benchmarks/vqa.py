@@ -1,9 +1,9 @@
 """Questions with short answers: A-OKVQA, GQA and VQA v2 from their published files, or default ones in the same form.
 
-A-OKVQA's choices are ranked by likelihood; direct answers are compared as each benchmark's official metric does. Models
-that answer in whole sentences never match a word exactly, so what their sentence holds is counted in rows of its own.
+A-OKVQA's choices are ranked by likelihood; direct answers are scored by each benchmark's official metric. A whole
+sentence never matches a one-word answer, so answers inside sentences are counted in rows of their own.
 
-The files, which are told apart by their content:
+The files, recognized by their content:
 
 * A-OKVQA (`aokvqa_v1p0_val.json`): a list of `{"question_id", "image_id", "question", "choices",
   "correct_choice_idx", "direct_answers", "difficult_direct_answer"}`.
@@ -18,8 +18,9 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,8 +28,8 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of, well_formed
-from minigpt4.evaluation.items import Collection, Fault, Item, field_of
-from minigpt4.evaluation.judges import Case, Response, RuleJudge, Verdict
+from minigpt4.evaluation.items import Fault, Item, Items, field_of
+from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
 from minigpt4.statistics import Estimate, Rate
 
@@ -37,9 +38,9 @@ AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
 
 @dataclass(frozen=True)
 class VisualQuestion:
-    """One question. `where` names its record, `images` the file names that its picture may have.
+    """One question. `where` names its record, `images` the file names that its image may have.
 
-    `answers` are all that people gave, or the one right answer; none if direct answers are not to be scored.
+    `answers` are all that people gave, or the one right answer; empty if direct answers are not scored.
     `choices` and `correct` (an index) are A-OKVQA's; `kind` is GQA's structural type, or VQA v2's type of answer.
     """
 
@@ -62,22 +63,24 @@ def read_questions(paths: Sequence[Path]) -> tuple[list[VisualQuestion], list[Fa
     """
     found: list[VisualQuestion] = []
     faults: list[Fault] = []
-    questions: list[tuple[Path, Any]] = []
-    annotations: list[tuple[Path, Any]] = []
+    halves: dict[str, list[tuple[Path, Any]]] = {"questions": [], "annotations": []}  # of VQA v2
     for path in paths:
         whole = read_document(path)
-        if isinstance(whole, list):
+        half = next((key for key in halves if isinstance(whole, dict) and key in whole), None)
+        if half is not None:
+            halves[half].append((path, rows_of(path, whole, half, "question_id", faults)))
+        elif isinstance(whole, list):
             found += well_formed(rows_of(path, whole, None, "question_id", faults), _aokvqa, faults)
-        elif isinstance(whole, dict) and "questions" in whole:
-            questions.append((path, whole))
-        elif isinstance(whole, dict) and "annotations" in whole:
-            annotations.append((path, whole))
         elif isinstance(whole, dict) and whole:
             found += well_formed(((f"{path}: {key!r}", (key, row)) for key, row in whole.items()), _gqa, faults)
         else:
             raise UserError(f"{path}: is no question file of {AOKVQA}, {GQA} or {VQA}")
-    if questions or annotations:
-        found += _read_vqa(questions, annotations, faults)
+    for half, other in ("questions", "annotations"), ("annotations", "questions"):
+        if halves[half] and not halves[other]:
+            raise UserError(f"{halves[half][0][0]}: {VQA} is scored with two files; give the one with the {other} too")
+    annotations = dict(pair for _, rows in halves["annotations"] for pair in well_formed(rows, _people, faults))
+    for _, rows in halves["questions"]:
+        found += well_formed(rows, partial(_vqa, annotations), faults)
     return found, faults
 
 
@@ -101,36 +104,25 @@ def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
     return VisualQuestion(GQA, key, where, names, _question(row), (answer,), kind=kind)
 
 
-def _read_vqa(
-    questions: list[tuple[Path, Any]], annotations: list[tuple[Path, Any]], faults: list[Fault]
-) -> Iterator[VisualQuestion]:
-    if not questions or not annotations:
-        path, missing = (questions[0][0], "annotations") if questions else (annotations[0][0], "questions")
-        raise UserError(f"{path}: {VQA} is scored with two files; give the one with the {missing} too")
-    answers: dict[Any, tuple[str, tuple[str, ...]]] = {}
-    for path, whole in annotations:
-        answers |= well_formed(rows_of(path, whole, "annotations", "question_id", faults), _annotation, faults)
-
-    def make(where: str, row: Mapping[str, Any]) -> VisualQuestion:
-        if row["question_id"] not in answers:
-            raise ValueError(f"there are no annotations for the question_id {row['question_id']!r}")
-        kind, people = answers[row["question_id"]]
-        images = image_files(field_of(row, "image_id", (int, str)))
-        return VisualQuestion(VQA, str(row["question_id"]), where, images, _question(row), people, kind=kind)
-
-    for path, whole in questions:
-        yield from well_formed(rows_of(path, whole, "questions", "question_id", faults), make, faults)
-
-
-def _annotation(_: str, row: Mapping[str, Any]) -> tuple[Any, tuple[str, tuple[str, ...]]]:
+def _people(_: str, row: Mapping[str, Any]) -> tuple[Any, tuple[str, tuple[str, ...]]]:
+    """(question id, (type of answer, what people answered)) of an annotation of VQA v2."""
     people = [field_of(one, "answer", str) for one in field_of(row, "answers", list)]
     if not people:
         raise ValueError("'answers' is empty")
     return row["question_id"], (field_of(row, "answer_type", str, ""), tuple(people))
 
 
+def _vqa(annotations: Mapping[Any, tuple[str, tuple[str, ...]]], where: str, row: Mapping[str, Any]) -> VisualQuestion:
+    key = row["question_id"]
+    if key not in annotations:
+        raise ValueError(f"there are no annotations for the question_id {key!r}")
+    kind, people = annotations[key]
+    images = image_files(field_of(row, "image_id", (int, str)))
+    return VisualQuestion(VQA, str(key), where, images, _question(row), people, kind=kind)
+
+
 def image_files(image: int | str) -> tuple[str, ...]:
-    """How COCO calls the file of a picture: since 2017 by its twelve-digit id, before with the split before that."""
+    """COCO's file names of an image: its twelve-digit id since 2017, with the split in front of it before."""
     digits = f"{image:012d}" if isinstance(image, int) else image
     return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")
 
@@ -151,17 +143,16 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 #: How questions are put and choices worded where the files are given; the default data says how its own are.
 SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
-BENCHMARKS = (AOKVQA, GQA, VQA)
-_PAPER = {AOKVQA: {"MiniGPT-4": "58.2"}, GQA: {"MiniGPT-4": "32.2"}}
 CHOICE, DIRECT = "multiple choice", "direct answer"
+PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
 
 
 class Vqa(Suite):
-    """Accuracy on question files, or on the questions about `count` held-out pocket pictures.
+    """Accuracy on question files, or on the questions about `count` images of the default data.
 
     Args:
-        data: Question files, and for VQA v2 its annotation file; pocket questions without any.
-        images: The directory of their pictures, by the names that COCO and GQA give them.
+        data: Question files, and for VQA v2 its annotation file; the default data without any.
+        images: The directory of their images, by the names that COCO and GQA give them.
         prompt: How a question is put where the model writes; `{}` is the question.
         choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
     """
@@ -180,7 +171,7 @@ class Vqa(Suite):
         max_new_tokens: int = 40,
     ) -> None:
         if data and images is None:
-            raise UserError(f"{data[0]}: asks about pictures, so give their directory too (--images)")
+            raise UserError(f"{data[0]}: asks about images, so give their directory too (--images)")
         self.prompt = prompt or (SHORT if data else default_data().wording["question"])
         self.choice = choice or (WORD if data else default_data().wording["choice"])
         for wording in (self.prompt, self.choice):
@@ -190,17 +181,17 @@ class Vqa(Suite):
         self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
         self._kinds: dict[str, list[str]] = {}
 
-    def load(self, directory: Path) -> Collection:
+    def load(self, directory: Path) -> Items:
         paths, images = list(self.data), self.images
         if images is None:
             paths, images = default_data().questions(directory, self.count)
-        found = Collection()
+        found = Items()
         questions, found.faults = read_questions(paths)
         for question in questions:
             self._add(found, question, images)
         return found.require(", ".join(map(str, paths)))
 
-    def _add(self, found: Collection, question: VisualQuestion, images: Path) -> None:
+    def _add(self, found: Items, question: VisualQuestion, images: Path) -> None:
         files = [images / name for name in question.images]
         file = next((path for path in files if path.is_file()), files[0])
         truth = {"benchmark": question.benchmark, "answers": list(question.answers), "kind": question.kind}
@@ -212,7 +203,7 @@ class Vqa(Suite):
             task = f"{question.benchmark} {CHOICE}"
             found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
             if not file.is_file():
-                return  # one fault is enough for a missing picture
+                return  # one fault is enough for a missing image
         if question.answers:
             asked = self.prompt.replace("{}", question.question)
             task = f"{question.benchmark} {DIRECT}"
@@ -222,28 +213,22 @@ class Vqa(Suite):
 
     def rows(self) -> Sequence[TableRow]:
         rows = []
-        for name in self._kinds:
-            if name == AOKVQA:
-                rows += [
-                    TableRow(f"{name} choice", "multiple choice, by likelihood", "%", _PAPER[name], name),
-                    TableRow(f"{name} choice per token", "multiple choice, by likelihood per token", "%", {}, name),
-                ]
-            paper = _PAPER.get(name, {}) if name != AOKVQA else {}
+        for name, kinds in self._kinds.items():
+            choice = {
+                "choice": "multiple choice, by likelihood",
+                "choice per token": "multiple choice, by likelihood per token",
+            }
+            direct = {"exact": "direct answer", "contained": "direct answer inside the reply"}
+            labels = (choice if name == AOKVQA else {}) | direct | {kind: f"{kind}, inside the reply" for kind in kinds}
             rows += [
-                TableRow(f"{name} exact", "direct answer", "%", paper, name),
-                TableRow(f"{name} contained", "direct answer inside the reply", "%", {}, name),
-            ]
-            rows += [
-                TableRow(f"{name} {kind}", f"{kind}, inside the reply", "%", {}, name) for kind in self._kinds[name]
+                TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name)
+                for key, label in labels.items()
             ]
         return rows
 
-    def cases(self, answer: Response) -> Sequence[Case]:
-        return [Case(answer, {"answer": answer.text})]
-
     def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
         figures: dict[str, Rate | Estimate] = {}
-        for name in BENCHMARKS:
+        for name in ACCURACY:
             chosen = [one.verdicts[0] for one in judged if one.item.task == f"{name} {CHOICE}"]
             direct = [one for one in judged if one.item.task == f"{name} {DIRECT}"]
             if chosen:
@@ -264,21 +249,14 @@ def _mean(judged: Sequence[Judged], key: str) -> Estimate:
 
 
 def _judge(case: Case) -> Verdict:
-    truth, reply = case.item.truth, case.answer.text
     if case.item.options:
         return _judge_choice(case)
-    benchmark, answers = truth["benchmark"], truth["answers"]
-    accuracy = _accuracy(benchmark, reply, answers)
-    said = contained(reply, answers)
-    inside = max([accuracy, *(_accuracy(benchmark, word, answers) for word in said)])
+    answers, reply = case.item.truth["answers"], case.answer.text
+    measure = ACCURACY[case.item.truth["benchmark"]]
+    accuracy = measure(reply, answers)
+    inside = max([accuracy, *(measure(word, answers) for word in contained(reply, answers))])
     reason = "" if inside else f"not among {', '.join(dict.fromkeys(answers))}"
     return Verdict(inside >= 0.5, reason, {"accuracy": accuracy, "contained": inside})
-
-
-def _accuracy(benchmark: str, answer: str, answers: Sequence[str]) -> float:
-    if benchmark == GQA:
-        return gqa_accuracy(answer, answers[0])
-    return aokvqa_accuracy(answer, answers) if benchmark == AOKVQA else vqa_accuracy(answer, answers)
 
 
 def _judge_choice(case: Case) -> Verdict:
@@ -353,6 +331,11 @@ def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:
 def gqa_accuracy(answer: str, right: str) -> float:
     """GQA's accuracy: 1 if the answer is the right one, else 0; both normalised."""
     return float(normalize_answer(answer) == normalize_answer(right))
+
+
+ACCURACY: dict[str, Callable[[str, Sequence[str]], float]] = {
+    AOKVQA: aokvqa_accuracy, GQA: lambda answer, answers: gqa_accuracy(answer, answers[0]), VQA: vqa_accuracy,
+}  # fmt: skip
 
 
 def contained(reply: str, candidates: Sequence[str]) -> list[str]:

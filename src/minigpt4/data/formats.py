@@ -1,0 +1,689 @@
+"""The formats that pairs come in, each cut into shards that can be read apart from each other.
+
+A reader knows its shards and reads one of them, or every n-th record of one; what gives no pair is told by cause, in
+its place. One record, however hostile, takes a bounded memory. Readers hold no open files, so they travel to other
+processes. Whether an image can be decoded shows when it is opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import functools
+import io
+import json
+import math
+import re
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import IO, Any, AnyStr, BinaryIO, TextIO
+
+from minigpt4.data.pairs import (
+    BROKEN_LINE,
+    LARGEST_RECORD,
+    NO_PICTURE,
+    NO_TEXT,
+    TEXT_ENDINGS,
+    TEXT_KEYS,
+    TOO_LARGE,
+    TOO_LONG,
+    TURN_KEYS,
+    Cause,
+    Pair,
+    lowered,
+    make_pairs,
+    parse_record,
+    read_beside,
+)  # fmt: skip
+from minigpt4.data.workers import datasets_library
+from minigpt4.documents import read_document
+from minigpt4.errors import UserError
+from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
+from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS, find_image, fold, read_image
+
+#: Where a row's image is looked for: a path (from the file's own directory), bytes, a `data:` address, datasets'
+#: {"bytes", "path"}, or a list of one of them. Keys count in any case.
+IMAGE_KEYS = (
+    "image", "images", "img", "picture", "file_name", "filename", "image_path", "img_path", "image_file", "image_name",
+    "file_path", "filepath", "path", *PICTURE_ENDINGS,
+)  # fmt: skip
+BROKEN_SHARD = "broken shard, its remaining pairs"
+FOLDER_SHARD = 1000  # images of a folder
+LINES_SHARD = 4 << 20  # bytes of a JSONL file
+PIECE = 1 << 20  # characters of a JSON array that are read at a time
+WAITING = 100_000  # records of a tar whose image and text stand far from each other
+UNPACKS = "in a part of a table that unpacks to far more than its size"
+MOST_VALUES = 1000  # of a parquet file's column, for each row: a conversation's turns
+_WITHOUT_CONTENT = (
+    tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
+)  # fmt: skip
+_PAX_PATH = re.compile(rb"(?:^|\n)\d+ path=([^\n]*)\n")
+Row = tuple[str, Mapping[str, Any], Path]  # name, record, directory from which paths count
+
+
+@dataclass(frozen=True)
+class Reader(ABC):
+    """One format. A shard is whatever `shards` lists: small, and good to be sent to another process."""
+
+    files: tuple[Path, ...]
+    caption_key: str | None = None
+    notes: tuple[str, ...] = ()  # what is read and what is not, for people
+
+    @abstractmethod
+    def shards(self) -> list[Any]:
+        """The parts that can be read apart from each other."""
+
+    @abstractmethod
+    def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+        """The pairs of every `parts`-th record of a shard from number `part` on, or the causes why there are none."""
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """How many records there are, if that can be known in a moment."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Keys of the first record."""
+
+
+# -- images
+
+
+def load_picture(path: Path) -> bytes | Cause:
+    """The bytes of an image's file, or why there are none."""
+    try:
+        return read_image(path)
+    except UserError as error:
+        return Cause(TOO_LARGE if isinstance(error, TooLargeError) else NO_PICTURE, error)
+
+
+def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | bytes | Cause:
+    """The path of a record's image or its bytes, or why there is none."""
+    value = named(record)
+    if isinstance(value, list):
+        return Cause("several pictures", f"{name}: names {len(value)} pictures; a pair has one")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        there = ", ".join(sorted({key.lower() for key in islice(record, 20)})) or "nothing"
+        return Cause(NO_PICTURE, f"{name}: no picture under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
+    if value.startswith("data:"):
+        with suppress(ValueError):
+            return base64.b64decode(value.partition(",")[2], validate=True)
+    if value.startswith("hf://"):
+        return _fetch(value)
+    if re.match(r"https?:|data:", value):
+        return Cause(NO_PICTURE, f"{name}: {value[:80]} is not a file; download the pictures first (img2dataset)")
+    try:
+        return find_image(directory, value)
+    except UserError as error:
+        return Cause(NO_PICTURE, f"{name}: {error}")
+
+
+def named(record: Mapping[str, Any]) -> Any:
+    """What stands where a record's image is looked for: a text or bytes, a list if it is several, None without it."""
+    value = next((record[key] for key in IMAGE_KEYS if record.get(key)), None) or _image_in_turns(record)
+    value = (value[0] if value else None) if isinstance(value, list) and len(value) < 2 else value
+    return value.get("bytes") or value.get("path") or value.get("url") if isinstance(value, Mapping) else value
+
+
+def _image_in_turns(record: Mapping[str, Any]) -> Any:
+    """The image in a message's parts, as OpenAI's fine-tuning has it."""
+    turns: Any = next((record[key] for key in TURN_KEYS if isinstance(record.get(key), list)), [])
+    parts = (turn.get("content") for turn in turns if isinstance(turn, Mapping))
+    found = [part for each in parts if isinstance(each, list) for part in each if isinstance(part, Mapping)]
+    return [value for part in found if (value := part.get("image_url") or part.get("image"))]
+
+
+def _fetch(address: str) -> bytes | Cause:
+    import fsspec  # a file of a hub dataset
+
+    try:
+        with fsspec.open(address, "rb") as file:
+            return bytes(file.read(LARGEST_IMAGE + 1))
+    except (OSError, ValueError) as error:
+        return Cause(NO_PICTURE, f"{address}: {error}")
+
+
+# -- files
+
+
+@dataclass(frozen=True)
+class Tars(Reader):
+    """img2dataset's tar shards: `key.jpg` (or another image) beside `key.json` or `key.txt`; streamed, not unpacked."""
+
+    def shards(self) -> list[Path]:
+        return list(self.files)
+
+    def read(self, shard: Path, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+        with shard.open("rb") as file:
+            for number, (stem, members) in enumerate(_tar_records(file)):
+                if stem is None:
+                    if part == 0:
+                        yield Cause(BROKEN_SHARD, f"{shard}: cut off or broken; fetch it again")
+                elif number % parts == part:
+                    yield from self._pairs(file, f"{shard}/{stem}", members, stage)
+
+    def _pairs(
+        self, file: BinaryIO, name: str, members: Mapping[str, tuple[int, int]], stage: int
+    ) -> list[Pair] | list[Cause]:
+        if members.get("picture", (0, 0))[1] > LARGEST_IMAGE:
+            return [Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")]
+        if max([size for ending, (_, size) in members.items() if ending != "picture"], default=0) > LARGEST_RECORD:
+            return [Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")]
+
+        def read(ending: str) -> bytes | None:
+            return _read(file, *members[ending]) if ending in members else None
+
+        record, trouble = read_beside(read, name, self.caption_key)
+        picture = read("picture") or Cause(NO_PICTURE, f"{name}: the archive holds no picture of that name")
+        return make_pairs(name, picture, record, stage, self.caption_key, trouble)
+
+    def count(self) -> int | None:
+        """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
+        try:
+            files = [file.with_name(f"{file.stem}_stats.json") for file in self.files]
+            stats = [parse_record(read_file(file, LARGEST_RECORD), str(file)) for file in files]
+            return sum(int(shard["successes"]) for shard in stats if isinstance(shard, dict))
+        except (UserError, ValueError, KeyError, TypeError):
+            return None
+
+    def keys(self) -> list[str]:
+        with self.files[0].open("rb") as file, suppress(tarfile.TarError):
+            for name, place, size in tar_members(file):
+                if name.lower().endswith(".json") and size <= LARGEST_RECORD:
+                    record = parse_record(_read(file, place, size), name)
+                    return list(record) if isinstance(record, dict) else []
+        return []
+
+
+def holds_pairs(path: Path) -> bool:
+    """Whether a tar has an image."""
+    try:
+        with path.open("rb") as file:
+            names = islice((name for name, *_ in tar_members(file)), WAITING)
+            return any(name.rpartition(".")[2].lower() in PICTURE_ENDINGS for name in names)
+    except (tarfile.TarError, OSError):
+        return True  # reading it says what is wrong
+
+
+def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[int, int]]]]:
+    """(key, place and size of its members by ending) of each record; the key None where the rest is broken.
+
+    The members of a record stand next to each other, as img2dataset writes them. Where `tar` wrote all images before
+    all texts, up to WAITING records wait for their other half.
+    """
+    key, members = "", dict[str, tuple[int, int]]()
+    waiting: dict[str, dict[str, tuple[int, int]]] = {}
+    broken = False
+
+    def ended() -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+        if key:
+            whole = {**members, **waiting.pop(key, {})}
+            if ("picture" in whole and len(whole) > 1) or len(waiting) >= WAITING:
+                yield key, whole
+            else:
+                waiting[key] = whole
+
+    try:
+        for name, place, size in tar_members(file):
+            stem, _, ending = name.rpartition(".")
+            ending = ending.lower()
+            if not stem or is_leftover(name):
+                continue
+            if stem != key:
+                yield from ended()
+                key, members = stem, {}
+            ending = "picture" if ending in PICTURE_ENDINGS and size else ending
+            if ending in ("picture", *TEXT_ENDINGS):
+                members.setdefault(ending, (place, size))
+    except tarfile.TarError:
+        broken = True
+    yield from ended()
+    yield from waiting.items()
+    if broken:
+        yield None, {}
+
+
+def tar_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, place, size in bytes) of each regular file in a tar; contents are leapt over, whatever their size.
+
+    `tarfile` itself would hold in memory what some headers declare, and follow chains of them. Raises TarError if the
+    file is cut off or broken.
+    """
+    end = file.seek(0, io.SEEK_END)
+    place, long_name = 0, b""
+    while any(header := _read(file, place, tarfile.BLOCKSIZE)):
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        place += tarfile.BLOCKSIZE
+        size = 0 if member.type in _WITHOUT_CONTENT else member.size
+        if size < 0 or place + size > end:
+            raise tarfile.ReadError("a member is cut off")
+        if member.type == tarfile.GNUTYPE_LONGNAME:  # of the next member, as pax' path is
+            long_name = _read(file, place, min(size, LARGEST_RECORD)).rstrip(b"\0")
+        elif member.type == tarfile.XHDTYPE:
+            found = _PAX_PATH.search(_read(file, place, min(size, LARGEST_RECORD)))
+            long_name = found[1] if found else long_name
+        elif member.type != tarfile.GNUTYPE_LONGLINK:
+            if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                yield long_name.decode("utf-8", "surrogateescape") or member.name, place, size
+            long_name = b""
+        place += -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    if len(header) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("the end is missing")
+
+
+def _read(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
+
+
+@dataclass(frozen=True)
+class Descriptions(Reader):
+    """cc_sbu_align: `filter_cap.json` beside `image/`. One shard, for it is small."""
+
+    def shards(self) -> list[Path]:
+        return [file.parent for file in self.files]
+
+    def read(self, shard: Path, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+        return read_items(shard, part, parts, stage=stage)
+
+    def count(self) -> int:
+        return sum(len(read_annotations(file.parent)) for file in self.files)
+
+    def keys(self) -> list[str]:
+        return ["image_id", "caption"]
+
+
+def read_items(directory: str | Path, part: int = 0, parts: int = 1, *, stage: int = 2) -> Iterator[Pair | Cause]:
+    """Every `parts`-th pair of a cc_sbu_align from number `part` on, or the cause why there is none.
+
+    Raises UserError if the directory does not have that layout.
+    """
+    for image_id, caption in read_annotations(directory)[part::parts]:
+        name = f"{directory}/image/{image_id}"
+        try:
+            path = find_image(Path(directory) / "image", image_id, inside=True)
+            yield from make_pairs(str(path), load_picture(path), {"caption": caption}, stage)
+        except UserError as error:
+            yield Cause(NO_PICTURE, f"{name}: {error}")
+
+
+def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
+    """`(image_id, caption)` of every annotation of a cc_sbu_align; errors as `read_items`."""
+    path = Path(directory) / "filter_cap.json"
+    if not Path(directory).is_dir():
+        raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
+    if not path.is_file():
+        raise UserError(f"data {directory}: holds no filter_cap.json, which cc_sbu_align's layout has")
+    try:
+        annotations = read_document(path)["annotations"]
+        rows = [(str(annotation["image_id"]), annotation["caption"]) for annotation in annotations]
+        return [(image_id, caption if isinstance(caption, str) else "") for image_id, caption in rows]
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f'data {path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}} ({error!r})'
+        ) from error
+
+
+@dataclass(frozen=True)
+class Folder(Reader):
+    """Images, each beside a `.json`, `.txt` or `.caption` of the same name, in any depth. `texts` are those files."""
+
+    texts: tuple[Path, ...] = ()
+
+    @functools.cached_property
+    def beside(self) -> list[list[str]]:
+        """Each image, and the text files that share its name: `a.txt` or `a.jpg.txt` beside `a.jpg`."""
+        named: dict[str, list[str]] = {}
+        for path in self.texts:
+            named.setdefault(fold(str(path.with_suffix(""))), []).append(str(path))
+        return [
+            [str(image), *(named.get(fold(str(image.with_suffix("")))) or named.get(fold(str(image))) or ())]
+            for image in self.files
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": (), "caption_key": self.caption_key, "notes": (), "texts": ()}  # the files are in the shards
+
+    def shards(self) -> list[list[list[str]]]:
+        return [self.beside[i : i + FOLDER_SHARD] for i in range(0, len(self.files), FOLDER_SHARD)]
+
+    def read(self, shard: list[list[str]], part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+        for image, *texts in shard[part::parts]:
+            try:
+                record, trouble = self._record(image, texts)
+            except UserError as error:
+                yield Cause(TOO_LONG if isinstance(error, TooLargeError) else NO_TEXT[stage - 1], error)
+                continue
+            trouble = trouble or ("" if texts else f"{image}: no .txt or .json of the same name beside it")
+            yield from make_pairs(image, load_picture(Path(image)), record, stage, self.caption_key, trouble)
+
+    def _record(self, image: str, texts: list[str]) -> tuple[dict[str, Any], str]:
+        paths = {text.rpartition(".")[2].lower(): text for text in reversed(texts)}
+
+        def read(ending: str) -> bytes | None:
+            return read_file(paths[ending], LARGEST_RECORD, "a text") if ending in paths else None
+
+        return read_beside(read, image.rpartition(".")[0], self.caption_key)
+
+    def count(self) -> int:
+        return len(self.files)
+
+    def keys(self) -> list[str]:
+        return list(self._record(self.beside[0][0], self.beside[0][1:])[0])
+
+
+# -- tables
+
+
+@dataclass(frozen=True)
+class Table(Reader):
+    """What formats with a row for each pair have in common."""
+
+    def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+        for row in islice(self.rows(shard), part, None, parts):
+            if isinstance(row, Cause):
+                yield row
+            else:
+                name, record, directory = row
+                found = locate(record, directory, name)
+                picture = load_picture(found) if isinstance(found, Path) else found
+                yield from make_pairs(name, picture, record, stage, self.caption_key)
+
+    def keys(self) -> list[str]:
+        rows = (row for shard in self.shards()[:1] for row in self.rows(shard))
+        return next((list(row[1]) for row in rows if not isinstance(row, Cause)), [])
+
+    @abstractmethod
+    def rows(self, shard: Any) -> Iterator[Row | Cause]:
+        """Each row, with its keys `lowered`, or the cause why there is none."""
+
+
+@dataclass(frozen=True)
+class JsonLines(Table):
+    """A JSON object on each line, with an image and a text. A shard is the lines that start in a stretch of bytes."""
+
+    def shards(self) -> list[tuple[Path, int]]:
+        return [(file, start) for file in self.files for start in range(0, file.stat().st_size, LINES_SHARD)]
+
+    def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
+        path, start = shard
+        for number, line in read_lines(path, start, start + LINES_SHARD):
+            name = f"{path}:{number}" + (f" from byte {start} on" if start else "")
+            record = parse_record(line, name)
+            yield record if isinstance(record, Cause) else (name, lowered(record), path.parent)
+
+    def count(self) -> int:
+        return sum(1 for path, start in self.shards() for _ in read_lines(path, start, start + LINES_SHARD))
+
+
+def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a file that start in this stretch of its bytes, but for empty ones; see `read_line`.
+
+    Those of a file in UTF-16 all start in the first stretch, and come in UTF-8.
+    """
+    with path.open("rb") as file:
+        if encoding_of(file.read(2)) == "utf-16":
+            with path.open(encoding="utf-16", errors="replace") as text:
+                lines = enumerate(iter(lambda: read_line(text), ""), 1) if not start else ()
+                yield from ((number, line.encode("utf-8", "replace")) for number, line in lines if line.strip())
+            return
+        file.seek(max(start - 1, 0))
+        if start:
+            read_line(file, end)  # the one that starts before
+        number = 0
+        while file.tell() < end and (line := read_line(file, end)):
+            number += 1
+            if line.strip():
+                yield number, line
+
+
+def read_line(file: IO[AnyStr], end: float = math.inf) -> AnyStr:
+    """The next line. Of one that is longer than LARGEST_RECORD only the start is in memory, and returned.
+
+    Such a line is not followed further than to the place `end`.
+    """
+    line = part = file.readline(LARGEST_RECORD + 1)
+    while (
+        len(part) > LARGEST_RECORD and part[-1:] not in ("\n", "\r", b"\n") and (end == math.inf or file.tell() < end)
+    ):
+        part = file.readline(LARGEST_RECORD + 1)
+    return line
+
+
+@dataclass(frozen=True)
+class Json(Table):
+    """A JSON array of objects, as LLaVA's lists are. A shard is a file."""
+
+    def shards(self) -> list[Path]:
+        return list(self.files)
+
+    def rows(self, shard: Path) -> Iterator[Row | Cause]:
+        for number, record in enumerate(json_records(shard)):
+            name = f"{shard}, record {number}"
+            if isinstance(record, dict):
+                yield name, lowered(record), shard.parent
+            else:
+                yield Cause(BROKEN_LINE, f"{name}: a JSON object was expected")
+
+    def count(self) -> None:
+        return None
+
+
+def json_records(path: Path) -> Iterator[Any]:
+    """The values in a JSON array, or on lines of their own, however many there are.
+
+    Raises UserError if the file cannot be read, is not JSON, or one value is larger than LARGEST_RECORD.
+    """
+    decoder, text, at = json.JSONDecoder(), "", 0
+    try:
+        with path.open(encoding=encoding_of(_start(path))) as file:
+            while more := file.read(PIECE):
+                text, at = text[at:] + more, 0
+                while True:
+                    while at < len(text) and text[at] in " \t\r\n,[]":
+                        at += 1
+                    try:
+                        value, at = decoder.raw_decode(text, at)
+                    except (ValueError, RecursionError):
+                        break  # the rest of it is in the next piece
+                    yield value
+                if len(text) - at > LARGEST_RECORD + PIECE:
+                    break
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if at < len(text):
+        raise UserError(f"{path}: is no array of JSON objects from here on: {text[at : at + 40]!r}")
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
+
+
+@dataclass(frozen=True)
+class Csv(Table):
+    """Separated values with a header: a column for the image's path and one for its text.
+
+    The separator is the one of `,` `;` tab `|` that is most frequent in the header, or that of a line `sep=;` before.
+    """
+
+    def shards(self) -> list[Path]:
+        return list(self.files)
+
+    def rows(self, shard: Path) -> Iterator[Row | Cause]:
+        with shard.open(encoding=encoding_of(_start(shard)), errors="surrogateescape", newline="") as file:
+            lines = _CsvLines(file)
+            first = read_line(file)
+            named = re.match(r"sep=(.)\s*$", first, re.IGNORECASE)
+            separator = named[1] if named else max(",;\t|", key=first.count)
+            rows = csv.reader(lines if named else chain([first], lines), delimiter=separator, skipinitialspace=True)
+            head: list[str] | None = None
+            while True:
+                lines.taken = 0
+                try:
+                    row = next(rows, None)
+                except csv.Error as error:
+                    yield Cause(BROKEN_LINE, f"{shard}:{rows.line_num}: {error}")
+                    continue
+                except UnicodeError as error:
+                    yield Cause(BROKEN_SHARD, f"{shard}: {error}")
+                    return
+                if row is None:
+                    return
+                name = f"{shard}:{rows.line_num}"
+                if row and head:
+                    told = _not_utf8(row, name)
+                    yield told or (name, lowered(dict(zip(head, row))), shard.parent)  # noqa: B905 - short ones too
+                head = head or [cell.strip() for cell in row]
+
+    def count(self) -> int:
+        return sum(1 for file in self.files for _ in self.rows(file))
+
+
+def _not_utf8(row: list[str], name: str) -> Cause | None:
+    try:
+        for cell in row:
+            if not cell.isascii():
+                decode_text(cell.encode("utf-8", "surrogateescape"), name)
+    except UserError as error:
+        return Cause(BROKEN_LINE, error)
+    return None
+
+
+@dataclass
+class _CsvLines:
+    """The lines of a CSV file; a record (of one or more) that is too long ends in an error, and the next follows."""
+
+    file: TextIO
+    taken: int = 0  # characters of this record
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = read_line(self.file)
+        self.taken += len(line)
+        if self.taken > LARGEST_RECORD:
+            raise csv.Error(TOO_LONG)
+        if not line:
+            raise StopIteration
+        return line
+
+
+@dataclass(frozen=True)
+class Parquet(Table):
+    """Parquet files; a shard is a row group."""
+
+    def shards(self) -> list[tuple[Path, int]]:
+        return [(file, group) for file in self.files for group in range(_parquet(file).num_row_groups)]
+
+    def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
+        path, group = shard
+        try:
+            for number, row in enumerate(parquet_rows(path, {*IMAGE_KEYS, *TEXT_KEYS, self.caption_key}, group=group)):
+                name = f"{path}, row {number} of group {group}"
+                yield row if isinstance(row, Cause) else (name, lowered(row), path.parent)
+        except UserError as error:
+            yield Cause(BROKEN_SHARD, error)
+
+    def count(self) -> int:
+        return sum(_parquet(file).metadata.num_rows for file in self.files)
+
+    def keys(self) -> list[str]:
+        return list(_parquet(self.files[0]).schema_arrow.names)
+
+
+@dataclass(frozen=True)
+class Hub(Table):
+    """A dataset of the Hugging Face hub, or a directory that `datasets` can load, streamed."""
+
+    name: str = ""
+    split: str = "train"
+
+    def shards(self) -> list[int]:
+        return list(range(_load_hub(self.name, self.split).num_shards))
+
+    def rows(self, shard: int) -> Iterator[Row | Cause]:
+        dataset = _load_hub(self.name, self.split)
+        number = 0
+        # In batches: row by row, `datasets` would share this shard out once more over the workers of a DataLoader.
+        for batch in dataset.shard(num_shards=dataset.num_shards, index=shard).iter(batch_size=16):
+            for values in zip(*batch.values(), strict=True):
+                row = dict(zip(batch, values, strict=True))
+                yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
+                number += 1
+
+    def count(self) -> int | None:
+        splits = _load_hub(self.name, self.split).info.splits or {}
+        return splits[self.split].num_examples if self.split in splits else None
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # Pages are read when they are needed: a row group may hold thousands of images.
+        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+    except (pyarrow.ArrowException, OSError, MemoryError) as error:
+        raise UserError(f"data {path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+def parquet_rows(
+    path: Path, columns: Collection[str | None], group: int | None = None, first: int = 0
+) -> Iterator[dict[str, Any] | Cause]:
+    """The rows of one row group, or of all, with those of `columns` that are there, or the cause why a row has none.
+
+    In memory there is a page of the file and a few rows: fewer, the more the group could unpack to. A group that is
+    left out counts as its number of rows. Rows before `first` are left out. Raises UserError for a broken file.
+    """
+    import pyarrow
+
+    file = _parquet(path)
+    names = [name for name in file.schema_arrow.names if name in columns or name.lower() in columns]
+    try:
+        for number in range(file.num_row_groups) if group is None else [group]:
+            size = file.metadata.row_group(number).num_rows
+            if first < size:
+                yield from islice(_group_rows(file, number, names, str(path)), first, None)
+            first = max(0, first - size)
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
+
+
+def _group_rows(file: Any, group: int, names: list[str], path: str) -> Iterator[dict[str, Any] | Cause]:
+    part = file.metadata.row_group(group)
+    chunks = [part.column(i) for i in range(part.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
+    # Images do not shrink by much, and texts no fiftyfold; a list of millions of values can take a few bytes.
+    if any(
+        chunk.total_uncompressed_size > max(LARGEST_IMAGE, 50 * chunk.total_compressed_size)
+        or chunk.num_values > MOST_VALUES * part.num_rows
+        for chunk in chunks
+    ):
+        yield from repeat(Cause(UNPACKS, f"{path}, group {group}"), part.num_rows)
+        return
+    largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    for batch in file.iter_batches(max(1, min(64, 2**26 // max(largest, 1))), row_groups=[group], columns=names):
+        for row in (batch.slice(i, 1) for i in range(batch.num_rows)):
+            small = row.nbytes <= LARGEST_IMAGE + LARGEST_RECORD
+            yield row.to_pylist()[0] if small else Cause(TOO_LARGE, f"{path}, group {group}")
+
+
+@functools.lru_cache(maxsize=8)
+def _load_hub(name: str, split: str) -> Any:
+    try:
+        dataset = datasets_library().load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # whatever hub, network and dataset scripts raise
+        raise UserError(f"data hub:{name}:{split}: cannot be loaded ({' '.join(str(error).split())})") from None
+    return dataset.decode(False) if dataset.features else dataset
+
+
+TABLES: dict[str, type[Table]] = {"jsonl": JsonLines, "json": Json, "csv": Csv, "tsv": Csv, "parquet": Parquet}
