@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.local_web import known_host, names, same_site
+from minigpt4.local_web import allowed_hosts, known_host, same_site
 
-OURS = names("127.0.0.1")
+OURS = allowed_hosts("127.0.0.1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:80", "localhost:7860", "LocalHost", "[::1]", "[::1]:1"])
@@ -35,7 +35,7 @@ def test_a_malformed_name_is_never_taken(host: str) -> None:
 
 
 def test_a_server_for_others_goes_by_any_name() -> None:
-    assert names("0.0.0.0") is None
+    assert allowed_hosts("0.0.0.0") is None
     assert known_host({"host": "models.example.org"}, None)
 
 

@@ -20,7 +20,7 @@ from pydantic import validate_call
 
 from minigpt4.errors import UserError
 from minigpt4.images import open_image
-from minigpt4.local_web import Guard, names
+from minigpt4.local_web import Guard, allowed_hosts
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -36,10 +36,8 @@ class TakenError(ValueError):
 class LabellingDesk(ABC):
     """Hands out things to judge, by their index, and records decisions. Safe to use from several threads.
 
-    Attributes:
-        title: Of the page.
-        html: The package and file of the page's own part, which is put into `labelling.html`.
-        thing, judge: The names of a thing to judge and of a person, in requests and answers.
+    `html` is the package and file of the page's own part, which is put into `labelling.html`; `thing` and `judge` are
+    the names of a thing to judge and of a person in requests and answers.
     """
 
     title: str
@@ -124,7 +122,7 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
         f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
     )
-    app.add_middleware(Guard, host_names=names(host), policy=policy)
+    app.add_middleware(Guard, hosts=allowed_hosts(host), policy=policy)
     for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
         app.add_exception_handler(error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status))
 
@@ -151,7 +149,7 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
 
     @app.post(f"/api/{desk.thing}s/{{index}}")
     def decide(index: int, decision: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
-        name = person(str(decision.pop(desk.judge, "")))
+        name = person(decision.pop(desk.judge, None))
         validate_call(desk.decide)(name, within(index), **decision)
         return shown(name, desk.next(name))
 
@@ -177,9 +175,9 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     return app
 
 
-def person(name: str) -> str:
-    """A name as given, cleaned. Raises ValueError if it is empty, too long or not printable."""
-    name = " ".join(name.split())
+def person(name: object) -> str:
+    """A name as given, cleaned. Raises ValueError if it is no text, empty, too long or not printable."""
+    name = " ".join(name.split()) if isinstance(name, str) else ""
     if not (1 <= len(name) <= 40 and name.isprintable()):
         raise ValueError("give a name of 1 to 40 letters")
     return name

@@ -21,7 +21,7 @@ from PIL import Image
 from minigpt4.app.api.gate import Limits
 from minigpt4.app.api.server import make_server
 from minigpt4.app.api.service import Service
-from minigpt4.local_web import names
+from minigpt4.local_web import allowed_hosts
 
 if TYPE_CHECKING:
     from minigpt4 import MiniGPT4
@@ -70,7 +70,7 @@ class Running:
 @contextlib.contextmanager
 def serving(model: MiniGPT4, key: str | None = None, **limits: Any) -> Iterator[Running]:
     service = Service(model, "toy", Limits(**limits))
-    server = make_server(service, key, names("127.0.0.1"))
+    server = make_server(service, key, allowed_hosts("127.0.0.1"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from curating import TEXTS, picture_file, run
-from minigpt4.curation.grounding import Grounding, ground, measure_grounding
+from minigpt4.curation.grounding import ground, measure_grounding
 from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.select import choose, cluster, select
 from minigpt4.errors import UserError
@@ -37,13 +37,13 @@ def test_a_score_is_the_share_of_surprise_that_the_picture_explains(alignment: P
     tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
     other = -torch.ones(2, tokens) * torch.tensor([[1.0], [3.0]])
     same = measure_grounding(model, text, other.mean(0), other)
-    assert [(start, end) for start, end, _ in same.sentences] == [(0, 6), (7, 14)]
-    assert (same.whole, same.lowest, same.fluency) == (0.0, 0.0, -2.0)
+    assert [(start, end) for start, end, _ in same["sentences"]] == [(0, 6), (7, 14)]
+    assert (same["whole"], same["lowest"], same["fluency"]) == (0.0, 0.0, -2.0)
     certain = measure_grounding(model, text, torch.zeros(tokens), other)
-    assert (certain.whole, certain.lowest) == (1.0, 1.0)
+    assert (certain["whole"], certain["lowest"]) == (1.0, 1.0)
     against = measure_grounding(model, text, -4 * torch.ones(tokens), other)
-    assert (against.whole, against.lowest) == (-1.0, -1.0)
-    assert Grounding([], 0.0, 0.0).lowest == 0.0
+    assert (against["whole"], against["lowest"]) == (-1.0, -1.0)
+    assert measure_grounding(model, "...", other[0], other)["lowest"] == 0.0
 
 
 def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Path) -> None:

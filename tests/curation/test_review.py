@@ -140,6 +140,8 @@ def test_every_request_is_answered_to_our_own_page_alone(project: Path) -> None:
         })  # fmt: skip
         longest = json.dumps({**json.loads(accept), "verdict": "edit", "text": "\u65e5" * 20_000}, ensure_ascii=False)
         assert ask(url, "/api/items/0", longest.encode()) == 200
+        for odd in ({"reviewer": None}, {"source": "x"}, {"verdict": 1}, {"text": [1]}, {"self": 1}, {"index": 1}):
+            assert ask(url, "/api/items/0", json.dumps({**json.loads(accept), **odd}).encode()) == 400, odd
         assert ask(url, "/api/next?reviewer=a%00b") == ask(url, "/api/next?reviewer=%1b[31m") == 400
     with Ledger(project) as ledger:
         assert {name for item in ledger.items() for name in item.reviews} == {"Ann"}

@@ -12,7 +12,6 @@ import itertools
 import logging
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,33 +38,20 @@ logger = logging.getLogger(__name__)
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Grounding:
-    """How one text is grounded.
-
-    Attributes:
-        sentences: (start, end, grounding) of each sentence.
-        whole: grounding of the whole text.
-        fluency: mean log-likelihood of its tokens with other images, in nats: how likely it is as language.
-    """
-
-    sentences: list[tuple[int, int, float]]
-    whole: float
-    fluency: float
-
-    @property
-    def lowest(self) -> float:
-        """The grounding of the least supported sentence; 0 for a text without sentences."""
-        return min((score for _, _, score in self.sentences), default=0.0)
-
-
 def _tokens(model: MiniGPT4, text: str) -> Any:
     """A text as the model would write it, tokenised: `input_ids`, and the `offset_mapping` of each in the text."""
     return model.tokenizer(plain(model.tokenizer, text), add_special_tokens=False, return_offsets_mapping=True)
 
 
-def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -> Grounding:
-    """The grounding of a text from its tokens' log-likelihoods with its own image (t,) and with others (n, t)."""
+def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -> dict[str, Any]:
+    """How one text is grounded, from its tokens' log-likelihoods with its own image (t,) and with others (n, t).
+
+    Returns:
+        sentences: (start, end, grounding) of each sentence.
+        lowest: the grounding of the least supported sentence; 0 for a text without sentences.
+        whole: the grounding of the whole text.
+        fluency: the mean log-likelihood of its tokens with other images, in nats: how likely it is as language.
+    """
     spans = _tokens(model, text)["offset_mapping"][: len(own)]  # a text longer than the context was cut
     elsewhere = others.mean(0)
     found = []
@@ -73,7 +59,12 @@ def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -
         inside = [i for i, (first, last) in enumerate(spans) if first < end and last > start]
         if inside:
             found.append((start, end, _explained(own[inside], elsewhere[inside])))
-    return Grounding(found, _explained(own, elsewhere), float(elsewhere.mean()) if len(own) else 0.0)
+    return {
+        "sentences": found,
+        "lowest": min((value for _, _, value in found), default=0.0),
+        "whole": _explained(own, elsewhere),
+        "fluency": round(float(elsewhere.mean()), 4) if len(own) else 0.0,
+    }
 
 
 def _explained(own: Tensor, elsewhere: Tensor) -> float:
@@ -141,9 +132,7 @@ def _ground_batch(
     rows: list[tuple[tuple[str, int], int, dict[str, Any]]] = []
     for item, vectors in compared:
         own, *elsewhere = itertools.islice(likelihoods, len(vectors))
-        result = measure_grounding(model, item.text, own, torch.stack(elsewhere))
-        data = {"sentences": result.sentences, "lowest": result.lowest, "whole": result.whole}
-        rows.append((item.key, item.source.seq, {**data, "fluency": round(result.fluency, 4)}))
+        rows.append((item.key, item.source.seq, measure_grounding(model, item.text, own, torch.stack(elsewhere))))
     return rows
 
 

@@ -7,7 +7,7 @@ proportion to its size, so that the choice is as diverse as the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
     """
     with ledger.lock("select"):
         items = ledger.items()
-        chosen: Mapping[tuple[str, int], float] = {}
+        chosen: dict[tuple[str, int], float] = {}
         candidates: list[Item] = []
         if best is not None:
             allowed = [item for item in items if item.verdict is not None and not item.verdict.data["caught"]]
@@ -91,10 +91,8 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
         settings = ledger.settings("select", {"best": best, "clusters": clusters, "model": str(model)})
         rows: list[tuple[tuple[str, int], int, dict[str, Any]]] = []
         for item in items:
-            selected = None if best is None else item.key in chosen
-            data = {"selected": selected, "quality": chosen.get(item.key)}
-            before = item.selection.data if item.selection is not None else {"selected": None, "quality": None}
-            if before != data:
+            data = {"selected": best and item.key in chosen, "quality": chosen.get(item.key)}
+            if data != (item.selection.data if item.selection is not None else {"selected": None, "quality": None}):
                 rows.append((item.key, item.source.seq, data))
         ledger.add("select", settings, rows, ledger.next_turn("select"))
         return {"selected": len(chosen), "candidates": len(candidates), "changed": len(rows)}

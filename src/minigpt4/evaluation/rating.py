@@ -132,26 +132,21 @@ def read_questions(directory: Path) -> list[RatedQuestion]:
     results = read_document(path)
     success = results.get("success") if isinstance(results, dict) else None
     if not isinstance(success, dict):
-        raise UserError(f"{path}: says nowhere what counts as success; people judge the suite `abilities`")
+        raise UserError(f"{path}: does not say what counts as success; people judge the suite `abilities`")
+    found: dict[tuple[str, int], RatedQuestion] = {}
     try:
-        found = _questions(results["answers"], success)
+        for row in results["answers"]:
+            texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")] + [
+                success.get(row["item"], "")
+            ]
+            item, task, image, prompt, answer, wanted = (text.encode("utf-8", "replace").decode() for text in texts)
+            question = RatedQuestion(item, row["sample"], task, Path(image), prompt, wanted, {})
+            answers = found.setdefault((item, row["sample"]), question).answers
+            answers[answer_key(item, row["prompt"], row["answer"])] = answer
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not as minigpt4 writes it ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{path}: holds no answers to judge")
-    return found
-
-
-def _questions(rows: Sequence[Mapping[str, Any]], success: Mapping[str, str]) -> list[RatedQuestion]:
-    found: dict[tuple[str, int], RatedQuestion] = {}
-    for row in rows:
-        texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")]
-        if not all(isinstance(text, str) for text in [*texts, success.get(row["item"], "")]):
-            raise TypeError("an answer is not made of texts")
-        item, task, image, prompt, answer = (text.encode("utf-8", "replace").decode() for text in texts)
-        question = RatedQuestion(item, row["sample"], task, Path(image), prompt, success.get(item, ""), {})
-        answers = found.setdefault((item, row["sample"]), question).answers
-        answers[answer_key(item, row["prompt"], row["answer"])] = answer
     return list(found.values())
 
 

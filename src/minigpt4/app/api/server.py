@@ -29,7 +29,7 @@ from minigpt4.app.api.gate import Gate, Limits, PatientProtocol, room_for_connec
 from minigpt4.app.api.schema import ChatRequest
 from minigpt4.app.api.service import Service
 from minigpt4.app.scheduler import AnswerRequest, BusyError, Done, LateError, Piece
-from minigpt4.local_web import listen, names, url
+from minigpt4.local_web import allowed_hosts, listen, url
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
@@ -325,6 +325,6 @@ def serve(
     """
     limits = replace(limits, connections=room_for_connections(limits.connections))
     with listen(host, port) as listening:
-        server = make_server(Service(load_model(), name, limits), key, names(host))
+        server = make_server(Service(load_model(), name, limits), key, allowed_hosts(host))
         ready(f"{url(host, listening)}v1")
         server.run(sockets=[listening])

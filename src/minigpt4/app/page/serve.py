@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minigpt4.app.page.session import Models
 from minigpt4.errors import UserError
-from minigpt4.local_web import listen, names, url
+from minigpt4.local_web import allowed_hosts, listen, url
 
 PREFIX = "minigpt4-page-"
 
@@ -75,7 +75,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         )  # fmt: skip
         models.warm_up()
         ready(url(host, listening))
-        gate = PageGate(app, page, names(host))
+        gate = PageGate(app, page, allowed_hosts(host))
         try:
             uvicorn.Server(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=2)).run([listening])
         finally:
