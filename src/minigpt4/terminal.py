@@ -24,6 +24,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import expanded
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
+from minigpt4.prompts.encode import CUT
 from minigpt4.telling import say, shown
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Terminal:
         if text:
             self.chat.set_system(None if text == "default" else text)
             self._reset()
-        say(self.chat.template.system or "(no system text)")
+        say(self.chat.template.system.replace(CUT, "") or "(no system text)")
 
     def _settings(self, text: str) -> None:
         self.settings = changed_settings(self.settings, text)

@@ -152,7 +152,7 @@ def test_an_encoder_decoder_blip2_is_scored_by_its_decoder(
     answerer = open_answerer(str(tmp_path))
     assert isinstance(answerer, Blip2Answerer), "a directory without a record of ours is a plain BLIP-2"
     [reply] = answerer.likelihoods(pictures[:1], ["What is it?"], [OPTIONS])
-    _, processor = answerer._load()
+    _, processor = answerer.model
     inputs = processor(images=pictures[0], text=BLIP2_PROMPT.format("What is it?"), return_tensors="pt")
     for option, score in zip(OPTIONS, reply.scores, strict=True):
         labels = tokenizer(option, add_special_tokens=False, return_tensors="pt")["input_ids"]
