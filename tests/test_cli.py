@@ -144,7 +144,8 @@ def test_chat_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
 def test_generate_says_what_is_wrong(tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     options = ("--out", out, "--prompt", "What is it?")
-    assert_one_line(run("generate", "pocket", "--images", tmp_path / "none", *options), "none", "no such directory")
+    result = run("generate", "pocket", "--images", tmp_path / "none", *options)
+    assert_one_line(result, "none", "no such file or directory")
     assert not out.exists()
 
 

@@ -280,7 +280,7 @@ def test_grey_of_no_known_range_is_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC; save it as JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC, not a picture that is read here; save it as JPEG"),
         (b"<!DOCTYPE html><html>404", "the download failed"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b'<?xml version="1.0"?><svg xmlns="x"/>', "a SVG"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import codecs
 import errno
 import glob
+import math
 import os
 import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
+from typing import IO
 from urllib.parse import unquote
 
 from minigpt4.errors import UserError
@@ -294,15 +297,28 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+#: A process that was killed leaves its data readers for about a second, and with them its locks.
+ORPHANS_SECONDS = 3.0
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock on an open file, or keep it; False if another process has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[None]:
     """Keeps a second process out of `work` in `directory` until the block ends, or this process does, however it ends.
 
-    Raises UserError at once if another process is at it, unless `wait` is set.
+    Raises UserError if another process is at it (after ORPHANS_SECONDS), unless `wait` is set.
     """
-    try:
-        import fcntl
-    except ImportError:  # on Windows nothing keeps it out
+    if os.name == "nt":  # nothing keeps it out there
         yield
         return
     path = directory / f".{work}.lock"
@@ -311,14 +327,15 @@ def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        deadline = time.monotonic() + (math.inf if wait else ORPHANS_SECONDS)
+        while not _locked(file) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not _locked(file):
             file.seek(0)
             raise UserError(
                 f"{directory}: process {file.read().strip() or '?'} is at work on {work} here; wait until it "
                 "has ended, and run the same command again"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -200,7 +200,9 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
             kind = kind_of(data)
             if kind in formats:
                 raise _DamagedError(f"{name}: broken or truncated picture ({kind}); download it again") from None
-            what = f"a {kind}; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}" if kind else "not a picture"
+            what = "not a picture"
+            if kind:
+                what = f"a {kind}, not a picture that is read here; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}"
             raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None

@@ -76,7 +76,7 @@ def test_pixel_for_pixel_what_open_image_gives(decoder: Decoder, photo: Image.Im
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_what_no_camera_sends_is_for_the_command_line(decoder: Decoder, photo: Image.Image, kind: str) -> None:
     open_image(encoded(photo, kind))
-    with pytest.raises(UserError, match="not a picture; give a file in one of the formats JPEG, PNG, WEBP, GIF, AVIF"):
+    with pytest.raises(UserError, match=r"not a picture.*; give a file in one of the formats JPEG, PNG, WEBP"):
         decoder.open(encoded(photo, kind), 10**6)
 
 

@@ -329,5 +329,5 @@ def test_paths_as_people_and_systems_write_them(tmp_path: Path, monkeypatch: pyt
         (str(odd), odd),
     ):
         assert expand(written) == meant
-    with pytest.raises(UserError, match="no user has this name"):
+    with pytest.raises(UserError, match="no home directory is known for ~"):
         expand("~nobody-here/a")

@@ -55,6 +55,11 @@ def tell(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{cause} {number}" for cause, number in Counter(skipped).most_common())
 
 
+def _plain(skipped: Mapping[str, int]) -> dict[str, int]:
+    """The causes as plain strings: a checkpoint, in which the state lies, holds no classes of ours."""
+    return {str(cause): number for cause, number in skipped.items()}
+
+
 def tell_first(skipped: Mapping[str, int]) -> str:
     """Where each cause came first and what was wrong there, in words, as far as that is known."""
     details = (getattr(cause, "detail", "") for cause, _ in Counter(skipped).most_common(3))
@@ -169,7 +174,7 @@ class PairStream:
             "turn": self._turn,
             "offset": self._offset,
             "yielded": self.yielded,
-            "skipped": dict(self.skipped),
+            "skipped": _plain(self.skipped),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -302,7 +307,7 @@ class _Passes:
         return {
             "pass": self._pass,
             "seen": self._seen,
-            "skipped": dict(self._skipped),
+            "skipped": _plain(self._skipped),
             "through": self.through,
             "position": self._dataset.state_dict() if self._dataset is not None else self._position,
         }

@@ -54,7 +54,10 @@ def open_source(source: Source) -> Reader:
     path = expand(source.path)
     if path.is_dir():
         return _open_folder(path, source.caption_key)
-    files, root = find_files(path, "; the head of the recipe says where its data come from")
+    try:
+        files, root = find_files(path, "; the head of the recipe says where its data come from")
+    except UserError as error:
+        raise UserError(f"data {error}") from None
     ending = files[0].suffix[1:].lower()
     if ending in _READERS:
         files, note = _train_alone(files, root)

@@ -295,7 +295,7 @@ class _Lane:
             pool = list(islice(pairs, POOL * self.size))
             samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
             batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
-            counts = {"read": stream.yielded, "skipped": dict(stream.skipped)}
+            counts = {"read": stream.yielded, "skipped": stream.state_dict()["skipped"]}
             for position in range(taken, POOL):
                 pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
                 here = {"stream": before, "pool": number, "taken": position + 1, **counts}

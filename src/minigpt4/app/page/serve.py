@@ -48,17 +48,17 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
 
     Raises UserError if the address cannot be had.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        with _without_proxies():  # Gradio makes clients when it is imported
-            import gradio as gr
-            import uvicorn
-            from fastapi import FastAPI
-    except ImportError as error:
-        raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else uvicorn ends the process by it, files and all
-    with listen(host, port) as listening, _folder() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    with _folder() as folder, listen(host, port) as listening:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")  # read, and made, when Gradio is imported
+        try:
+            with _without_proxies():  # Gradio makes clients when it is imported
+                import gradio as gr
+                import uvicorn
+                from fastapi import FastAPI
+        except ImportError as error:
+            raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
         from minigpt4.app.page.gate import MAX_FILE, PageGate
         from minigpt4.app.page.layout import ASSETS, theme
         from minigpt4.app.page.page import Page
