@@ -290,3 +290,11 @@ def test_grey_of_no_known_range_is_refused(value: float) -> None:
 def test_what_a_file_is_instead_is_told(data: bytes, told: str) -> None:
     with pytest.raises(UserError, match=told):
         open_image(data)
+
+
+def test_an_image_that_is_opened_twice_is_turned_once(picture: Image.Image) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    once = open_image(encoded(picture, "PNG", exif=turned))
+    assert once.size == picture.size[::-1]
+    assert np.array_equal(np.asarray(open_image(once)), np.asarray(once))

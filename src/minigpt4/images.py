@@ -254,7 +254,11 @@ def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
         turn = int(turn[0] if isinstance(turn, (tuple, list)) else turn)
     except Exception:  # damaged metadata raise what they like, and cost no image
         return image
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+    if turn not in _TURNS:
+        return image
+    upright = image.transpose(_TURNS[turn])
+    upright.info = {}  # else an image that is opened again would be turned again
+    return upright
 
 
 def read_image(path: str | Path) -> bytes:
