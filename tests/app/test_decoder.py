@@ -178,7 +178,7 @@ def test_they_end_when_the_server_is_killed() -> None:
     server.kill()
     server.wait()
     server.stdout.close()
-    wait_until(lambda: not any(map(alive, left)), 3 if sys.platform == "linux" else 60)
+    wait_until(lambda: not any(map(alive, left)), 2 if sys.platform == "linux" else 60)
 
 
 def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Gradio stays, behind this list, and no front end of our own was written: what is
 until it is listed here, its front end works as it is, and none of its code that takes a path or an address from a
 client is reached. Uploads and files are answered here. The body of an event is checked against the kinds of its inputs
 and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere else. If it is
-not so, the visitor is told as by an event that failed. On the way back paths become tokens.
+not so, the event fails for the visitor. On the way back paths become tokens.
 """
 
 from __future__ import annotations
