@@ -129,7 +129,7 @@ class Gate:
                 self.inside -= 1
 
     def _admit(self, scope: Any, headers: Headers) -> None:
-        """Refuse requests without the right to ask. One with the right key may come from any site: no other page knows it."""
+        """Refuse requests without the right to ask. The right key may come from any site: no other page knows it."""
         if "content-length" in headers and "transfer-encoding" in headers:
             both = "a request has Content-Length or Transfer-Encoding, not both"  # a proxy may have read the other
             raise HTTPException(400, both, {"Connection": "close"})
