@@ -257,8 +257,8 @@ def test_a_request_waits_for_its_image_no_longer_than_it_may(varied: MiniGPT4) -
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_ends_all(sent: signal.Signals) -> None:
     """As Ctrl-C in a terminal does, and at any moment: no decoder prints a traceback or stays."""
-    script = "import time, psutil\nfrom minigpt4.app.decoder import Decoder\nmade = Decoder()\nprint(1, flush=True)\n"
-    script += "try: time.sleep(60)\nexcept KeyboardInterrupt: made.close()"
+    script = "import time, psutil\nfrom minigpt4.app.decoder import Decoder\nmade = Decoder()\n"
+    script += "try:\n  print(1, flush=True)\n  time.sleep(60)\nexcept KeyboardInterrupt: made.close()"
     server = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
