@@ -18,9 +18,8 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import check_truth, read_tasks
 from minigpt4.evaluation.benchmarks.reliability import Reliability
 from minigpt4.evaluation.cli import eval_
-from minigpt4.evaluation.items import Item
-from minigpt4.evaluation.judge_check import measure_judge, read_labelled
-from minigpt4.evaluation.judges import Case, JudgePrompt, LLMJudge, Response, shipped
+from minigpt4.evaluation.items import Case, Item, Response
+from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, measure_judge, read_labelled, shipped
 from minigpt4.evaluation.models import Answering
 from minigpt4.evaluation.run import evaluate
 from pocket.measure.tasks import TASKS

@@ -93,18 +93,19 @@ def suite_command(*optional: str) -> Callable[[Callable[..., "Suite"]], None]:
     return register
 
 
-def judge_from(name: str, prompt: str, suite: "type[Suite]", shared: Mapping[str, Any]) -> "Judge | None":
-    """The judge that --judge names; None is the truth. `shared` holds the options that all suites share."""
-    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, PeopleJudge
+def judge_from(name: str, prompt: str, suite: "type[Suite]", shared: Mapping[str, Any]) -> "Judge":
+    """The judge that --judge names; `truth` is the suite's own. `shared` holds the options that all suites share."""
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
     from minigpt4.evaluation.models import ENDPOINT_PREFIX
+    from minigpt4.evaluation.rating import PeopleJudge
 
     if name == "truth":
-        return None
+        return suite.judge
     if name == "people":
         return PeopleJudge(shared["out"] / suite.name)
     if name.startswith(ENDPOINT_PREFIX):
-        timing = {key: shared[key] for key in ("concurrency", "timeout")}
-        return LLMJudge(name, JudgePrompt.load(prompt), **timing)
+        chosen = JudgePrompt.load(prompt)
+        return LLMJudge(name, chosen, concurrency=shared["concurrency"], timeout=shared["timeout"])
     raise UserError(f"there is no judge {name!r}; choose truth, people or openai:URL#MODEL")
 
 
@@ -174,8 +175,7 @@ def check_judge(
 
     Example: minigpt4 eval judge openai:http://127.0.0.1:8000/v1#my-llm --judge-prompt success
     """
-    from minigpt4.evaluation.judge_check import measure_judge
-    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, measure_judge
 
     chosen = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
     for line in measure_judge(chosen, out / "judge", labelled):

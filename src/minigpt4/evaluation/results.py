@@ -69,7 +69,7 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         rows.append([row["label"] + unit, *cells, *(str(row["paper"].get(name, "–")) for name in papers)])
     lines = [f"# {results['title']}", "", table(head, rows), _measured(results), ""]
     lines += [f"* {note}" for note in results["notes"]]
-    lines += [f"* {line}" for line in [*_agreement(results), *_preferences(results)]]
+    lines += _of_judges(results)
     if results["left_out"]:
         told = ", ".join(f"{count} × {kind}" for kind, count in results["left_out"].items())
         lines.append(f"* Left out and counted apart: {told} (each is named in {RESULTS}).")
@@ -91,44 +91,35 @@ def _measured(results: Mapping[str, Any]) -> str:
     )
 
 
-def _agreement(results: Mapping[str, Any]) -> list[str]:
-    """A line for each pair of judges whose agreement was computed: `agreement` in the results, if it is there."""
+def _of_judges(results: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of judges in `agreement`, and of models in `preferences`, if the results have them."""
     lines = []
     for pair in results.get("agreement", []):
         kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-        one, other = pair["judges"]
+        agreed = f"{100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})"
+        lines.append(f"* {' and '.join(pair['judges'])} agree on {agreed}.")
+    for pair in results.get("preferences", []):
         lines.append(
-            f"{one} and {other} agree on {100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})."
+            f"* Between {' and '.join(pair['models'])}, people liked the first better {pair['wins']} times, the second "
+            f"{pair['losses']} times, and both alike {pair['ties']} times."
         )
     return lines
 
 
-def _preferences(results: Mapping[str, Any]) -> list[str]:
-    """A line for each pair of models between which people chose: `preferences` in the results, if it is there."""
-    return [
-        f"Between {pair['models'][0]} and {pair['models'][1]}, people liked the first better {pair['wins']} times, the "
-        f"second {pair['losses']} times, and both alike {pair['ties']} times."
-        for pair in results.get("preferences", [])
-    ]
-
-
 def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
     """One plot for each unit of the rows: file names and PNGs."""
-    rows = [row for row in results["rows"] if any(_drawable(f) for f in row["figures"].values())]
-    units = list(dict.fromkeys(_axis(row) for row in rows))
-    names = ["plot.png" if number == 0 else f"plot-{number + 1}.png" for number in range(len(units))]
+    by_unit: dict[str, list[_Row]] = {}
+    for row in results["rows"]:
+        if any(_drawable(figure) for figure in row["figures"].values()):
+            by_unit.setdefault("%" if row["unit"] == "of" else row["unit"], []).append(row)
     return {
-        name: _plot(results, [row for row in rows if _axis(row) == unit], unit)
-        for name, unit in zip(names, units, strict=True)
+        "plot.png" if number == 1 else f"plot-{number}.png": _plot(results, rows, unit)
+        for number, (unit, rows) in enumerate(by_unit.items(), start=1)
     }
 
 
-def _axis(row: _Row) -> str:
-    return "%" if row["unit"] == "of" else row["unit"]
-
-
-def _drawable(figure: Mapping[str, Any]) -> bool:
-    return figure["value"] is not None and bool(figure["total"])
+def _drawable(figure: Mapping[str, Any] | None) -> bool:
+    return bool(figure and figure["total"]) and figure["value"] is not None
 
 
 def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
@@ -136,15 +127,16 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
 
     labels = [model["label"] for model in results["models"]]
     papers = list(dict.fromkeys(name for row in rows for name in row["paper"]))
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    in_groups = [[row for row in rows if row["group"] == group] for group in groups]
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
     columns = min(PANELS, len(groups))
     lines = math.ceil(len(groups) / columns)
-    width = max(3.2, max(map(len, in_groups)) * (0.4 + BAR * len(labels)))
+    width = max(3.2, max(map(len, groups.values())) * (0.4 + BAR * len(labels)))
     canvas = Figure(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
     panels = canvas.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-    for panel, group, chosen in zip(panels, groups, in_groups, strict=False):
-        _panel(panel, labels, papers, chosen, unit)
+    for panel, (group, chosen) in zip(panels, groups.items(), strict=False):
+        _panel(panel, labels, papers, chosen, 100 if unit == "%" else 1)
         panel.set_title(group, fontsize="medium")
     for panel in panels[len(groups) :]:
         panel.set_axis_off()
@@ -156,27 +148,35 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
     return png(canvas)
 
 
-def _panel(panel: Any, labels: Sequence[str], papers: Sequence[str], rows: Sequence[_Row], unit: str) -> None:
-    scale, width = 100 if unit == "%" else 1, 0.8 / len(labels)
+def _panel(panel: Any, labels: Sequence[str], papers: Sequence[str], rows: Sequence[_Row], scale: int) -> None:
+    width = 0.8 / len(labels)
     for number, label in enumerate(labels):
         places, values, errors = [], [], []
         for place, row in enumerate(rows):
             figure = row["figures"].get(label)
-            if figure is None or not _drawable(figure):
-                continue
-            places.append(place - 0.4 + width * (number + 0.5))
-            values.append(scale * figure["value"])
-            low, high = ((figure["value"] if edge is None else edge) for edge in (figure["low"], figure["high"]))
-            errors.append((scale * max(0, figure["value"] - low), scale * max(0, high - figure["value"])))
+            if _drawable(figure):
+                value = figure["value"]
+                low, high = (value if figure[edge] is None else figure[edge] for edge in ("low", "high"))
+                places.append(place - 0.4 + width * (number + 0.5))
+                values.append(scale * value)
+                errors.append((scale * max(0, value - low), scale * max(0, high - value)))
         edges = tuple(zip(*errors, strict=True)) or None
         panel.bar(places, values, width * 0.92, yerr=edges, capsize=2, label=label, color=f"C{number % 10}")
     for marker, paper in zip("D*sv^", papers, strict=False):
-        found = [(place, _number(row["paper"].get(paper), row["unit"])) for place, row in enumerate(rows)]
-        shown = [(place, value) for place, value in found if value is not None]
-        if shown:
-            panel.plot(*zip(*shown, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
+        given = [(place, _number(row["paper"].get(paper, ""))) for place, row in enumerate(rows)]
+        if found := [(place, value) for place, value in given if value is not None]:
+            panel.plot(*zip(*found, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
     panel.set_xticks(range(len(rows)), [row["label"] for row in rows], rotation=30, ha="right", fontsize="small")
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _number(text: str) -> float | None:
+    """The paper's figure as a number on the plot's axis; "18/25" is 72 of a hundred."""
+    one, slash, other = text.replace("%", "").partition("/")
+    try:
+        return 100 * float(one) / float(other) if slash else float(one)
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def png(canvas: Any) -> bytes:
@@ -184,18 +184,6 @@ def png(canvas: Any) -> bytes:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def _number(text: str | None, unit: str) -> float | None:
-    """The paper's figure as a number on the plot's axis; "18/25" is 72 of a hundred."""
-    if text is None:
-        return None
-    one, slash, other = str(text).replace("%", "").strip().partition("/")
-    try:
-        value = 100 * float(one) / float(other) if slash and unit in ("of", "%") else float(one)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return None if math.isnan(value) else value
 
 
 def machine() -> dict[str, Any]:

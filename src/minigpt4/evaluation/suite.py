@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, Items
-from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
+from minigpt4.evaluation.items import Case, Items, Response, Verdict
+from minigpt4.evaluation.judges import Judge
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
 
@@ -34,17 +34,41 @@ class TableRow:
     lower_is_better: bool = False
 
 
-@dataclass(frozen=True)
-class Judged:
-    """An answer with its cases and the verdicts on them, in their order."""
+class Suite(ABC):
+    """`name` is the command and the directory; `title` heads the table; `notes` stand below it."""
 
-    answer: Response
-    cases: Sequence[Case]
-    verdicts: Sequence[Verdict]
+    name: str
+    title: str
+    judge: Judge
+    notes: tuple[str, ...] = ()
 
-    @property
-    def item(self) -> Item:
-        return self.answer.item
+    @abstractmethod
+    def load(self, directory: Path) -> Items:
+        """The items and the faults. `directory` is the suite's own, for images that it draws."""
+
+    @abstractmethod
+    def rows(self) -> Sequence[TableRow]:
+        """The lines of the table; known once the items are loaded."""
+
+    def cases(self, answer: Response) -> Sequence[Case]:
+        """What is to be decided about an answer; by default one thing, of which the judge needs the text only."""
+        return [Case(answer, {"answer": answer.text})]
+
+    @abstractmethod
+    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
+        """One model's figures by the names of rows."""
+
+    def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
+        """Anything else for results.json, of all models' responses; by default nothing.
+
+        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `again` asks
+        the judge the same cases once more, and records its verdicts.
+        """
+        return {}
+
+    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
+        """Plots beside the bars that every suite gets, as file names and PNGs; by default none."""
+        return {}
 
 
 class DefaultData(Protocol):
@@ -79,38 +103,7 @@ def default_data() -> DefaultData:
     return found[0]
 
 
-class Suite(ABC):
-    """`name` is the command and the directory; `title` heads the table; `notes` stand below it."""
-
-    name: str
-    title: str
-    judge: Judge
-    notes: tuple[str, ...] = ()
-
-    @abstractmethod
-    def load(self, directory: Path) -> Items:
-        """The items and the faults. `directory` is the suite's own, for images that it draws."""
-
-    @abstractmethod
-    def rows(self) -> Sequence[TableRow]:
-        """The lines of the table; known once the items are loaded."""
-
-    def cases(self, answer: Response) -> Sequence[Case]:
-        """What is to be decided about an answer; by default one thing, of which the judge needs the text only."""
-        return [Case(answer, {"answer": answer.text})]
-
-    @abstractmethod
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        """One model's figures by the names of rows."""
-
-    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
-        """Anything else for results.json; by default nothing.
-
-        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `again` asks
-        the judge the same cases once more, and records its verdicts.
-        """
-        return {}
-
-    def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
-        """Plots beside the bars that every suite gets, as file names and PNGs; by default none."""
-        return {}
+def require_images(data: Path | None, images: Path | None) -> None:
+    """Raises UserError for data without the directory of its images."""
+    if data is not None and images is None:
+        raise UserError(f"{data}: names images, so give their directory too (--images)")

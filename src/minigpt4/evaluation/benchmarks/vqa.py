@@ -18,7 +18,7 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,22 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import rows_of, well_formed
-from minigpt4.evaluation.items import Fault, Item, Items, field_of
-from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
-from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.evaluation.benchmarks.coco import rows_of
+from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, well_formed
+from minigpt4.evaluation.judges import RuleJudge
+from minigpt4.evaluation.suite import Suite, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
+#: How questions are put and choices worded where the files are given; the default data says how its own are.
+SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
+CHOICE, DIRECT = "multiple choice", "direct answer"
+#: Rows for every benchmark, of multiple choice and of direct answers.
+CHOICE_ROWS = {
+    "choice": "multiple choice, by likelihood", "choice per token": "multiple choice, by likelihood per token",
+}  # fmt: skip
+DIRECT_ROWS = {"exact": "direct answer", "contained": "direct answer inside the reply"}
+PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,7 @@ def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
     # As the official evaluation has it: such a question is for multiple choice only.
     difficult = field_of(row, "difficult_direct_answer", bool, False)
     direct = () if difficult else _texts(row, "direct_answers")
-    images = image_files(field_of(row, "image_id", (int, str)))
-    return VisualQuestion(AOKVQA, str(row["question_id"]), where, images, _question(row), direct, choices, correct)
+    return VisualQuestion(AOKVQA, str(row["question_id"]), where, _files(row), _question(row), direct, choices, correct)
 
 
 def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
@@ -117,18 +125,18 @@ def _vqa(annotations: Mapping[Any, tuple[str, tuple[str, ...]]], where: str, row
     if key not in annotations:
         raise ValueError(f"there are no annotations for the question_id {key!r}")
     kind, people = annotations[key]
-    images = image_files(field_of(row, "image_id", (int, str)))
-    return VisualQuestion(VQA, str(key), where, images, _question(row), people, kind=kind)
+    return VisualQuestion(VQA, str(key), where, _files(row), _question(row), people, kind=kind)
 
 
-def image_files(image: int | str) -> tuple[str, ...]:
+def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
     """COCO's file names of an image: its twelve-digit id since 2017, with the split in front of it before."""
+    image = field_of(row, "image_id", (int, str))
     digits = f"{image:012d}" if isinstance(image, int) else image
     return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")
 
 
 def _question(row: Mapping[str, Any]) -> str:
-    text = field_of(row, "question", str).strip()
+    text: str = field_of(row, "question", str).strip()
     if not text:
         raise ValueError("'question' is empty")
     return text
@@ -141,12 +149,7 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-#: How questions are put and choices worded where the files are given; the default data says how its own are.
-SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
-CHOICE, DIRECT = "multiple choice", "direct answer"
-PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
-
-
+@dataclass
 class Vqa(Suite):
     """Accuracy on question files, or on the questions about `count` images of the default data.
 
@@ -157,32 +160,27 @@ class Vqa(Suite):
         choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
     """
 
+    data: Sequence[Path] = ()
+    images: Path | None = None
+    count: int = 200
+    prompt: str | None = None
+    choice: str | None = None
+    max_new_tokens: int = 40
     name = "vqa"
     title = "Questions with short answers"
 
-    def __init__(
-        self,
-        data: Sequence[Path] = (),
-        images: Path | None = None,
-        *,
-        count: int = 200,
-        prompt: str | None = None,
-        choice: str | None = None,
-        max_new_tokens: int = 40,
-    ) -> None:
-        if data and images is None:
-            raise UserError(f"{data[0]}: asks about images, so give their directory too (--images)")
-        self.prompt = prompt or (SHORT if data else default_data().wording["question"])
-        self.choice = choice or (WORD if data else default_data().wording["choice"])
+    def __post_init__(self) -> None:
+        require_images(next(iter(self.data), None), self.images)
+        self.prompt = self.prompt or (SHORT if self.data else default_data().wording["question"])
+        self.choice = self.choice or (WORD if self.data else default_data().wording["choice"])
         for wording in (self.prompt, self.choice):
             if "{}" not in wording:
                 raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
-        self.data, self.images, self.count, self.max_new_tokens = data, images, count, max_new_tokens
         self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
         self._kinds: dict[str, list[str]] = {}
 
     def load(self, directory: Path) -> Items:
-        paths, images = list(self.data), self.images
+        paths, images = self.data, self.images
         if images is None:
             paths, images = default_data().questions(directory, self.count)
         found = Items()
@@ -197,7 +195,7 @@ class Vqa(Suite):
         truth = {"benchmark": question.benchmark, "answers": list(question.answers), "kind": question.kind}
         kinds = self._kinds.setdefault(question.benchmark, [])
         name = f"{question.benchmark} {question.id}"
-        if question.choices and question.correct is not None:
+        if question.correct is not None:
             options = tuple(self.choice.replace("{}", word) for word in question.choices)
             known = {**truth, "right": options[question.correct]}
             task = f"{question.benchmark} {CHOICE}"
@@ -214,38 +212,31 @@ class Vqa(Suite):
     def rows(self) -> Sequence[TableRow]:
         rows = []
         for name, kinds in self._kinds.items():
-            choice = {
-                "choice": "multiple choice, by likelihood",
-                "choice per token": "multiple choice, by likelihood per token",
-            }
-            direct = {"exact": "direct answer", "contained": "direct answer inside the reply"}
-            labels = (choice if name == AOKVQA else {}) | direct | {kind: f"{kind}, inside the reply" for kind in kinds}
-            rows += [
-                TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name)
-                for key, label in labels.items()
-            ]
+            labels = {**(CHOICE_ROWS if name == AOKVQA else {}), **DIRECT_ROWS}
+            labels |= {kind: f"{kind}, inside the reply" for kind in kinds}
+            for key, label in labels.items():
+                rows.append(TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name))
         return rows
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
         figures: dict[str, Rate | Estimate] = {}
-        for name in ACCURACY:
-            chosen = [one.verdicts[0] for one in judged if one.item.task == f"{name} {CHOICE}"]
-            direct = [one for one in judged if one.item.task == f"{name} {DIRECT}"]
+        for name, kinds in self._kinds.items():
+            chosen = [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]
+            direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
             if chosen:
-                figures[f"{name} choice"] = Rate.from_outcomes([verdict.success for verdict in chosen])
+                figures[f"{name} choice"] = Rate.from_outcomes(verdict.success for verdict in chosen)
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
                 figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
             if direct:
                 figures[f"{name} exact"] = _mean(direct, "accuracy")
                 figures[f"{name} contained"] = _mean(direct, "contained")
-            for kind in self._kinds.get(name, ()):
-                of_kind = [one for one in direct if one.item.truth["kind"] == kind]
-                figures[f"{name} {kind}"] = _mean(of_kind, "contained")
+            for kind in kinds:
+                figures[f"{name} {kind}"] = _mean([d for d in direct if d.item.truth["kind"] == kind], "contained")
         return figures
 
 
-def _mean(judged: Sequence[Judged], key: str) -> Estimate:
-    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in judged], fmean)
+def _mean(responses: Sequence[Response], key: str) -> Estimate:
+    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in responses], fmean)
 
 
 def _judge(case: Case) -> Verdict:
@@ -266,8 +257,7 @@ def _judge_choice(case: Case) -> Verdict:
     if answer.scores:
         means = [score / max(1, length) for score, length in zip(answer.scores, answer.lengths, strict=True)]
         per_token = case.item.options[means.index(max(means))] == right
-    chosen = answer.text in case.item.options
-    success = answer.text == right if chosen else None
+    success = answer.text == right if answer.text in case.item.options else None
     return Verdict(success, "" if success else f"chose {answer.text!r}, not {right!r}", {"per token": per_token})
 
 
@@ -307,15 +297,7 @@ def normalize_answer(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
-    """VQA v2's accuracy of one answer, between 0 and 1: min(matches / 3, 1), averaged over leaving out each human.
-
-    `human` are the annotators' answers, usually ten.
-
-    Raises:
-        ValueError: there is no human answer.
-    """
-    if not human:
-        raise ValueError("an accuracy needs at least one human answer")
+    """VQA v2's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each of `human`, usually ten."""
     said = normalize_answer(answer)
     matches = [normalize_answer(one) == said for one in human]
     total = sum(matches)
@@ -328,14 +310,12 @@ def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:
     return min(sum(normalize_answer(one) == said for one in direct) / 3, 1.0)
 
 
-def gqa_accuracy(answer: str, right: str) -> float:
-    """GQA's accuracy: 1 if the answer is the right one, else 0; both normalised."""
-    return float(normalize_answer(answer) == normalize_answer(right))
+def gqa_accuracy(answer: str, right: Sequence[str]) -> float:
+    """GQA's accuracy: 1 if the answer is the only right one, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(right[0]))
 
 
-ACCURACY: dict[str, Callable[[str, Sequence[str]], float]] = {
-    AOKVQA: aokvqa_accuracy, GQA: lambda answer, answers: gqa_accuracy(answer, answers[0]), VQA: vqa_accuracy,
-}  # fmt: skip
+ACCURACY = {AOKVQA: aokvqa_accuracy, GQA: gqa_accuracy, VQA: vqa_accuracy}
 
 
 def contained(reply: str, candidates: Sequence[str]) -> list[str]:
