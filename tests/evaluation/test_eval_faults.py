@@ -164,7 +164,7 @@ def test_mistakes_in_the_command_are_told_before_anything_is_loaded(tmp_path: Pa
     for judge, prompt, told in (
         ("me", "success", "no judge 'me'"),
         ("openai:http://x/v1#y", "kind", "no judge prompt 'kind'"),
-        ("openai:http://x/v1#y", str(data), "'version' is None, a int was expected"),
+        ("openai:http://x/v1#y", str(data), "is no judge prompt: has no 'version'"),
     ):
         with pytest.raises(UserError, match=told):
             judge_from(judge, prompt, Abilities, {"out": tmp_path, "concurrency": 1, "timeout": 1.0})

@@ -97,7 +97,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
     assert (directory / "plot.png").read_bytes().startswith(b"\x89PNG")
     prompts = {row["prompt"] for row in results(directory)["answers"]}
     assert prompts == {"Describe this image in detail.", "Can you write a beautiful poem about this image?"}
-    with pytest.raises(UserError, match="no such directory of images"):
+    with pytest.raises(UserError, match="no such directory"):
         Reliability(tmp_path / "none").load(tmp_path)
 
 

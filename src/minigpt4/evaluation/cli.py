@@ -60,10 +60,7 @@ def measure(
     from minigpt4.evaluation.run import evaluate
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    settings = Answering(
-        temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency, timeout=timeout,
-        dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    settings = Answering(temperature, seed, batch_size, concurrency, timeout, dtype, load_in, device)
     evaluate(suite, models, out, settings=settings, samples=samples, limit=limit)
     say((out / suite.name / TABLE).read_text(encoding="utf-8"))
     say(f"every prompt, answer and verdict: {out / suite.name / RESULTS}")
@@ -123,7 +120,7 @@ def abilities(
     """
     from minigpt4.evaluation.benchmarks.abilities import Abilities
 
-    return Abilities(data, judge=judge_from(judge, judge_prompt, Abilities, shared), count=count)
+    return Abilities(data, judge_from(judge, judge_prompt, Abilities, shared), count)
 
 
 @suite_command("samples")
@@ -139,7 +136,7 @@ def reliability(
     """
     from minigpt4.evaluation.benchmarks.reliability import Reliability
 
-    return Reliability(data, count=count, max_new_tokens=max_new_tokens)
+    return Reliability(data, count, max_new_tokens)
 
 
 @eval_.command()
@@ -206,10 +203,8 @@ def coverage(
     """
     from minigpt4.evaluation.benchmarks.coverage import Coverage
 
-    return Coverage(
-        data, images, judge=judge_from(judge, judge_prompt, Coverage, shared), count=count, prompt=prompt,
-        max_new_tokens=max_new_tokens, caption_metrics=caption_metrics,
-    )  # fmt: skip
+    chosen = judge_from(judge, judge_prompt, Coverage, shared)
+    return Coverage(data, images, chosen, count, prompt, max_new_tokens, caption_metrics)
 
 
 @suite_command()
@@ -230,8 +225,7 @@ def hallucination(
     """
     from minigpt4.evaluation.benchmarks.hallucination import Hallucination
 
-    settings = {"count": count, "probes": probes, "seed": shared["seed"], "max_new_tokens": max_new_tokens}
-    return Hallucination(data, images, captions, **settings)
+    return Hallucination(data, images, captions, count, probes, shared["seed"], max_new_tokens)
 
 
 @suite_command("limit")
@@ -252,4 +246,4 @@ def vqa(
     """
     from minigpt4.evaluation.benchmarks.vqa import Vqa
 
-    return Vqa(data or [], images, count=count, prompt=prompt, choice=choice, max_new_tokens=max_new_tokens)
+    return Vqa(data or [], images, count, prompt, choice, max_new_tokens)

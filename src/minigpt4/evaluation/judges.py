@@ -17,10 +17,10 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
+from minigpt4.evaluation.items import Case, Item, Response, Verdict, field_of
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.models import open_endpoint
 from minigpt4.evaluation.results import write_files
-from minigpt4.evaluation.items import Case, Item, Response, Verdict, field_of
 from minigpt4.files import only_process
 from minigpt4.images import image_url
 from minigpt4.progress import progress_bar
@@ -142,7 +142,10 @@ class LLMJudge(Judge):
 
         Raises UserError as `Endpoint.ask_each`.
         """
-        keys = [self._key(case, round) for case in cases]
+        keys = []  # of all that a verdict depends on
+        for case in cases:
+            shown = str(case.item.image) if self.prompt.picture else ""
+            keys.append(digest([self.identity, dict(case.fields), shown, round]))
         todo = list({key: case for key, case in zip(keys, cases, strict=True) if key not in journal.rows}.items())
         with progress_bar() as bar:
             task = bar.add_task("judge", total=len(todo), note="")
@@ -160,11 +163,6 @@ class LLMJudge(Judge):
             self.endpoint.ask_each(todo, lambda asked: self._ask(asked[1]), record, self.concurrency)
         rows = [journal.rows.get(key, {"success": None, "reason": "not judged"}) for key in keys]
         return [Verdict(row["success"], row["reason"], row.get("detail", {})) for row in rows]
-
-    def _key(self, case: Case, round: int) -> str:
-        """The name of a verdict in the journal: all that it depends on."""
-        shown = str(case.item.image) if self.prompt.picture else ""
-        return digest([self.identity, dict(case.fields), shown, round])
 
     def _ask(self, case: Case) -> Verdict:
         said = []

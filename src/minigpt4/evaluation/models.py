@@ -74,6 +74,7 @@ class ModelReply:
 
 #: Takes what came of an item: a reply, UserError for an image that cannot be read, Unanswered from an endpoint.
 Record = Callable[[Item, ModelReply | UserError | Unanswered], None]
+Images, Texts, Replies = Sequence[Image.Image], Sequence[str], list[ModelReply]
 
 
 class Answerer(ABC):
@@ -93,6 +94,8 @@ class Answerer(ABC):
 class LocalAnswerer(Answerer):
     """A model in this process, loaded when it is first asked, which answers in batches."""
 
+    model: Any  # a cached property
+
     def __init__(self, kind: str, name: str, settings: Answering, **more: Any) -> None:
         from minigpt4.model import sources
 
@@ -100,10 +103,6 @@ class LocalAnswerer(Answerer):
         numbers = {"dtype": settings.dtype, "load_in": settings.load_in}
         weights = weights_signature(sources.resolve(name))
         self.identity = {"kind": kind, "model": name, "weights": weights, **numbers, **more}
-
-    @cached_property
-    @abstractmethod
-    def model(self) -> Any: ...
 
     def close(self) -> None:
         import torch
@@ -114,15 +113,11 @@ class LocalAnswerer(Answerer):
             torch.cuda.empty_cache()
 
     @abstractmethod
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[ModelReply]:
+    def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
         """One reply for each prompt about its image, greedy unless the settings say otherwise."""
 
     @abstractmethod
-    def likelihoods(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[ModelReply]:
+    def likelihoods(self, images: Images, prompts: Texts, options: Sequence[Texts]) -> Replies:
         """For each prompt the log-likelihood of each of its options as the answer; `text` is the likeliest one's."""
 
     def seed(self, sample: int) -> int:
@@ -181,9 +176,7 @@ class MiniGPT4Answerer(LocalAnswerer):
         chosen = self.settings
         return MiniGPT4.from_pretrained(self.name, dtype=chosen.dtype, load_in=chosen.load_in, device=chosen.device)
 
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[ModelReply]:
+    def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
         from minigpt4.generation.engine import answers
 
         sampling = self.settings.sampling()
@@ -192,9 +185,7 @@ class MiniGPT4Answerer(LocalAnswerer):
         found = answers(self.model, list(images), list(prompts), max_new_tokens=max_new_tokens, **sampling)
         return [ModelReply(answer.text, answer.ended) for answer in found]
 
-    def likelihoods(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[ModelReply]:
+    def likelihoods(self, images: Images, prompts: Texts, options: Sequence[Texts]) -> Replies:
         from minigpt4.generation.likelihood import token_likelihoods
         from minigpt4.prompts.encode import encode, encode_chat
         from minigpt4.prompts.templates import Message
@@ -205,8 +196,7 @@ class MiniGPT4Answerer(LocalAnswerer):
         for row, prompt, choices in zip(model.encode_images(list(images)), prompts, options, strict=True):
             head = encode_chat(model.tokenizer, model.template, [Message("user", prompt, 1)], *image_tokens)
             tails = [encode(model.tokenizer, choice, *image_tokens, bos=False) for choice in choices]
-            count = len(tails)
-            found = token_likelihoods(model, [head] * count, tails, [row] * count)
+            found = token_likelihoods(model, [head] * len(tails), tails, [row] * len(tails))
             replies.append(_choice(choices, [float(each.sum()) for each in found], tails))
         return replies
 
@@ -246,9 +236,7 @@ class Blip2Answerer(LocalAnswerer):
         inputs = processor(images=list(images), text=asked, padding=True, return_tensors="pt")
         return inputs.to(model.device, model.dtype)
 
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], *, max_new_tokens: int = 300, sample: int = 0
-    ) -> list[ModelReply]:
+    def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
         import torch
 
         model, processor = self.model
@@ -265,9 +253,7 @@ class Blip2Answerer(LocalAnswerer):
             for row, text in zip(new, processor.batch_decode(new, skip_special_tokens=True), strict=True)
         ]
 
-    def likelihoods(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[ModelReply]:
+    def likelihoods(self, images: Images, prompts: Texts, options: Sequence[Texts]) -> Replies:
         import torch
         import torch.nn.functional as F
         from torch.nn.utils.rnn import pad_sequence
@@ -317,9 +303,7 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int = 300
-    ) -> list[ModelReply]:
+    def answer(self, images: Images, prompts: Texts, max_new_tokens: int = 300) -> Replies:
         """One answer for each image and prompt, one after the other. Raises Unanswered if there is none."""
         asked = zip(images, prompts, strict=True)
         return [self._ask(image_url(image), prompt, max_new_tokens) for image, prompt in asked]

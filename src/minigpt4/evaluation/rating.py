@@ -21,10 +21,10 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
+from minigpt4.evaluation.items import Case, Response, Verdict
 from minigpt4.evaluation.journal import Journal, digest, read_rows
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import RESULTS
-from minigpt4.evaluation.items import Case, Response, Verdict
 from minigpt4.files import only_process
 from minigpt4.labelling import LabellingDesk, labelling_app
 from minigpt4.local_web import serve_app
@@ -39,10 +39,6 @@ VERDICTS = {"yes": True, "no": False, "unsure": None}
 def _answer_key(item: str, prompt: str, answer: str) -> str:
     """The name of an answer on the page: equal answers to one question are one, whoever gave them."""
     return digest([item, prompt, answer])
-
-
-def _key_of(answer: Response) -> str:
-    return _answer_key(answer.item.id, answer.item.prompt, answer.text)
 
 
 @dataclass(frozen=True)
@@ -99,18 +95,14 @@ class RatingDesk(LabellingDesk):
         question = self.questions[index]
         shown = sorted(question.answers.items())  # by digests, so that the order before the shuffle tells nothing
         random.Random(f"answers {rater} {question.item} {question.sample}").shuffle(shown)
-        mine = self.journal.rows.get(self._key(rater, index))
+        mine = self.journal.rows.get(self._key(rater, index), {"answers": {}, "best": []})
         words = {verdict: word for word, verdict in VERDICTS.items()}
+        said = {key: words[verdict] for key, verdict in mine["answers"].items()}
         return {
-            "index": index,
-            "task": question.task,
-            "prompt": question.prompt,
-            "success": question.success,
-            "answers": [
-                {"key": key, "text": text, "mine": words[mine["answers"][key]] if mine else None} for key, text in shown
-            ],
-            "best": mine["best"] if mine else [],
-        }
+            "index": index, "task": question.task, "prompt": question.prompt, "success": question.success,
+            "answers": [{"key": key, "text": text, "mine": said.get(key)} for key, text in shown],
+            "best": mine["best"],
+        }  # fmt: skip
 
     def decide(self, rater: str, index: int, answers: Mapping[str, str], best: list[str]) -> None:
         """Record a judgement; it replaces an earlier one of the same rater. `best` holds several answers in a tie.
@@ -151,8 +143,8 @@ def read_questions(directory: Path) -> list[RatedQuestion]:
     found: dict[tuple[str, int], RatedQuestion] = {}
     try:
         for row in results["answers"]:
-            texts = [*(row[name] for name in ("item", "task", "image", "prompt", "answer")), success.get(row["item"], "")]
-            item, task, image, prompt, answer, wanted = (text.encode("utf-8", "replace").decode() for text in texts)
+            texts = [row["item"], row["task"], row["image"], row["prompt"], success.get(row["item"], ""), row["answer"]]
+            item, task, image, prompt, wanted, answer = (text.encode("utf-8", "replace").decode() for text in texts)
             question = RatedQuestion(item, row["sample"], task, Path(image), prompt, wanted, {})
             answers = found.setdefault((item, row["sample"]), question).answers
             answers[_answer_key(item, row["prompt"], row["answer"])] = answer
@@ -212,7 +204,7 @@ class PeopleJudge(Judge):
                 votes.setdefault(answer, []).append(success)
         found = []
         for case in cases:
-            given = votes.get(_key_of(case.answer), [])
+            given = votes.get(_answer_key(case.item.id, case.item.prompt, case.answer.text), [])
             yes, no = given.count(True), given.count(False)
             reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
             found.append(Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
@@ -222,7 +214,8 @@ class PeopleJudge(Judge):
         """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
         keys: dict[tuple[str, int], dict[str, str]] = {}
         for answer in answers:
-            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = _key_of(answer)
+            key = _answer_key(answer.item.id, answer.item.prompt, answer.text)
+            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
         best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
         preferences = []
         for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,6 @@ from minigpt4.statistics import text
 from minigpt4.telling import shown
 
 RESULTS, TABLE = "results.json", "results.md"
-#: Panels beside each other, and the width of one bar in inches.
-PANELS, BAR = 3, 0.27
-
 _Row = Mapping[str, Any]
 
 
@@ -29,32 +25,18 @@ def write_files(
     """Write `files`, then `results` as JSON to `directory/name`. Rates in it are saved by their `to_json`."""
     for file, content in files.items():
         write_atomically(directory / file, content.encode() if isinstance(content, str) else content)
-    text = json.dumps(results, indent=1, ensure_ascii=False, default=_to_json)
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=lambda v: getattr(v, "to_json", v.__str__)())
     write_atomically(directory / name, text.encode())
-
-
-def _to_json(value: Any) -> Any:
-    return value.to_json() if hasattr(value, "to_json") else str(value)
-
-
-def write_results(directory: Path, results: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
-    """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, bars, and further `plots`."""
-    plots = {**bars(results), **plots}
-    write_files(directory, results, {**plots, TABLE: markdown(results, list(plots))})
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; nothing in a cell can end it."""
-    lines = [[_cell(text) for text in row] for row in (head, *rows)]
+    lines = [[shown(text.replace("\n", " ")).replace("|", "\\|") for text in row] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(text: str) -> str:
-    return shown(text.replace("\n", " ")).replace("|", "\\|")
-
-
-def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
+def markdown(results: Mapping[str, Any], plots: Iterable[str]) -> str:
     """The table, the paper's figures beside ours, what was left out, and how it was measured."""
     labels = [model["label"] for model in results["models"]]
     papers = list(dict.fromkeys(name for row in results["rows"] for name in row["paper"]))
@@ -107,7 +89,7 @@ def _of_judges(results: Mapping[str, Any]) -> list[str]:
 
 
 def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """One plot for each unit of the rows: file names and PNGs."""
+    """A plot for each unit of the rows: file names and PNGs."""
     by_unit: dict[str, list[_Row]] = {}
     for row in results["rows"]:
         if any(_drawable(figure) for figure in row["figures"].values()):
@@ -118,56 +100,47 @@ def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-def _drawable(figure: Mapping[str, Any] | None) -> bool:
-    return bool(figure and figure["total"]) and figure["value"] is not None
+def _drawable(figure: Mapping[str, Any]) -> bool:
+    return figure["value"] is not None and bool(figure["total"])
 
 
 def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
+    """Bars with their intervals, a colour for each model, and the paper's figures as marks."""
     from matplotlib.figure import Figure
 
-    labels = [model["label"] for model in results["models"]]
-    papers = list(dict.fromkeys(name for row in rows for name in row["paper"]))
-    groups: dict[str, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    columns = min(PANELS, len(groups))
-    lines = math.ceil(len(groups) / columns)
-    width = max(3.2, max(map(len, groups.values())) * (0.4 + BAR * len(labels)))
-    canvas = Figure(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
-    panels = canvas.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-    for panel, (group, chosen) in zip(panels, groups.items(), strict=False):
-        _panel(panel, labels, papers, chosen, 100 if unit == "%" else 1)
-        panel.set_title(group, fontsize="medium")
-    for panel in panels[len(groups) :]:
-        panel.set_axis_off()
-    for panel in panels[::columns]:
-        panel.set_ylabel(unit or "score")
-    canvas.suptitle(results["title"])
-    shown = {name: mark for panel in panels for mark, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    canvas.legend(shown.values(), shown.keys(), fontsize="small", loc="outside right upper")
+    labels, scale = [model["label"] for model in results["models"]], 100 if unit == "%" else 1
+    height = 0.8 / len(labels)
+    canvas = Figure(figsize=(9.0, 1.5 + len(rows) * (0.2 + 0.2 * len(labels))), layout="constrained")
+    axes = canvas.subplots()
+    for number, label in enumerate(labels):
+        given = [(place, row["figures"].get(label)) for place, row in enumerate(rows)]
+        found = [(place, figure) for place, figure in given if figure and _drawable(figure)]
+        values = [scale * figure["value"] for _, figure in found]
+        errors = [
+            [0 if figure[edge] is None else scale * abs(figure["value"] - figure[edge]) for _, figure in found]
+            for edge in ("low", "high")
+        ]
+        places = [place - 0.4 + height * (number + 0.5) for place, _ in found]
+        axes.barh(places, values, height * 0.92, xerr=errors, capsize=2, label=label, color=f"C{number % 10}")
+    papers = dict.fromkeys(name for row in rows for name in row["paper"])
+    for marker, paper in zip("D*sv^", papers, strict=False):
+        numbers = [(_number(row["paper"].get(paper, "")), place) for place, row in enumerate(rows)]
+        if points := [(value, place) for value, place in numbers if value is not None]:
+            axes.plot(*zip(*points, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
+    axes.set_yticks(range(len(rows)), [": ".join(filter(None, (row["group"], row["label"]))) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(unit or "score")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(results["title"])
+    canvas.legend(fontsize="small", loc="outside lower center", ncols=4)
     return png(canvas)
 
 
-def _panel(panel: Any, labels: Sequence[str], papers: Sequence[str], rows: Sequence[_Row], scale: int) -> None:
-    width = 0.8 / len(labels)
-    for number, label in enumerate(labels):
-        places, values, errors = [], [], []
-        for place, row in enumerate(rows):
-            figure = row["figures"].get(label)
-            if _drawable(figure):
-                value = figure["value"]
-                low, high = (value if figure[edge] is None else figure[edge] for edge in ("low", "high"))
-                places.append(place - 0.4 + width * (number + 0.5))
-                values.append(scale * value)
-                errors.append((scale * max(0, value - low), scale * max(0, high - value)))
-        edges = tuple(zip(*errors, strict=True)) or None
-        panel.bar(places, values, width * 0.92, yerr=edges, capsize=2, label=label, color=f"C{number % 10}")
-    for marker, paper in zip("D*sv^", papers, strict=False):
-        given = [(place, _number(row["paper"].get(paper, ""))) for place, row in enumerate(rows)]
-        if found := [(place, value) for place, value in given if value is not None]:
-            panel.plot(*zip(*found, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
-    panel.set_xticks(range(len(rows)), [row["label"] for row in rows], rotation=30, ha="right", fontsize="small")
-    panel.spines[["top", "right"]].set_visible(False)
+def png(canvas: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def _number(text: str) -> float | None:
@@ -177,13 +150,6 @@ def _number(text: str) -> float | None:
         return 100 * float(one) / float(other) if slash else float(one)
     except (ValueError, ZeroDivisionError):
         return None
-
-
-def png(canvas: Any) -> bytes:
-    """A matplotlib figure as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def machine() -> dict[str, Any]:

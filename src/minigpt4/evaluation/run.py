@@ -8,22 +8,22 @@ own answers, and a question that changed is asked anew.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from minigpt4.endpoint import Unanswered
 from minigpt4.errors import UserError, without_password
+from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item, Response
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_answerer
-from minigpt4.evaluation.results import machine, write_results
-from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item, Response
+from minigpt4.evaluation.results import TABLE, bars, machine, markdown, write_files
 from minigpt4.evaluation.suite import Again, Suite
 from minigpt4.files import only_process
 from minigpt4.images import read_image
@@ -63,7 +63,9 @@ def evaluate(
         Journal(directory / "verdicts.jsonl") as verdicts,
     ):
         collection = suite.load(directory)
-        items, faults = _first_of_each_task(collection.items, limit), list(collection.faults)
+        numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)  # of the items of each task
+        items = [item for item in collection.items if limit is None or next(numbers[item.task]) < limit]
+        faults = list(collection.faults)
         for fault in faults:
             logger.warning("left out: %s", fault)
         content = cache(_content)  # each image is read once
@@ -87,7 +89,8 @@ def evaluate(
             "items": len(items),
             **_summary(suite, responses, faults, partial(suite.judge.decide, journal=verdicts, round=1)),
         }
-        write_results(directory, results, suite.plots(results))
+        plots = {**bars(results), **suite.plots(results)}
+        write_files(directory, results, {**plots, TABLE: markdown(results, plots)})
     return results
 
 
@@ -106,16 +109,6 @@ def _open_all(models: Sequence[str], settings: Answering) -> dict[str, Answerer]
             raise UserError(f"{label}: is named twice; give each model once, or LABEL=MODEL with labels of their own")
         found[label] = open_answerer(model, settings)
     return found
-
-
-def _first_of_each_task(items: Sequence[Item], limit: int | None) -> list[Item]:
-    seen: Counter[str] = Counter()
-    kept = []
-    for item in items:
-        seen[item.task] += 1
-        if limit is None or seen[item.task] <= limit:
-            kept.append(item)
-    return kept
 
 
 def _ask(
@@ -169,7 +162,7 @@ def _judge(suite: Suite, responses: Sequence[Response], journal: Journal) -> Non
         response.cases = suite.cases(response)
     verdicts = iter(suite.judge.decide([case for response in responses for case in response.cases], journal))
     for response in responses:
-        response.verdicts = list(islice(verdicts, len(response.cases)))
+        response.verdicts = list(itertools.islice(verdicts, len(response.cases)))
 
 
 def _summary(
@@ -188,14 +181,13 @@ def _summary(
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),
         "faults": [vars(fault) for fault in faults],
         **suite.more(every, again),
-        "answers": [_answer_row(one) for one in every],
+        "answers": [
+            {
+                "model": one.model, "item": one.item.id, "sample": one.sample, "task": one.item.task,
+                "image": str(one.item.image), "prompt": one.item.prompt, "options": list(one.item.options),
+                "answer": one.text, "ended": one.ended, "scores": list(one.scores),
+                "verdicts": [{"part": c.part, **vars(v)} for c, v in zip(one.cases, one.verdicts, strict=True)],
+            }
+            for one in every
+        ],  # fmt: skip
     }
-
-
-def _answer_row(one: Response) -> dict[str, Any]:
-    item, verdicts = one.item, zip(one.cases, one.verdicts, strict=True)
-    return {
-        "model": one.model, "item": item.id, "sample": one.sample, "task": item.task, "image": str(item.image),
-        "prompt": item.prompt, "options": list(item.options), "answer": one.text, "ended": one.ended,
-        "scores": list(one.scores), "verdicts": [{"part": case.part, **vars(verdict)} for case, verdict in verdicts],
-    }  # fmt: skip

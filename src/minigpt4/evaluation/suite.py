@@ -77,22 +77,17 @@ class DefaultData(Protocol):
     #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
     wording: Mapping[str, str]
 
+    # Each draws `count` images into `directory`. They return the images; a YAML of tasks; COCO's captions and instances
+    # and their images; question and annotation files and their images.
     def pictures(self, directory: Path, count: int) -> list[Path]: ...
+    def tasks(self, directory: Path, count: int) -> Path: ...
+    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]: ...
+    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]: ...
 
-    def tasks(self, directory: Path, count: int) -> Path:
-        """A YAML of tasks, as the abilities suite reads it."""
-
-    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]:
-        """(captions file, instances file, images)."""
-
-    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]:
-        """(question and annotation files, images)."""
-
-    def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None:
-        """What is wrong with an answer to a task's item, of which the file says what is `known`; None if nothing is."""
-
-    def missing_fact(self, caption: str, description: str) -> str | None:
-        """The first fact of a caption that the description does not state."""
+    # What is wrong with an answer to a task's item, of which the file says what is `known`; the first fact of a caption
+    # that a description does not state. None if there is none.
+    def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None: ...
+    def missing_fact(self, caption: str, description: str) -> str | None: ...
 
 
 def default_data() -> DefaultData:

@@ -15,9 +15,9 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
 from minigpt4.evaluation.judges import Judge, RuleJudge
 from minigpt4.evaluation.rating import PeopleJudge
-from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
 from minigpt4.evaluation.suite import Again, Suite, TableRow, default_data
 from minigpt4.files import expanded
 from minigpt4.statistics import Estimate, Rate, agreement

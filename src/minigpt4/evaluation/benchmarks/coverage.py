@@ -140,13 +140,13 @@ class Coverage(Suite):
 
 def _by_image(outcomes: Sequence[Sequence[bool | None]]) -> Estimate:
     """The share of True; its interval is over images, whose captions are not independent of each other."""
-    drawn = Estimate.bootstrapped(outcomes, _share)
+
+    def share(images: Sequence[Sequence[bool | None]]) -> float:
+        return sum(image.count(True) for image in images) / sum(map(len, images))
+
     flat = [outcome for image in outcomes for outcome in image]
+    drawn = Estimate.bootstrapped(outcomes, share)
     return replace(drawn, total=len(flat), successes=flat.count(True), undecided=flat.count(None))
-
-
-def _share(outcomes: Sequence[Sequence[bool | None]]) -> float:
-    return sum(image.count(True) for image in outcomes) / sum(map(len, outcomes))
 
 
 def _lexical(one: Response) -> list[bool]:
@@ -167,9 +167,8 @@ def caption_scores(
     from pycocoevalcap.rouge.rouge import Rouge
 
     java = shutil.which("java") is not None
-    tokenize = _stanford if java else _lower_case
-    said = tokenize({name: [text] for name, text in answers.items()})
-    meant = tokenize({name: references[name] for name in answers})
+    said = _tokenize({name: [text] for name, text in answers.items()}, java)
+    meant = _tokenize({name: references[name] for name in answers}, java)
     each = {
         name: [float(score) for score in scorer.compute_score(meant, said)[1]]
         for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()))
@@ -189,19 +188,17 @@ STANFORD, PLAIN = "Stanford's PTBTokenizer", "lower-case words (no Java)"
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 
 
-def _stanford(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _tokenize(texts: Mapping[str, Sequence[str]], java: bool) -> dict[str, list[str]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+    if not java:
+        return {name: [" ".join(_WORD.findall(text.lower())) for text in each] for name, each in texts.items()}
     # One line for each text goes through the program: line breaks of any sort inside would shift all that follow.
     rows = {name: [{"caption": " ".join(text.split())} for text in each] for name, each in texts.items()}
     try:
         return PTBTokenizer().tokenize(rows)
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"Stanford's tokenizer of pycocoevalcap does not run ({error}); is java complete?") from None
-
-
-def _lower_case(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    return {name: [" ".join(_WORD.findall(text.lower())) for text in each] for name, each in texts.items()}
 
 
 #: Share of a caption's content words that a description must have to cover it.
@@ -235,12 +232,7 @@ def content_words(text: str) -> set[str]:
     return {stem(word) for word in _WORD.findall(text.lower().replace("\u2019", "'")) if word not in _EMPTY}
 
 
-def overlap(caption: str, description: str) -> float:
-    """The share of the caption's content words that the description has; 1 for a caption without any."""
-    wanted = content_words(caption)
-    return len(wanted & content_words(description)) / len(wanted) if wanted else 1.0
-
-
 def covers(caption: str, description: str) -> bool:
     """Whether the description has at least `THRESHOLD` of the caption's content words."""
-    return overlap(caption, description) >= THRESHOLD
+    wanted = content_words(caption)
+    return len(wanted & content_words(description)) >= THRESHOLD * len(wanted)

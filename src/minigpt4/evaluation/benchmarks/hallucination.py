@@ -21,15 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from minigpt4.evaluation.benchmarks.coco import (
-    Annotations,
-    ImageId,
-    Vocabulary,
-    read_captions,
-    read_instances,
-    vocabulary,
-    with_article,
-)
+from minigpt4.evaluation.benchmarks import coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import RuleJudge
 from minigpt4.evaluation.results import png
@@ -82,10 +74,10 @@ class Hallucination(Suite):
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
             captions, path, images = default_data().coco(directory, self.count)
-        instances = read_instances(path)
-        written = read_captions(captions) if captions is not None else Annotations({}, {})
+        instances = coco.read_instances(path)
+        written = coco.read_captions(captions) if captions is not None else coco.Annotations({}, {})
         found = Items(faults=[*instances.faults, *written.faults])
-        self._words = vocabulary(instances.categories)
+        self._words = coco.vocabulary(instances.categories)
         files = {image: images / instances.file_names[image] for image in list(instances.of_image)[: self.count]}
         for image, file in files.items():
             present = {*instances.of_image[image]}.union(*map(self._words.mentions, written.of_image.get(image, ())))
@@ -96,7 +88,7 @@ class Hallucination(Suite):
                     found.add(item, f"{path}: image {image}")
         readable = [image for image, file in files.items() if file.is_file()]
         for probe in draw_probes(instances, readable, per_image=self.probes, seed=self.seed):
-            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(with_article(probe.kind))
+            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(coco.with_article(probe.kind))
             truth = {"present": probe.present, "samplings": list(probe.samplings)}
             found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
         return found.require(path)
@@ -163,7 +155,7 @@ class Hallucination(Suite):
         return {"plot-length.png": png(canvas)}
 
 
-def count_objects(answer: str, vocabulary: Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
+def count_objects(answer: str, vocabulary: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
     """What an answer names, and every mention, in order, of a kind that is not `present`.
 
     Counted are `mentions`, those that are `hallucinated`, the kinds that are `present` and those of them that are
@@ -205,13 +197,13 @@ def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
 class Probe:
     """Is `kind` in the image? `samplings`: under which of `SAMPLINGS` this question counts."""
 
-    image: ImageId
+    image: coco.ImageId
     kind: str
     present: bool
     samplings: tuple[str, ...]
 
 
-def draw_probes(instances: Annotations, images: Sequence[ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
+def draw_probes(instances: coco.Annotations, images: Sequence[coco.ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
     """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
 
     Images without objects, or with all categories, are skipped. Questions about what is there are the same for all

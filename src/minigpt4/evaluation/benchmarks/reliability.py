@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import RuleJudge
-from minigpt4.evaluation.items import Case, Item, Items, Verdict
 from minigpt4.evaluation.suite import Suite, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.images import find_images

@@ -227,16 +227,14 @@ class Vqa(Suite):
                 figures[f"{name} choice"] = Rate.from_outcomes(verdict.success for verdict in chosen)
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
                 figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
+            exact = [float(one.verdicts[0].detail["accuracy"]) for one in direct]
+            inside = [(one.item.truth["kind"], float(one.verdicts[0].detail["contained"])) for one in direct]
             if direct:
-                figures[f"{name} exact"] = _mean(direct, "accuracy")
-                figures[f"{name} contained"] = _mean(direct, "contained")
+                figures[f"{name} exact"] = Estimate.bootstrapped(exact, fmean)
+                figures[f"{name} contained"] = Estimate.bootstrapped([value for _, value in inside], fmean)
             for kind in kinds:
-                figures[f"{name} {kind}"] = _mean([d for d in direct if d.item.truth["kind"] == kind], "contained")
+                figures[f"{name} {kind}"] = Estimate.bootstrapped([v for k, v in inside if k == kind], fmean)
         return figures
-
-
-def _mean(responses: Sequence[Response], key: str) -> Estimate:
-    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in responses], fmean)
 
 
 def _judge(case: Case) -> Verdict:
@@ -306,8 +304,7 @@ def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
 
 def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:
     """A-OKVQA's accuracy of a direct answer: min(matches / 3, 1) among the ten direct answers, none left out."""
-    said = normalize_answer(answer)
-    return min(sum(normalize_answer(one) == said for one in direct) / 3, 1.0)
+    return min([normalize_answer(one) for one in direct].count(normalize_answer(answer)) / 3, 1.0)
 
 
 def gqa_accuracy(answer: str, right: Sequence[str]) -> float:
