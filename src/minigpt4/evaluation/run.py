@@ -171,6 +171,12 @@ def _summary(
     """Rows, faults and every answer with its verdicts, as plain JSON."""
     figures = {label: suite.summarise(given) for label, given in responses.items()}
     every = [response for given in responses.values() for response in given]
+    answers = [{
+        "model": one.model, "item": one.item.id, "sample": one.sample, "task": one.item.task,
+        "image": str(one.item.image), "prompt": one.item.prompt, "options": list(one.item.options),
+        "answer": one.text, "ended": one.ended, "scores": list(one.scores),
+        "verdicts": [{"part": case.part, **vars(v)} for case, v in zip(one.cases, one.verdicts, strict=True)],
+    } for one in every]  # fmt: skip
     return {
         "rows": [
             vars(row) | {"figures": {label: f[row.name].to_json() for label, f in figures.items() if row.name in f}}
@@ -181,13 +187,5 @@ def _summary(
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),
         "faults": [vars(fault) for fault in faults],
         **suite.more(every, again),
-        "answers": [
-            {
-                "model": one.model, "item": one.item.id, "sample": one.sample, "task": one.item.task,
-                "image": str(one.item.image), "prompt": one.item.prompt, "options": list(one.item.options),
-                "answer": one.text, "ended": one.ended, "scores": list(one.scores),
-                "verdicts": [{"part": c.part, **vars(v)} for c, v in zip(one.cases, one.verdicts, strict=True)],
-            }
-            for one in every
-        ],  # fmt: skip
+        "answers": answers,
     }

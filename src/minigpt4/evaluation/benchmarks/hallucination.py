@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -87,7 +87,7 @@ class Hallucination(Suite):
                     item = Item(f"{image} {task}", file, prompt, task, truth, (), self.max_new_tokens)
                     found.add(item, f"{path}: image {image}")
         readable = [image for image, file in files.items() if file.is_file()]
-        for probe in draw_probes(instances, readable, per_image=self.probes, seed=self.seed):
+        for probe in draw_probes(instances, readable, self.probes, self.seed):
             name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(coco.with_article(probe.kind))
             truth = {"present": probe.present, "samplings": list(probe.samplings)}
             found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
@@ -155,13 +155,13 @@ class Hallucination(Suite):
         return {"plot-length.png": png(canvas)}
 
 
-def count_objects(answer: str, vocabulary: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
+def count_objects(answer: str, words: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
     """What an answer names, and every mention, in order, of a kind that is not `present`.
 
     Counted are `mentions`, those that are `hallucinated`, the kinds that are `present` and those of them that are
     `found` (a model avoids hallucination by saying little, too), and `words`.
     """
-    mentions = vocabulary.mentions(answer)
+    mentions = words.mentions(answer)
     wrong = [kind for kind in mentions if kind not in present]
     found = len({*mentions}.intersection(present))
     counts = {"mentions": len(mentions), "hallucinated": len(wrong), "found": found, "present": len(present)}
@@ -203,7 +203,7 @@ class Probe:
     samplings: tuple[str, ...]
 
 
-def draw_probes(instances: coco.Annotations, images: Sequence[coco.ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
+def draw_probes(instances: coco.Annotations, images: Iterable[Any], per_image: int, seed: int = 0) -> list[Probe]:
     """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
 
     Images without objects, or with all categories, are skipped. Questions about what is there are the same for all
