@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minigpt4.documents import LARGEST_JSON
 from minigpt4.errors import UserError
-from minigpt4.files import failed_write_is_a_user_error
+from minigpt4.files import failed_write_is_a_user_error, read_file
 
 
 def digest(value: Any) -> str:
@@ -27,10 +28,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises UserError for a broken line anywhere else, or a file that cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_file(path, LARGEST_JSON, "a journal")
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)

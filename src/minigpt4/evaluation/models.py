@@ -74,7 +74,9 @@ class ModelReply:
 
 #: Takes what came of an item: a reply, UserError for an image that cannot be read, Unanswered from an endpoint.
 Record = Callable[[Item, ModelReply | UserError | Unanswered], None]
-Images, Texts, Replies = Sequence[Image.Image], Sequence[str], list[ModelReply]
+Images = Sequence[Image.Image]
+Texts = Sequence[str]
+Replies = list[ModelReply]
 
 
 class Answerer(ABC):

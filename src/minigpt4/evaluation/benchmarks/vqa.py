@@ -171,11 +171,11 @@ class Vqa(Suite):
 
     def __post_init__(self) -> None:
         require_images(next(iter(self.data), None), self.images)
-        self.prompt = self.prompt or (SHORT if self.data else default_data().wording["question"])
-        self.choice = self.choice or (WORD if self.data else default_data().wording["choice"])
-        for wording in (self.prompt, self.choice):
-            if "{}" not in wording:
-                raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
+        wording = {"question": SHORT, "choice": WORD} if self.data else default_data().wording
+        self._asked, self._chosen = self.prompt or wording["question"], self.choice or wording["choice"]
+        for text in (self._asked, self._chosen):
+            if "{}" not in text:
+                raise UserError(f"{text!r} has no {{}}, the place of the question or the choice")
         self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
         self._kinds: dict[str, list[str]] = {}
 
@@ -196,14 +196,14 @@ class Vqa(Suite):
         kinds = self._kinds.setdefault(question.benchmark, [])
         name = f"{question.benchmark} {question.id}"
         if question.correct is not None:
-            options = tuple(self.choice.replace("{}", word) for word in question.choices)
+            options = tuple(self._chosen.replace("{}", word) for word in question.choices)
             known = {**truth, "right": options[question.correct]}
             task = f"{question.benchmark} {CHOICE}"
             found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
             if not file.is_file():
                 return  # one fault is enough for a missing image
         if question.answers:
-            asked = self.prompt.replace("{}", question.question)
+            asked = self._asked.replace("{}", question.question)
             task = f"{question.benchmark} {DIRECT}"
             found.add(Item(name, file, asked, task, truth, (), self.max_new_tokens), question.where)
             if question.kind and question.kind not in kinds:
@@ -260,10 +260,8 @@ def _judge_choice(case: Case) -> Verdict:
 
 
 #: Number words become digits.
-_NUMBERS = {
-    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-    "eight": "8", "nine": "9", "ten": "10",
-}  # fmt: skip
+_DIGITS = enumerate("zero one two three four five six seven eight nine ten".split())
+_NUMBERS = {"none": "0", **{word: str(number) for number, word in _DIGITS}}
 _ARTICLES = {"a", "an", "the"}
 #: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
 #: "were", "well", "hell", "shell", "ill", "wed", "shed", "id", "its", "lets".
