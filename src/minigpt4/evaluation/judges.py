@@ -80,12 +80,12 @@ class JudgePrompt:
             for key, kind in kinds.items():
                 field_of(found, key, kind, getattr(cls, key, ...))  # the class has the defaults
             if unknown := found.keys() - kinds.keys():
-                raise ValueError(f"there is no key {min(unknown)!r}; the keys are {', '.join(kinds)}")
+                raise ValueError(f"there is no key {min(unknown)!r}")
             labels = found["labels"]
             if len(labels) < 2 or not all(isinstance(k, str) and isinstance(v, bool) for k, v in labels.items()):
                 raise ValueError(f'labels are {labels!r}; words in quotes were expected, as in {{"yes": true}}')
         except ValueError as error:
-            raise UserError(f"{path}: is no judge prompt: {error}") from None
+            raise UserError(f"{path}: is no judge prompt: {error}; its keys are {', '.join(kinds)}") from None
         return cls(path.stem, **found)
 
     def messages(self, case: Case, complaint: bool = False) -> list[dict[str, Any]]:

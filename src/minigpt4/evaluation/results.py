@@ -110,7 +110,7 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
 
     labels, scale = [model["label"] for model in results["models"]], 100 if unit == "%" else 1
     height = 0.8 / len(labels)
-    canvas = Figure(figsize=(9.0, 1.5 + len(rows) * (0.2 + 0.2 * len(labels))), layout="constrained")
+    canvas = Figure(figsize=(9.0, 1.5 + len(rows) * (0.2 + 0.15 * len(labels))), layout="constrained")
     axes = canvas.subplots()
     for number, label in enumerate(labels):
         given = [(place, row["figures"].get(label)) for place, row in enumerate(rows)]
@@ -128,6 +128,7 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
         if points := [(value, place) for value, place in numbers if value is not None]:
             axes.plot(*zip(*points, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
     axes.set_yticks(range(len(rows)), [": ".join(filter(None, (row["group"], row["label"]))) for row in rows])
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel(unit or "score")
     axes.spines[["top", "right"]].set_visible(False)

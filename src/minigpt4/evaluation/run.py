@@ -169,7 +169,10 @@ def _summary(
     suite: Suite, responses: Mapping[str, Sequence[Response]], faults: Sequence[Fault], again: Again
 ) -> dict[str, Any]:
     """Rows, faults and every answer with its verdicts, as plain JSON."""
-    figures = {label: suite.summarise(given) for label, given in responses.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for label, given in responses.items():
+        for row, figure in suite.table(given):
+            rows.setdefault(row.name, vars(row) | {"figures": {}})["figures"][label] = figure.to_json()
     every = [response for given in responses.values() for response in given]
     answers = [{
         "model": one.model, "item": one.item.id, "sample": one.sample, "task": one.item.task,
@@ -178,10 +181,7 @@ def _summary(
         "verdicts": [{"part": case.part, **vars(v)} for case, v in zip(one.cases, one.verdicts, strict=True)],
     } for one in every]  # fmt: skip
     return {
-        "rows": [
-            vars(row) | {"figures": {label: f[row.name].to_json() for label, f in figures.items() if row.name in f}}
-            for row in suite.rows()
-        ],
+        "rows": list(rows.values()),
         "notes": list(suite.notes),
         "left_out": dict(Counter(fault.kind for fault in faults)),
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,17 +46,13 @@ class Suite(ABC):
     def load(self, directory: Path) -> Items:
         """The items and the faults. `directory` is the suite's own, for images that it draws."""
 
-    @abstractmethod
-    def rows(self) -> Sequence[TableRow]:
-        """The lines of the table; known once the items are loaded."""
-
     def cases(self, answer: Response) -> Sequence[Case]:
         """What is to be decided about an answer; by default one thing, of which the judge needs the text only."""
         return [Case(answer, {"answer": answer.text})]
 
     @abstractmethod
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
-        """One model's figures by the names of rows."""
+    def table(self, responses: Sequence[Response]) -> Iterable[tuple[TableRow, Rate | Estimate]]:
+        """The lines of the table, each with the figure of the model that gave these responses."""
 
     def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
         """Anything else for results.json, of all models' responses; by default nothing.

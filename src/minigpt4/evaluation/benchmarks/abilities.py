@@ -20,7 +20,7 @@ from minigpt4.evaluation.judges import Judge, RuleJudge
 from minigpt4.evaluation.rating import PeopleJudge
 from minigpt4.evaluation.suite import Again, Suite, TableRow, default_data
 from minigpt4.files import expanded
-from minigpt4.statistics import Estimate, Rate, agreement
+from minigpt4.statistics import Rate, agreement
 
 #: Rows over all tasks, and over those for which the paper gives figures.
 OVERALL, PAPERS = "all", "paper"
@@ -64,21 +64,18 @@ class Abilities(Suite):
             )
         return found.require(path)
 
-    def rows(self) -> Sequence[TableRow]:
-        return self._rows
-
     def cases(self, answer: Response) -> Sequence[Case]:
         truth = answer.item.truth
         fields = {key: truth[key] for key in ("success", "facts")}
         return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
 
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
-        outcomes: dict[str, list[bool | None]] = {OVERALL: [], PAPERS: []}
+    def table(self, responses: Sequence[Response]) -> list[tuple[TableRow, Rate]]:
+        outcomes: dict[str, list[bool | None]] = {}
         papers = {row.name for row in self._rows if row.paper}
         for one in responses:
             for row in (one.item.task, OVERALL, *([PAPERS] if one.item.task in papers else [])):
                 outcomes.setdefault(row, []).append(one.verdicts[0].success)
-        return {row: Rate.from_outcomes(found) for row, found in outcomes.items()}
+        return [(row, Rate.from_outcomes(outcomes.get(row.name, []))) for row in self._rows]
 
     def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
         """What counts as success, for the rating page; what people preferred; the judge's agreement with the truth."""

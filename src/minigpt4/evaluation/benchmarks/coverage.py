@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import nan
@@ -27,7 +27,7 @@ from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import Judge, LLMJudge, RuleJudge
 from minigpt4.evaluation.suite import Again, Suite, TableRow, default_data, require_images
-from minigpt4.statistics import Estimate, Rate, agreement
+from minigpt4.statistics import Estimate, agreement
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for twice, to measure how far it agrees with itself.
@@ -88,40 +88,30 @@ class Coverage(Suite):
                 found.add(Item(f"{image} caption", file, CAPTION, "caption", truth, (), CAPTION_TOKENS), where)
         return found.require(path)
 
-    def rows(self) -> Sequence[TableRow]:
-        group = "Detailed descriptions"
-        rows = [
-            TableRow("covered", "captions covered", "%", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}, group),
-            TableRow("lexical", "with their content words", "%", {}, group),
-            TableRow("words", "mean length", "words", {}, group),
-        ]
-        if self.caption_metrics:
-            rows += [TableRow(name, name, "", {}, "Short captions") for name in CAPTION_METRICS]
-        return rows
-
     def cases(self, answer: Response) -> Sequence[Case]:
         if answer.item.task != "description":
             return []
         captions = enumerate(answer.item.truth["captions"])
         return [Case(answer, {"caption": text, "description": answer.text}, str(number)) for number, text in captions]
 
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
+    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Estimate]]:
+        group, paper = "Detailed descriptions", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}
         described = [one for one in responses if one.item.task == "description"]
-        figures: dict[str, Rate | Estimate] = {
-            "covered": _by_image([[verdict.success for verdict in one.verdicts] for one in described]),
-            "lexical": _by_image([_lexical(one) for one in described]),
-            "words": Estimate.bootstrapped([len(one.text.split()) for one in described], fmean),
-        }
+        covered = [[verdict.success for verdict in one.verdicts] for one in described]
+        words = [len(one.text.split()) for one in described]
+        yield TableRow("covered", "captions covered", "%", paper, group), _by_image(covered)
+        yield TableRow("lexical", "with their content words", "%", {}, group), _by_image(list(map(_lexical, described)))
+        yield TableRow("words", "mean length", "words", {}, group), Estimate.bootstrapped(words, fmean)
         captions = {f"{one.item.id} {one.sample}": one for one in responses if one.item.task == "caption"}
         if captions:
-            each, corpus, self.notes = caption_scores(
-                {name: one.text for name, one in captions.items()},
-                {name: one.item.truth["captions"] for name, one in captions.items()},
-            )
-            figures |= {name: Estimate.bootstrapped(values, fmean) for name, values in each.items()}
-            # BLEU is of all answers together, so it has no interval from images drawn again.
-            figures |= {name: Estimate(value, nan, nan, len(captions)) for name, value in corpus.items()}
-        return figures
+            answers = {name: one.text for name, one in captions.items()}
+            references = {name: one.item.truth["captions"] for name, one in captions.items()}
+            each, corpus, self.notes = caption_scores(answers, references)
+            for name in CAPTION_METRICS:
+                figure = Estimate.bootstrapped(each.get(name, []), fmean)
+                if name in corpus:  # of all answers together, so it has no interval from images drawn again
+                    figure = Estimate(corpus[name], nan, nan, len(captions))
+                yield TableRow(name, name, "", {}, "Short captions"), figure
 
     def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
         """How far the judge agrees with content words and, if it is an LLM, with itself."""

@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -33,13 +33,10 @@ PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in det
 PROBE = "Is there {} in the picture?"
 PROBE_TOKENS = 40
 SAMPLINGS = ("random", "popular", "adversarial")
-CHAIR_ROWS = {
+#: Labels of the figures, where they differ from their names.
+LABELS = {
     "chair_i": "CHAIR_i: of named objects", "chair_s": "CHAIR_s: of answers", "found": "present objects named",
-    "words": "mean length",
-}  # fmt: skip
-PROBE_ROWS = {
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "yes": "says yes",
-    "neither": "says neither",
+    "words": "mean length", "f1": "F1", "yes": "says yes", "neither": "says neither",
 }  # fmt: skip
 LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
@@ -93,15 +90,6 @@ class Hallucination(Suite):
             found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
         return found.require(path)
 
-    def rows(self) -> Sequence[TableRow]:
-        groups = [(task, f"{task.capitalize()} answers", CHAIR_ROWS) for task in PROMPTS]
-        groups += [(way, f"Is it there? Absent objects {way}", PROBE_ROWS) for way in SAMPLINGS if self.probes]
-        return [
-            TableRow(f"{first} {name}", label, "words" if name == "words" else "%", {}, group, name in LOWER_IS_BETTER)
-            for first, group, labels in groups
-            for name, label in labels.items()
-        ]
-
     def _judge(self, case: Case) -> Verdict:
         truth, answer = case.item.truth, case.answer.text
         if case.item.task == "probe":
@@ -113,23 +101,15 @@ class Hallucination(Suite):
         counts, wrong = count_objects(answer, self._words, truth["objects"])
         return Verdict(not wrong, f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else "", counts)
 
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
-        figures: dict[str, Rate | Estimate] = {}
+    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate | Estimate]]:
         for task in PROMPTS:
             counts = [one.verdicts[0].detail for one in responses if one.item.task == task]
-            figures[f"{task} chair_i"] = Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions"))
-            figures[f"{task} chair_s"] = Rate.from_outcomes(count["hallucinated"] > 0 for count in counts)
-            figures[f"{task} found"] = Estimate.bootstrapped(counts, partial(ratio, "found", "present"))
-            figures[f"{task} words"] = Estimate.bootstrapped([count["words"] for count in counts], fmean)
-        for way in SAMPLINGS:
-            answers = [
-                (bool(one.item.truth["present"]), one.verdicts[0].detail["said"])
-                for one in responses
-                if one.item.task == "probe" and way in one.item.truth["samplings"]
-            ]
-            if answers:
-                figures |= {f"{way} {name}": figure for name, figure in probe_figures(answers).items()}
-        return figures
+            yield from _group(task, f"{task.capitalize()} answers", chair_figures(counts))
+        probed = [one for one in responses if one.item.task == "probe"]
+        for way in SAMPLINGS if probed else ():
+            asked = [one for one in probed if way in one.item.truth["samplings"]]
+            answers = [(bool(one.item.truth["present"]), one.verdicts[0].detail["said"]) for one in asked]
+            yield from _group(way, f"Is it there? Absent objects {way}", probe_figures(answers))
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
         """Hallucination against length: a line for each model, from its short answers to its long ones."""
@@ -155,6 +135,14 @@ class Hallucination(Suite):
         return {"plot-length.png": png(canvas)}
 
 
+def _group(
+    prefix: str, group: str, figures: Mapping[str, Rate | Estimate]
+) -> Iterator[tuple[TableRow, Rate | Estimate]]:
+    for name, figure in figures.items():
+        unit = "words" if name == "words" else "%"
+        yield TableRow(f"{prefix} {name}", LABELS.get(name, name), unit, {}, group, name in LOWER_IS_BETTER), figure
+
+
 def count_objects(answer: str, words: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
     """What an answer names, and every mention, in order, of a kind that is not `present`.
 
@@ -172,6 +160,16 @@ def ratio(part: str, whole: str, counts: Sequence[Mapping[str, int]]) -> float:
     """The sum of one count over that of another; NaN if that is 0."""
     total = sum(count[whole] for count in counts)
     return sum(count[part] for count in counts) / total if total else math.nan
+
+
+def chair_figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Rate | Estimate]:
+    """Of the counts of `count_objects`."""
+    return {
+        "chair_i": Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions")),
+        "chair_s": Rate.from_outcomes(count["hallucinated"] > 0 for count in counts),
+        "found": Estimate.bootstrapped(counts, partial(ratio, "found", "present")),
+        "words": Estimate.bootstrapped([count["words"] for count in counts], fmean),
+    }
 
 
 def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate | Estimate]:

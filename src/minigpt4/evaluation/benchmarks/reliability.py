@@ -5,7 +5,7 @@ The rules are those of `text_failures.py`. Whether an answer is true does not ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from minigpt4.evaluation.judges import RuleJudge
 from minigpt4.evaluation.suite import Suite, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.images import find_images
-from minigpt4.statistics import Estimate, Rate
+from minigpt4.statistics import Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
@@ -53,18 +53,10 @@ class Reliability(Suite):
                 found.add(Item(f"{task}-{name}", path, prompt, task, {}, (), self.max_new_tokens), str(path))
         return found.require(self.data or "the default data")
 
-    def rows(self) -> Sequence[TableRow]:
-        rows = []
+    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate]]:
         for task, (_, label, paper) in TASKS.items():
-            rows.append(TableRow(task, "fail", "%", paper, label, True))
-            rows += [TableRow(f"{task} {kind}", kind, "%", {}, label, True) for kind in KINDS]
-        return rows
-
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
-        figures = {}
-        for task in TASKS:
-            if reasons := [one.verdicts[0].reason for one in responses if one.item.task == task]:
-                figures[task] = Rate.from_outcomes(reason != "" for reason in reasons)
-                for kind in KINDS:
-                    figures[f"{task} {kind}"] = Rate.from_outcomes(reason == kind for reason in reasons)
-        return figures
+            reasons = [one.verdicts[0].reason for one in responses if one.item.task == task]
+            yield TableRow(task, "fail", "%", paper, label, True), Rate.from_outcomes(map(bool, reasons))
+            for kind in KINDS:
+                figure = Rate.from_outcomes(reason == kind for reason in reasons)
+                yield TableRow(f"{task} {kind}", kind, "%", {}, label, True), figure

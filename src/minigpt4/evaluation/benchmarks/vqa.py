@@ -18,7 +18,7 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,6 @@ AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
 #: How questions are put and choices worded where the files are given; the default data says how its own are.
 SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
 CHOICE, DIRECT = "multiple choice", "direct answer"
-#: Rows for every benchmark, of multiple choice and of direct answers.
-CHOICE_ROWS = {
-    "choice": "multiple choice, by likelihood", "choice per token": "multiple choice, by likelihood per token",
-}  # fmt: skip
-DIRECT_ROWS = {"exact": "direct answer", "contained": "direct answer inside the reply"}
 PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
 
 
@@ -209,32 +204,27 @@ class Vqa(Suite):
             if question.kind and question.kind not in kinds:
                 kinds.append(question.kind)
 
-    def rows(self) -> Sequence[TableRow]:
-        rows = []
+    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate | Estimate]]:
         for name, kinds in self._kinds.items():
-            labels = {**(CHOICE_ROWS if name == AOKVQA else {}), **DIRECT_ROWS}
-            labels |= {kind: f"{kind}, inside the reply" for kind in kinds}
-            for key, label in labels.items():
-                rows.append(TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name))
-        return rows
-
-    def summarise(self, responses: Sequence[Response]) -> Mapping[str, Rate | Estimate]:
-        figures: dict[str, Rate | Estimate] = {}
-        for name, kinds in self._kinds.items():
-            chosen = [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]
-            direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
-            if chosen:
-                figures[f"{name} choice"] = Rate.from_outcomes(verdict.success for verdict in chosen)
+            figures: dict[str, tuple[str, Rate | Estimate]] = {}
+            if chosen := [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]:
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
-                figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
+                right = Rate.from_outcomes(verdict.success for verdict in chosen)
+                figures["choice"] = "multiple choice, by likelihood", right
+                figures["choice per token"] = "multiple choice, by likelihood per token", Rate.from_outcomes(scored)
+            direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
             exact = [float(one.verdicts[0].detail["accuracy"]) for one in direct]
             inside = [(one.item.truth["kind"], float(one.verdicts[0].detail["contained"])) for one in direct]
-            if direct:
-                figures[f"{name} exact"] = Estimate.bootstrapped(exact, fmean)
-                figures[f"{name} contained"] = Estimate.bootstrapped([value for _, value in inside], fmean)
+            figures["exact"] = "direct answer", _mean(exact)
+            figures["contained"] = "direct answer inside the reply", _mean([value for _, value in inside])
             for kind in kinds:
-                figures[f"{name} {kind}"] = Estimate.bootstrapped([v for k, v in inside if k == kind], fmean)
-        return figures
+                figures[kind] = f"{kind}, inside the reply", _mean([value for k, value in inside if k == kind])
+            for key, (label, figure) in figures.items():
+                yield TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name), figure
+
+
+def _mean(accuracies: Sequence[float]) -> Estimate:
+    return Estimate.bootstrapped(accuracies, fmean)
 
 
 def _judge(case: Case) -> Verdict:
@@ -260,7 +250,7 @@ def _judge_choice(case: Case) -> Verdict:
 
 
 #: Number words become digits.
-_DIGITS = enumerate("zero one two three four five six seven eight nine ten".split())
+_DIGITS = enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in _DIGITS}}
 _ARTICLES = {"a", "an", "the"}
 #: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
