@@ -130,9 +130,8 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
     axes.set_yticks(range(len(rows)), [": ".join(filter(None, (row["group"], row["label"]))) for row in rows])
     axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.set_xlabel(unit or "score")
+    axes.set(xlabel=unit or "score", title=results["title"])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(results["title"])
     canvas.legend(fontsize="small", loc="outside lower center", ncols=4)
     return png(canvas)
 

@@ -34,6 +34,10 @@ class TableRow:
     lower_is_better: bool = False
 
 
+#: The lines of a table, each with the figure of one model.
+Table = Iterable[tuple[TableRow, Rate | Estimate]]
+
+
 class Suite(ABC):
     """`name` is the command and the directory; `title` heads the table; `notes` stand below it."""
 
@@ -51,8 +55,8 @@ class Suite(ABC):
         return [Case(answer, {"answer": answer.text})]
 
     @abstractmethod
-    def table(self, responses: Sequence[Response]) -> Iterable[tuple[TableRow, Rate | Estimate]]:
-        """The lines of the table, each with the figure of the model that gave these responses."""
+    def table(self, responses: Sequence[Response]) -> Table:
+        """What the responses of one model come to."""
 
     def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
         """Anything else for results.json, of all models' responses; by default nothing.

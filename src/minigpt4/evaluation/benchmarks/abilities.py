@@ -18,7 +18,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
 from minigpt4.evaluation.judges import Judge, RuleJudge
 from minigpt4.evaluation.rating import PeopleJudge
-from minigpt4.evaluation.suite import Again, Suite, TableRow, default_data
+from minigpt4.evaluation.suite import Again, Suite, Table, TableRow, default_data
 from minigpt4.files import expanded
 from minigpt4.statistics import Rate, agreement
 
@@ -69,7 +69,7 @@ class Abilities(Suite):
         fields = {key: truth[key] for key in ("success", "facts")}
         return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
 
-    def table(self, responses: Sequence[Response]) -> list[tuple[TableRow, Rate]]:
+    def table(self, responses: Sequence[Response]) -> Table:
         outcomes: dict[str, list[bool | None]] = {}
         papers = {row.name for row in self._rows if row.paper}
         for one in responses:

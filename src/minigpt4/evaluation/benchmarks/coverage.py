@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import nan
@@ -26,7 +26,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import Judge, LLMJudge, RuleJudge
-from minigpt4.evaluation.suite import Again, Suite, TableRow, default_data, require_images
+from minigpt4.evaluation.suite import Again, Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
@@ -94,7 +94,7 @@ class Coverage(Suite):
         captions = enumerate(answer.item.truth["captions"])
         return [Case(answer, {"caption": text, "description": answer.text}, str(number)) for number, text in captions]
 
-    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Estimate]]:
+    def table(self, responses: Sequence[Response]) -> Table:
         group, paper = "Detailed descriptions", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}
         described = [one for one in responses if one.item.task == "description"]
         covered = [[verdict.success for verdict in one.verdicts] for one in described]

@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
@@ -25,7 +25,7 @@ from minigpt4.evaluation.benchmarks import coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import RuleJudge
 from minigpt4.evaluation.results import png
-from minigpt4.evaluation.suite import Suite, TableRow, default_data, require_images
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
@@ -101,7 +101,7 @@ class Hallucination(Suite):
         counts, wrong = count_objects(answer, self._words, truth["objects"])
         return Verdict(not wrong, f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else "", counts)
 
-    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate | Estimate]]:
+    def table(self, responses: Sequence[Response]) -> Table:
         for task in PROMPTS:
             counts = [one.verdicts[0].detail for one in responses if one.item.task == task]
             yield from _group(task, f"{task.capitalize()} answers", chair_figures(counts))
@@ -126,18 +126,14 @@ class Hallucination(Suite):
                 low, high = ([100 * abs(y["value"] - y[edge]) for y in rates] for edge in ("low", "high"))
                 shares = [100 * y["value"] for y in rates]
                 axes.errorbar(lengths, shares, yerr=(low, high), marker="o", capsize=3, label=model)
-        axes.set_xlabel("mean length of answers, words")
-        axes.set_ylabel("CHAIR_i, %")
+        axes.set(xlabel="mean length of answers, words", ylabel="CHAIR_i, %", title=f"{self.title}, against length")
         axes.set_ylim(bottom=0)
-        axes.set_title("Objects that are named and not there, against length")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small")
         return {"plot-length.png": png(canvas)}
 
 
-def _group(
-    prefix: str, group: str, figures: Mapping[str, Rate | Estimate]
-) -> Iterator[tuple[TableRow, Rate | Estimate]]:
+def _group(prefix: str, group: str, figures: Mapping[str, Rate | Estimate]) -> Table:
     for name, figure in figures.items():
         unit = "words" if name == "words" else "%"
         yield TableRow(f"{prefix} {name}", LABELS.get(name, name), unit, {}, group, name in LOWER_IS_BETTER), figure

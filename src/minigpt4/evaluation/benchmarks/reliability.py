@@ -5,13 +5,13 @@ The rules are those of `text_failures.py`. Whether an answer is true does not ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import RuleJudge
-from minigpt4.evaluation.suite import Suite, TableRow, default_data
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.images import find_images
 from minigpt4.statistics import Rate
@@ -53,7 +53,7 @@ class Reliability(Suite):
                 found.add(Item(f"{task}-{name}", path, prompt, task, {}, (), self.max_new_tokens), str(path))
         return found.require(self.data or "the default data")
 
-    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate]]:
+    def table(self, responses: Sequence[Response]) -> Table:
         for task, (_, label, paper) in TASKS.items():
             reasons = [one.verdicts[0].reason for one in responses if one.item.task == task]
             yield TableRow(task, "fail", "%", paper, label, True), Rate.from_outcomes(map(bool, reasons))

@@ -18,7 +18,7 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of
 from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, well_formed
 from minigpt4.evaluation.judges import RuleJudge
-from minigpt4.evaluation.suite import Suite, TableRow, default_data, require_images
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
@@ -204,7 +204,7 @@ class Vqa(Suite):
             if question.kind and question.kind not in kinds:
                 kinds.append(question.kind)
 
-    def table(self, responses: Sequence[Response]) -> Iterator[tuple[TableRow, Rate | Estimate]]:
+    def table(self, responses: Sequence[Response]) -> Table:
         for name, kinds in self._kinds.items():
             figures: dict[str, tuple[str, Rate | Estimate]] = {}
             if chosen := [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]:
