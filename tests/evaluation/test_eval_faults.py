@@ -181,9 +181,8 @@ class _Judging:
         self.out, self.answerer = tmp_path / "out", answerer
         self.data = write_tasks(tmp_path / "tasks.yaml", {"poem": task(*(f"photos/{i}.png" for i in range(4)))})
         url = judge if isinstance(judge, str) else judge.url
-        self.judge = LLMJudge(
-            f"openai:{url}#judge", JudgePrompt.load("success"), concurrency=1, attempts=attempts, timeout=5
-        )
+        self.judge = LLMJudge(f"openai:{url}#judge", JudgePrompt.load("success"), concurrency=1, timeout=5)
+        self.judge.endpoint.attempts = attempts
 
     def run(self) -> tuple[int, int, int]:
         evaluate(Abilities(self.data, judge=self.judge), [model(self.answerer)], self.out)

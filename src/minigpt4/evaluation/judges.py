@@ -126,10 +126,8 @@ class LLMJudge(Judge):
     `endpoint` is `openai:URL#MODEL`.
     """
 
-    def __init__(
-        self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0, attempts: int = 6
-    ) -> None:
-        self.endpoint = open_endpoint(endpoint, timeout, attempts)
+    def __init__(self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0) -> None:
+        self.endpoint = open_endpoint(endpoint, timeout)
         self.prompt, self.concurrency = prompt, concurrency
         self.identity = {
             "judge": "llm", "model": self.endpoint.model, "url": self.endpoint.url, "prompt": prompt.name,

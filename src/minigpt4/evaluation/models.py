@@ -286,7 +286,7 @@ def _choice(choices: Sequence[str], scores: Sequence[float], tokens: Sequence[Se
     return ModelReply(choices[best], True, tuple(scores), tuple(map(len, tokens)))
 
 
-def open_endpoint(name: str, timeout: float = 120.0, attempts: int = 6) -> Endpoint:
+def open_endpoint(name: str, timeout: float) -> Endpoint:
     """The endpoint that `openai:URL#MODEL` names. Raises UserError for anything else."""
     url, _, model = name.removeprefix(ENDPOINT_PREFIX).partition("#")
     if not url.startswith(("http://", "https://")) or not model:
@@ -294,7 +294,7 @@ def open_endpoint(name: str, timeout: float = 120.0, attempts: int = 6) -> Endpo
             f"{name}: is no endpoint; give the base URL and the model's name there, as in "
             "openai:http://127.0.0.1:8000/v1#my-model"
         )
-    return Endpoint(url, model, timeout=timeout, attempts=attempts)
+    return Endpoint(url, model, timeout=timeout)
 
 
 class EndpointAnswerer(Answerer):
