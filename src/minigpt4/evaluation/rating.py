@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -219,14 +220,13 @@ class PeopleJudge(Judge):
         best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
         preferences = []
         for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
-            wins = ties = losses = 0
-            for group in keys.values():
-                mine, theirs = group.get(one), group.get(other)
-                for shown, chosen in best:
-                    if mine in shown and theirs in shown:
-                        wins += mine in chosen and theirs not in chosen
-                        losses += theirs in chosen and mine not in chosen
-                        ties += (mine in chosen) == (theirs in chosen)
-            if wins + ties + losses:
-                preferences.append({"models": [one, other], "wins": wins, "ties": ties, "losses": losses})
+            preferred = Counter(
+                (group[one] in chosen) - (group[other] in chosen)
+                for group in keys.values()
+                for shown, chosen in best
+                if {group.get(one), group.get(other)} <= shown
+            )
+            if preferred:
+                counts = {"wins": preferred[1], "ties": preferred[0], "losses": preferred[-1]}
+                preferences.append({"models": [one, other], **counts})
         return {"agreement": _agreement(self.ratings), "preferences": preferences}
