@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item, Respo
 from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_answerer
 from minigpt4.evaluation.results import TABLE, bars, machine, markdown, write_files
-from minigpt4.evaluation.suite import Again, Suite
+from minigpt4.evaluation.suite import Suite
 from minigpt4.files import only_process
 from minigpt4.images import read_image
 from minigpt4.progress import progress_bar
@@ -87,7 +87,7 @@ def evaluate(
             "judge": suite.judge.identity,
             "models": [{"label": label, **answerer.identity} for label, answerer in answerers.items()],
             "items": len(items),
-            **_summary(suite, responses, faults, partial(suite.judge.decide, journal=verdicts, round=1)),
+            **_summary(suite, responses, faults, verdicts),
         }
         plots = {**bars(results), **suite.plots(results)}
         write_files(directory, results, {**plots, TABLE: markdown(results, plots)})
@@ -166,7 +166,7 @@ def _judge(suite: Suite, responses: Sequence[Response], journal: Journal) -> Non
 
 
 def _summary(
-    suite: Suite, responses: Mapping[str, Sequence[Response]], faults: Sequence[Fault], again: Again
+    suite: Suite, responses: Mapping[str, Sequence[Response]], faults: Sequence[Fault], verdicts: Journal
 ) -> dict[str, Any]:
     """Rows, faults and every answer with its verdicts, as plain JSON."""
     rows: dict[str, dict[str, Any]] = {}
@@ -186,6 +186,6 @@ def _summary(
         "left_out": dict(Counter(fault.kind for fault in faults)),
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),
         "faults": [vars(fault) for fault in faults],
-        **suite.more(every, again),
+        **suite.more(every, verdicts),
         "answers": answers,
     }

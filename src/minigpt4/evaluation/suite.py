@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Case, Items, Response, Verdict
+from minigpt4.evaluation.items import Case, Items, Response
+from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
-
-#: Asks the judge once more.
-Again = Callable[[Sequence[Case]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,11 @@ class Suite(ABC):
     def table(self, responses: Sequence[Response]) -> Table:
         """What the responses of one model come to."""
 
-    def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
         """Anything else for results.json, of all models' responses; by default nothing.
 
-        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `again` asks
-        the judge the same cases once more, and records its verdicts.
+        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `verdicts` is
+        where the judge records what it says if it is asked once more.
         """
         return {}
 

@@ -16,9 +16,10 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
+from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge, RuleJudge
 from minigpt4.evaluation.rating import PeopleJudge
-from minigpt4.evaluation.suite import Again, Suite, Table, TableRow, default_data
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expanded
 from minigpt4.statistics import Rate, agreement
 
@@ -77,7 +78,7 @@ class Abilities(Suite):
                 outcomes.setdefault(row, []).append(one.verdicts[0].success)
         return [(row, Rate.from_outcomes(outcomes.get(row.name, []))) for row in self._rows]
 
-    def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
         """What counts as success, for the rating page; what people preferred; the judge's agreement with the truth."""
         extra: dict[str, Any] = {"success": {one.item.id: one.item.truth["success"] for one in responses}}
         if isinstance(self.judge, PeopleJudge):

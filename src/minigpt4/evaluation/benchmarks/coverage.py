@@ -25,8 +25,9 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
+from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge, LLMJudge, RuleJudge
-from minigpt4.evaluation.suite import Again, Suite, Table, TableRow, default_data, require_images
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
@@ -113,7 +114,7 @@ class Coverage(Suite):
                     figure = Estimate(corpus[name], nan, nan, len(captions))
                 yield TableRow(name, name, "", {}, "Short captions"), figure
 
-    def more(self, responses: Sequence[Response], again: Again) -> Mapping[str, Any]:
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
         """How far the judge agrees with content words and, if it is an LLM, with itself."""
         described = [one for one in responses if one.item.task == "description"]
         said = [verdict.success for one in described for verdict in one.verdicts]
@@ -123,7 +124,7 @@ class Coverage(Suite):
         if isinstance(self.judge, LLMJudge):
             cases = [case for one in described for case in one.cases]
             every = slice(None, None, max(1, len(cases) // ASKED_TWICE))
-            second = [verdict.success for verdict in again(cases[every])]
+            second = [verdict.success for verdict in self.judge.decide(cases[every], verdicts, round=1)]
             found.append(agreement("the judge", "itself, asked again", zip(said[every], second, strict=True)))
         return {"agreement": [pair for pair in found if pair["cases"]]}
 
