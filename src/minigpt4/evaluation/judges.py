@@ -7,7 +7,6 @@ measured on labelled cases, which are few and made for the purpose; each prompt 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -30,28 +29,18 @@ from minigpt4.statistics import Rate, cohen_kappa
 ASK_AGAIN = 2
 
 
-class Judge(ABC):
-    """`identity` is plain JSON, for the record: the sort of judge, its model, its prompt and the prompt's version."""
+class Judge:
+    """Gives verdicts by `check`, such as ground truth, or rules about language.
 
-    identity: dict[str, Any]
+    `identity` is plain JSON, for the record: the sort of judge, its model, its prompt and the prompt's version.
+    """
 
-    @abstractmethod
-    def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
-        """The verdicts on all cases.
-
-        What a verdict was paid for is kept in `journal` and not asked again; another `round` is.
-        """
-
-
-class RuleJudge(Judge):
-    """A judge that computes its verdict: from ground truth, or by rules about language."""
-
-    def __init__(self, name: str, check: Callable[[Case], Verdict]) -> None:
-        self.identity = {"judge": name}
-        self._check = check
+    def __init__(self, identity: dict[str, Any], check: Callable[[Case], Verdict]) -> None:
+        self.identity, self.check = identity, check
 
     def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
-        return [self._check(case) for case in cases]
+        """The verdicts on all cases. Those that cost something are kept in `journal`; another `round` asks again."""
+        return [self.check(case) for case in cases]
 
 
 @dataclass(frozen=True)
@@ -129,11 +118,12 @@ class LLMJudge(Judge):
     def __init__(self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0) -> None:
         self.endpoint = open_endpoint(endpoint, timeout)
         self.prompt, self.concurrency = prompt, concurrency
-        self.identity = {
+        identity = {
             "judge": "llm", "model": self.endpoint.model, "url": self.endpoint.url, "prompt": prompt.name,
             "version": prompt.version, "text": digest([prompt.system, prompt.user, dict(prompt.labels)])[:12],
             "temperature": 0.0,
         }  # fmt: skip
+        super().__init__(identity, self._ask)
 
     def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
         """As every judge; equal cases (the same question, answer and so on) are asked once.
@@ -158,7 +148,7 @@ class LLMJudge(Judge):
                 journal.add({**row, **vars(found), **self.identity})
                 bar.advance(task)
 
-            self.endpoint.ask_each(todo, lambda asked: self._ask(asked[1]), record, self.concurrency)
+            self.endpoint.ask_each(todo, lambda asked: self.check(asked[1]), record, self.concurrency)
         rows = [journal.rows.get(key, {"success": None, "reason": "not judged"}) for key in keys]
         return [Verdict(row["success"], row["reason"], row.get("detail", {})) for row in rows]
 

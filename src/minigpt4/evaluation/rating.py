@@ -196,20 +196,14 @@ class PeopleJudge(Judge):
     def __init__(self, directory: Path) -> None:
         path = directory / RATINGS
         self.ratings = list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
-        self.identity = {"judge": "people", "raters": len({row["rater"] for row in self.ratings})}
+        super().__init__({"judge": "people", "raters": len({row["rater"] for row in self.ratings})}, self._majority)
 
-    def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
-        votes: dict[str, list[bool | None]] = {}
-        for row in self.ratings:
-            for answer, success in row["answers"].items():
-                votes.setdefault(answer, []).append(success)
-        found = []
-        for case in cases:
-            given = votes.get(_answer_key(case.item.id, case.item.prompt, case.answer.text), [])
-            yes, no = given.count(True), given.count(False)
-            reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
-            found.append(Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
-        return found
+    def _majority(self, case: Case) -> Verdict:
+        key = _answer_key(case.item.id, case.item.prompt, case.answer.text)
+        given = [row["answers"][key] for row in self.ratings if key in row["answers"]]
+        yes, no = given.count(True), given.count(False)
+        reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
+        return Verdict(None if yes == no else yes > no, reason, {"raters": len(given)})
 
     def report(self, answers: Sequence[Response]) -> dict[str, Any]:
         """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""

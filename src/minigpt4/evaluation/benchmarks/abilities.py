@@ -17,7 +17,7 @@ from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.judges import Judge, RuleJudge
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.rating import PeopleJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expanded
@@ -33,7 +33,7 @@ def check_truth(case: Case) -> Verdict:
     return Verdict(wrong is None, wrong or "")
 
 
-TRUTH = RuleJudge("ground truth", check_truth)
+TRUTH = Judge({"judge": "ground truth"}, check_truth)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.judges import Judge, LLMJudge, RuleJudge
+from minigpt4.evaluation.judges import Judge, LLMJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
 
@@ -42,7 +42,7 @@ def _exactly(case: Case) -> Verdict:
     return Verdict(wrong is None, wrong or "")
 
 
-TRUTH = RuleJudge("ground truth: every fact of the caption", _exactly)
+TRUTH = Judge({"judge": "ground truth: every fact of the caption"}, _exactly)
 
 
 @dataclass

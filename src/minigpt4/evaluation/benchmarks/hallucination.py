@@ -23,7 +23,7 @@ from typing import Any
 
 from minigpt4.evaluation.benchmarks import coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
-from minigpt4.evaluation.judges import RuleJudge
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import png
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
@@ -65,7 +65,7 @@ class Hallucination(Suite):
 
     def __post_init__(self) -> None:
         require_images(self.data, self.images)
-        self.judge = RuleJudge("annotated objects", self._judge)
+        self.judge = Judge({"judge": "annotated objects"}, self._judge)
 
     def load(self, directory: Path) -> Items:
         path, images, captions = self.data, self.images, self.captions

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
-from minigpt4.evaluation.judges import RuleJudge
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.images import find_images
@@ -38,7 +38,7 @@ class Reliability(Suite):
     max_new_tokens: int = 300
     name = "reliability"
     title = "Answers that fail as language"
-    judge = RuleJudge(f"rules, version {RULES_VERSION}", _judge)
+    judge = Judge({"judge": f"rules, version {RULES_VERSION}"}, _judge)
 
     def load(self, directory: Path) -> Items:
         found, prompts = Items(), {task: prompt for task, (prompt, _, _) in TASKS.items()}

@@ -29,7 +29,7 @@ from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of
 from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, well_formed
-from minigpt4.evaluation.judges import RuleJudge
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
@@ -171,7 +171,7 @@ class Vqa(Suite):
         for text in (self._asked, self._chosen):
             if "{}" not in text:
                 raise UserError(f"{text!r} has no {{}}, the place of the question or the choice")
-        self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
+        self.judge = Judge({"judge": "the benchmarks' official accuracies"}, _judge)
         self._kinds: dict[str, list[str]] = {}
 
     def load(self, directory: Path) -> Items:
