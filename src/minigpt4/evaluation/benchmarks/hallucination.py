@@ -119,8 +119,8 @@ class Hallucination(Suite):
         axes = canvas.subplots()
         rows = {row["name"]: row["figures"] for row in results["rows"]}
         for model in (model["label"] for model in results["models"]):
-            points = [(rows[f"{task} words"].get(model), rows[f"{task} chair_i"].get(model)) for task in PROMPTS]
-            drawn = [(x["value"], y) for x, y in points if x and y and None not in (x["value"], y["value"])]
+            points = [(rows[f"{task} words"][model], rows[f"{task} chair_i"][model]) for task in PROMPTS]
+            drawn = [(x["value"], y) for x, y in points if None not in (x["value"], y["value"])]
             if drawn:
                 lengths, rates = zip(*drawn, strict=True)
                 low, high = ([100 * abs(y["value"] - y[edge]) for y in rates] for edge in ("low", "high"))
