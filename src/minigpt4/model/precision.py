@@ -65,7 +65,7 @@ class Placement:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The given device; by default, and for the vision side of "auto", a GPU if there is one. Raises UserError."""
+    """The given device, by default a GPU if there is one ("auto": or MPS). Raises UserError if it is not available."""
     if device == "auto" and torch.backends.mps.is_available():
         return torch.device("mps")
     if device is None or device == "auto":
