@@ -357,7 +357,7 @@ def assemble(
 
     Example: minigpt4 assemble --vision-qformer Salesforce/blip2-opt-2.7b --llm lmsys/vicuna-7b-v1.5 --out untrained
     """
-    from minigpt4.model.on_disk import assemble
+    from minigpt4.model.convert import assemble
 
     used = assemble(vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype)
     say(f"{out} (chat format: {used.name})")
@@ -383,9 +383,9 @@ def export(
         return
     if out is None:
         raise UserError("give the new directory as --out")
-    from minigpt4.model import on_disk
+    from minigpt4.model.convert import export as export_files
 
-    on_disk.export(model, out, dtype=dtype)
+    export_files(model, out, dtype=dtype)
     say(out)
 
 
