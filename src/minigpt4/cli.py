@@ -308,7 +308,7 @@ def convert(
     out: options.NewDirectory,
     qformer: Annotated[Path | None, typer.Option(help="The Q-Former: blip2_pretrained_flant5xxl.pth.")] = None,
     no_qformer: Annotated[bool, typer.Option("--no-qformer", help="The variant that has none.")] = False,
-    llm: Annotated[str | None, typer.Option(help="The LLM: a directory or hub id.")] = None,
+    llm: Annotated[str | None, typer.Option(help="The LLM: a directory, hub id or GGUF file.")] = None,
     llm_base: Annotated[
         str | None, typer.Option(help="Base LLaMA weights, if the LLM is given as a Vicuna delta.")
     ] = None,
@@ -344,7 +344,7 @@ def convert(
 @app.command()
 def assemble(
     vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
-    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory or hub id.")],
+    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory, hub id or GGUF file.")],
     out: options.NewDirectory,
     template: options.Template = None,
     no_qformer: Annotated[

@@ -18,6 +18,7 @@ from transformers import Blip2Config, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
+from minigpt4.model.gguf import open_tensors
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.loading import read_record
 from minigpt4.model.quantization import LOAD_IN
@@ -155,7 +156,7 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
 
 
 def _bytes(source: str | Path) -> int | None:
-    return sum(sources.Checkpoint(source).file_sizes()) if isinstance(source, Path) else None
+    return sum(open_tensors(source).file_sizes()) if isinstance(source, Path) else None
 
 
 def _parts(skeleton: Any) -> tuple[Part, ...]:

@@ -366,10 +366,7 @@ def test_what_cannot_be_used_is_refused_at_assembly(tiny_vision: Path, tmp_path:
     }
     config = AutoConfig.for_model("opt", vocab_size=words, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
-    (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf" / "model-q4.gguf").write_bytes(b"GGUF")
-    for llm, said in (("llm", "word embeddings as wide as its layers"), ("gguf", 'gguf_file="model-q4.gguf"')):
-        for assemble in (MiniGPT4.assemble, partial(from_files.assemble, out=tmp_path / "out")):
-            with pytest.raises(UserError, match=said):
-                assemble(tiny_vision, tmp_path / llm)
+    for assemble in (MiniGPT4.assemble, partial(from_files.assemble, out=tmp_path / "out")):
+        with pytest.raises(UserError, match="word embeddings as wide as its layers"):
+            assemble(tiny_vision, tmp_path / "llm")
     assert not (tmp_path / "out").exists()

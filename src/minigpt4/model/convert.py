@@ -27,6 +27,7 @@ from minigpt4.files import expanded, new_directory, write_atomically
 from minigpt4.model import export as exporting
 from minigpt4.model import graph, parts, sources
 from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.gguf import GGUFCheckpoint
 from minigpt4.model.loading import ALIGNMENT_FILE, Origin, load, portable, read_projection, read_record
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement, resolve_dtype
@@ -225,8 +226,10 @@ def _match_llm(llm: LLMFiles, model: Any, added: int) -> dict[str, partial[Tenso
     state = model.state_dict()
     for tied in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(tied, None)  # written once, under its first name
-    # transformers renames and joins some tensors while it reads them, as those of experts.
-    expected = {key: tuple(tensor.shape) for key, tensor in revert_weight_conversion(model, state).items()}
+    if not isinstance(llm.files, GGUFCheckpoint):  # whose names are those of the model
+        # transformers renames and joins some tensors while it reads them, as those of experts.
+        state = revert_weight_conversion(model, state)
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
     # Only word embeddings and the head have so many rows.
     grown = [key for key, shape in expected.items() if added and shape[:1] == (model.config.vocab_size,)]
     expected |= {key: (expected[key][0] - added, *expected[key][1:]) for key in grown}

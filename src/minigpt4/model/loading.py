@@ -171,7 +171,7 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.shipped_models() or not Path(expanded(name)).is_dir():
+    if str(name) in sources.shipped_models() or not Path(expanded(name)).exists():
         return str(name)
     return str(Path(expanded(name)).resolve())
 

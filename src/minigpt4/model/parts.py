@@ -1,7 +1,8 @@
 """The frozen parts: the vision side and the LLM, read from their files (`sources.py`).
 
 A part is a directory or a hub id: for the vision side anything that holds a BLIP-2's `vision_model.*`, `query_tokens`
-and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers.
+and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers,
+also in a GGUF file.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minigpt4.errors import UserError
 from minigpt4.model import sources
+from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
 from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
@@ -147,7 +149,14 @@ class LLM:
 def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
     """The decoder-only LLM `name`, alone or in an export. If it lacks `<image>`, that is added, its embedding zero."""
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
-    settings = (placement or Placement(torch.device("cpu"), dtype)).loading()
+    placement = placement or Placement(torch.device("cpu"), dtype)
+    if placement.load_in and isinstance(files, GGUFCheckpoint):
+        unpacked = str(placement.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{name}: a GGUF file is unpacked to {unpacked}, not to load_in={placement.load_in!r}; leave load_in "
+            "out, or give the LLM in another form"
+        )
+    settings = placement.loading()
     own_name = config.name_or_path
     if files.prefix:
         settings["key_mapping"] = {f"^{files.prefix}": ""}
@@ -162,7 +171,8 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
 def llm_files(name: str | Path) -> Checkpoint:
     """The tensors of an LLM, alone or in an export."""
     source = resolve(name)
-    return Checkpoint(source, LLM_PREFIX if read_json(source, "config.json").get("model_type") == "blip-2" else "")
+    whole = read_json(source, "config.json").get("model_type") == "blip-2"
+    return open_tensors(source, LLM_PREFIX if whole else "")
 
 
 def llm_fingerprint(name: str | Path) -> str:
@@ -175,7 +185,7 @@ def read_llm_config(name: str | Path) -> Any:
     source = resolve(name)
     found = read_json(source, "config.json")
     with readable(name, _NO_LLM):
-        config = sources.load(AutoConfig, source)
+        config = AutoConfig.for_model(**found) if sources.is_gguf(source) else sources.load(AutoConfig, source)
     kind = found.get("model_type")
     if kind == "blip-2":
         if not config.use_decoder_only_language_model or not len(llm_files(name)):
@@ -199,7 +209,8 @@ def load_tokenizer(name: str | Path) -> Any:
     with readable(name, _NO_LLM):
         tokenizer = _llama_tokenizer(source) or sources.load(AutoTokenizer, source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any(sources.find_file(source, filename) for filename in files):  # transformers would go on with an empty one
+    # Without them transformers would go on with an empty one.
+    if not sources.is_gguf(source) and not any(sources.find_file(source, filename) for filename in files):
         raise UserError(f"{name}: {_NO_LLM.format('no ' + ' or '.join(sorted(files)))}")
     if tokenizer.eos_token_id is None:
         raise UserError(

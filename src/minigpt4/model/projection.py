@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Blip2ForConditionalGe
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
+from minigpt4.model.gguf import open_tensors
 from minigpt4.model.loading import ALIGNMENT_FILE, read_projection, read_record
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _embeddings(name: str | Path) -> Tensor:
             llm: Any = Blip2ForConditionalGeneration(config).language_model
         else:
             llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    words, checkpoint = llm.get_input_embeddings().weight, sources.Checkpoint(source)
+    words, checkpoint = llm.get_input_embeddings().weight, open_tensors(source)
     names = [key for key, p in llm.named_parameters(remove_duplicate=False) if p is words]
     stored = {key.rpartition(parts.LLM_PREFIX)[2]: key for key in checkpoint}
     found = next((stored[key] for key in names if key in stored), None)

@@ -1,4 +1,4 @@
-"""Where a model's or a part's files are (a local directory or a hub id), and the tensors in them."""
+"""Where a model's or a part's files are (a local directory, a hub id or a GGUF file), and the tensors in them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -29,7 +31,8 @@ def shipped_models() -> dict[str, Path]:
 def resolve(name: str | Path) -> str | Path:
     """Where the part or alignment `name` lies: the folder of a shipped name, a directory, or a hub id (`owner/name`).
 
-    Raises UserError if it is none of them.
+    An LLM may be a GGUF file too: its path, the directory that holds it and no other model, or `owner/name/FILE.gguf`
+    on the hub. Raises UserError if `name` is none of them.
     """
     shipped = shipped_models()
     if place := shipped.get(str(name)):
@@ -40,26 +43,45 @@ def resolve(name: str | Path) -> str | Path:
             "`minigpt4 pocket build`"
         )
     path = Path(expanded(name))
-    gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
-    if gguf and gguf.is_file() and not (path / "config.json").exists():
-        raise UserError(
-            f"{gguf}: GGUF files are not read as they are; write one in transformers' form first: "
-            f'AutoModelForCausalLM.from_pretrained("{gguf.parent}", gguf_file="{gguf.name}").save_pretrained(DIR), '
-            "and AutoTokenizer likewise"
-        )
     if path.is_dir():
+        return _gguf_in(path) or path
+    if is_gguf(path):
         return path
     if path.exists():
-        raise UserError(f"{name}: is a file; give the directory of a model")
-    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+        raise UserError(f"{name}: is a file; give the directory of a model, or a GGUF file as the LLM")
+    if isinstance(name, str) and not name.startswith((".", "/", "~")):
+        if name.count("/") == 1:
+            return name
+        if name.count("/") == 2 and name.lower().endswith(".gguf"):
+            repository, _, filename = name.rpartition("/")
+            if found := find_file(repository, filename):
+                return found
+            raise UserError(f"{name}: {repository} has no file {filename} on the hub; give one of its GGUF files")
     raise UserError(
         f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {', '.join(shipped)}"
     )
 
 
+def is_gguf(source: str | Path) -> bool:
+    """True if a source is a GGUF file."""
+    return isinstance(source, Path) and source.suffix.lower() == ".gguf" and source.is_file()
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    """The GGUF file of a directory that holds one and no other model. Raises UserError if it holds several."""
+    if (directory / "config.json").exists():
+        return None
+    found = sorted(path for path in directory.iterdir() if is_gguf(path) and not path.name.startswith("."))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise UserError(f"{directory}: holds {len(found)} GGUF files ({names}); name the file instead of its directory")
+    return found[0] if found else None
+
+
 def find_file(source: str | Path, filename: str) -> Path | None:
     """The local path of one file of a part (downloaded first if the part is on the hub), or None if it has none."""
+    if is_gguf(source):
+        return None
     try:
         found = cached_file(str(source), filename, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
@@ -68,7 +90,9 @@ def find_file(source: str | Path, filename: str) -> Path | None:
 
 
 def read_json(source: str | Path, filename: str) -> dict[str, Any]:
-    """One JSON file of a part. Raises UserError if it is missing or broken."""
+    """One JSON file of a part. Raises UserError if it is missing or broken. A GGUF file has its config.json inside."""
+    if is_gguf(source) and filename == "config.json":
+        return _config_in_gguf(Path(source), Path(source).stat().st_mtime_ns).copy()
     path = find_file(source, filename)
     if path is None and isinstance(source, str):
         raise UserError(f"{source}: no such directory, and no model with a {filename} that could be had from the hub")
@@ -82,8 +106,27 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
     return content
 
 
+@lru_cache(maxsize=4)
+def _config_in_gguf(path: Path, modified: int) -> dict[str, Any]:
+    """The configuration in a GGUF file; reading it takes seconds, as the vocabulary stands before it."""
+    try:
+        config: dict[str, Any] = load(AutoConfig, path).to_dict()
+    except Exception as error:  # the reader has no exceptions of its own
+        raise broken_gguf(path, error) from None
+    _check_sizes(path, config)
+    return config
+
+
+def broken_gguf(path: Path, error: Exception) -> UserError:
+    """The message about a GGUF file that is cut off, or of a family or block type that is not known."""
+    reason = f"this GGUF file cannot be read ({first_line(error)})"
+    return UserError(f"{path}: {reason}; download it again, or give the LLM in another form")
+
+
 def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     """`kind.from_pretrained` of one of transformers' classes. Raises UserError for a source that holds code."""
+    if is_gguf(source):
+        return kind.from_pretrained(Path(source).parent, gguf_file=Path(source).name, **settings)
     for filename in _MAY_NAME_CODE:
         if find_file(source, filename) and "auto_map" in read_json(source, filename):
             raise UserError(
@@ -193,6 +236,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        """The tensors for a fingerprint, which reads a few rows of each."""
+        return self
+
     def file_sizes(self) -> list[int]:
         """Bytes on disk of each file that holds one of its tensors."""
         return [path.stat().st_size for path in set(self._files.values())]
@@ -204,6 +252,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds.
     """
     digest = hashlib.sha256()
+    tensors = tensors.stored if isinstance(tensors, Checkpoint) else tensors
     for name in sorted(tensors):
         tensor = tensors[name]
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor
