@@ -100,8 +100,8 @@ def refine(
     settings = refining.Refining(min_similarity=min_similarity)
     with _open(project) as ledger:
         if dry_run:
-            cost = refining.estimate(refining.waiting_items(ledger, model, settings, only or ()), settings)
-            _print({name.replace("_", " "): count for name, count in vars(cost).items()})
+            recorded = refining.record_settings(ledger, model, settings)
+            _print(refining.estimate(refining.waiting_items(ledger, recorded, only or ()), settings))
             say("at most: this is an estimate, and nothing was sent")
             return
         asked = Endpoint(endpoint, model, timeout=timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import logging
 import math
 from collections import Counter
@@ -91,9 +92,7 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
 def write_thresholds(path: Path, thresholds: Thresholds) -> None:
     """Write the thresholds as a YAML file with a comment on each rule."""
     lines = ["# minigpt4 curate filter: texts on the given side of a threshold are left out; null switches a rule off."]
-    for rule in RULES:
-        value = thresholds[rule.name]
-        lines.append(f"{rule.name}: {'null' if value is None else value}  # {rule.side}: {rule.unit}")
+    lines += [f"{rule.name}: {json.dumps(thresholds[rule.name])}  # {rule.side}: {rule.unit}" for rule in RULES]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
@@ -126,10 +125,8 @@ def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]
 def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
     """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
     names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
-    table = np.stack([hashes[name] for name in names]) if names else np.zeros((0, 4), dtype=np.uint64)
-    nearest: dict[str, float | None] = {}
-    for i, name in enumerate(names):
-        nearest[name] = float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) if i else None
+    table = np.array([hashes[name] for name in names])
+    nearest = {names[i]: float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) for i in range(1, len(names))}
     seen: Counter[str] = Counter()
     found: list[dict[str, float | None]] = []
     for item in items:
@@ -166,8 +163,7 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
     With `only`, verdicts are recorded for these images alone; duplicates are looked for among all.
     """
     with ledger.lock("filter"):
-        items = ledger.items()
-        wanted = {item.picture.name for item in ledger.items(only)}
+        items, wanted = ledger.items(), {picture.name for picture in ledger.pictures(only)}
         measured = measure_all(items, image_hashes(ledger, items))
         settings = ledger.settings("filter", dict(thresholds))
         rows, caught, kept = [], Counter[str](), 0
@@ -177,8 +173,7 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
             data = {"caught": caught_by(values, thresholds), "values": values}
             caught.update(data["caught"])
             kept += not data["caught"]
-            last = item.verdict
-            if last is None or last.settings != settings or last.data != data:
+            if item.verdict is None or (item.verdict.settings, item.verdict.data) != (settings, data):
                 rows.append((item.key, item.source.seq, data))
         ledger.add("filter", settings, rows, ledger.next_turn("filter"))
         return {"kept": kept, "caught": {rule.name: caught[rule.name] for rule in RULES}, "changed": len(rows)}
@@ -200,8 +195,8 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
     figure = Figure(figsize=(13, 2.6 * lines), layout="constrained")
     page = [f"# What the rules measure: {len(items)} texts\n"]
     for number, rule in enumerate(RULES, 1):
-        measures = [(values[rule.name], item) for values, item in zip(measured, items, strict=True)]
-        having = [(value, item) for value, item in measures if value is not None]
+        values = [row[rule.name] for row in measured]
+        having = [(value, item) for value, item in zip(values, items, strict=True) if value is not None]
         axis = figure.add_subplot(lines, 3, number)
         axis.hist([value for value, _ in having], bins=40)
         axis.set_title(rule.name, fontsize=9)

@@ -6,17 +6,16 @@ text stays. An answer is recorded the moment it is there, so that nothing is pai
 
 from __future__ import annotations
 
-import logging
+import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minigpt4.curation.language import count_apologies, count_assistant_talk, similarity
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.progress import progress_bar
-
-logger = logging.getLogger(__name__)
 
 #: What the refiner is told; the text follows in a message of its own, so that nothing in it reads as an order.
 INSTRUCTION = (
@@ -37,15 +36,6 @@ class Refining:
     min_similarity: float = 0.6  # of the vocabularies before and after: less is drift
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What refining is going to cost at most: requests, and tokens by the rule of four letters to a token."""
-
-    requests: int
-    prompt_tokens: int
-    answer_tokens: int
-
-
 def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     """Why an answer is not taken for the text that was asked for; None if it is.
 
@@ -62,20 +52,20 @@ def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     return None
 
 
-def estimate(items: Sequence[Item], how: Refining) -> Estimate:
-    """What refining these is going to cost; an answer is taken to be as long as its text."""
-    texts = [estimate_tokens(item.raw.data["text"]) for item in items]
-    return Estimate(len(items), sum(texts) + len(items) * estimate_tokens(how.instruction), sum(texts))
+def estimate(items: Sequence[Item], how: Refining) -> dict[str, int]:
+    """What refining these costs at most: requests and tokens. An answer is taken to be as long as its text."""
+    texts = sum(estimate_tokens(item.raw.data["text"]) for item in items)
+    prompts = texts + len(items) * estimate_tokens(how.instruction)
+    return {"requests": len(items), "prompt tokens": prompts, "answer tokens": texts}
 
 
-def waiting_items(ledger: Ledger, model: str, how: Refining, only: Iterable[str]) -> list[Item]:
-    """The items whose raw text this model was not asked to refine in these words. Empty texts are left out."""
-    settings = _settings(ledger, model, how)
+def waiting_items(ledger: Ledger, settings: str, only: Iterable[str]) -> list[Item]:
+    """The items whose raw text was not refined with these settings yet. Empty texts are left out."""
     done = {event.source for event in ledger.events("refine") if event.settings == settings}
     return [item for item in ledger.items(only) if item.raw.seq not in done and item.raw.data["text"].strip()]
 
 
-def _settings(ledger: Ledger, model: str, how: Refining) -> str:
+def record_settings(ledger: Ledger, model: str, how: Refining) -> str:
     """What an answer depends on: not on where the endpoint stands, nor on how its answers are judged."""
     value = {"model": model, "instruction": how.instruction, "temperature": how.temperature}
     return ledger.settings("refine", value)
@@ -91,12 +81,9 @@ def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[I
         reply = Reply(event.data["text"], event.data["ended"], 0, 0)
         reason = judge(item.raw.data["text"], reply, how.min_similarity)
         if reason != event.data["reason"]:
-            rows.append((item.key, item.raw.seq, {**event.data, **_verdict(reason), "tokens": 0}))
-    return ledger.add("refine", settings, rows, ledger.next_turn("refine")) if rows else 0
-
-
-def _verdict(reason: str | None) -> dict[str, Any]:
-    return {"accepted": reason is None, "reason": reason}
+            data = {**event.data, "accepted": reason is None, "reason": reason, "tokens": 0}
+            rows.append((item.key, item.raw.seq, data))
+    return ledger.add("refine", settings, rows, ledger.next_turn("refine"))
 
 
 def refine(
@@ -114,13 +101,16 @@ def refine(
     `Endpoint.ask_each`; what was answered is recorded.
     """
     with ledger.lock("refine"):
-        settings = _settings(ledger, endpoint.model, how)
+        settings = record_settings(ledger, endpoint.model, how)
         judged_again = _judge_again(ledger, settings, how, ledger.items(only))
-        todo = waiting_items(ledger, endpoint.model, how, only)
+        todo = waiting_items(ledger, settings, only)
         turn = ledger.next_turn("refine-failed")
-        budget_left = None if budget is None else budget - spent(ledger)
-        afforded = _affordable(todo, how, budget_left)
-        counts: dict[str, int] = {}
+        spent = sum(event.data["tokens"] for event in ledger.events("refine", "refine-failed"))
+        left = math.inf if budget is None else budget - spent
+        costs = (estimate([item], how) for item in todo)
+        sums = itertools.accumulate(cost["prompt tokens"] + cost["answer tokens"] for cost in costs)
+        afforded = [item for item, cost in zip(todo, sums, strict=True) if cost <= left]
+        counts: Counter[str] = Counter()
         total = 0
 
         def work(item: Item) -> Reply:
@@ -131,45 +121,25 @@ def refine(
 
         def record(item: Item, found: Reply | Unanswered) -> bool:
             nonlocal total
-            bar.advance(task)
             if isinstance(found, Unanswered):
-                outcome = "unanswered"
-                data: dict[str, Any] = {"reason": str(found), "tokens": found.tokens}
-                ledger.add("refine-failed", settings, [(item.key, item.raw.seq, data)], turn)
+                counts["unanswered"] += 1
+                row = (item.key, item.raw.seq, {"reason": str(found), "tokens": found.tokens})
+                ledger.add("refine-failed", settings, [row], turn)
             else:
                 raw = item.raw.data["text"]
-                rejected = judge(raw, found, how.min_similarity)
-                outcome = rejected or ("unchanged" if found.text == raw else "mended")
-                data = {"text": found.text, "ended": found.ended, **_verdict(rejected), "tokens": found.tokens}
-                data["endpoint"] = endpoint.url
+                reason = judge(raw, found, how.min_similarity)
+                counts[reason or ("unchanged" if found.text == raw else "mended")] += 1
+                data = {
+                    "text": found.text, "ended": found.ended, "accepted": reason is None, "reason": reason,
+                    "tokens": found.tokens, "endpoint": endpoint.url,
+                }  # fmt: skip
                 ledger.add("refine", settings, [(item.key, item.raw.seq, data)])
-            counts[outcome] = counts.get(outcome, 0) + 1
             total += found.tokens
-            bar.update(task, note=f"{total} tokens")
-            return budget is None or spent(ledger) < budget
+            bar.update(task, advance=1, note=f"{total} tokens")
+            return total < left
 
         with progress_bar() as bar:
             task = bar.add_task("refine", total=len(afforded), note="")
             endpoint.ask_each(afforded, work, record, concurrency)
-        left = len(todo) - sum(counts.values())
-        more = {"judged anew": judged_again, "left for lack of budget": left}
+        more = {"judged anew": judged_again, "left for lack of budget": len(todo) - counts.total()}
         return {**counts, **{name: count for name, count in more.items() if count}}
-
-
-def spent(ledger: Ledger) -> int:
-    """The tokens that refining has cost in this project so far, as far as the endpoints told."""
-    return sum(event.data["tokens"] for event in ledger.events("refine", "refine-failed"))
-
-
-def _affordable(items: Sequence[Item], how: Refining, budget: int | None) -> list[Item]:
-    """As many of `items`, from the first on, as the budget pays for by estimate."""
-    if budget is None:
-        return list(items)
-    chosen = []
-    for item in items:
-        one = estimate([item], how)
-        budget -= one.prompt_tokens + one.answer_tokens
-        if budget < 0:
-            break
-        chosen.append(item)
-    return chosen

@@ -16,13 +16,14 @@ import numpy as np
 from minigpt4.curation.grounding import ImageFeatures
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
 
 
 def quality(items: Sequence[Item]) -> np.ndarray:
     """A quality for each item, 0 to 1: the mean of its ranks by grounding of the whole text and by fluency.
 
-    Ranks, because the measures have no common unit. (The least supported sentence does not count: it is mostly a
-    harmless filler that fits any image.) Raises UserError for an item without grounding.
+    The least supported sentence does not count: it is mostly a harmless filler that fits any image. Raises UserError
+    for an item without grounding.
     """
     scores = [item.grounding.data for item in items if item.grounding is not None]
     if missing := len(items) - len(scores):
@@ -76,9 +77,8 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
     `model` gives the features that are clustered. Raises UserError if there are too few texts.
     """
     with ledger.lock("select"):
-        items = ledger.items()
+        items, candidates = ledger.items(), list[Item]()
         chosen: dict[tuple[str, int], float] = {}
-        candidates: list[Item] = []
         if best is not None:
             allowed = [item for item in items if item.verdict is not None and not item.verdict.data["caught"]]
             if not allowed:
@@ -112,8 +112,6 @@ def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
 def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Item], count: int) -> np.ndarray:
     if count < 2 or model is None:
         return np.zeros(len(items), dtype=int)
-    from minigpt4.minigpt4 import MiniGPT4
-
     features = ImageFeatures(MiniGPT4.from_pretrained(model), ledger)
     found = {item.picture.name: features.get(item.picture.name) for item in items}
     if gone := [name for name, feature in found.items() if feature is None]:
