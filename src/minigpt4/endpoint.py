@@ -142,7 +142,6 @@ class Endpoint:
             )  # fmt: skip
         except Exception as error:  # httpx has several for proxy variables that it cannot use
             raise UserError(f"{self.url}: cannot be reached as the proxy variables say ({error})") from None
-        self._random = random.Random()
         self._secrets = [secret for secret in (key, user, password, basic) if secret and len(secret) > 4]
         # What is learnt from refusals and broken thoughts. Threads may learn the same thing at the same time.
         self._refused, self._room, self._most_room, self._answered = set[str](), 0, ROOM[-1], False
@@ -289,7 +288,7 @@ class Endpoint:
 
     def _pause(self, attempt: int) -> float:
         """Seconds before the next attempt: doubled each time, between half of it and all of it at random."""
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
 
     def _refusal(self, error: Any, sent: dict[str, Any], paid: int) -> Exception:
         """What to raise for a status that will not pass: it ends the work, or costs this conversation only."""

@@ -15,13 +15,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
+from minigpt4.documents import explain
 from minigpt4.errors import UserError
-from minigpt4.files import expanded
+from minigpt4.files import expand, expanded
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
@@ -150,23 +149,21 @@ class Terminal:
 def dropped(text: str) -> Path:
     """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
 
-    It may be plain, in quotes, escaped for a shell, a file:// URL, or a Windows path (with a drive, as WSL mounts it);
-    the first reading that exists is taken.
+    It may be as in `expand`, escaped for a shell, or with a drive of Windows, as WSL mounts it; the first reading that
+    exists is taken.
     """
-    words = [text, text.strip(), text.strip().strip("'\"")]
-    with suppress(ValueError):  # a quote without its second, no URL
+    words = [text, text.strip().strip("'\"")]
+    with suppress(ValueError):  # a quote without its second
         words.append(" ".join(shlex.split(text)))
-        words += [url2pathname(urlsplit(word).path) for word in words if word.startswith("file:")]
-    words += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", w.replace("\\", "/")) for w in words]
-    paths = [expanded(word) for word in words]
-    return Path(next(filter(os.path.exists, paths), paths[2]))
+    paths = [str(expand(word)) for word in words]
+    paths += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", path) for path in paths]
+    return Path(next(filter(os.path.exists, paths), expanded(words[1])))
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
     """`settings` with the changes in `text` ("temperature=0.7 seed=none"); "none" restores the default.
 
-    A temperature of 0 means greedy decoding, any other sampling. Raises UserError for an unknown setting or a wrong
-    value.
+    A temperature of 0 means greedy decoding, any other sampling. Raises UserError for what does not fit.
     """
     if wrong := next((part for part in text.split() if "=" not in part), None):
         raise UserError(f"{wrong!r} is not of the form name=value, for example temperature=0.7")
@@ -181,9 +178,7 @@ def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
     try:
         read = TypeAdapter(Decoding).validate_strings({k: str(v) for k, v in {**new, **given}.items() if v is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        what = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{first['loc'][0]}: {what}" if first["loc"] else what) from None
+        raise UserError(explain(error)) from None
     return new | {name: getattr(read, name) for name in given}
 
 

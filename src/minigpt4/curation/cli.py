@@ -38,9 +38,7 @@ def _print(counts: Mapping[str, Any]) -> None:
 def describe(
     project: Project,
     images: Annotated[Path | None, typer.Option(help="A folder of images to add to the project.")] = None,
-    model: Annotated[
-        str, typer.Option(help="pocket-stage1, a directory, or a model of the endpoint.")
-    ] = "pocket-stage1",
+    model: Annotated[str, typer.Option(help="The model, or the endpoint's name of one.")] = "pocket-stage1",
     endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
     min_tokens: Annotated[int, typer.Option(min=0, help="The model is asked to continue a shorter text.")] = 80,
@@ -112,9 +110,7 @@ def refine(
 def filter_(
     project: Project,
     rules: _Rules = None,
-    model: Annotated[
-        str | None, typer.Option(help="Measure grounding with this model first. Default: skip its rules.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Measure grounding with it; else skip its rules.")] = None,
     only: _Only = None,
 ) -> None:
     """Leave out the texts that a rule catches, and print how many each caught.

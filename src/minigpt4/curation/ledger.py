@@ -148,7 +148,7 @@ class Item:
                 self.reviews[event.data["reviewer"]] = event
 
 
-class Ledger:
+class Ledger(contextlib.AbstractContextManager["Ledger"]):
     """An open ledger. Use it as a context manager; safe to share between threads only with one `Ledger` each.
 
     Raises UserError for a file that is no ledger, is of another version, or cannot be opened or written.
@@ -178,9 +178,6 @@ class Ledger:
                 )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
-
-    def __enter__(self) -> Ledger:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from minigpt4.curation.language import count_apologies, count_assistant_talk, similarity
+from minigpt4.curation.language import APOLOGIES, ASSISTANT_TALK, count, similarity
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.progress import progress_bar
@@ -43,13 +43,10 @@ def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     """
     if not reply.ended:
         return "cut off"
-    if count_apologies(reply.text) > count_apologies(raw):
-        return "refusal or apology"
-    if count_assistant_talk(reply.text) > count_assistant_talk(raw):
-        return "assistant talk"
-    if similarity(raw, reply.text) < min_similarity:
-        return "drift"
-    return None
+    for pattern, reason in ((APOLOGIES, "refusal or apology"), (ASSISTANT_TALK, "assistant talk")):
+        if count(pattern, reply.text) > count(pattern, raw):
+            return reason
+    return "drift" if similarity(raw, reply.text) < min_similarity else None
 
 
 def estimate(items: Sequence[Item], how: Refining) -> dict[str, int]:
