@@ -1,7 +1,4 @@
-"""A web page on which people judge one thing after another: what review and rating have in common.
-
-People give a name, get what waits for them, decide, and see how far all have come.
-"""
+"""A web page on which people judge one thing after another: what review and rating have in common."""
 
 from __future__ import annotations
 
@@ -108,11 +105,7 @@ class LabellingDesk(ABC):
 
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
-    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names.
-
-    UserErrors (a decision that cannot be written, say) are answered with 507, TakenErrors with 409, other ValueErrors
-    with 400.
-    """
+    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     nonce = secrets.token_urlsafe(16)
     page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")

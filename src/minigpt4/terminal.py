@@ -1,7 +1,4 @@
-"""`minigpt4 chat`: questions and commands from standard input, answers to standard output as they come.
-
-With input from a pipe only the answers are printed.
-"""
+"""`minigpt4 chat`: questions and commands from standard input (a terminal or a pipe), answers as they come."""
 
 from __future__ import annotations
 
@@ -60,8 +57,7 @@ class Terminal:
             "/system": self._system,
             "/settings": self._settings,
             "/reset": self._reset,
-            "/export": self._export,
-            "/save": self._export,
+            "/export": lambda path: say(f"saved in {self.chat.save(dropped(path))}", err=True),
         }
 
     def run(self) -> None:
@@ -115,6 +111,8 @@ class Terminal:
         name, _, argument = line.partition(" ")
         if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
+        if name in ("/image", "/export") and not argument.strip():
+            raise UserError(f"{name} needs a path, for example {name} {'photo.jpg' if name == '/image' else 'chat.md'}")
         self._commands[name](argument.strip())
 
     def _reset(self, _: str = "") -> None:
@@ -122,8 +120,6 @@ class Terminal:
         self.pending = [] if self.last_image is None else [self.last_image]
 
     def _image(self, path: str) -> None:
-        if not path:
-            raise UserError("/image needs a path, for example /image photo.jpg")
         image = dropped(path)
         open_image(image)  # a broken image is reported now, not at the next question
         self.last_image = image
@@ -140,18 +136,9 @@ class Terminal:
         values = asdict(Decoding.from_settings(self.settings))
         say("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
 
-    def _export(self, path: str) -> None:
-        if not path:
-            raise UserError("/export needs a path, for example /export chat.md")
-        say(f"saved in {self.chat.save(dropped(path))}", err=True)
-
 
 def dropped(text: str) -> Path:
-    """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
-
-    It may be as in `expand`, escaped for a shell, or with a drive of Windows, as WSL mounts it; the first reading that
-    exists is taken.
-    """
+    """The path that was typed, or dropped on a terminal: as in `expand`, escaped for a shell, with a drive (in WSL)."""
     words = [text, text.strip().strip("'\"")]
     with suppress(ValueError):  # a quote without its second
         words.append(" ".join(shlex.split(text)))

@@ -1,7 +1,4 @@
-"""Does an answer fail as language: repetition, fragment, nothing said, no end, or another language?
-
-These are the failures that the paper counts before and after its second stage. Nothing here knows the picture.
-"""
+"""Does an answer fail as language, as the paper counts: repetition, fragment, nothing said, no end, other language?"""
 
 from __future__ import annotations
 

@@ -58,20 +58,19 @@ def describe(
     from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
 
-    given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
     settings = describing.Describing(
-        min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **given
-    )
+        instruction=instruction or describing.Describing.instruction, min_tokens=min_tokens,
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+    )  # fmt: skip
     asked = Endpoint(endpoint, model, timeout=timeout) if endpoint else model
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such directory of images")
     with _open(project, create=images is not None) as ledger:
         if images is not None:
             say(f"images: {describing.add_folder(ledger, images)}")
-        counts = describing.describe(
+        _print(describing.describe(
             ledger, asked, settings, samples=samples, only=only or (), redo=redo, concurrency=concurrency
-        )
-        _print(counts)
+        ))  # fmt: skip
 
 
 @curate.command()
@@ -95,15 +94,13 @@ def refine(
     from minigpt4.curation import refine as refining
     from minigpt4.endpoint import Endpoint
 
-    settings = refining.Refining(min_similarity=min_similarity)
+    settings, asked = refining.Refining(min_similarity=min_similarity), Endpoint(endpoint, model, timeout=timeout)
     with _open(project) as ledger:
-        if dry_run:
-            recorded = refining.record_settings(ledger, model, settings)
-            _print(refining.estimate(refining.waiting_items(ledger, recorded, only or ()), settings))
-            say("at most: this is an estimate, and nothing was sent")
-            return
-        asked = Endpoint(endpoint, model, timeout=timeout)
-        _print(refining.refine(ledger, asked, settings, only=only or (), concurrency=concurrency, budget=budget))
+        _print(refining.refine(
+            ledger, asked, settings, only=only or (), concurrency=concurrency, budget=budget, dry_run=dry_run
+        ))  # fmt: skip
+    if dry_run:
+        say("at most: this is an estimate, and nothing was sent")
 
 
 @curate.command("filter")

@@ -1,7 +1,6 @@
 """The rules that leave out broken texts (paper, 3.2): each measures one number and compares it with a threshold.
 
-Thresholds come from a YAML file (`name: number`, or `name: null` to switch a rule off). Every run checks all texts, and
-records a verdict if it differs from the last one.
+Thresholds come from a YAML file. Every run checks all texts, and records a verdict if it differs from the last one.
 """
 
 from __future__ import annotations
@@ -72,10 +71,7 @@ DEFAULTS: Thresholds = {rule.name: rule.threshold for rule in RULES}
 
 
 def load_thresholds(path: Path | None) -> dict[str, float | None]:
-    """The thresholds of a YAML file, with defaults for the rules that it leaves out.
-
-    Raises UserError for a file that is not `rule: number` lines, or an unknown rule.
-    """
+    """The thresholds of a YAML file, with defaults for the rules that it leaves out. Raises UserError."""
     values = (read_yaml(path) or {}) if path is not None else {}
     if not isinstance(values, dict):
         raise UserError(f"rules {path}: expected `rule: number` lines")
@@ -180,9 +176,7 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
 
 
 def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
-    """Write each measure's distribution (`stats.png`), the texts nearest to each threshold (`stats.md`), and
-    `rules.yaml` to edit into `out`; returns the path of `stats.md`.
-    """
+    """Write `stats.png` (distributions), `stats.md` (texts near thresholds) and `rules.yaml`; returns `stats.md`."""
     from matplotlib.figure import Figure
 
     items = ledger.items()

@@ -261,10 +261,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
     # -- reading
 
     def pictures(self, names: Iterable[str] = ()) -> list[Picture]:
-        """All pictures, or those of these names if any is given, in the order in which they were added.
-
-        Raises UserError for a name that no picture has.
-        """
+        """All pictures, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
         wanted = set(names)
         if unknown := wanted - {name for name, _, _ in rows}:

@@ -56,18 +56,6 @@ def estimate(items: Sequence[Item], how: Refining) -> dict[str, int]:
     return {"requests": len(items), "prompt tokens": prompts, "answer tokens": texts}
 
 
-def waiting_items(ledger: Ledger, settings: str, only: Iterable[str]) -> list[Item]:
-    """The items whose raw text was not refined with these settings yet. Empty texts are left out."""
-    done = {event.source for event in ledger.events("refine") if event.settings == settings}
-    return [item for item in ledger.items(only) if item.raw.seq not in done and item.raw.data["text"].strip()]
-
-
-def record_settings(ledger: Ledger, model: str, how: Refining) -> str:
-    """What an answer depends on: not on where the endpoint stands, nor on how its answers are judged."""
-    value = {"model": model, "instruction": how.instruction, "temperature": how.temperature}
-    return ledger.settings("refine", value)
-
-
 def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[Item]) -> int:
     """Judge recorded answers by another `min_similarity`, without asking again; returns how many verdicts changed."""
     rows = []
@@ -91,16 +79,22 @@ def refine(
     only: Iterable[str] = (),
     concurrency: int = 4,
     budget: int | None = None,
+    dry_run: bool = False,
 ) -> dict[str, int]:
     """Refine every text that is not refined yet; returns counts of what was done, by what came of it.
 
-    `budget` caps the tokens that refining costs in this project, earlier runs included. Raises as
-    `Endpoint.ask_each`; what was answered is recorded.
+    `budget` caps the tokens that refining costs in this project, earlier runs included. With `dry_run` it only returns
+    the `estimate`. Raises as `Endpoint.ask_each`; what was answered is recorded.
     """
     with ledger.lock("refine"):
-        settings = record_settings(ledger, endpoint.model, how)
-        judged_again = _judge_again(ledger, settings, how, ledger.items(only))
-        todo = waiting_items(ledger, settings, only)
+        # What an answer depends on: not on where the endpoint stands, nor on how its answers are judged.
+        value = {"model": endpoint.model, "instruction": how.instruction, "temperature": how.temperature}
+        settings, items = ledger.settings("refine", value), ledger.items(only)
+        done = {event.source for event in ledger.events("refine") if event.settings == settings}
+        todo = [item for item in items if item.raw.seq not in done and item.raw.data["text"].strip()]
+        if dry_run:
+            return estimate(todo, how)
+        judged_again = _judge_again(ledger, settings, how, items)
         turn = ledger.next_turn("refine-failed")
         spent = sum(event.data["tokens"] for event in ledger.events("refine", "refine-failed"))
         left = math.inf if budget is None else budget - spent

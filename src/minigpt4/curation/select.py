@@ -1,8 +1,7 @@
 """Keep the best N texts: by grounding and fluency, spread over the kinds of images in the project.
 
-Later work trained stage 2 on 200 chosen pairs of 3,439 and did better than with all. Only the best text of an image is
-a candidate. Images are grouped by k-means on the vision encoder's features, and each group contributes its best in
-proportion to its size, so that the choice is as diverse as the whole.
+Only the best text of an image is a candidate. Images are grouped by k-means on the vision encoder's features, and each
+group contributes its best in proportion to its size, so that the choice is as diverse as the whole.
 """
 
 from __future__ import annotations
