@@ -42,8 +42,8 @@ def _tokens(model: MiniGPT4, text: str) -> Any:
 def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -> dict[str, Any]:
     """How one text is grounded, from its tokens' log-likelihoods with its own image (t,) and with others (n, t).
 
-    Returns `sentences`, (start, end, grounding) of each; the `lowest` of them (0 if there is none); the grounding of the
-    `whole` text; and `fluency`, the mean log-likelihood of its tokens with other images, in nats.
+    Returns `sentences`, (start, end, grounding) of each; the `lowest` of them (0 if there is none); the grounding of
+    the `whole` text; and `fluency`, the mean log-likelihood of its tokens with other images, in nats.
     """
     spans = _tokens(model, text)["offset_mapping"][: len(own)]  # a text longer than the context was cut
     elsewhere = others.mean(0)

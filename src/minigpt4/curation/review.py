@@ -133,10 +133,8 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
     old, new = re.findall(r"\s+|\S+", before), re.findall(r"\s+|\S+", after)
     found: list[tuple[str, str]] = []
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            found.append(("same", "".join(old[i1:i2])))
-            continue
-        found += [(what, "".join(piece)) for what, piece in (("gone", old[i1:i2]), ("new", new[j1:j2])) if piece]
+        pieces = [("same", old[i1:i2])] if kind == "equal" else [("gone", old[i1:i2]), ("new", new[j1:j2])]
+        found += [(what, "".join(piece)) for what, piece in pieces if piece]
     return found
 
 
