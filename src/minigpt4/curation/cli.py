@@ -91,13 +91,14 @@ def refine(
 
     Example: minigpt4 curate refine my-set --endpoint http://localhost:8000/v1 --model my-llm --budget 2000000
     """
-    from minigpt4.curation import refine as refining
+    from minigpt4.curation.refine import refine as run
     from minigpt4.endpoint import Endpoint
 
-    settings, asked = refining.Refining(min_similarity=min_similarity), Endpoint(endpoint, model, timeout=timeout)
+    asked = Endpoint(endpoint, model, timeout=timeout)
     with _open(project) as ledger:
-        _print(refining.refine(
-            ledger, asked, settings, only=only or (), concurrency=concurrency, budget=budget, dry_run=dry_run
+        _print(run(
+            ledger, asked, min_similarity=min_similarity, only=only or (), concurrency=concurrency, budget=budget,
+            dry_run=dry_run,
         ))  # fmt: skip
     if dry_run:
         say("at most: this is an estimate, and nothing was sent")

@@ -31,7 +31,7 @@ from minigpt4.stopping import StopSignals
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
+BATCH, SEED = 32, 0
 
 
 def _tokens(model: MiniGPT4, text: str) -> Any:
@@ -71,18 +71,17 @@ def ground(
     *,
     instruction: str = Describing().instruction,
     others: int = 4,
-    seed: int = 0,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
     """Measure the grounding of every current text that has none with this model and settings; returns counts.
 
-    Each image is compared with `others` images of the project, drawn from `seed`. Raises UserError for fewer than two
+    Each image is compared with `others` images of the project, always the same. Raises UserError for fewer than two
     images, KeyboardInterrupt after Ctrl-C; texts measured by then are recorded.
     """
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
         record = {"model": str(name), "projection": model_fingerprint(model), "instruction": instruction}
-        settings = ledger.settings("ground", {**record, "others": others, "seed": seed})
+        settings = ledger.settings("ground", {**record, "others": others, "seed": SEED})
         done = {event.source for event in ledger.events("ground") if event.settings == settings}
         wanted = ledger.items(only)
         items = [item for item in wanted if item.source.seq not in done]
@@ -93,7 +92,7 @@ def ground(
             for start in range(0, len(items), BATCH):
                 stop.check()
                 batch = items[start : start + BATCH]
-                rows = _ground_batch(model, instruction, batch, features, others, seed)
+                rows = _ground_batch(model, instruction, batch, features, others)
                 counts["scored"] += ledger.add("ground", settings, rows)
                 counts["left out"] += len(batch) - len(rows)
                 bar.update(task, advance=len(batch))
@@ -101,10 +100,10 @@ def ground(
 
 
 def _ground_batch(
-    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int, seed: int
+    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
-    drawn = [(item, features.with_others(item.picture.name, seed)) for item in batch if item.text.strip()]
+    drawn = [(item, features.with_others(item.picture.name)) for item in batch if item.text.strip()]
     features.load(itertools.chain.from_iterable(names[: 1 + others] for _, names in drawn))  # in one batch
     compared: list[tuple[Item, list[Tensor]]] = []
     for item, names in drawn:
@@ -151,8 +150,8 @@ class ImageFeatures:
         self.load([name])
         return self._found[name]
 
-    def with_others(self, name: str, seed: int) -> list[str]:
-        """`name` and the names of all other images, in an order of their own for each name and seed."""
+    def with_others(self, name: str) -> list[str]:
+        """`name` and the names of all other images, in an order of their own for each name."""
         others = [other for other in self._images if other != name]
-        random.Random(f"{seed} {name}").shuffle(others)
+        random.Random(f"{SEED} {name}").shuffle(others)
         return [name, *others]

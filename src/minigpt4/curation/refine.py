@@ -10,7 +10,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from minigpt4.curation.language import APOLOGIES, ASSISTANT_TALK, count, similarity
 from minigpt4.curation.ledger import Item, Ledger
@@ -25,21 +24,13 @@ INSTRUCTION = (
     "breaks off if its end is plain, and leave it out otherwise. Add no fact that the description does not state, and "
     "change none. If nothing is wrong, give the description back unchanged. Answer with the description only."
 )
-
-
-@dataclass(frozen=True)
-class Refining:
-    """What decides a refined text, beside the endpoint's model."""
-
-    instruction: str = INSTRUCTION
-    temperature: float = 0.0
-    min_similarity: float = 0.6  # of the vocabularies before and after: less is drift
+TEMPERATURE = 0.0
 
 
 def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     """Why an answer is not taken for the text that was asked for; None if it is.
 
-    What the raw text said itself counts as its own fault, not the answer's.
+    What the raw text said itself is not the answer's fault. Vocabularies less alike than `min_similarity` are drift.
     """
     if not reply.ended:
         return "cut off"
@@ -49,14 +40,14 @@ def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     return "drift" if similarity(raw, reply.text) < min_similarity else None
 
 
-def estimate(items: Sequence[Item], how: Refining) -> dict[str, int]:
+def estimate(items: Sequence[Item]) -> dict[str, int]:
     """What refining these costs at most: requests and tokens. An answer is taken to be as long as its text."""
     texts = sum(estimate_tokens(item.raw.data["text"]) for item in items)
-    prompts = texts + len(items) * estimate_tokens(how.instruction)
+    prompts = texts + len(items) * estimate_tokens(INSTRUCTION)
     return {"requests": len(items), "prompt tokens": prompts, "answer tokens": texts}
 
 
-def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[Item]) -> int:
+def _judge_again(ledger: Ledger, settings: str, items: Sequence[Item], min_similarity: float) -> int:
     """Judge recorded answers by another `min_similarity`, without asking again; returns how many verdicts changed."""
     rows = []
     for item in items:
@@ -64,7 +55,7 @@ def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[I
         if event is None or event.settings != settings:
             continue
         reply = Reply(event.data["text"], event.data["ended"], 0, 0)
-        reason = judge(item.raw.data["text"], reply, how.min_similarity)
+        reason = judge(item.raw.data["text"], reply, min_similarity)
         if reason != event.data["reason"]:
             data = {**event.data, "accepted": reason is None, "reason": reason, "tokens": 0}
             rows.append((item.key, item.raw.seq, data))
@@ -74,8 +65,8 @@ def _judge_again(ledger: Ledger, settings: str, how: Refining, items: Sequence[I
 def refine(
     ledger: Ledger,
     endpoint: Endpoint,
-    how: Refining,
     *,
+    min_similarity: float = 0.6,
     only: Iterable[str] = (),
     concurrency: int = 4,
     budget: int | None = None,
@@ -88,17 +79,17 @@ def refine(
     """
     with ledger.lock("refine"):
         # What an answer depends on: not on where the endpoint stands, nor on how its answers are judged.
-        value = {"model": endpoint.model, "instruction": how.instruction, "temperature": how.temperature}
+        value = {"model": endpoint.model, "instruction": INSTRUCTION, "temperature": TEMPERATURE}
         settings, items = ledger.settings("refine", value), ledger.items(only)
         done = {event.source for event in ledger.events("refine") if event.settings == settings}
         todo = [item for item in items if item.raw.seq not in done and item.raw.data["text"].strip()]
         if dry_run:
-            return estimate(todo, how)
-        judged_again = _judge_again(ledger, settings, how, items)
+            return estimate(todo)
+        judged_again = _judge_again(ledger, settings, items, min_similarity)
         turn = ledger.next_turn("refine-failed")
         spent = sum(event.data["tokens"] for event in ledger.events("refine", "refine-failed"))
         left = math.inf if budget is None else budget - spent
-        costs = (estimate([item], how) for item in todo)
+        costs = (estimate([item]) for item in todo)
         sums = itertools.accumulate(cost["prompt tokens"] + cost["answer tokens"] for cost in costs)
         afforded = [item for item, cost in zip(todo, sums, strict=True) if cost <= left]
         counts: Counter[str] = Counter()
@@ -106,9 +97,9 @@ def refine(
 
         def work(item: Item) -> Reply:
             raw = item.raw.data["text"]
-            talk = [{"role": "system", "content": how.instruction}, {"role": "user", "content": raw}]
+            talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": raw}]
             name, limit = f"{settings}-{item.raw.seq}", 2 * estimate_tokens(raw) + 64
-            return endpoint.ask(talk, max_tokens=limit, temperature=how.temperature, name=name)
+            return endpoint.ask(talk, max_tokens=limit, temperature=TEMPERATURE, name=name)
 
         def record(item: Item, found: Reply | Unanswered) -> bool:
             nonlocal total
@@ -118,7 +109,7 @@ def refine(
                 ledger.add("refine-failed", settings, [row], turn)
             else:
                 raw = item.raw.data["text"]
-                reason = judge(raw, found, how.min_similarity)
+                reason = judge(raw, found, min_similarity)
                 counts[reason or ("unchanged" if found.text == raw else "mended")] += 1
                 data = {
                     "text": found.text, "ended": found.ended, "accepted": reason is None, "reason": reason,
