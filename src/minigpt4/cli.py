@@ -25,10 +25,6 @@ from minigpt4.files import expanded
 from minigpt4.telling import LogFormatter, say, shown
 from minigpt4.training.cli import recipes
 
-#: Of the processes that torchrun starts, one says what all have to say, and each tells its own mistakes.
-_IS_MAIN = os.environ.get("RANK", "0") == "0"
-_SPEAKER = "minigpt4" if _IS_MAIN else f"minigpt4 (process {os.environ['RANK']})"
-
 
 class _Commands(TyperGroup):
     """Tells a user's mistake and Ctrl-C apart from errors: one line on stderr, exit code 2 or 130."""
@@ -42,17 +38,23 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as mistake:
             if not isinstance(mistake, ToldError):
-                say(shown(f"{_SPEAKER}: {mistake}"), err=True)
+                say(shown(f"minigpt4{_process()}: {mistake}"), err=True)
             raise SystemExit(2) from None
         except OSError as trouble:
             if trouble.filename is None:  # else a file or directory that cannot be read or written, wherever it is met
                 raise
-            say(shown(f"{_SPEAKER}: {trouble.filename}: {trouble.strerror}"), err=True)
+            say(shown(f"minigpt4{_process()}: {trouble.filename}: {trouble.strerror}"), err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
-            if _IS_MAIN:
+            if not _process():
                 say(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
+
+
+def _process() -> str:
+    """Of the processes that torchrun starts, one says what all have to say; the name of another, for its mistakes."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _at_home(option: re.Match[str]) -> str:
@@ -117,9 +119,9 @@ def train(
         return
     from minigpt4.training.train import train as run
 
-    logging.getLogger("minigpt4").setLevel(logging.INFO if _IS_MAIN else logging.WARNING)
+    logging.getLogger("minigpt4").setLevel(logging.WARNING if _process() else logging.INFO)
     alignment = run(loaded)
-    if _IS_MAIN:
+    if not _process():
         say(alignment)
 
 
