@@ -18,24 +18,6 @@ from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 
 
-def quality(items: Sequence[Item]) -> np.ndarray:
-    """A quality for each item, 0 to 1: the mean of its ranks by grounding of the whole text and by fluency.
-
-    The least supported sentence does not count: it is mostly a harmless filler that fits any image. Raises UserError
-    for an item without grounding.
-    """
-    scores = [item.grounding.data for item in items if item.grounding is not None]
-    if missing := len(items) - len(scores):
-        raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
-
-    def ranks(name: str) -> np.ndarray:
-        placed = np.empty(len(items))
-        placed[np.argsort([score[name] for score in scores], kind="stable")] = np.arange(len(items))
-        return placed / max(1, len(items) - 1)
-
-    return 0.5 * ranks("whole") + 0.5 * ranks("fluency")
-
-
 def cluster(vectors: np.ndarray, count: int, seed: int = 0, rounds: int = 30) -> np.ndarray:
     """k-means with k-means++ seeding: the cluster, 0 to `count` - 1, of each row of `vectors` (n, d)."""
     rng = np.random.default_rng(seed)
@@ -98,8 +80,18 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
 
 
 def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
-    """The best text of each image, and their qualities."""
-    scores = quality(items)
+    """The best text of each image, and their qualities, 0 to 1: the mean of the ranks by grounding and by fluency.
+
+    Grounding is that of the whole text: its least supported sentence is mostly a harmless filler that fits any image.
+    Raises UserError for an item without grounding.
+    """
+    measured = [item.grounding.data for item in items if item.grounding is not None]
+    if missing := len(items) - len(measured):
+        raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
+    scores = np.zeros(len(items))
+    for name in ("whole", "fluency"):
+        order = np.argsort([data[name] for data in measured], kind="stable")
+        scores[order] += 0.5 * (np.arange(len(items)) / max(1, len(items) - 1))
     best: dict[str, int] = {}
     for i, item in enumerate(items):
         if item.picture.name not in best or scores[i] > scores[best[item.picture.name]]:
