@@ -279,7 +279,10 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     def _events(self, which: str, values: Iterable[Any]) -> list[Event]:
         rows = self._rows(f"SELECT seq, picture, sample, step, source, settings, at, data FROM events {which}", values)
-        return [Event(*row[:-1], data=json.loads(row[-1])) for row in rows]
+        return [
+            Event(seq, picture, sample, step, source, settings, at, json.loads(data))
+            for seq, picture, sample, step, source, settings, at, data in rows
+        ]
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """(step, settings) by id."""
