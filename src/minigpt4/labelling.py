@@ -27,8 +27,10 @@ try:
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.datastructures import MutableHeaders
     from starlette.requests import ClientDisconnect
-except ImportError:
-    raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
+except ImportError:  # told when the page is asked for; people's judgements are read without it
+    CAN_SERVE = False
+else:
+    CAN_SERVE = True
 
 #: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
 MAX_BODY = 65_536
@@ -106,6 +108,8 @@ class LabellingDesk(ABC):
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names."""
+    if not CAN_SERVE:
+        raise UserError("the page needs a web server: pip install fastapi uvicorn")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     nonce = secrets.token_urlsafe(16)
     page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
