@@ -27,8 +27,7 @@ from minigpt4.evaluation.journal import Journal, digest, read_rows
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
-from minigpt4.labelling import LabellingDesk, labelling_app
-from minigpt4.local_web import serve_app
+from minigpt4.labelling import LabellingDesk, labelling_app, serve_app
 from minigpt4.statistics import agreements
 
 logger = logging.getLogger(__name__)
