@@ -48,9 +48,7 @@ def plan(workshop: Workshop) -> str:
 
 
 def make(workshop: Workshop, command: str, processes: int | None, console: Console) -> None:
-    """Make every arm of the workshop's scale that is not made, each in one of `processes` processes.
-
-    None stands for as many as cores, up to eight: each takes about 1.5 GB.
+    """Make every arm of the scale that is not made, in so many processes; None: as many as cores, 8 at most.
 
     Raises:
         UserError: a part is missing, a directory cannot be written, a process was killed, or another command is at work
