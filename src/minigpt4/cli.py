@@ -212,14 +212,14 @@ def generate(
 
     Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
     """
-    from minigpt4.generation.batch_job import read_tasks
-    from minigpt4.generation.batch_job import run as run_job
+    from minigpt4.app.batch_job import read_questions
+    from minigpt4.app.batch_job import run as run_job
     from minigpt4.minigpt4 import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     result = run_job(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
-        read_tasks(images, prompt),
+        read_questions(images, prompt),
         out,
         job={"model": model, "dtype": dtype, "load_in": load_in},
         batch_size=batch_size,

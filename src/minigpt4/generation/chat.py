@@ -80,7 +80,7 @@ class Chat:
         self._shorten_cache(end)
 
     def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
-        """What the LLM had read and written by the end of an answer (for `attention.py`).
+        """What the LLM had read and written by the end of an answer (for the heat map of the page).
 
         Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
         the images among them (images, q, d_qformer).
