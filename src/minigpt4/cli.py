@@ -130,10 +130,14 @@ def train(
 
         say(dry_run(loaded, processes))
         return
+    from accelerate import PartialState
+
     from minigpt4.training.train import train as run
 
     logging.getLogger("minigpt4").setLevel(logging.INFO if _is_main_process() else logging.WARNING)
     alignment = run(loaded)
+    # All have come here, so all leave the group. After a failure torchrun ends the processes that would wait in it.
+    PartialState().destroy_process_group()
     if _is_main_process():
         say(alignment)
 

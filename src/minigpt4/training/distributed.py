@@ -117,5 +117,6 @@ class Processes:
             self._accelerator.log(figures, step=step)
 
     def end_trackers(self) -> None:
-        if self._tracked:
-            self._accelerator.end_training()
+        """End them alone: accelerate's `end_training` would end the group of processes too, which is still needed."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
