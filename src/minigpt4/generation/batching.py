@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer
@@ -131,12 +127,9 @@ def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
     are counted without it, so it changes no answer.
     """
-    longest = max(len(row) for row in ids)
-    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(ids):
-        input_ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    rows = [torch.tensor(row) for row in ids]
+    masks = [torch.ones_like(row) for row in rows]
+    input_ids, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks))
     return input_ids, mask
 
 

@@ -1,12 +1,9 @@
-"""Answers from a model: `generate` for many prompts in one batch, `stream` for one answer as pieces of text.
-
-Here prompts and images become token ids and features; `batching.py` decodes them.
-"""
+"""Answers to prompts about images: here both become token ids and features, which `batching.py` decodes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.generation.batching import decode, decode_stream
+from minigpt4.generation.batching import decode
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.stopping import Answer
 from minigpt4.images import open_image
@@ -28,20 +25,6 @@ if TYPE_CHECKING:
 ImageSource = str | Path | bytes | Image.Image
 #: A question, or a conversation that ends with a question.
 Prompt = str | Sequence[Message]
-
-
-def generate(
-    model: AlignedModel,
-    images: Any = None,
-    prompts: Prompt | Sequence[Prompt] = (),
-    *,
-    features: Tensor | Sequence[Tensor] | None = None,
-    template: str | Template | None = None,
-    **settings: Any,
-) -> list[str]:
-    """Answers to all `prompts` in one batch; see `answers` for the arguments."""
-    found = answers(model, images, prompts, features=features, template=template, **settings)
-    return [answer.text for answer in found]
 
 
 @torch.no_grad()
@@ -65,39 +48,7 @@ def answers(
     `settings`: the fields of `Decoding`. Raises UserError for arguments that do not fit together.
     """
     decoding = Decoding.from_settings(settings)
-    ids, per_prompt, stop = _encoded(model, images, prompts, features, template)
-    return decode(model, ids, per_prompt, decoding, stop)
-
-
-def stream(
-    model: AlignedModel,
-    images: Any = None,
-    prompt: Prompt = "",
-    *,
-    features: Tensor | None = None,
-    template: str | Template | None = None,
-    **settings: Any,
-) -> Generator[str, None, Answer]:
-    """The answer to one prompt, in pieces of text as they come; joined they are what `generate` returns.
-
-    `images`: None, an image, or a list of images; `features`: `(images, q, d_qformer)` instead.
-    """
-    decoding = Decoding.from_settings(settings)
-    given = ([as_list(images)], None) if features is None else (None, [features])
-    [ids], [seen], stop = _encoded(model, given[0], [prompt], given[1], template)
-    return decode_stream(model, ids, seen, decoding, stop)
-
-
-@torch.no_grad()
-def _encoded(
-    model: AlignedModel,
-    images: Any,
-    prompts: Prompt | Sequence[Prompt],
-    features: Tensor | Sequence[Tensor] | None,
-    template: str | Template | None,
-) -> tuple[list[list[int]], list[Tensor], str]:
-    """Token ids and features of each prompt, and the stop string, from the arguments of `answers`."""
-    chat_format = get_template(template) if template is not None else model.template
+    chat_format = get_template(model.template if template is None else template)
     if images is not None and features is not None:
         raise UserError("give either images or their features, not both")
     shown = len(features) if features is not None else len(images) if isinstance(images, (list, tuple)) else 1
@@ -115,7 +66,7 @@ def _encoded(
         )
         for conversation, seen in zip(conversations, per_prompt, strict=True)
     ]  # fmt: skip
-    return ids, per_prompt, chat_format.stop
+    return decode(model, ids, per_prompt, decoding, chat_format.stop)
 
 
 def _conversations(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
