@@ -126,7 +126,7 @@ def train(
 
     loaded = Recipe.load(recipe, overrides or [])  # a mistake in it is found before torch is imported
     if check:
-        from minigpt4.training.dry_run import dry_run
+        from minigpt4.training.checks import dry_run
 
         say(dry_run(loaded, processes))
         return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,23 +50,23 @@ AHEAD = 3  # batches
 
 @dataclass(frozen=True)
 class Loaded:
-    """One process's rows of a batch, with their features (n, q, d_qformer) or their images' pixels (n, 3, h, w).
+    """One process's rows of a batch, and their `images`: features (n, q, d_qformer) or pixels (n, 3, h, w).
 
     `state` is the loader's place in the data after it, for `torch.save`; None if it follows from the step.
     """
 
     batch: Batch
-    features: Tensor | None = None
-    pixels: Tensor | None = None
+    images: Tensor
     state: dict[str, Any] | None = None
+
+    @property
+    def are_features(self) -> bool:
+        """Whether `images` were encoded before."""
+        return self.images.dim() == 3
 
     def part(self, chosen: slice) -> Loaded:
         """Some of the rows."""
-        return Loaded(
-            self.batch.rows(chosen),
-            None if self.features is None else self.features[chosen],
-            None if self.pixels is None else self.pixels[chosen],
-        )
+        return Loaded(self.batch.rows(chosen), self.images[chosen])
 
     def to(self, device: torch.device) -> Loaded:
         """With its tensors on `device`; on CUDA they are pinned, so the copy runs beside the work."""
@@ -77,8 +77,7 @@ class Loaded:
         if device.type == "cpu":
             return self
         batch = replace(self.batch, input_ids=move(self.batch.input_ids), is_target=move(self.batch.is_target))
-        features, pixels = (None if tensor is None else move(tensor) for tensor in (self.features, self.pixels))
-        return replace(self, batch=batch, features=features, pixels=pixels)
+        return replace(self, batch=batch, images=move(self.images))
 
 
 def make_loader(
@@ -126,10 +125,9 @@ def make_loader(
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
-    if processes.is_main:
-        tell_mended(samples.mended)
     loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
     if processes.is_main:
+        tell_mended(samples.mended)
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
@@ -150,13 +148,11 @@ class CachedLoader:
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
-        step = first_step
-        while True:
+        for step in count(first_step):
             batch = self._batches[step]
             if self._rows != slice(0, None, 1):
                 batch = batch.rows(self._rows)
-            yield Loaded(batch, features=self._features[batch.pictures])
-            step += 1
+            yield Loaded(batch, self._features[batch.pictures])
 
 
 class StreamedLoader:
@@ -219,13 +215,11 @@ class StreamedLoader:
                 self.mended = mended
             if self.seen >= TRIED:
                 judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
-            batch = Batch.of(*([*chain.from_iterable(part)] for part in zip(*(r.rows for r in of_lanes), strict=True)))
+            rows_of_all = zip(*(each.rows for each in of_lanes), strict=True)
+            batch = Batch.of(*([*chain.from_iterable(part)] for part in rows_of_all))
             reached = {number: each.state for number, each in zip(self._mine, of_lanes, strict=True)}
-            yield Loaded(
-                batch,
-                pixels=torch.from_numpy(np.concatenate([each.pixels for each in of_lanes])),
-                state={"lanes": self._lanes, "states": reached},
-            )
+            pixels = torch.from_numpy(np.concatenate([each.pixels for each in of_lanes]))
+            yield Loaded(batch, pixels, {"lanes": self._lanes, "states": reached})
 
     def _count(self, states: Sequence[Mapping[str, Any]]) -> None:
         skipped: Counter[str] = Counter()

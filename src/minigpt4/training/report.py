@@ -51,13 +51,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Draw loss and learning rate over the steps of a `metrics.jsonl` as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
     axes.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
@@ -88,14 +86,18 @@ def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, in
     last = [row["loss"] for row in rows[-50:]]
     seconds = sum(recipe.batch_size / row["samples_per_second"] for row in rows)
     best = min(rows, key=lambda row: row["loss"]) if rows else None
+
+    def median(key: str) -> str:
+        return f"{statistics.median(row[key] for row in rows):,.1f}" if rows else "-"
+
     facts = {
         "steps": f"{len(rows):,} of {recipe.steps:,}",
         "samples": f"{len(rows) * recipe.batch_size:,}",
         "time in steps": f"{seconds:,.0f} s",
         "loss, mean of the last 50 steps": f"{statistics.fmean(last):.4f}" if last else "-",
         "lowest loss": f"{best['loss']:.4f} at step {best['step']}" if best else "-",
-        "samples per second, median": _median(rows, "samples_per_second"),
-        "tokens per second, median": _median(rows, "tokens_per_second"),
+        "samples per second, median": median("samples_per_second"),
+        "tokens per second, median": median("tokens_per_second"),
         "waiting for data, mean": f"{statistics.fmean(row.get('data_wait', 0) for row in rows):.1%}" if rows else "-",
         "memory, highest": f"{max(row.get('memory_mb', 0) for row in rows):,.0f} MB" if rows else "-",
         "pairs left out": ", ".join(f"{cause} {count}" for cause, count in skipped.items()) or "none",
@@ -111,10 +113,6 @@ def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, in
     path = recipe.output / "summary.md"
     write_atomically(path, ("\n".join(lines) + "\n").encode())
     return path
-
-
-def _median(rows: list[dict], key: str) -> str:
-    return f"{statistics.median(row[key] for row in rows):,.1f}" if rows else "-"
 
 
 def _sample_answers(path: Path) -> list[str]:

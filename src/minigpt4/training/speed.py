@@ -134,7 +134,7 @@ def free_large_tensors_at_once() -> None:
     By default glibc raises its threshold to 32 MiB at the first large tensor; smaller tensors then leave holes that
     nothing fits in.
     """
-    _set({MMAP_THRESHOLD: OWN_PAGES})
+    _mallopt(MMAP_THRESHOLD, OWN_PAGES)
 
 
 def keep_freed_memory() -> None:
@@ -142,10 +142,10 @@ def keep_freed_memory() -> None:
 
     Getting it from the system each time takes a fifth of a small model's step.
     """
-    _set({MMAP_THRESHOLD: SHARED_PAGES, TRIM_THRESHOLD: NEVER})
+    _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
+    _mallopt(TRIM_THRESHOLD, NEVER)
 
 
-def _set(values: dict[int, int]) -> None:
+def _mallopt(parameter: int, value: int) -> None:
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in values.items():
-            libc.mallopt(parameter, value)
+        libc.mallopt(parameter, value)

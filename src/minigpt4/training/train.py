@@ -29,7 +29,7 @@ from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checkpoint import Checkpoints, Position
-from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, digest, rows_per_process
+from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, rows_per_process
 from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
@@ -112,8 +112,7 @@ class Run:
         self.loader, data = make_loader(recipe, self.model, processes, stop, progress)
         self.optimizer, self.scaler = make_optimizer(self.model, recipe), make_scaler(self.model)
         marks = {"data": data, "vision side": self.model.vision_fingerprint, "LLM": self.model.llm_fingerprint}
-        digests = {name: digest(mark) for name, mark in marks.items()}
-        self.checkpoints = Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, digests)
+        self.checkpoints = Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, marks)
         self.done = 0
         self._losses: list[float] = []  # since the last checkpoint
         self._data_state: dict[str, Any] | None = None
@@ -137,9 +136,8 @@ class Run:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
             batches = self._fit_projection(loaded)
             for step in training_steps(
-                self.model, self.optimizer, batches, recipe, self.done,
-                processes=self.processes, scaler=self.scaler, stop=self.stop,
-            ):  # fmt: skip
+                self.model, self.optimizer, self.scaler, batches, recipe, self.processes, self.stop, self.done
+            ):
                 self.done = step.step
                 self._log(step, metrics)
                 bar.update(task, completed=self.done, note=_note(step))
@@ -179,7 +177,7 @@ class Run:
                 leftover.unlink()
             write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
             metrics = Metrics(output / "metrics.jsonl", self.done)
-        self.processes.start_trackers("minigpt4", output, self.recipe.model_dump(mode="json"))
+        self.processes.start_trackers(output, self.recipe.model_dump(mode="json"))
         try:
             yield metrics
         finally:
