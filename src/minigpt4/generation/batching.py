@@ -44,7 +44,9 @@ def decode(
     decoding = replace(decoding, max_new_tokens=room_for_answer(model, max(map(len, ids)), decoding))
     ends = end_tokens(model.blip2.language_model, model.tokenizer)
     if decoding.num_beams > 1:
-        return _beam_search(model, ids, features, decoding, stop, ends, cancelled)
+        criterion = StopString(model.tokenizer, stop, cancelled)
+        found = _beam_search(model, ids, features, decoding, ends, criterion)
+        return [read_answer(model.tokenizer, row, stop, ends) for row in found.tolist()]
     rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
     readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
     for _ in _pieces(model, readers, cache, cancelled):
@@ -103,22 +105,21 @@ def _beam_search(
     ids: Sequence[Sequence[int]],
     features: Sequence[Tensor],
     decoding: Decoding,
-    stop: str,
     ends: Sequence[int],
-    cancelled: threading.Event,
-) -> list[Answer]:
+    criterion: StopString,
+) -> Tensor:
+    """The new ids of every row, up to the longest of them."""
     input_ids, mask = left_padded(ids)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
-        new_ids = model.blip2.language_model.generate(
+        return model.blip2.language_model.generate(
             inputs_embeds=model.embed(input_ids.to(model.device), torch.cat(list(features)).to(model.device)),
             attention_mask=mask.to(model.device),
             generation_config=decoding.beam_search_config(ends, model.image_token_id),
             logits_processor=decoding.processors(),
-            stopping_criteria=[StopString(model.tokenizer, stop, cancelled)],
+            stopping_criteria=[criterion],
         )
-    return [read_answer(model.tokenizer, row, stop, ends) for row in new_ids.tolist()]
 
 
 def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

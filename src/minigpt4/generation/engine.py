@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -97,14 +98,13 @@ def as_list(images: Any) -> list[ImageSource]:
 
 def _images(images: Any, count: int) -> list[list[ImageSource]]:
     """For each of `count` prompts its images."""
-    if not isinstance(images, (list, tuple)):
-        return [as_list(images)] * count
-    if len(images) != count:
+    given = images if isinstance(images, (list, tuple)) else [images] * count
+    if len(given) != count:
         raise UserError(
-            f"{len(images)} images were given for {count} prompts; give one image (or list of images) per prompt, "
+            f"{len(given)} images were given for {count} prompts; give one image (or list of images) per prompt, "
             "or a single image, not in a list, for all of them"
         )
-    return [as_list(entry) for entry in images]
+    return [as_list(entry) for entry in given]
 
 
 def encode_images(
@@ -117,13 +117,13 @@ def encode_images(
     """
     known = {} if known is None else known
     # By path, bytes or identity, so that an image for many prompts is read once.
-    given = {id(image) if isinstance(image, Image.Image) else image: image for row in images for image in row}
+    sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]
+    given = dict(zip(chain(*sources), chain(*images), strict=True))
     opened = {source: open_image(image) for source, image in given.items()}
     keys = {source: content_key(image) for source, image in opened.items()}
     new = {keys[source]: image for source, image in opened.items() if keys[source] not in known}
     if new:
         known.update(zip(new, model.encode_images(list(new.values())), strict=True))
-    sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]
     return [torch.stack([known[keys[s]] for s in row]) if row else no_features(model) for row in sources]
 
 

@@ -104,8 +104,7 @@ class Checkpoints:
     def load(self, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
         """Put the last undamaged checkpoint into model and optimiser; the first position if there is no checkpoint.
 
-        Raises:
-            UserError: it comes from other data or other frozen parts, or every one is damaged.
+        Raises UserError if it comes from other data or other frozen parts, or every one is damaged.
         """
         path, state = self.last()
         for damaged in self._damaged:

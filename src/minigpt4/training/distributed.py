@@ -27,11 +27,11 @@ class Processes:
     def __init__(self, device: str | None = None, trackers: Sequence[str] = (), output: Path | None = None) -> None:
         """`device` is the recipe's. Raises UserError for a device that is not there or a tracker that is missing."""
         from accelerate import Accelerator
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.tracking import get_available_trackers
 
         available = {str(name) for name in get_available_trackers()}
         for tracker in trackers:
-            if tracker not in available or tracker not in LOGGER_TYPE_TO_CLASS:
+            if tracker not in available:
                 raise UserError(f"trackers: {tracker} is not installed; install it with: pip install {tracker}")
         if device == "auto":
             raise UserError(

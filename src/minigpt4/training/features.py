@@ -1,8 +1,8 @@
 """The cache of the frozen vision side's output, so that each image is encoded only once.
 
 Features are found by the SHA-256 of the image's file, in a directory named after the vision side's weights: runs and
-stages share one cache, and never get another encoder's features. Shards are safetensors files, written aside, renamed,
-and read memory-mapped; an index in memory takes 40 bytes an image.
+stages share one cache, and never get another encoder's features. Shards are memory-mapped safetensors files; an index
+in memory takes 40 bytes an image.
 """
 
 from __future__ import annotations
@@ -75,14 +75,13 @@ class FeatureCache:
 
         Raises KeyError for an image that is not there.
         """
-        places = [self.index[key] for key in keys]
-        return torch.stack([self._shards[shard][row] for shard, row in places])
+        return torch.stack([self._shards[shard][row] for shard, row in map(self.index.__getitem__, keys)])
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
         """Save the features of these images as one shard. Raises UserError if the disk is full."""
-        name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        rows = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1)
-        path = self.directory / f"{name}.safetensors"
+        joined = b"".join(keys)
+        rows = torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(len(keys), -1)
+        path = self.directory / f"{hashlib.sha256(joined).hexdigest()[:16]}.safetensors"
         write_atomically(path, save({"keys": rows, "features": features.cpu().contiguous()}))
         written = self._open(path)
         if written is not None:

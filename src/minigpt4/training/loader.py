@@ -68,17 +68,6 @@ class Loaded:
         """Some of the rows."""
         return Loaded(self.batch.rows(chosen), self.images[chosen])
 
-    def to(self, device: torch.device) -> Loaded:
-        """With its tensors on `device`; on CUDA they are pinned, so the copy runs beside the work."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-        if device.type == "cpu":
-            return self
-        batch = replace(self.batch, input_ids=move(self.batch.input_ids), is_target=move(self.batch.is_target))
-        return replace(self, batch=batch, images=move(self.images))
-
 
 def make_loader(
     recipe: Recipe, model: MiniGPT4, processes: Processes, stop: StopSignals, progress: bool
@@ -87,26 +76,20 @@ def make_loader(
 
     Without `stream` every image goes through the vision encoder now, unless its features are cached.
     """
+    sources, rank, world = mixture(recipe), processes.rank, processes.world
     open_stream = partial(
-        PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
+        PairStream, sources, stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
     )
     tokenised = partial(
-        tokenise,
-        model.tokenizer,
-        instructions=recipe.instructions,
-        max_text_tokens=recipe.max_text_tokens,
-        num_query_tokens=model.num_query_tokens,
-        image_token_id=model.image_token_id,
-        template=model.template,
-    )
+        tokenise, model.tokenizer, instructions=recipe.instructions, max_text_tokens=recipe.max_text_tokens,
+        num_query_tokens=model.num_query_tokens, image_token_id=model.image_token_id, template=model.template,
+    )  # fmt: skip
     if recipe.stream:
-        once_opened = partial(open_stream, readers=[open_source(source) for source in mixture(recipe)])
-        streamed = StreamedLoader(
-            once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
-        )
+        once_opened = partial(open_stream, readers=[open_source(source) for source in sources])
+        streamed = StreamedLoader(once_opened, model.image_processor, tokenised, recipe, rank, world)
         return streamed, f"stream {recipe.sources}"
     cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))
-    prepare = Prepare(model.image_processor, cache.index, processes.rank, processes.world)
+    prepare = Prepare(model.image_processor, cache.index, rank, world)
     pairs = open_stream(shuffle_buffer=0, repeat=False, prepare=prepare)
     seen: list[tuple[bytes, Pair]] = []
 
@@ -118,14 +101,14 @@ def make_loader(
     cache_features(model, cache, noted(), progress=progress and processes.is_main, check_stop=stop.check)
     # Every process reads all pairs, but decodes and encodes only its share of the images.
     unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
-    if processes.world > 1:
+    if world > 1:
         cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))  # with what the others encoded
     usable = [(key, pair) for key, pair in seen if key in cache]
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
-    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, rank, world)
     if processes.is_main:
         tell_mended(samples.mended)
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
@@ -149,9 +132,7 @@ class CachedLoader:
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
         for step in count(first_step):
-            batch = self._batches[step]
-            if self._rows != slice(0, None, 1):
-                batch = batch.rows(self._rows)
+            batch = self._batches[step].rows(self._rows)
             yield Loaded(batch, self._features[batch.pictures])
 
 
@@ -206,9 +187,8 @@ class StreamedLoader:
         rows: Iterator[_Rows] = in_turn(work) if not workers else in_processes(work, workers, POOL * len(work))
         while True:
             of_lanes = [next(rows) for _ in work]
-            for each in of_lanes:
-                if each.error:
-                    raise UserError(each.error)
+            if error := next((each.error for each in of_lanes if each.error), None):
+                raise UserError(error)
             self._count([each.state for each in of_lanes])
             if not self.mended and (mended := sum(each.mended for each in of_lanes)):
                 tell_mended(mended)  # the first of them; others follow
@@ -222,9 +202,7 @@ class StreamedLoader:
             yield Loaded(batch, pixels, {"lanes": self._lanes, "states": reached})
 
     def _count(self, states: Sequence[Mapping[str, Any]]) -> None:
-        skipped: Counter[str] = Counter()
-        for state in states:
-            skipped.update(state["skipped"])
+        skipped = sum((Counter(state["skipped"]) for state in states), Counter[str]())
         self.skipped, self.seen = dict(skipped), sum(state["read"] for state in states) + skipped.total()
 
 

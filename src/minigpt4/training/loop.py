@@ -50,8 +50,8 @@ class Step:
     stop: bool = field(default=False, repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
-        """What is written down and sent to trackers."""
-        hidden = ("loader", "stop", *(("mfu",) if self.mfu is None else ()))
+        """What is written down and sent to trackers for the step."""
+        hidden = ("step", "loader", "stop", *(("mfu",) if self.mfu is None else ()))
         return {key: value for key, value in vars(self).items() if key not in hidden}
 
 
@@ -113,7 +113,6 @@ def training_steps(
         asked = time.perf_counter()
         mine = next(loaded)
         waited = time.perf_counter() - asked
-        mine = mine.to(model.device)
         figures = [mine.batch.is_target.sum(), len(mine.batch.pictures), mine.batch.num_tokens, stop.received]
         counts = torch.tensor(figures, dtype=torch.float32).to(model.device)
         processes.sum([counts])
@@ -168,7 +167,7 @@ def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
 @torch.no_grad()
 def features_of(model: MiniGPT4, mine: Loaded, accumulation_steps: int) -> Tensor:
     """The features (n, q, d_qformer) of this process's rows, computed in pieces if they are not cached."""
-    return torch.cat([_features(model, piece) for piece in _pieces(mine.to(model.device), accumulation_steps)])
+    return torch.cat([_features(model, piece) for piece in _pieces(mine, accumulation_steps)])
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:
@@ -185,13 +184,12 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
     """The texts of the samples whose own loss or gradient is not finite."""
     texts = []
-    for row in range(len(mine.batch.pictures)):
-        one = mine.part(slice(row, row + 1))
+    for one in _pieces(mine, len(mine.batch.pictures)):
         loss = next_token_loss(model, one.batch, _features(model, one))
         found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
         if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
             ids = one.batch.input_ids[one.batch.is_target]
-            key = one.batch.pictures[0]
+            [key] = one.batch.pictures
             name = key.hex()[:12] if mine.are_features else key.decode()
             texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (image {name})")
     return texts

@@ -76,15 +76,9 @@ class Recipe(BaseModel):
     llm: str | None = Field(
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, or `pocket/language`."
     )
-    qformer: bool = Field(
-        True, description="`false`: the paper's variant that projects groups of four ViT patches, without a Q-Former."
-    )
-    projection_layers: Literal[1, 3] = Field(
-        1, description="3: the paper's variant with three linear layers and GELUs between them."
-    )
-    train_qformer: bool = Field(
-        False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
-    )
+    qformer: bool = Field(True, description="`false`: the paper's variant without it, which projects four ViT patches.")
+    projection_layers: Literal[1, 3] = Field(1, description="3: the paper's variant with GELUs between three layers.")
+    train_qformer: bool = Field(False, description="`true`: the paper's variant that trains it too. Needs `stream`.")
     lora_rank: _UpTo1024 = Field(
         0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
@@ -111,18 +105,14 @@ class Recipe(BaseModel):
         description="`true`: images are read as they come and go through the vision side in every step, for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
-    shuffle_buffer: _Whole = Field(
-        10_000, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
-    )
+    shuffle_buffer: _Whole = Field(10_000, description="With `stream`: pairs in memory to shuffle, over all processes.")
     workers: _UpTo1024 = Field(
         0, description="With `stream`: processes that read images, for each GPU. Any number gives the same batches."
     )
     max_skipped: float = Field(
         0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable; if more are, the run stops."
     )
-    instructions: tuple[str, ...] = Field(
-        (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
-    )
+    instructions: tuple[str, ...] = Field((), description="Stage 2: ways to ask, one drawn per sample and epoch.")
     max_text_tokens: _Count = Field(32, description="Tokens of a text that are kept, its end symbol included.")
     feature_cache: Path = Field(
         Path("runs/features"),
@@ -132,9 +122,7 @@ class Recipe(BaseModel):
     # How
     steps: _Count = Field(description="Optimizer steps in all.")
     batch_size: _Count = Field(description="Samples per step, over all processes together.")
-    gradient_accumulation_steps: _Count = Field(
-        1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
-    )
+    gradient_accumulation_steps: _Count = Field(1, description="Pieces of a step: less memory, same result.")
     learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
     warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
     warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
@@ -158,16 +146,12 @@ class Recipe(BaseModel):
         "where every step reads images. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA, else the CPU.")
-    shard_llm: bool = Field(
-        False, description="`true`: each process holds a shard of the frozen LLM (FSDP), which then may exceed a GPU."
-    )
+    shard_llm: bool = Field(False, description="`true`: each process holds a shard of the frozen LLM (FSDP).")
     compile: bool = Field(False, description="`true`: compile the LLM's layers: a minute at the start, faster steps.")
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
     save_every: _Count = Field(100, description="Steps between checkpoints.")
-    save_total_limit: _Count = Field(
-        2, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
-    )
+    save_total_limit: _Count = Field(2, description="Last checkpoints to keep; that of the lowest loss is kept too.")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where metrics are sent too: `tensorboard`, `wandb`, `trackio`."
     )
@@ -227,18 +211,16 @@ class Recipe(BaseModel):
     @property
     def parts(self) -> tuple[str, str, str]:
         """`vision_qformer`, `llm` and `template` of a recipe without `init`."""
-        assert self.vision_qformer and self.llm and self.template, "with init they stand in its record"
+        assert self.vision_qformer
+        assert self.llm
+        assert self.template
         return self.vision_qformer, self.llm, self.template
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a YAML file or, by bare name, from those that come with the package.
+        """A recipe by its path or, if it ships, its bare name, with `key=value` texts whose values are read as YAML.
 
-        Args:
-            name_or_path: `recipes/mine.yaml`, or a packaged name such as `pocket-stage1`.
-            overrides: `key=value` texts; a value is read as YAML.
-        Raises:
-            UserError: no such recipe, not YAML, or a key or value that is not valid.
+        Raises UserError: no such recipe, not YAML, or a key or value that is not valid.
         """
         path = find_recipe(name_or_path)
         return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
@@ -290,11 +272,10 @@ def explain(key: str) -> str:
     entry = Recipe.model_fields[key]
     kind = re.sub(r"typing\.|pathlib\.|<class '|'>", "", str(entry.annotation)).replace("NoneType", "None")
     kind = kind.replace("minigpt4.training.recipe.DataSource", "{path, weight, caption_key}")
-    default = "required"
-    if not entry.is_required():
-        value = yaml.safe_dump(to_jsonable_python(entry.default), default_flow_style=True)
-        default = f"default: {value.removesuffix('...\n').strip()}"
-    return f"{key} ({kind}; {default})\n{entry.description}"
+    if entry.is_required():
+        return f"{key} ({kind}; required)\n{entry.description}"
+    default = yaml.safe_dump(to_jsonable_python(entry.default), default_flow_style=True).removesuffix("...\n").strip()
+    return f"{key} ({kind}; default: {default})\n{entry.description}"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -7,7 +7,6 @@ that an undisturbed run would have had. Its files lie in the recipe's `output`: 
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections import Counter
@@ -21,7 +20,7 @@ import torch
 
 from minigpt4.data.mixture import judge
 from minigpt4.errors import UserError
-from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
@@ -34,7 +33,7 @@ from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.report import Metrics, draw_curves, write_summary
+from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
 from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
 
 logger = logging.getLogger(__name__)
@@ -132,14 +131,14 @@ class Run:
         if self.processes.device.type == "cpu":
             keep_freed_memory()
         loaded = read_ahead(self.loader.start(self.done, self._data_state))
-        with closing(loaded), self._logs() as metrics, progress_bar(self.progress and is_main) as bar:
+        with closing(loaded), self._logs(), progress_bar(self.progress and is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
             batches = self._fit_projection(loaded)
             for step in training_steps(
                 self.model, self.optimizer, self.scaler, batches, recipe, self.processes, self.stop, self.done
             ):
                 self.done = step.step
-                self._log(step, metrics)
+                self._log(step)
                 bar.update(task, completed=self.done, note=_note(step))
                 if self.done % recipe.save_every == 0 or self.done == recipe.steps or step.stop:
                     self._save(step)
@@ -156,9 +155,7 @@ class Run:
         Raises KeyboardInterrupt if steps are left, UserError if too many pairs could not be used.
         """
         recipe = self.recipe
-        skipped: Counter[str] = Counter()
-        for each in self.processes.gather(self.loader.skipped):
-            skipped.update(each)
+        skipped = sum(map(Counter, self.processes.gather(self.loader.skipped)), Counter[str]())
         if self.processes.is_main:
             title = f"stage {recipe.stage}: {recipe.data_named}"
             draw_curves(recipe.output / "metrics.jsonl", recipe.output / "curves.png", title)
@@ -168,28 +165,26 @@ class Run:
         judge(recipe.data_named, sum(self.processes.gather(self.loader.seen)), skipped, recipe.max_skipped)
 
     @contextmanager
-    def _logs(self) -> Iterator[Metrics | None]:
-        """The metrics file (in the main process) and the trackers, closed whatever happens."""
+    def _logs(self) -> Iterator[None]:
+        """The metrics file (in the main process) and the trackers, which are ended whatever happens."""
         output = self.recipe.output
-        metrics = None
         if self.processes.is_main:
             for leftover in (*output.glob(LEFTOVERS), *output.glob(f"checkpoints/{LEFTOVERS}")):
                 leftover.unlink()
             write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
-            metrics = Metrics(output / "metrics.jsonl", self.done)
+            keep_lines(output / "metrics.jsonl", self.done)
         self.processes.start_trackers(output, self.recipe.model_dump(mode="json"))
         try:
-            yield metrics
+            yield
         finally:
-            if metrics:
-                metrics.close()
             self.processes.end_trackers()
 
-    def _log(self, step: Step, metrics: Metrics | None) -> None:
+    def _log(self, step: Step) -> None:
         self._losses.append(step.loss)
-        if metrics:
-            metrics.add(step)
-        self.processes.track({key: value for key, value in step.figures().items() if key != "step"}, step.step)
+        figures = step.figures()
+        if self.processes.is_main:
+            add_line(self.recipe.output / "metrics.jsonl", {"step": step.step, **figures})
+        self.processes.track(figures, step.step)
 
     def _save(self, step: Step) -> None:
         loaders = tuple(self.processes.gather(step.loader))
@@ -219,11 +214,9 @@ class Run:
         answers = self.model.generate(images, [recipe.sample_prompt] * len(images), do_sample=False, max_new_tokens=80)
         self.model.train()
         if self.processes.is_main:
-            path = recipe.output / "samples.jsonl"
-            with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
-                for image, answer in zip(images, answers, strict=True):
-                    file.write(json.dumps({"step": self.done, "picture": image, "answer": answer}) + "\n")
-                    logger.info("step %d, %s: %s", self.done, image, answer)
+            for image, answer in zip(images, answers, strict=True):
+                add_line(recipe.output / "samples.jsonl", {"step": self.done, "picture": image, "answer": answer})
+                logger.info("step %d, %s: %s", self.done, image, answer)
 
 
 def _note(step: Step) -> str:
