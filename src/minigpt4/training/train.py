@@ -150,10 +150,7 @@ class Run:
                     break
 
     def report(self) -> None:
-        """Write curves and summary.
-
-        Raises KeyboardInterrupt if steps are left, UserError if too many pairs could not be used.
-        """
+        """Write curves and summary. Raises KeyboardInterrupt if steps are left, UserError if the data were too bad."""
         recipe = self.recipe
         skipped = sum(map(Counter, self.processes.gather(self.loader.skipped)), Counter[str]())
         if self.processes.is_main:
@@ -194,10 +191,7 @@ class Run:
             self.checkpoints.save(position, self.model, self.optimizer, self.scaler)
 
     def _fit_projection(self, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-        """Fit a projection from another LLM to this one's words on the first batch; returns all batches, that included.
-
-        Its image tokens get the mean and the spread of word embeddings.
-        """
+        """Fit a projection from another LLM to this one's words on the first batch; returns all batches."""
         if not self.recipe.projection_from or self.done:
             return loaded
         first = next(loaded)
