@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.stopping import StopSignals
 from minigpt4.training.loader import Loaded
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
+    from minigpt4.stopping import StopSignals
     from minigpt4.training.distributed import Processes
     from minigpt4.training.recipe import Recipe
 
