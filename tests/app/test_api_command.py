@@ -23,6 +23,7 @@ import pytest
 from api_server import Running, shown, slow_jpeg, user, wait_until
 from openai import AuthenticationError, OpenAI
 
+from commands import run
 from minigpt4.vllm.server import command
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def test_without_file_descriptors_the_log_stays_short(alignment: Path) -> None:
 
 
 def refusal(*arguments: object) -> str:
-    result = subprocess.run([MINIGPT4, "serve", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    result = run("serve", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr
