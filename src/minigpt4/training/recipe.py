@@ -122,7 +122,7 @@ class Recipe(BaseModel):
     # How
     steps: _Count = Field(description="Optimizer steps in all.")
     batch_size: _Count = Field(description="Samples per step, over all processes together.")
-    gradient_accumulation_steps: _Count = Field(1, description="Pieces a step is computed in: less memory, same result.")
+    gradient_accumulation_steps: _Count = Field(1, description="Parts a step is computed in: less memory, same result.")
     learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
     warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
     warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
@@ -146,7 +146,7 @@ class Recipe(BaseModel):
         "where every step reads images. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA, else the CPU.")
-    shard_llm: bool = Field(False, description="`true`: each process holds a shard of the LLM (FSDP), so it may be large.")
+    shard_llm: bool = Field(False, description="`true`: each process holds a shard of a large LLM (FSDP).")
     compile: bool = Field(False, description="`true`: compile the LLM's layers: a minute at the start, faster steps.")
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
