@@ -85,6 +85,9 @@ def read_questions(images: str, prompt: str | None) -> list[ImageQuestion]:
     return [ImageQuestion(str(p), p, prompt) for p in pictures]
 
 
+read_tasks = read_questions  # its name in release 0.1
+
+
 def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
     """A question for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
     reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Pictures(path)
