@@ -266,7 +266,7 @@ class Page(Layout):
     # -- what the model looked at
 
     def _words(self, visit: Visit, turn: int) -> list[tuple[str, int, int]]:
-        from minigpt4.generation.attention import words
+        from minigpt4.app.page.attention import words
 
         if visit.chat is None:
             return []
@@ -287,7 +287,7 @@ class Page(Layout):
         return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
     def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
-        from minigpt4.generation.attention import patch_attention, token_influence
+        from minigpt4.app.page.attention import patch_attention, token_influence
 
         if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
             return {self.status: render.problem("Show a picture and ask about it first")}
