@@ -67,7 +67,7 @@ def test_it_finishes_what_is_running_when_it_is_told_to_end(alignment: Path, sen
     with started(alignment, "--max-batch", 1, MINIGPT4_API_KEY="secret") as (process, client):
         with pytest.raises(AuthenticationError):
             ask(client.with_options(api_key="wrong"))
-        stream = iter(ask(client, stream=True, max_tokens=400))
+        stream = iter(ask(client, stream=True, max_tokens=100))
         assert next(stream).choices[0].delta.content == "Y"
         waiting: list[Any] = []
         queued = threading.Thread(target=lambda: waiting.append(ask(client, max_tokens=3)))
