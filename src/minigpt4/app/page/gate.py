@@ -96,7 +96,7 @@ class PageGate:
         self._checking = asyncio.Semaphore(2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":  # only "lifespan": the server has no web sockets
+        if scope["type"] == "lifespan":  # else "http": the server has no web sockets
             await self.app(scope, receive, send)
             return
         self.uploads.forget_old()
