@@ -1,7 +1,6 @@
-"""Answers about many pictures, written to a file: what `minigpt4 generate` does.
+"""Answers about many pictures, written to a file, one line of JSON each: what `minigpt4 generate` does.
 
-Knows nothing about how an answer is decoded (see `engine.py`). Each picture gives one line of JSON, in the order of the
-pictures. A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
+A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,23 +55,17 @@ class Result:
     def __str__(self) -> str:
         before = f" ({self.found} were there already)" if self.found else ""
         missing = f", {self.unreadable} unreadable" if self.unreadable else ""
-        pace = self.answered / self.seconds if self.seconds else 0.0
-        speed = self.tokens / self.seconds if self.seconds else 0.0
-        return (
-            f"{self.answered} answers{missing}{before} in {self.seconds:.1f} s: {pace:.2f} pictures/s, "
-            f"{speed:.0f} tokens/s"
-        )
+        seconds = self.seconds or 1.0  # nothing was done in none
+        pace = f"{self.answered / seconds:.2f} pictures/s, {self.tokens / seconds:.0f} tokens/s"
+        return f"{self.answered} answers{missing}{before} in {self.seconds:.1f} s: {pace}"
 
 
 def read_questions(images: str, prompt: str | None) -> list[ImageQuestion]:
     """The questions that `images` stands for, in their order.
 
-    `images` is a directory (its images, those of its subdirectories too, by name), a pattern such as `photos/*.jpg`,
-    an image, or a table (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`) with `image` (a path from the table's own
-    directory, or in parquet the file itself, as bytes or as datasets' `{"bytes": ..., "path": ...}`) and `prompt` in
-    each row. `prompt` is for rows without one of their own.
-
-    Raises UserError if there is nothing, or a row has no image or no question.
+    `images` is a directory (with its subdirectories), a pattern such as `photos/*.jpg`, an image, or a table (`.jsonl`,
+    `.json`, `.csv`, `.tsv`, `.parquet`) with `image` (see `formats.locate`) and `prompt` in each row. `prompt` is for
+    rows without one. Raises UserError if there is nothing, or a row has no image or no question.
     """
     path = expand(images)
     if path.suffix[1:].lower() in TABLES:
@@ -110,16 +103,16 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
             yield ImageQuestion(where, partial(bytes, found), question)
 
 
+@dataclass
 class _Pictures:
     """The images in a parquet file, read from it in order as they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._next = 0
-        self._rows: Iterator[Any] = iter(())
+    _path: Path
+    _next: int = 0
+    _rows: Iterator[Any] = field(init=False)
 
     def read(self, number: int) -> bytes:
-        """The file of the image in that row. Rows after the last one read are found by reading forward."""
+        """The image's file in that row."""
         if number < self._next or self._next == 0:
             self._rows, self._next = parquet_rows(self._path, IMAGE_KEYS, first=number), number
         row = next(itertools.islice(self._rows, number - self._next, None))
@@ -145,10 +138,8 @@ def run(
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
     say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
     `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for a picture that
-    cannot be read.
-
-    Each batch is seeded with `seed` and its own first number, so a job that is stopped and goes on gives what it would
-    have given undisturbed, batch by batch.
+    cannot be read. Each batch is seeded with `seed` and its first number, so a job that goes on gives what it would
+    have given undisturbed.
 
     Raises UserError if `out` holds something else than a part of this very job, or another process is writing it.
     """
@@ -156,7 +147,12 @@ def run(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
     out = expand(out)
-    _make_room(out)
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error})") from None
     with only_process(out.parent, out.name):
         found = _resume(out, questions, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
         if found == len(questions):
@@ -172,26 +168,21 @@ def run(
                     settings["seed"] = decoding.seed + start
                 lines = _answer(model, questions[start : start + batch_size], settings)[max(found - start, 0) :]
                 with failed_write_is_a_user_error(out):
-                    file.write(b"".join(line.text for line in lines))
+                    file.write(b"".join(text for text, _ in lines))
                     file.flush()
                     os.fsync(file.fileno())
-                answered += sum(line.tokens is not None for line in lines)
-                unreadable += sum(line.tokens is None for line in lines)
-                tokens += sum(line.tokens or 0 for line in lines)
+                answered += sum(count is not None for _, count in lines)
+                unreadable += sum(count is None for _, count in lines)
+                tokens += sum(count or 0 for _, count in lines)
                 pace = answered / (time.perf_counter() - started)
                 bar.update(task, completed=min(start + batch_size, len(questions)), note=f"{pace:.2f} pictures/s")
         return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A line of the output, and how many tokens its answer has: None if the picture could not be read."""
-
-    text: bytes
-    tokens: int | None
-
-
-def _answer(model: AlignedModel, batch: Sequence[ImageQuestion], settings: dict[str, Any]) -> list[_Line]:
+def _answer(
+    model: AlignedModel, batch: Sequence[ImageQuestion], settings: dict[str, Any]
+) -> list[tuple[bytes, int | None]]:
+    """The lines of a batch, each with how many tokens its answer has: None if the picture could not be read."""
     pictures, errors = {}, {}
     for i, question in enumerate(batch):
         try:
@@ -200,31 +191,18 @@ def _answer(model: AlignedModel, batch: Sequence[ImageQuestion], settings: dict[
             errors[i] = str(error) if isinstance(question.picture, Path) else f"{question.name}: {error}"
             logger.warning("left out: %s", errors[i])
     prompts = [batch[i].prompt for i in pictures]
-    found = dict(
-        zip(pictures, answers(model, list(pictures.values()), prompts, **settings) if prompts else [], strict=True)
-    )
+    answered = answers(model, list(pictures.values()), prompts, **settings) if prompts else []
+    found = dict(zip(pictures, answered, strict=True))
     lines = []
     for i, question in enumerate(batch):
         said = {"answer": found[i].text, "ended": found[i].ended} if i in found else {"error": errors[i]}
         text = json.dumps({"image": question.name, "prompt": question.prompt, **said}, ensure_ascii=False) + "\n"
-        lines.append(_Line(text.encode(), len(found[i].tokens) if i in found else None))
+        lines.append((text.encode(), len(found[i].tokens) if i in found else None))
     return lines
 
 
-def _make_room(out: Path) -> None:
-    if out.is_dir():
-        raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error})") from None
-
-
 def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, Any]) -> int:
-    """How many lines of this job `out` holds; a half line at its end, left by a kill, is cut off.
-
-    What the job was asked stands in a file beside `out`, so that answers of two jobs are never mixed.
-    """
+    """How many lines of this job (told in a file beside it) `out` holds; a half line, left by a kill, is cut off."""
     names = "\n".join(json.dumps([question.name, question.prompt]) for question in questions)
     job = {"tasks": len(questions), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
     record = out.with_name(f".{out.name}.job.json")
@@ -233,8 +211,7 @@ def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, A
             former = read_document(record) if record.is_file() else None
             if not isinstance(former, dict):
                 raise UserError(f"{out}: exists, and holds something else than a job's answers; give another file")
-            differing = [key for key in job if former.get(key) != job[key]]
-            if differing:
+            if differing := [key for key in job if former.get(key) != job[key]]:
                 what = ", ".join("pictures or prompts" if key in ("tasks", "sha256") else key for key in differing)
                 raise UserError(f"{out}: holds answers of a job with another {what}; give another file, or delete it")
             data = out.read_bytes()

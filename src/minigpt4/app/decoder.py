@@ -1,7 +1,7 @@
 """Strangers' images are decoded in processes of their own, which have little time and memory, and die at the limit.
 
-The result is what `images.open_image` gives. Each image begins among the quick; one that needs more than a moment
-begins anew among the slow, so that it holds up only others of its kind.
+Each image begins among the quick; one that needs more than a moment begins anew among the slow, so that it holds up
+only others of its kind.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_TH
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """An encoded image, what `open_image` and `fit` take with it, and who waits for it."""
+    """An encoded image, what `open_image` and `fit` take with it, and what it will be."""
 
     data: bytes
     max_pixels: int
@@ -72,7 +72,7 @@ class Decoder:
         image = self.submit(data, max_pixels)
         try:
             return image.result(seconds)
-        except (TimeoutError, FutureTimeoutError):
+        except FutureTimeoutError:
             image.cancel()
             raise UserError("too many images are being opened; try again later") from None
 
@@ -85,15 +85,12 @@ class Decoder:
 
 
 class _Worker(threading.Thread):
-    """Has a process decode one image after the other, and another one in its place if that dies.
-
-    An image that takes more than `seconds` goes on to `slower`, or is refused if there is nothing slower.
-    """
+    """Has a process decode images, each within `seconds`: else it goes on to `slower`, or is refused without that."""
 
     def __init__(self, jobs: _Jobs, seconds: float, slower: _Jobs | None) -> None:
         super().__init__(name="minigpt4-decode", daemon=True)
         self.jobs, self.seconds, self.slower = jobs, seconds, slower
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Any = None
         self._ending = False
         self.start()
 
@@ -126,17 +123,14 @@ class _Worker(threading.Thread):
 
     def _open(self, job: _Job) -> Image.Image | str | None:
         """The image, what is wrong with it, or None if it took too long."""
-        assert self._process is not None
         if self._process.poll() is not None:  # killed by somebody while it had nothing to do
             self._process = _started()
         end = time.monotonic() + CLOCK_SECONDS
         alarm = threading.Timer(CLOCK_SECONDS, self._process.kill)
         alarm.start()
         try:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            size = len(job.data)
-            head = {"bytes": size, "max_pixels": job.max_pixels, "size": job.size, "seconds": self.seconds}
+            limits = {"max_pixels": job.max_pixels, "size": job.size, "seconds": self.seconds}
+            head = {"bytes": len(job.data), **limits}
             _write(self._process.stdin, head, job.data)
             reply = json.loads(self._process.stdout.readline())
             if "error" in reply:

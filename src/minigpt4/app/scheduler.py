@@ -1,7 +1,4 @@
-"""Continuous batching for many clients: requests wait in a bounded queue and join the batch when it has room.
-
-One thread runs the model; requests come from other threads, and what becomes of them is reported to those.
-"""
+"""Continuous batching for many clients: requests wait in a bounded queue and join the batch when it has room."""
 
 from __future__ import annotations
 
@@ -71,16 +68,10 @@ Event = Step | Exception
 class AnswerRequest:
     """One answer that somebody waits for: the prompt's ids and images, and how it is decoded.
 
-    It waits, runs in the batch, and ends in one of four ways. The last that `report` gets is
-
-    - a Step with the answer, if an end token, one of `stops` or the token limit came, or `stop` was set (the text so
-      far);
-    - LateError, if `deadline` (seconds of `time.monotonic`) has passed;
-    - another exception, if the model failed or the server ends;
-    - nothing, if `cancelled` was set.
-
-    Before the end, `report` gets each Step. It is called from the scheduler's thread. `past`: of a conversation that
-    goes on, keys and values of the first of `ids`.
+    `report` gets each Step, from the scheduler's thread. The last has the answer, if an end token, one of `stops` or
+    the token limit came, or `stop` was set (the text so far). Instead of it comes LateError if `deadline` (seconds of
+    `time.monotonic`) has passed, another exception if the model failed or the server ends, and nothing if `cancelled`
+    was set. `past`: of a conversation that goes on, keys and values of the first of `ids`.
     """
 
     ids: Sequence[int]
@@ -134,13 +125,8 @@ class Scheduler:
         self.thread = threading.Thread(target=self._run, name="minigpt4-scheduler", daemon=True)
         self.thread.start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
+    waiting = property(lambda self: len(self._waiting))
+    running = property(lambda self: len(self._running))
 
     @property
     def retry_after(self) -> int:
@@ -165,7 +151,7 @@ class Scheduler:
         Raises BusyError if there is no room, UserError for a conversation that is too long, and what the model raises.
         """
         decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        events = queue.SimpleQueue[Event]()
         images = [SentImage(b"", features=each) for each in features]
         asked = AnswerRequest(ids, images, decoding, (stop,), report=events.put, past=cache, stop=cancelled)
         self.submit([asked])
@@ -243,14 +229,14 @@ class Scheduler:
         for image in images:
             if image.features is None:
                 image.features = self.features.use(image.key)
-        new = {image.key: image.pixels for image in images if image.features is None and image.pixels is not None}
+        missing = [image for image in images if image.features is None]
+        new = {image.key: image.pixels for image in missing if image.pixels is not None}
         self.encoded += len(new)
         self.reused += len(images) - len(new)
         if new:
             encoded = dict(zip(new, self.model.encode_pixels(torch.cat(list(new.values()))), strict=True))
-            for image in images:
-                if image.features is None:  # a view would keep the whole batch alive
-                    image.features = self.features.use(image.key, encoded[image.key].clone())
+            for image in missing:  # a view would keep the whole batch alive
+                image.features = self.features.use(image.key, encoded[image.key].clone())
 
     def _read(self, asked: AnswerRequest) -> bool:
         """Report the newest token of an answer; True if it was the last."""

@@ -1,7 +1,4 @@
-"""What every request of the API passes first: who may ask, how much a request may hold, how slowly it may come.
-
-A body is read here, whole and once, so that nothing behind this meets more than the limits.
-"""
+"""What every request of the API passes first: who may ask, how much a request may hold, how slowly it may come."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.app.api.errors import ApiError, response
-from minigpt4.app.bodies import SMALL, Bodies, read_form, replayed
+from minigpt4.app.bodies import Bodies, read_form, replayed
 from minigpt4.app.scheduler import BusyError, Scheduler
 from minigpt4.local_web import known_host, same_site
 
@@ -73,10 +70,7 @@ class ServerMetrics:
 
 
 class Gate:
-    """ASGI middleware: key and site, then the body within its limits, then room; counts what comes out.
-
-    `hosts` are the names by which the server may be called (None: any).
-    """
+    """ASGI middleware: key and site, then the body, whole and within its limits, then room; counts what comes out."""
 
     def __init__(self, app: Any, service: Service, key: str | None, hosts: Collection[str] | None) -> None:
         self.app, self.service, self.limits, self.hosts = app, service, service.limits, hosts
@@ -154,23 +148,17 @@ class Gate:
                 raise ApiError(400, needed, param="request")
             body = uploads.pop("request")
             kept = [*((name, value) for name, value in kept if name != b"content-type"), _JSON]
-        if len(body) > SMALL:
-            await asyncio.to_thread(check_shape, body)
-        else:
-            check_shape(body)
+        await asyncio.to_thread(check_shape, body)
         with contextlib.ExitStack() as at_end:  # what is to be called when the connection has ended, however it ends
             scope = {**scope, "headers": kept, "uploads": uploads, "at_end": at_end}
             await self.app(scope, replayed(body, receive), send)
 
 
 def check_shape(body: bytes) -> None:
-    """Refuse JSON of too many parts, or too deep, before anything is built of it: 20 MB could become gigabytes.
-
-    It is cut at its strings, and only the brackets, colons and commas between them are looked at.
-    """
+    """Refuse JSON of too many parts, or too deep, before anything is built of it: 20 MB could become gigabytes."""
     if b"\0" in body:  # UTF-16 and 32, which Python's parser would take
         raise ApiError(400, "the body must be JSON in UTF-8")
-    pieces = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 2 * MARKS)
+    pieces = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 2 * MARKS)  # every second is a string
     seen, depth, field = 0, 0, None
     for number in range(0, len(pieces), 2):
         for mark in pieces[number].translate(None, _NO_MARKS):
@@ -189,10 +177,9 @@ _NO_MARKS = bytes(set(range(256)) - set(b"[]{}:,"))
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP, but patient only so long with a client that dawdles over the head of a request.
+    """uvicorn's HTTP with a clock for a client that dawdles over a request's head, an answer, or a refused body's rest.
 
-    The same clock runs while a client does not read, and while what is left of a refused body comes in. If there are
-    as many connections as there may be, a new one takes the place of the one whose clock has run longest.
+    If there are as many connections as there may be, a new one takes the place of the one whose clock has run longest.
     """
 
     _alarm: asyncio.TimerHandle | None = None
@@ -201,8 +188,8 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self._watch()
         if len(self.connections) >= (self.limit_concurrency or len(self.connections) + 1):
-            clocks = [(other._alarm.when(), other) for other in self.connections if other._alarm is not None]
-            _, first = min(clocks, key=lambda pair: pair[0])
+            idle = [other for other in self.connections if other._alarm is not None]
+            first = min(idle, key=lambda other: other._alarm.when())
             self.connections.discard(first)
             first.transport.abort()
 

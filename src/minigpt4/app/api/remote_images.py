@@ -1,8 +1,4 @@
-"""Images of requests: where they may come from, and what is taken over from the network.
-
-An image is a data URL, a file of the same request (`cid:`), or, only from hosts that the operator has named, an http
-address. Nothing that a client says is ever a path of this machine.
-"""
+"""Images of requests. Nothing that a client says is ever a path of this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +21,10 @@ SECONDS = 10.0
 _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
-def read_image(
-    url: str, uploads: Mapping[str, bytes], hosts: Collection[str] = (), max_bytes: int = 20_000_000
-) -> bytes:
-    """The encoded image that `url` stands for. Raises UserError, in words for the client.
+def read_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], max_bytes: int) -> bytes:
+    """The encoded image that a data URL, `cid:` with a name in `uploads`, or an address on one of `hosts` stands for.
 
-    `uploads` are the files of the request by name, `hosts` those from which images may be fetched.
+    Raises UserError, in words for the client.
     """
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data" or url.startswith(_IN_BASE64):  # some clients leave the head of the URL out

@@ -1,7 +1,6 @@
-"""Requests of the HTTP API: OpenAI's chat completions, as far as this model does them.
+"""Requests of the HTTP API: OpenAI's chat completions. What this model does not do is refused by name, never ignored.
 
-Parameters that are not supported (tools, audio, ...) are refused by name, never ignored. Null asks for nothing, and so
-do OpenAI's defaults spelled out.
+Null asks for nothing, and so do OpenAI's defaults spelled out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The HTTP API that OpenAI's clients speak: chat completions with images, streamed or whole, n at a time.
-
-From what the scheduler reports to a response. Who may ask and how much is settled before (see `gate.py`), and what a
-request means in `service.py`.
-"""
+"""The HTTP API that OpenAI's clients speak: responses, streamed or whole, from what the scheduler reports."""
 
 from __future__ import annotations
 
@@ -53,8 +49,8 @@ class Exchange:
 
     def __init__(self, service: Service, asked: ChatRequest, requests: list[AnswerRequest]) -> None:
         self.service, self.asked, self.requests = service, asked, requests
-        key = secrets.token_hex(12)
-        self.head: dict[str, Any] = {"id": f"chatcmpl-{key}", "created": int(time.time()), "model": service.name}
+        name = f"chatcmpl-{secrets.token_hex(12)}"
+        self.head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": service.name}
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._started, self._written = time.monotonic(), 0
         loop = asyncio.get_running_loop()
@@ -275,10 +271,7 @@ def serve(
     load_model: Callable[[], MiniGPT4], name: str, host: str, port: int, limits: Limits, key: str | None,
     ready: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Serve the model until SIGINT or SIGTERM, then finish what is running. `ready` is given the API's address.
-
-    Raises UserError if the port is taken.
-    """
+    """Serve until SIGINT or SIGTERM; `ready` gets the API's address. Raises UserError if the port is taken."""
     limits = replace(limits, connections=room_for_connections(limits.connections))
     with listen(host, port) as listening:
         server = make_server(Service(load_model(), name, limits), key, allowed_hosts(host))

@@ -103,10 +103,7 @@ class Service:
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:
-    """The conversation, and the URLs of all its images in order.
-
-    An image stands where it was put: before the words, or among them. No text marks a place.
-    """
+    """The conversation, with a mark where an image stands among words, and the URLs of all its images in order."""
     messages, urls, length = [], [], 0
     for message in asked:
         content = message.content
@@ -133,7 +130,6 @@ def read_decoding(asked: schema.ChatRequest) -> Decoding:
     settings = asked.model_dump(include={"temperature", "top_p", "repetition_penalty"}, exclude_none=True)
     if longest := asked.max_completion_tokens or asked.max_tokens:
         settings["max_new_tokens"] = longest
-    if asked.temperature is not None and asked.temperature < COLD:
+    if cold := asked.temperature is not None and asked.temperature < COLD:
         del settings["temperature"]
-        return Decoding(do_sample=False, **settings)
-    return Decoding(do_sample=True, **settings)
+    return Decoding(do_sample=not cold, **settings)

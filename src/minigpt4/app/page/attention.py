@@ -1,8 +1,4 @@
-"""What the model looked at: the influence of image tokens on a word, and their attention to the image's patches.
-
-For a word of an answer: how much each image token influenced the choice of the word, times where in the image the
-Q-Former attended for that token. Both are hints at what a word rests on, not a proof.
-"""
+"""Hints at what a word rests on: how image tokens influenced it, and their attention to the image's patches."""
 
 from __future__ import annotations
 
@@ -40,9 +36,8 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
 def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
     """How much each image token influences the choice of the tokens `ids[start:end]`: (images, q), sum 1.
 
-    The length of the gradient of their log-probability at each image token. Unlike attention it depends on no layer:
-    the pocket LLM's attention points at the right token in one layer and not in the next (docs/notes/pocket.md). Raises
-    UserError if there is no image before them.
+    The length of the gradient of their log-probability at each image token: attention would depend on the layer
+    (docs/notes/pocket.md). Raises UserError if there is no image before them.
     """
     llm = model.blip2.language_model
     input_ids = torch.tensor([list(ids[:end])], device=model.device)
@@ -80,10 +75,7 @@ def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Im
 
 
 def _open(part: Any) -> Any:
-    """A twin of `part` with the same weights in memory that computes its attention step by step: fused attention gives
-    no weights. Whatever runs on `part` itself meanwhile is not disturbed.
-    """
-    weights = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
-    twin = copy.deepcopy(part, weights)
+    """A twin of `part`, on the same weights, whose attention is not fused, so that it gives its weights."""
+    twin = copy.deepcopy(part, {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())})
     twin.set_attn_implementation("eager")
     return twin

@@ -1,9 +1,8 @@
 """What stands before the page: a list of the requests that it needs, and who may send each. All others are 404.
 
-What is new in a release of Gradio is closed until it is listed here, and none of its code that takes a path or an
-address from a client is reached. Uploads and files are answered here. The body of an event is checked against the kinds
-of its inputs and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere
-else. If it is not so, the event fails for the visitor. On the way back paths become tokens.
+Uploads and files are answered here. The body of an event is checked against the kinds of its inputs and built anew; a
+file in it must be a token of the same visitor, which becomes a path here and nowhere else. If it is not so, the event
+fails for the visitor. On the way back paths become tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import re
 import secrets
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -32,9 +30,7 @@ from minigpt4.local_web import known_host, same_site
 
 COOKIE = "minigpt4_visitor"
 MAX_FILE, MAX_POST, MAX_EVENT = 20_000_000, 60_000_000, 256_000  # bytes of a picture, an upload and an event
-MAX_HELD = 150_000_000  # bytes of bodies in memory, of all visitors
 MAX_FILES = 16  # in one upload
-MAX_COMING, BODY_SECONDS = 500, 60.0  # bodies on their way, and how long each may take
 #: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -79,11 +75,7 @@ ROUTES = (
 
 
 class PageGate:
-    """ASGI middleware around `app`, in which Gradio serves `page`. `hosts` are the page's names (None: any).
-
-    A visitor is known by a cookie. Without one there is the session that Gradio's front end makes up, which is kept
-    apart from those of all visitors.
-    """
+    """ASGI middleware around `app`, in which Gradio serves `page`. `hosts` are the page's names (None: any)."""
 
     def __init__(self, app: Any, page: Page, hosts: Collection[str] | None) -> None:
         self.app, self.page, self.hosts, self.uploads = app, page, hosts, page.uploads
@@ -92,7 +84,7 @@ class PageGate:
         folders = [str(self.uploads.folder), str(ASSETS)]
         places = {form for folder in folders for form in (folder, quote(folder), json.dumps(folder)[1:-1])}
         self._paths = re.compile(f"(?:{'|'.join(map(re.escape, places))})/(?:\\w+/)?({_NAME}\\.png)".encode())
-        self._bodies = Bodies(MAX_HELD, MAX_COMING, BODY_SECONDS)
+        self._bodies = Bodies(room=150_000_000, at_once=500, seconds=60.0)
         self._checking = asyncio.Semaphore(2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -101,6 +93,7 @@ class PageGate:
             return
         self.uploads.forget_old()
         request, started = Request(scope, receive), False
+        # Without a cookie a visitor is known by the session that Gradio's front end makes up.
         known = re.fullmatch("[0-9a-f]{32}", request.cookies.get(COOKIE, ""))
         ours = same_site(request.headers, self.hosts)
         request.state.visitor = known.group() if known else ""
@@ -141,8 +134,6 @@ class PageGate:
         if route.who != "anyone" and not ours:
             raise HTTPException(403, "asked from another page")
         return match, route
-
-    # -- Gradio's
 
     async def _as_it_is(self, request: Request, match: Any, send: Any) -> None:
         await self.app({**request.scope, "query_string": b""}, request.receive, send)
@@ -215,8 +206,6 @@ class PageGate:
         inner = {**request.scope, "headers": kept, "query_string": b"", **scope}
         await self.app(inner, receive, without_paths)
 
-    # -- ours
-
     async def _upload(self, request: Request, match: Any, send: Any) -> Response:
         """Tokens for images; if one is refused, all are, and there is a message for each of those instead."""
         tokens, refused = [], []
@@ -228,13 +217,13 @@ class PageGate:
                          for _, name, data in parts if name is not None]  # fmt: skip
                 if not files:
                     raise HTTPException(400, "no file came")
-                large = [name for name, data in files if len(data) > MAX_FILE]
-                if large:
-                    raise HTTPException(413, f"{large[0]}: more than the {MAX_FILE:,} bytes allowed")
+                for name, data in files:
+                    if len(data) > MAX_FILE:
+                        raise HTTPException(413, f"{name}: more than the {MAX_FILE:,} bytes allowed")
+                visitor = request.state.visitor or request.state.new
                 for name, data in files:
                     try:
                         async with self._checking:
-                            visitor = request.state.visitor or request.state.new
                             tokens.append(await run_in_threadpool(self.uploads.add, visitor, data))
                     except UserError as error:
                         refused.append(f"{name}: {error}")
@@ -244,15 +233,15 @@ class PageGate:
 
     async def _file(self, request: Request, match: Any, send: Any) -> Response:
         token = match["token"]
-        example = token.removesuffix(".png") in {name for name, _, _ in EXAMPLES}
-        path: Path | None = ASSETS / token if example else self.uploads.shown_to(request.state.visitor, token)
+        example = token in {f"{name}.png" for name, _, _ in EXAMPLES}
+        path = ASSETS / token if example else self.uploads.shown_to(request.state.visitor, token)
         if path is None or not path.exists():
             raise HTTPException(404, "not found")
         return FileResponse(path, media_type="image/png", headers=_FILE_HEADERS)
 
 
 def _session(request: Request, name: Any) -> str:
-    """Gradio's name for a session: `page.visitor_of` takes it apart."""
+    """Gradio's name for a session, after its visitor's."""
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise HTTPException(400, "not a session of this page; load it again")
     return str(request.state.visitor) + name

@@ -64,10 +64,8 @@ class Layout:
             placeholder="### What shall we look at?\nShow a picture below, draw one, or start with an example.",
         )  # fmt: skip
         with gr.Group(elem_id="examples") as self.examples:
-            self.cards = [
-                gr.Button(title, icon=str(ASSETS / f"{name}.png"), elem_classes="card", size="sm")
-                for name, title, _ in EXAMPLES
-            ]
+            self.cards = [gr.Button(title, icon=str(ASSETS / f"{name}.png"), elem_classes="card", size="sm")
+                          for name, title, _ in EXAMPLES]  # fmt: skip
         self.composer = gr.MultimodalTextbox(
             label="Your question", show_label=False, placeholder="Ask something. Drop, paste or add pictures.",
             file_types=["image"], file_count="multiple", sources=["upload"], elem_id="composer", max_lines=8,
@@ -95,10 +93,8 @@ class Layout:
                     self.make = gr.Button("Make it a website", variant="primary", size="sm")
                     self.attach = gr.Button("Put it into my question", size="sm")
             with gr.Tab("Camera", id="camera"):
-                self.camera = gr.Image(
-                    label="Camera", sources=["webcam"], type="pil", format="png", height=360, elem_id="camera",
-                    buttons=[],
-                )  # fmt: skip
+                self.camera = gr.Image(label="Camera", sources=["webcam"], type="pil", format="png", height=360,
+                                       elem_id="camera", buttons=[])  # fmt: skip
                 gr.HTML(hint("The picture goes into your question. It is sent when you send that."))
             with gr.Tab("Website", id="website"):
                 self.site = gr.HTML(hint("When an answer is a web page, it appears here."), elem_id="site")

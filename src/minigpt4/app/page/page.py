@@ -1,7 +1,6 @@
 """The page: chat about images in a browser (`minigpt4 web`); here is what happens on it.
 
-Its controls are in `layout.py`, visitors' conversations in `session.py`, what is made of them to be shown in
-`render.py`. Only this file, `layout.py`, `serve.py` and `gate.py` use Gradio.
+Only this file, `layout.py` (its controls), `serve.py` and `gate.py` use Gradio.
 """
 
 from __future__ import annotations
@@ -54,16 +53,13 @@ class Page(Layout):
         self.refusal = next(number for number, event in self.blocks.fns.items() if event.fn is _refuse)
         self.blocks.queue(api_open=False, max_size=256)
 
-    # -- what happens when
-
     def _wire(self) -> None:
         changed = [
             self.chatbot, self.composer, self.status, self.examples, self.tools, self.site, self.source,
             self.save_site, self.word, self.query, self.heat,
         ]  # fmt: skip
-        # So many are answered at once, each by a thread that waits for the next piece of its answer: fewer than the
-        # threads that Gradio has, so that what is quick comes at once. Gradio preprocesses nothing: the gate has
-        # checked the inputs, and Gradio would decode images without a limit.
+        # Fewer answers at once than Gradio has threads, so that what is quick comes at once. Gradio preprocesses
+        # nothing: the gate has checked the inputs, and Gradio would decode images without a limit.
         common: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
         model: dict[str, Any] = {"concurrency_limit": 32, "concurrency_id": "model", **common}
         quick: dict[str, Any] = {"concurrency_limit": None, **common}
@@ -91,9 +87,8 @@ class Page(Layout):
             shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
-            turn_over = "() => window.minigpt4.room('Side by side')"
             carried = self.beside.click(self._carry_over, None, [self.duel], **quick)
-            carried.then(None, js=turn_over, api_visibility="private")
+            carried.then(None, js="() => window.minigpt4.room('Side by side')", api_visibility="private")
 
     def events(self) -> dict[int, list[Any]]:
         """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
@@ -112,9 +107,8 @@ class Page(Layout):
 
     def _shown(self, visit: Visit, images: list[Any]) -> list[str]:
         """Files of the images that the gate gives to this visitor."""
-        return [self.uploads.show(visitor_of(visit.key), image) for image in images]
-
-    # -- asking
+        # The gate composes a session's name of the visitor's cookie and Gradio's own.
+        return [self.uploads.show(visit.key[:32], image) for image in images]
 
     def _submit(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         yield from self._ask(self._visit(request), message["text"], _paths(message), sliders)
@@ -132,8 +126,8 @@ class Page(Layout):
             drawing = _drawing(sketch)
         except UserError as error:
             yield {self.status: render.problem(str(error))}
-            return
-        yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+        else:
+            yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
 
     def _retry(self, data: gr.RetryData, request: gr.Request, *sliders: float) -> Iterator[Update]:
         yield from self._again(self._visit(request), data.index, None, sliders)
@@ -210,12 +204,10 @@ class Page(Layout):
                 turn.files = self._shown(visit, turn.images)
             waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped
             text = "…" if waiting else render.as_markdown(turn.answer)
-            messages += [
-                *({"role": "user", "content": {"path": file, "alt_text": "The picture that you showed"}}
-                  for file in turn.files),
-                {"role": "user", "content": render.as_markdown(turn.question)},
-                {"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text},
-            ]  # fmt: skip
+            shown = [{"path": file, "alt_text": "The picture that you showed"} for file in turn.files]
+            asked = [*shown, render.as_markdown(turn.question)]
+            messages += [{"role": "user", "content": content} for content in asked]
+            messages.append({"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text})
         return messages
 
     def _stop(self, request: gr.Request) -> None:
@@ -234,8 +226,6 @@ class Page(Layout):
             **self._to_choose([], LOOKED_AT),
         }
 
-    # -- images that are made here
-
     def _attach(self, request: gr.Request, sketch: Any, message: Any) -> Update:
         try:
             return {self.composer: self._with(request, message, _drawing(sketch)), self.status: ""}
@@ -250,8 +240,6 @@ class Page(Layout):
     def _with(self, request: gr.Request, message: Any, image: Any) -> dict[str, Any]:
         return {"text": message["text"], "files": [*_paths(message), *self._shown(self._visit(request), [image])]}
 
-    # -- what the model looked at
-
     def _words(self, visit: Visit, turn: int) -> list[tuple[str, int, int]]:
         from minigpt4.app.page.attention import words
 
@@ -262,10 +250,10 @@ class Page(Layout):
 
     def _look_at_word(self, request: gr.Request, place: str) -> Update:
         """`place`: the number of the turn, and that of the word in its answer; a newer answer may be coming."""
-        if not re.fullmatch(r"\d{1,9}\.\d{1,9}", place):
+        found = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", place)
+        if found is None:
             return gr.skip()
-        turn, word = map(int, place.split("."))
-        return self._look(self._visit(request), turn, word, None) | {self.query: None}
+        return self._look(self._visit(request), int(found[1]), int(found[2]), None) | {self.query: None}
 
     def _look_at_query(self, request: gr.Request, number: int | None) -> Update:
         if number is None:
@@ -297,8 +285,6 @@ class Page(Layout):
         heats = list((weights[:, :, None, None] * patches).sum(1))
         return {self.heat: render.heat_maps(images, heats, about), self.status: ""}
 
-    # -- files
-
     def _kept(self, ending: str) -> Callable[[gr.Request], Update]:
         kind, write = _CHAT_FILES[ending]
 
@@ -309,8 +295,6 @@ class Page(Layout):
             return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.status: ""}
 
         return make
-
-    # -- side by side
 
     def _carry_over(self, request: gr.Request) -> Update:
         visit = self._visit(request)
@@ -331,21 +315,14 @@ class Page(Layout):
                 **{column: render.model_answer(name, "…") for name, column in columns.items()},
             }
             for turns in visit.ask_beside(list(columns), message["text"], images, decoding(*sliders)):
-                yield {
-                    columns[name]: render.model_answer(name, turn.answer or "…", turn.ended)
-                    for name, turn in turns.items()
-                }
+                yield {columns[name]: render.model_answer(name, turn.answer or "…", turn.ended)
+                       for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.duel_status: render.problem(problem),
         }
-
-
-def visitor_of(session: str) -> str:
-    """The visitor of a session, as the gate composes its name: the cookie comes first."""
-    return session[:32]
 
 
 def _refuse(message: str) -> None:

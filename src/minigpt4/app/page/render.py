@@ -1,7 +1,7 @@
 """What the page shows, made from what was said: text, web pages in a frame, heat maps, files to keep.
 
-Everything that a model or a visitor wrote is untrusted: text is escaped, and a web page is shown only in a frame in
-which nothing runs and from which nothing is fetched.
+What a model or a visitor wrote is untrusted: text is escaped, and a web page is shown only in a frame in which nothing
+runs and from which nothing is fetched.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def problem(text: str | None) -> str:
 
 def find_page(answer: str) -> str | None:
     """The web page in an answer, without the prose or code fence around it, or None. A page cut off is one too."""
-    match = _HTML_PAGE.search(answer)
-    if match is None:
+    if (match := _HTML_PAGE.search(answer)) is None:
         return None
     page = match.group()
     return page if page.lower().endswith("</html>") else page.split("```")[0].strip()
@@ -83,8 +82,11 @@ def website(page: str, drawing: Image.Image | None) -> str:
         '<iframe sandbox="" referrerpolicy="no-referrer" title="The website that the model wrote" '
         f'srcdoc="{escape(_FRAME_HEAD + page)}"></iframe>'
     )
-    draft = "" if drawing is None else _figure(image_tag(drawing, 512, "The draft"), "The draft")
-    return f'<div class="pair">{draft}{_figure(frame, "The page it wrote")}</div>'
+    shown = [(frame, "The page it wrote")]
+    if drawing is not None:
+        shown.insert(0, (image_tag(drawing, 512, "The draft"), "The draft"))
+    figures = (f"<figure>{each}<figcaption>{caption}</figcaption></figure>" for each, caption in shown)
+    return f'<div class="pair">{"".join(figures)}</div>'
 
 
 def model_answer(name: str, answer: str, ended: bool = False) -> str:
@@ -99,11 +101,11 @@ def model_answer(name: str, answer: str, ended: bool = False) -> str:
 def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str) -> str:
     """Each image under its heat (rows, columns); the hottest place of all images is the brightest."""
     hottest = max(float(heat.max()) for heat in heats) or 1.0
-    figures = [
-        _figure(image_tag(_heated(image, heat / hottest), 448, f"Heat map for {about} over picture {number}"))
-        for number, (image, heat) in enumerate(zip(images, heats, strict=True), 1)
-    ]
-    return f'<div class="heat">{"".join(figures)}</div>' + hint(f"Bright is where {escape(about)} came from.")
+    figures = ""
+    for number, (image, heat) in enumerate(zip(images, heats, strict=True), 1):
+        alt = f"Heat map for {about} over picture {number}"
+        figures += f"<figure>{image_tag(_heated(image, heat / hottest), 448, alt)}</figure>"
+    return f'<div class="heat">{figures}</div>' + hint(f"Bright is where {escape(about)} came from.")
 
 
 def _heated(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -117,10 +119,6 @@ def _heated(image: Image.Image, heat: Tensor) -> Image.Image:
     opacity = (0.35 + 0.5 * warmth)[..., None]  # cold places are darkened too, so that warm ones stand out
     below = np.asarray(image.resize(size).convert("RGB"), dtype=np.float32)
     return Image.fromarray((below * (1 - opacity) + colours * opacity).astype("uint8"))
-
-
-def _figure(content: str, caption: str = "") -> str:
-    return f"<figure>{content}{caption and f'<figcaption>{caption}</figcaption>'}</figure>"
 
 
 def image_tag(image: Image.Image, side: int, alt: str) -> str:

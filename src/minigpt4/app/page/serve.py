@@ -34,10 +34,7 @@ def _folder() -> Iterator[Path]:
 
 
 def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; `ready` is given its address.
-
-    Raises UserError if the address cannot be had.
-    """
+    """Serve the page until Ctrl-C or SIGTERM; `ready` gets its address. Raises UserError if that cannot be had."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else uvicorn ends the process by it, files and all
     with _folder() as folder, listen(host, port) as listening:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -1,7 +1,4 @@
-"""Visitors' conversations, and the models that they share. Nothing of Gradio is here.
-
-A visitor's images and the LLM's keys and values live as long as the visit.
-"""
+"""Visitors' conversations, and the models that they share. Nothing of Gradio is here."""
 
 from __future__ import annotations
 
@@ -35,8 +32,8 @@ MAX_QUESTION = 8000  # characters
 class Models:
     """The models that the page offers by name; each is loaded once, when it is first asked for.
 
-    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. All questions
-    to a model are answered in one batch. `alone` is for what takes memory of its own: beams, heat maps.
+    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. `alone` is for
+    what takes memory of its own: beams, heat maps.
     """
 
     def __init__(self, names: Mapping[str, str], **loading: Any) -> None:
@@ -218,13 +215,11 @@ def opened(image: str | bytes | Image.Image) -> Image.Image:
         decoder = _decoder()  # its processes start with the first upload
     if isinstance(image, bytes):
         return decoder.open(image, MAX_PIXELS)
-    name = Path(image).name
     try:
         return decoder.open(Path(image).read_bytes(), MAX_PIXELS)
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+    except (OSError, UserError) as error:
+        what = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        raise UserError(f"{Path(image).name}: {what}") from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:
@@ -238,8 +233,7 @@ def offered(model: str, beside: list[str]) -> dict[str, str]:
 
     names: dict[str, str] = {}
     for each in dict.fromkeys([model, *beside]):
-        source = sources.resolve(each)
-        if isinstance(source, Path):
+        if isinstance(source := sources.resolve(each), Path):
             sources.read_json(source, "alignment.json")
         short = Path(each).name or each
         names[each if short in names else short] = each

@@ -1,7 +1,6 @@
 """The files behind the page: images that visitors sent, and those that it shows them.
 
-Clients know a file only by a token, and only the visitor to whom it was given may use it. Nothing that a client says is
-ever part of a path.
+Only the visitor to whom a file's token was given may use it. Nothing that a client says is ever part of a path.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -18,15 +17,14 @@ from minigpt4.app.page.session import opened
 
 #: Seconds after which a file is deleted.
 KEPT_SECONDS = 7200.0
-#: (files, bytes) of what one visitor and all have sent. What was sent first goes first: a question needs its images
-#: only until it is asked, and a limit that refused new ones would let one stranger shut out everybody.
+#: (files, bytes) of what one visitor and all have sent. What was sent first goes first: a limit that refused new images
+#: would let one stranger shut out everybody.
 PER_VISITOR, IN_ALL = (32, 60_000_000), (512, 150_000_000)
 #: Images as they are shown (up to 768 pixels a side) that are kept. One that a conversation still shows is made again.
 MAX_SHOWN = 256
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     path: Path
     size: int
     time: float
@@ -80,7 +78,7 @@ class Uploads:
     def shown_to(self, visitor: str, token: str) -> Path | None:
         """The PNG, made by the page, that a visitor sees for a token."""
         file = self._shown.get((visitor, token))
-        return None if file is None else file.path
+        return file and file.path
 
     def forget_old(self) -> None:
         """Delete what is too old."""
