@@ -85,9 +85,9 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
     """A question for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
     reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Pictures(path)
     for number, row in enumerate(row for shard in reader.shards() for row in reader.rows(shard)):
-        where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
         if isinstance(row, Cause) and not isinstance(reader, Parquet):
             raise UserError(row.detail)
+        where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
         found = b"" if isinstance(row, Cause) else locate(record, directory, where)
         if isinstance(found, Cause):
             expected = '{"image": "path", "prompt": "question"} was expected'
@@ -124,15 +124,9 @@ class _Pictures:
 
 
 def run(
-    load_model: Callable[[], AlignedModel],
-    questions: Sequence[ImageQuestion],
-    out: str | Path,
-    *,
-    job: Mapping[str, Any] | None = None,
-    batch_size: int = 8,
-    progress: bool = True,
-    **settings: Any,
-) -> Result:
+    load_model: Callable[[], AlignedModel], questions: Sequence[ImageQuestion], out: str | Path, *,
+    job: Mapping[str, Any] | None = None, batch_size: int = 8, progress: bool = True, **settings: Any,
+) -> Result:  # fmt: skip
     """Answer all `questions`, one line of `out` for each, in order; what `out` holds already is not done again.
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
@@ -191,13 +185,13 @@ def _answer(
             errors[i] = str(error) if isinstance(question.picture, Path) else f"{question.name}: {error}"
             logger.warning("left out: %s", errors[i])
     prompts = [batch[i].prompt for i in pictures]
-    answered = answers(model, list(pictures.values()), prompts, **settings) if prompts else []
-    found = dict(zip(pictures, answered, strict=True))
+    found = iter(answers(model, list(pictures.values()), prompts, **settings) if prompts else [])
     lines = []
     for i, question in enumerate(batch):
-        said = {"answer": found[i].text, "ended": found[i].ended} if i in found else {"error": errors[i]}
+        answer = None if i in errors else next(found)
+        said = {"error": errors[i]} if answer is None else {"answer": answer.text, "ended": answer.ended}
         text = json.dumps({"image": question.name, "prompt": question.prompt, **said}, ensure_ascii=False) + "\n"
-        lines.append((text.encode(), len(found[i].tokens) if i in found else None))
+        lines.append((text.encode(), None if answer is None else len(answer.tokens)))
     return lines
 
 

@@ -29,14 +29,10 @@ class Bodies:
     async def read(self, headers: Mapping[str, str], receive: Any, limit: int) -> AsyncIterator[bytes]:
         """The body, which counts as held inside of the `with`. Raises HTTPException if it cannot be had."""
         length = headers.get("content-length", "")
-        too_large = HTTPException(413, f"the body is over the {limit:,} bytes allowed")
-        wait = f"{PAUSE:.0f}"
-        told = f"too much is being sent to this server; try again in {wait} s"
-        too_many = HTTPException(429, told, {"Retry-After": wait})
         if length.isdecimal() and int(length) > limit:
-            raise too_large
+            raise _too_large(limit)
         if self.coming >= self.at_once:
-            raise too_many
+            raise _too_many()
         body, started, more = bytearray(), time.monotonic(), True
         self.coming += 1
         try:
@@ -48,11 +44,11 @@ class Bodies:
                         raise HTTPException(400, "the body did not come whole")
                     piece = message.get("body", b"")
                     if len(body) + len(piece) > limit:
-                        raise too_large
+                        raise _too_large(limit)
                     body += piece
                     self.held += len(piece)
                     if len(body) > SMALL and self.held > self.room:
-                        raise too_many
+                        raise _too_many()
                     more = message.get("more_body", False)
             except (TimeoutError, asyncio.TimeoutError):
                 pace = f"it may take {self.seconds:g} s, pause {PAUSE:g} s, and must bring {RATE:,} bytes per second"
@@ -62,6 +58,15 @@ class Bodies:
             yield bytes(body)
         finally:
             self.held -= len(body)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the body is over the {limit:,} bytes allowed")
+
+
+def _too_many() -> HTTPException:
+    wait = f"{PAUSE:.0f}"
+    return HTTPException(429, f"too much is being sent to this server; try again in {wait} s", {"Retry-After": wait})
 
 
 def replayed(body: bytes, receive: Any) -> Any:

@@ -39,23 +39,20 @@ def late(seconds: float) -> ApiError:
 
 def response(error: BaseException) -> Response:
     """The response that tells an error: one of ours, of FastAPI's or Starlette's, or a fault of the server."""
+    told: Any = error
     if isinstance(error, RequestValidationError):
         where, what = _mistake(error.errors(), error.body)
-        told: HTTPException = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
+        told = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
     elif isinstance(error, BusyError):
         told = HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
     elif isinstance(error, asyncio.CancelledError):  # this would have taken too long
         told = ApiError(503, "the server ends")
-    else:
-        told = error if isinstance(error, HTTPException) else ApiError(500, "the server failed")
+    elif not isinstance(error, HTTPException):
+        told = ApiError(500, "the server failed")
     code, kind = _KINDS.get(told.status_code, (None, "invalid_request_error"))
-    param: Any = getattr(told, "param", None)
-    detail = {
-        "message": str(told.detail)[:1000],  # it quotes what was sent, which may be long
-        "type": kind,
-        "param": param and param[:200],
-        "code": getattr(told, "code", None) or code,
-    }
+    code, param = getattr(told, "code", None) or code, getattr(told, "param", None)
+    # Both quote what was sent, which may be long.
+    detail = {"message": str(told.detail)[:1000], "type": kind, "param": param and param[:200], "code": code}
     return Response(json.dumps({"error": detail}), told.status_code, told.headers, "application/json")
 
 

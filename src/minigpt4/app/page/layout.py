@@ -28,8 +28,16 @@ LOOKED_AT = (
     "After an answer, choose one of its words to see which part of the picture it came from: which image tokens swayed "
     "the language model as it chose the word, and where the Q-Former took those from. It is a hint, no proof."
 )
-#: The decoding of the paper's demo: temperature, top-p, repetition penalty, beams, longest answer.
-PAPER = (1.0, 0.9, 1.05, 1, 300)
+#: How answers are decoded: least, most, step, what the paper's demo has, name, and what it does.
+SETTINGS: tuple[Any, ...] = (
+    (0, 2, 0.05, 1.0, "Temperature", "How daring the choice of words is. 0 always takes the likeliest word."),
+    (0.05, 1, 0.05, 0.9, "Top-p", "Only the likeliest words that together have this probability are drawn from."),
+    (1, 2, 0.05, 1.05, "Repetition penalty", "Above 1, words that the answer has used already become less likely."),
+    (1, 8, 1, 1, "Beams", "Above 1, so many answers are followed at once and the best is shown when it is complete; "
+     "nothing is drawn by chance."),
+    (8, 1000, 1, 300, "Longest answer", "In tokens; a word has one or two."),
+)  # fmt: skip
+PAPER = tuple(setting[3] for setting in SETTINGS)
 _HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
 Ask about a picture.</p><button id="theme" type="button">Dark or light</button></header>"""
 
@@ -108,29 +116,15 @@ class Layout:
                     info="The Q-Former gives the picture as so many tokens; each asks its own question of it.",
                 )  # fmt: skip
             with gr.Tab("Settings", id="settings"):
-                self._settings()
+                self.sliders = [gr.Slider(least, most, value, step=step, label=name, info=told)
+                                for least, most, step, value, name, told in SETTINGS]  # fmt: skip
+                self.defaults = gr.Button("Back to the paper's", size="sm")
             with gr.Tab("Keep", id="keep"):
                 gr.HTML(hint("The conversation as a file. The HTML file holds its pictures and websites too."))
                 with gr.Row():
                     kinds = {"md": "Markdown", "json": "JSON", "html": "HTML to share"}
                     self.keep = {ending: gr.Button(name, size="sm") for ending, name in kinds.items()}
         self.file = gr.JSON(visible=False)
-
-    def _settings(self) -> None:
-        temperature, top_p, penalty, beams, length = PAPER
-        self.sliders: list[Any] = [
-            gr.Slider(0, 2, temperature, step=0.05, label="Temperature",
-                      info="How daring the choice of words is. 0 always takes the likeliest word."),
-            gr.Slider(0.05, 1, top_p, step=0.05, label="Top-p",
-                      info="Only the likeliest words that together have this probability are drawn from."),
-            gr.Slider(1, 2, penalty, step=0.05, label="Repetition penalty",
-                      info="Above 1, words that the answer has used already become less likely."),
-            gr.Slider(1, 8, beams, step=1, label="Beams",
-                      info="Above 1, so many answers are followed at once and the best is shown when it is complete; "
-                      "nothing is drawn by chance."),
-            gr.Slider(8, 1000, length, step=1, label="Longest answer", info="In tokens; a word has one or two."),
-        ]  # fmt: skip
-        self.defaults = gr.Button("Back to the paper's", size="sm")
 
     def _comparison(self) -> None:
         point = (

@@ -253,7 +253,7 @@ class Page(Layout):
         found = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", place)
         if found is None:
             return gr.skip()
-        return self._look(self._visit(request), int(found[1]), int(found[2]), None) | {self.query: None}
+        return self._look(self._visit(request), int(found[1]), int(found[2])) | {self.query: None}
 
     def _look_at_query(self, request: gr.Request, number: int | None) -> Update:
         if number is None:
@@ -261,7 +261,7 @@ class Page(Layout):
         visit = self._visit(request)
         return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
-    def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
+    def _look(self, visit: Visit, turn: int, word: int | None, query: int = 0) -> Update:
         from minigpt4.app.page.attention import patch_attention, token_influence
 
         if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
@@ -275,7 +275,7 @@ class Page(Layout):
                 if word is not None:
                     text, start, end = self._words(visit, turn)[word]
                     weights, about = token_influence(model, ids, features, start, end), f"“{text}”"
-                elif query is not None and 1 <= query <= model.num_query_tokens:
+                elif 1 <= query <= model.num_query_tokens:
                     weights, about = patches.new_zeros(len(patches), model.num_query_tokens), f"query token {query}"
                     weights[:, query - 1] = 1
                 else:

@@ -6,7 +6,6 @@ runs and from which nothing is fetched.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
@@ -25,21 +24,10 @@ if TYPE_CHECKING:
 
     from minigpt4.app.page.session import Turn
 
-#: Drawn in place of images that a page names and that do not exist: hills under a sun.
-_NO_IMAGE = base64.b64encode(
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 120 60"><path fill="#e3ded2" d="M0 0h120v60H0z"/>'
-    b'<circle cx="84" cy="20" r="7" fill="#cbbf9f"/><path fill="#b9b3a3" d="M20 52l24-30 16 18 10-9 26 21z"/></svg>'
-).decode()
-#: What stands before a page in its frame. The page may show styles and images that it holds itself, and nothing else.
-_FRAME_HEAD = (
-    '<!doctype html><meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><style>"
-    ":where(body){font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#222;background:#fff}"
-    ":where(h1){margin:0 0 .5rem;font-size:1.5rem}:where(nav){display:flex;gap:1rem;margin:.5rem 0}"
-    ":where(img){display:block;width:60%;height:5rem;object-fit:cover;background:#e3ded2}:where(ul,p){margin:.5rem 0}"
-    f":where(img:not([src^='data:'])){{content:url('data:image/svg+xml;base64,{_NO_IMAGE}')}}"
-    ":where(input,button){font:inherit;padding:.35rem .7rem;margin:.2rem .4rem .2rem 0}</style>"
-)
+_ASSETS = resources.files("minigpt4.app.page") / "assets"
+#: What stands before a page in its frame: it may show styles and images that it holds itself, and nothing else. Images
+#: that it only names are drawn as hills under a sun.
+_FRAME_HEAD = (_ASSETS / "frame.html").read_text(encoding="utf-8").replace("\n", "")
 #: A web page, up to its end if that is there.
 _HTML_PAGE = re.compile(r"(?is)<(?:!doctype html|html|head|body)\b(?:.*</html>|.*)")
 #: What Markdown makes a link of, up to the character without which it does not.
@@ -78,15 +66,12 @@ def as_markdown(text: str) -> str:
 
 def website(page: str, drawing: Image.Image | None) -> str:
     """The drawing, and beside it the page in a frame that runs no script and reads nothing of what is around it."""
-    frame = (
-        '<iframe sandbox="" referrerpolicy="no-referrer" title="The website that the model wrote" '
-        f'srcdoc="{escape(_FRAME_HEAD + page)}"></iframe>'
-    )
-    shown = [(frame, "The page it wrote")]
+    draft = ""
     if drawing is not None:
-        shown.insert(0, (image_tag(drawing, 512, "The draft"), "The draft"))
-    figures = (f"<figure>{each}<figcaption>{caption}</figcaption></figure>" for each, caption in shown)
-    return f'<div class="pair">{"".join(figures)}</div>'
+        draft = f"<figure>{image_tag(drawing, 512, 'The draft')}<figcaption>The draft</figcaption></figure>"
+    frame = '<iframe sandbox="" referrerpolicy="no-referrer" title="The website that the model wrote"'
+    frame = f'<figure>{frame} srcdoc="{escape(_FRAME_HEAD + page)}"></iframe>'
+    return f'<div class="pair">{draft}{frame}<figcaption>The page it wrote</figcaption></figure></div>'
 
 
 def model_answer(name: str, answer: str, ended: bool = False) -> str:
@@ -166,5 +151,5 @@ def conversation_page(turns: Sequence[Turn], model: str) -> str:
         frame = website(page, None) if page else ""
         answer = f"<h2>{escape(turn.question)}</h2><pre>{escape(turn.answer)}</pre>{frame}"
         parts.append(f"<section>{shown}{answer}</section>")
-    empty = resources.files("minigpt4.app.page").joinpath("assets/conversation.html").read_text(encoding="utf-8")
+    empty = (_ASSETS / "conversation.html").read_text(encoding="utf-8")
     return empty.replace("__MODEL__", escape(model)).replace("__PARTS__", "\n".join(parts))

@@ -20,7 +20,7 @@ KEPT_SECONDS = 7200.0
 #: (files, bytes) of what one visitor and all have sent. What was sent first goes first: a limit that refused new images
 #: would let one stranger shut out everybody.
 PER_VISITOR, IN_ALL = (32, 60_000_000), (512, 150_000_000)
-#: Images as they are shown (up to 768 pixels a side) that are kept. One that a conversation still shows is made again.
+#: Images as they are shown that are kept. One that a conversation still shows is made again.
 MAX_SHOWN = 256
 
 
@@ -72,8 +72,8 @@ class Uploads:
 
     def sent_by(self, visitor: str, token: str) -> Path | None:
         """The file that a visitor's token stands for in a question."""
-        file = self._sent.get((visitor, token))
-        return self.shown_to(visitor, token) if file is None else file.path
+        file = self._sent.get((visitor, token)) or self._shown.get((visitor, token))
+        return file and file.path
 
     def shown_to(self, visitor: str, token: str) -> Path | None:
         """The PNG, made by the page, that a visitor sees for a token."""
