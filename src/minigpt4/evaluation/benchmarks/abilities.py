@@ -1,8 +1,4 @@
-"""The advanced abilities (paper, section 4.2): for each task 25 images, and how many answers succeed.
-
-A YAML names images, prompts and what counts as success. Answers are judged by the truth (which pocket images have), by
-people, or by an LLM.
-"""
+"""The advanced abilities (paper, section 4.2): tasks of a YAML with 25 images each, and how many answers succeed."""
 
 from __future__ import annotations
 
@@ -38,10 +34,7 @@ TRUTH = Judge({"judge": "ground truth"}, check_truth)
 
 @dataclass
 class Abilities(Suite):
-    """The tasks of a YAML file, or those of the default data with `count` images each.
-
-    The default `judge` is the ground truth, which only pocket images have.
-    """
+    """The tasks of a YAML file, or those of the default data with `count` images each. Only these have `TRUTH`."""
 
     data: Path | None = None
     judge: Judge = TRUTH
@@ -66,9 +59,8 @@ class Abilities(Suite):
         return found.require(path)
 
     def cases(self, answer: Response) -> Sequence[Case]:
-        truth = answer.item.truth
-        fields = {key: truth[key] for key in ("success", "facts")}
-        return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
+        known = {key: answer.item.truth[key] for key in ("success", "facts")}
+        return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **known})]
 
     def table(self, responses: Sequence[Response]) -> Table:
         outcomes: dict[str, list[bool | None]] = {}
@@ -93,10 +85,7 @@ class Abilities(Suite):
 
 
 def read_tasks(path: Path) -> tuple[Items, list[TableRow]]:
-    """The items and rows of a YAML of tasks; wrong records are left out and named.
-
-    Raises UserError if the file has no `tasks`.
-    """
+    """The items and rows of a YAML of tasks. Raises UserError if the file has no `tasks`."""
     document = read_document(path)
     tasks = document.get("tasks") if isinstance(document, dict) else None
     if not isinstance(tasks, dict) or not tasks:
