@@ -295,7 +295,7 @@ class Endpoint:
         status, told = error.status_code, _words(error)[:300]
         for secret in self._secrets:  # some servers repeat the key that they were given
             told = told.replace(secret, "...")
-        about = told.replace(self.model, "")
+        about = re.sub(rf"(?<![\w-]){re.escape(self.model)}(?![\w-])", "", told)  # a name may hold "image"
         shown = any(isinstance(message["content"], list) for message in sent["messages"])
         this_one = any(
             pattern.search(about) for pattern in (_POLICY, _TOO_LONG, _LIMIT_REACHED, *([_IMAGE] if shown else []))
