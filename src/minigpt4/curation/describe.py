@@ -161,8 +161,8 @@ def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Pict
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
 
-    pictures = {picture.name: picture for picture, _ in batch}
-    opened = {name: data for name, picture in pictures.items() if (data := _open(picture)) is not None}
+    pictures = dict.fromkeys(picture for picture, _ in batch)
+    opened = {each.name: data for each in pictures if (data := each.read_if_there()) is not None}
     keys = [(picture.name, sample) for picture, sample in batch if picture.name in opened]
     if not keys:
         return {}
@@ -190,7 +190,7 @@ def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Pict
 def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[Picture, int]) -> Described:
     """The description of one picture, if it is there."""
     picture, sample = one
-    data = _open(picture)
+    data = picture.read_if_there()
     if data is None:
         return {}
     shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
@@ -221,11 +221,3 @@ def model_fingerprint(model: MiniGPT4) -> str:
     for tensor in model.blip2.language_projection.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _open(picture: Picture) -> bytes | None:
-    try:
-        return picture.read()
-    except UserError as error:
-        logger.warning("left out: %s", error)
-        return None

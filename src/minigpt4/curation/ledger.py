@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.images import open_image, read_image
+
+logger = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
@@ -61,6 +64,14 @@ class Picture:
             raise UserError(f"{self.path}: the picture was changed since it was added")
         return data
 
+    def read_if_there(self) -> bytes | None:
+        """As `read`, but None, with a warning, where that raises UserError."""
+        try:
+            return self.read()
+        except UserError as error:
+            logger.warning("left out: %s", error)
+            return None
+
 
 @dataclass(frozen=True)
 class Event:
@@ -84,7 +95,7 @@ class Item:
     sample: int
     raw: Event
     refined: Event | None = None
-    grounding: Event | None = None
+    grounding: dict[str, Any] | None = None  # as `measure_grounding` returns it
     verdict: Event | None = None
     selection: Event | None = None
     reviews: dict[str, Event] = field(default_factory=dict)
@@ -137,7 +148,7 @@ class Item:
         elif event.source != self.source.seq:
             return
         elif event.step == "ground":
-            self.grounding = event
+            self.grounding = event.data
         elif event.step == "filter":
             self.verdict = event
         elif event.step == "select":
@@ -247,11 +258,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         ]
         before = self._db.total_changes
         with self._told(), self._db:
-            self._db.executemany(
-                "INSERT OR IGNORE INTO events (picture, sample, step, source, settings, turn, data, at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._db.executemany("INSERT OR IGNORE INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         return self._db.total_changes - before
 
     def next_turn(self, step: str) -> int:

@@ -81,7 +81,7 @@ class ReviewDesk(LabellingDesk):
                 "raw": raw, "written": item.text, "mine": mine["verdict"],
                 "text": mine["text"] if mine["verdict"] == "edit" else item.text,
                 "changes": differences(raw, item.text) if raw != item.text else [],
-                "sentences": item.grounding.data["sentences"] if item.grounding is not None else [],
+                "sentences": item.grounding["sentences"] if item.grounding else [],
             }  # fmt: skip
 
     def decide(self, reviewer: str, index: int, source: int, verdict: str, text: EditedText = None) -> None:

@@ -92,7 +92,7 @@ def _judged_sentences(items: Sequence[Item]) -> list[tuple[float, bool]]:
         if item.grounding is None:
             continue
         picture = _picture(item)
-        for start, end, score in item.grounding.data["sentences"]:
+        for start, end, score in item.grounding["sentences"]:
             true, false = statements(picture, item.text[start:end])
             if true + false:
                 found.append((score, false > 0))
@@ -133,7 +133,7 @@ def choose_thresholds(items: Sequence[Item]) -> dict[str, float | None]:
 
     It is what a person does with `curate stats` and a sample whose truth is looked up. At most half may be left out.
     """
-    scores = [(item, item.grounding.data) for item in items if item.grounding is not None]
+    scores = [(item, item.grounding) for item in items if item.grounding is not None]
     false = [truth_of(_picture(item), item.text).false > 0 for item, _ in scores]
 
     def candidates(name: str) -> list[float]:
