@@ -34,10 +34,8 @@ class _FormerNames(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in FORMER_NAMES else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Python's default module; `exec_module` puts another one in its place."""
-
     def exec_module(self, module: ModuleType) -> None:
+        """Put the module of today in the place of `module`, which Python has made for the former name."""
         today = FORMER_NAMES[module.__name__]
         warnings.warn(f"{module.__name__} is called {today} now", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = importlib.import_module(today)

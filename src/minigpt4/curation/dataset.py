@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,10 @@ def finished(ledger: Ledger) -> list[tuple[Item, str]]:
     """
     best: dict[str, tuple[tuple[bool, float], Item, str]] = {}
     for item in ledger.items():
-        text = item.final
-        if not item.kept or text is None or not text.strip():
-            continue
-        worth = (bool(item.reviews), item.grounding["whole"] if item.grounding else float("-inf"))
-        if item.picture.name not in best or worth > best[item.picture.name][0]:
-            best[item.picture.name] = (worth, item, text.strip())
+        if item.kept and (text := (item.final or "").strip()):
+            worth = bool(item.reviews), item.grounding["whole"] if item.grounding else -math.inf
+            if item.picture.name not in best or worth > best[item.picture.name][0]:
+                best[item.picture.name] = worth, item, text
     return [(item, text) for _, item, text in best.values()]
 
 

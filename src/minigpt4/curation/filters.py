@@ -82,6 +82,13 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
     return {**DEFAULTS, **values}
 
 
+def write_thresholds(path: Path, thresholds: Thresholds) -> None:
+    """Write the thresholds as a YAML file with a comment on each rule."""
+    lines = ["# minigpt4 curate filter: texts on the given side of a threshold are left out; null switches a rule off."]
+    lines += [f"{rule.name}: {json.dumps(thresholds[rule.name])}  # {rule.side}: {rule.unit}" for rule in RULES]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
 def difference_hash(image: Image.Image) -> np.ndarray:
     """A perceptual hash: whether each of 16 x 16 cells is brighter than its right neighbour, as 4 uint64.
 
@@ -171,7 +178,6 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
     lines = -(-len(RULES) // 3)
     figure = Figure(figsize=(13, 2.6 * lines), layout="constrained")
     page = [f"# What the rules measure: {len(items)} texts\n"]
-    rules = ["# minigpt4 curate filter: texts on the given side of a threshold are left out; null switches a rule off."]
     for number, rule in enumerate(RULES, 1):
         values = [row[rule.name] for row in measured]
         having = [(value, item) for value, item in zip(values, items, strict=True) if value is not None]
@@ -182,12 +188,11 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
         if (threshold := thresholds[rule.name]) is not None:
             axis.axvline(threshold, color="tab:red")
         page += [f"## {rule.name}\n", *_examples(rule, threshold, having), ""]
-        rules.append(f"{rule.name}: {json.dumps(threshold)}  # {rule.side}: {rule.unit}")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
     write_atomically(out / "stats.png", image.getvalue())
     write_atomically(out / "stats.md", "\n".join(page).encode())
-    write_atomically(out / "rules.yaml", "\n".join([*rules, ""]).encode())
+    write_thresholds(out / "rules.yaml", thresholds)
     return out / "stats.md"
 
 

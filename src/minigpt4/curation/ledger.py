@@ -210,20 +210,23 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- writing
 
-    def add_pictures(self, files: Iterable[tuple[str, Path]]) -> dict[str, str]:
-        """Add (name, file); returns why those that cannot be opened were left out, by name.
+    def add_pictures(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
+        """Add (name, file); returns the names of those that were left out, with warnings of some.
 
-        A picture that is there already stays. Raises UserError if its name belongs to a picture with other content.
+        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. A picture
+        that is there already stays. Raises UserError if its name belongs to a picture with other content.
         """
-        refused: dict[str, str] = {}
+        causes = {**(refused or {})}
         known = {picture.name: picture.sha256 for picture in self.pictures()}
         rows = []
         for name, path in files:
+            if name in causes:
+                continue
             try:
                 data = read_image(path)
                 open_image(data)
             except UserError as error:
-                refused[name] = str(error)
+                causes[name] = str(error)
                 continue
             digest = hashlib.sha256(data).hexdigest()
             if known.setdefault(name, digest) != digest:
@@ -234,7 +237,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             self._db.executemany(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
             )
-        return refused
+        for name, cause in list(causes.items())[:5]:
+            logger.warning("left out: %s (%s)", name, cause)
+        if len(causes) > 5:
+            logger.warning("left out: %d more", len(causes) - 5)
+        return set(causes)
 
     def settings(self, step: str, value: Mapping[str, Any]) -> str:
         """The id under which these settings of `step` are recorded."""
