@@ -17,13 +17,13 @@ _NAMES = {
     "data.descriptions": "data.formats", "data.features": "training.features", "data.images": "images",
     "data.tables": "data.formats", "evaluation.answerers": "evaluation.models",
     "evaluation.reliability": "text_failures", "evaluation.remote": "evaluation.models",
-    "evaluation.statistics": "statistics", "generation.continuous": "generation.batching",
-    "generation.endings": "generation.stopping", "generation.endpoint": "endpoint",
-    "generation.jobs": "generation.batch_job", "listening": "local_web", "local_page": "local_web",
-    "model.adapters": "model.lora", "model.alignment": "minigpt4", "model.eight_bits": "model.quantization",
-    "model.packed": "model.packing", "model.plan": "memory", "model.record": "model.loading",
-    "model.released": "model.convert", "model.start": "model.projection", "model.streaming": "model.convert",
-    "prompts.own": "prompts.jinja", "training.run": "training.train",
+    "evaluation.statistics": "statistics", "generation.attention": "app.page.attention",
+    "generation.continuous": "generation.batching", "generation.endings": "generation.stopping",
+    "generation.endpoint": "endpoint", "generation.jobs": "app.batch_job", "listening": "local_web",
+    "local_page": "local_web", "model.adapters": "model.lora", "model.alignment": "minigpt4",
+    "model.eight_bits": "model.quantization", "model.packed": "model.packing", "model.plan": "memory",
+    "model.record": "model.loading", "model.released": "model.convert", "model.start": "model.projection",
+    "model.streaming": "model.convert", "prompts.own": "prompts.jinja", "training.run": "training.train",
 }  # fmt: skip
 FORMER_NAMES = {f"minigpt4.{former}": f"minigpt4.{today}" for former, today in _NAMES.items()}
 
