@@ -43,7 +43,7 @@ class TakenError(ValueError):
 
 
 class LabellingDesk(ABC):
-    """Hands out things to judge, by their index, and records decisions. Safe to use from several threads.
+    """Hands out `total` things to judge, by their index, and records decisions. Safe to use from several threads.
 
     `html` is the package and file of what `labelling.html` shows of a thing; `thing` and `judge` are what requests and
     answers call a thing and a person.
@@ -54,12 +54,8 @@ class LabellingDesk(ABC):
     thing: str
     judge: str
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """How many things there are to judge."""
+    def __init__(self, total: int) -> None:
+        self.total, self.lock = total, threading.RLock()
 
     @abstractmethod
     def image(self, index: int) -> Path | bytes:
@@ -91,7 +87,7 @@ class LabellingDesk(ABC):
 
     def order(self, person: str) -> Sequence[int]:
         """The order in which this person judges."""
-        return range(len(self))
+        return range(self.total)
 
     def next(self, person: str) -> int | None:
         """The first thing that waits for this person, or None."""
@@ -101,9 +97,9 @@ class LabellingDesk(ABC):
     def progress(self, person: str) -> dict[str, Any]:
         """Counts, the seconds that remain at this person's pace, and how far people agree."""
         with self.lock:
-            waiting = sum(self.waits(person, index) for index in range(len(self)))
+            waiting = sum(self.waits(person, index) for index in range(self.total))
             left = seconds_left(self.times(person), waiting)
-            return {"total": len(self), "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
+            return {"total": self.total, "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
 
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
@@ -147,8 +143,8 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
 
     @validate_call
     def within(index: int) -> int:
-        if not 0 <= index < len(desk):
-            raise HTTPException(404, f"there are {len(desk)} to judge")
+        if not 0 <= index < desk.total:
+            raise HTTPException(404, f"there are {desk.total} to judge")
         return index
 
     @app.get("/", response_class=HTMLResponse)

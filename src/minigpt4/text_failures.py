@@ -127,6 +127,4 @@ def _breaks_off(text: str, last_word: str) -> bool:
     if _STOP.search(text):
         # "I can see a." is unfinished too; "The ball is red." is not.
         return last_word in {"a", "an", "the", "and", "or", "of"}
-    if text[-1] in ",;:-–—":
-        return True
-    return bool(_CLOSED_BEFORE.search(text)) or last_word in _DANGLING
+    return text[-1] in ",;:-–—" or bool(_CLOSED_BEFORE.search(text)) or last_word in _DANGLING
