@@ -190,11 +190,8 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         history = FileHistory(path)
     except (OSError, UserError) as error:
         say(f"(no history: {error})", err=True)
+    completer = NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths)
     return PromptSession(
-        history=history,
-        output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
-        multiline=True,
-        key_bindings=keys,
-        completer=NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths),
-        complete_while_typing=False,
-    )
+        history=history, output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr), multiline=True,
+        key_bindings=keys, completer=completer, complete_while_typing=False,
+    )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +26,7 @@ from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 from minigpt4.telling import shown
-from minigpt4.text_failures import failure, foreign_share
-
-logger = logging.getLogger(__name__)
+from minigpt4.text_failures import failure, foreign_share, words
 
 HASH_SIDE = 16
 
@@ -109,11 +106,9 @@ def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]
     with progress_bar() as bar:
         task = bar.add_task("hash images", total=len(missing), note="")
         for name, image in missing.items():
-            try:
-                known[name] = difference_hash(open_image(image.read()))
+            if (data := image.read_if_there()) is not None:
+                known[name] = difference_hash(open_image(data))
                 ledger.add("hash", settings, [((name, 0), 0, {"hash": known[name].tolist()})])
-            except UserError as error:
-                logger.warning("left out: %s", error)
             bar.advance(task)
     return known
 
@@ -126,25 +121,20 @@ def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list
     seen: Counter[str] = Counter()
     found: list[dict[str, float | None]] = []
     for item in items:
-        text, words = item.text, language.words(item.text)
-        grounding = item.grounding.data if item.grounding is not None else {}
+        text, said = item.text, words(item.text)
+        grounding = item.grounding or {}
         found.append({
-            "too_short": len(words),
-            "too_long": len(words),
+            "too_short": len(said), "too_long": len(said),
             "unfinished": int(failure(text, item.ended) in ("fragment", "no end", "empty")),
-            "fragments": language.count_fragments(text),
-            "repeated_ngrams": language.repeated_share(text),
+            "fragments": language.count_fragments(text), "repeated_ngrams": language.repeated_share(text),
             "repeated_sentences": language.count_repeated_sentences(text),
             "apology": language.count(language.APOLOGIES, text),
             "assistant_talk": language.count(language.ASSISTANT_TALK, text),
-            "non_english": foreign_share(text),
-            "markup": language.count(language.MARKUP, text),
-            "duplicate_picture": nearest.get(item.picture.name),
-            "duplicate_text": seen[" ".join(words)],
-            "ungrounded_sentence": grounding.get("lowest"),
-            "ungrounded_text": grounding.get("whole"),
+            "non_english": foreign_share(text), "markup": language.count(language.MARKUP, text),
+            "duplicate_picture": nearest.get(item.picture.name), "duplicate_text": seen[" ".join(said)],
+            "ungrounded_sentence": grounding.get("lowest"), "ungrounded_text": grounding.get("whole"),
         })  # fmt: skip
-        seen[" ".join(words)] += 1
+        seen[" ".join(said)] += 1
     return found
 
 

@@ -8,7 +8,6 @@ the image speaks against it. (In the plain difference a rare word would weigh mo
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
 from minigpt4.stopping import StopSignals
-
-logger = logging.getLogger(__name__)
 
 BATCH, SEED = 32, 0
 
@@ -138,10 +135,8 @@ class ImageFeatures:
         for name in dict.fromkeys(names):
             if name not in self._found:
                 self._found[name] = None
-                try:
-                    opened[name] = open_image(self._images[name].read())
-                except UserError as error:
-                    logger.warning("left out: %s", error)
+                if (data := self._images[name].read_if_there()) is not None:
+                    opened[name] = open_image(data)
         if opened:
             self._found |= dict(zip(opened, self._model.encode_images(list(opened.values())), strict=True))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.images import open_image, read_image
+
+logger = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
@@ -61,6 +64,14 @@ class Picture:
             raise UserError(f"{self.path}: the picture was changed since it was added")
         return data
 
+    def read_if_there(self) -> bytes | None:
+        """As `read`, but None, with a warning, where that raises UserError."""
+        try:
+            return self.read()
+        except UserError as error:
+            logger.warning("left out: %s", error)
+            return None
+
 
 @dataclass(frozen=True)
 class Event:
@@ -84,7 +95,7 @@ class Item:
     sample: int
     raw: Event
     refined: Event | None = None
-    grounding: Event | None = None
+    grounding: dict[str, Any] | None = None  # as `measure_grounding` returns it
     verdict: Event | None = None
     selection: Event | None = None
     reviews: dict[str, Event] = field(default_factory=dict)
@@ -137,7 +148,7 @@ class Item:
         elif event.source != self.source.seq:
             return
         elif event.step == "ground":
-            self.grounding = event
+            self.grounding = event.data
         elif event.step == "filter":
             self.verdict = event
         elif event.step == "select":
@@ -199,20 +210,23 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- writing
 
-    def add_pictures(self, files: Iterable[tuple[str, Path]]) -> dict[str, str]:
-        """Add (name, file); returns why those that cannot be opened were left out, by name.
+    def add_pictures(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
+        """Add (name, file); returns the names of those that were left out, with warnings of some.
 
-        A picture that is there already stays. Raises UserError if its name belongs to a picture with other content.
+        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. A picture
+        that is there already stays. Raises UserError if its name belongs to a picture with other content.
         """
-        refused: dict[str, str] = {}
+        causes = {**(refused or {})}
         known = {picture.name: picture.sha256 for picture in self.pictures()}
         rows = []
         for name, path in files:
+            if name in causes:
+                continue
             try:
                 data = read_image(path)
                 open_image(data)
             except UserError as error:
-                refused[name] = str(error)
+                causes[name] = str(error)
                 continue
             digest = hashlib.sha256(data).hexdigest()
             if known.setdefault(name, digest) != digest:
@@ -223,7 +237,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             self._db.executemany(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
             )
-        return refused
+        for name, cause in list(causes.items())[:5]:
+            logger.warning("left out: %s (%s)", name, cause)
+        if len(causes) > 5:
+            logger.warning("left out: %d more", len(causes) - 5)
+        return set(causes)
 
     def settings(self, step: str, value: Mapping[str, Any]) -> str:
         """The id under which these settings of `step` are recorded."""
@@ -247,11 +265,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         ]
         before = self._db.total_changes
         with self._told(), self._db:
-            self._db.executemany(
-                "INSERT OR IGNORE INTO events (picture, sample, step, source, settings, turn, data, at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._db.executemany("INSERT OR IGNORE INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         return self._db.total_changes - before
 
     def next_turn(self, step: str) -> int:

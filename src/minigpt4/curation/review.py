@@ -32,16 +32,13 @@ class ReviewDesk(LabellingDesk):
     html = "minigpt4.curation", "review.html"
 
     def __init__(self, ledger: Ledger, shared: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
         self.ledger, self.shared, self.clock = ledger, shared, clock
         self.items = [item for item in ledger.items() if item.kept and item.text.strip()]
+        super().__init__(len(self.items))
         if not self.items:
             raise UserError(f"{ledger.project}: there is no text to review; describe, refine and filter first")
         self._settings = ledger.settings("review", {"shared": shared})
         self._leases: dict[int, tuple[str, float]] = {}  # reviewer, until when
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def image(self, index: int) -> bytes:
         return self.items[index].picture.read()
@@ -81,7 +78,7 @@ class ReviewDesk(LabellingDesk):
                 "raw": raw, "written": item.text, "mine": mine["verdict"],
                 "text": mine["text"] if mine["verdict"] == "edit" else item.text,
                 "changes": differences(raw, item.text) if raw != item.text else [],
-                "sentences": item.grounding.data["sentences"] if item.grounding is not None else [],
+                "sentences": item.grounding["sentences"] if item.grounding else [],
             }  # fmt: skip
 
     def decide(self, reviewer: str, index: int, source: int, verdict: str, text: EditedText = None) -> None:

@@ -85,7 +85,7 @@ def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
     Grounding is that of the whole text: its least supported sentence is mostly a harmless filler that fits any image.
     Raises UserError for an item without grounding.
     """
-    measured = [item.grounding.data for item in items if item.grounding is not None]
+    measured = [item.grounding for item in items if item.grounding]
     if missing := len(items) - len(measured):
         raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
     scores = np.zeros(len(items))

@@ -56,11 +56,8 @@ class RatingDesk(LabellingDesk):
     html = "minigpt4.evaluation", "rating.html"
 
     def __init__(self, questions: Sequence[RatedQuestion], journal: Journal, images: Path) -> None:
-        super().__init__()
+        super().__init__(len(questions))
         self.questions, self.journal, self.images = questions, journal, images
-
-    def __len__(self) -> int:
-        return len(self.questions)
 
     def image(self, index: int) -> Path:
         image = self.questions[index].image

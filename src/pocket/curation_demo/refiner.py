@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minigpt4.curation.language import is_whole, sentences, words
-from minigpt4.text_failures import failure
+from minigpt4.curation.language import is_whole, sentences
+from minigpt4.text_failures import failure, words
 
 MODEL = "rule-based-mender"
 _MARKS = re.compile(r"</?\w+[^<>\n]*>|^\s*(?:[-*•]|\d+[.)])\s*|^\s*Steps:.*$", re.M)
@@ -83,8 +84,6 @@ def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     print(f"http://127.0.0.1:{server.server_address[1]}/v1", flush=True)
     server.daemon_threads = True
-    import threading
-
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()  # ends when the process that started this one does, however it ends
 
