@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.errors import UserError
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
@@ -125,7 +120,7 @@ class Terminal:
     def _image(self, path: str) -> None:
         if not path:
             raise UserError("/image needs a path, for example /image photo.jpg")
-        image = dropped(path)
+        image = expand(path)
         open_image(image)  # a broken image is reported now, not at the next question
         self.last_image = image
         self.pending.append(image)
@@ -144,22 +139,7 @@ class Terminal:
     def _export(self, path: str) -> None:
         if not path:
             raise UserError("/export needs a path, for example /export chat.md")
-        say(f"saved in {self.chat.save(dropped(path))}", err=True)
-
-
-def dropped(text: str) -> Path:
-    """The path in a text that was typed, or that a terminal writes when a file is dropped on it.
-
-    It may be plain, in quotes, escaped for a shell, a file:// URL, or a Windows path (with a drive, as WSL mounts it);
-    the first reading that exists is taken.
-    """
-    words = [text, text.strip(), text.strip().strip("'\"")]
-    with suppress(ValueError):  # a quote without its second, no URL
-        words.append(" ".join(shlex.split(text)))
-        words += [url2pathname(urlsplit(word).path) for word in words if word.startswith("file:")]
-    words += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", w.replace("\\", "/")) for w in words]
-    paths = [expanded(word) for word in words]
-    return Path(next(filter(os.path.exists, paths), paths[2]))
+        say(f"saved in {self.chat.save(expand(path))}", err=True)
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
@@ -202,7 +182,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
     paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
     try:
-        path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
+        path = expand(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "minigpt4" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)

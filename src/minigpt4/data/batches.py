@@ -45,7 +45,7 @@ class Samples:
         return len(self.pictures)
 
     def fingerprint(self) -> str:
-        """Changes when any picture, token or prompt does, or their order."""
+        """Changes with any picture, token or prompt, and with their order."""
         digest = hashlib.sha256(b"".join(self.pictures))
         own = ([i, *ids] for i, ids in sorted(self.own_prompts.items()))
         for ids in (*self.targets, *self.prompts, *own):
@@ -104,9 +104,8 @@ def tokenise(
     format of stage 2; without it, that of the paper.
 
     A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
-    generates; where the tokenizer puts a space before every text, the end symbol is tokenised with its text (as in the
-    original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end. In stage 2 texts are
-    rid of the template's stop string (see `without_stop`).
+    generates; where the tokenizer puts a space before every text, together (as in the original). They are cut at
+    `max_text_tokens`, so a text that is cut teaches no end. Stage 2's texts are rid of the stop string.
     """
 
     def prompt_ids(prompt: str) -> list[int]:

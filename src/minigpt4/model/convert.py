@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, write_atomically
+from minigpt4.files import expand, write_atomically
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import NO_LLM, empty_graph
 from minigpt4.model.lora import Trained
@@ -118,7 +118,7 @@ def _vision_side(
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
-    out = Path(expanded(out))
+    out = expand(out)
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
     if read_record(sources.resolve(model)).trained != Trained():
@@ -154,7 +154,7 @@ class _Tensors:
 
 def _read(path: str | Path, mark: str) -> _Tensors:
     """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
-    path = Path(expanded(path))
+    path = expand(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt4.documents import check
 from minigpt4.errors import UserError
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.model import parts, sources
 from minigpt4.model.lora import Trained
 from minigpt4.prompts.templates import Template, get_template
@@ -99,9 +99,9 @@ def check_origin(name: str, recorded: Origin, found: Origin) -> None:
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.shipped_models() or not Path(expanded(name)).is_dir():
+    if str(name) in sources.shipped_models() or not expand(name).is_dir():
         return str(name)
-    return str(Path(expanded(name)).resolve())
+    return str(expand(name).resolve())
 
 
 def parts_inside(directory: Path, qformer: bool = False) -> Origin:

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
-from minigpt4.files import expanded
+from minigpt4.files import expand
 
 
 def shipped_models() -> dict[str, Path]:
@@ -43,7 +43,7 @@ def resolve(name: str | Path) -> str | Path:
                 "`minigpt4 pocket build`"
             )
         return path
-    path = Path(expanded(name))
+    path = expand(name)
     gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
     if gguf and gguf.is_file() and not (path / "config.json").exists():
         raise UserError(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
-from minigpt4.files import expanded
+from minigpt4.files import expand
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
-def _at_home(value: Any) -> Any:
-    """A path, or several, or none, with the home directory for `~`."""
+def _expanded(value: Any) -> Any:
+    """A path, or several, or none, as `expand` reads it."""
     if isinstance(value, tuple):
-        return tuple(map(_at_home, value))
-    return type(value)(expanded(value)) if isinstance(value, str | Path) else value
+        return tuple(map(_expanded, value))
+    if not isinstance(value, str | Path) or Path(value) == (path := expand(value)):
+        return value
+    return type(value)(path)
 
 
 class DataSource(BaseModel):
@@ -54,7 +56,7 @@ class DataSource(BaseModel):
     weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
-    _paths = field_validator("path")(_at_home)
+    _paths = field_validator("path")(_expanded)
 
 
 class Recipe(BaseModel):
@@ -188,7 +190,7 @@ class Recipe(BaseModel):
 
     _paths = field_validator(
         "vision_qformer", "llm", "init", "projection_from", "data", "feature_cache", "output", "sample_images"
-    )(_at_home)
+    )(_expanded)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -292,7 +294,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     Raises:
         UserError: neither a file nor a packaged name.
     """
-    path = Path(expanded(name_or_path))
+    path = expand(name_or_path)
     if path.is_file():
         return path
     packaged = packaged_recipes()
@@ -337,7 +339,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = own.get("base")
     if base is None:
         return own
-    beside = path.parent / expanded(str(base))
+    beside = path.parent / expand(str(base))
     beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
     return beneath | own | {"base": None}
 

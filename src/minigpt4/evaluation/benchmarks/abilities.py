@@ -16,7 +16,7 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item, Items, field_of
 from minigpt4.evaluation.judges import Case, Judge, PeopleJudge, Response, RuleJudge, Verdict
 from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.statistics import Estimate, Rate, agreement
 
 #: Rows over all tasks, and over those for which the paper gives figures.
@@ -149,7 +149,7 @@ def _item(task: str, entry: Any, folder: Path, prompt: str | None, success: str,
         "pocket": field_of(entry, "pocket", dict, {}),
     }
     name = str(field_of(entry, "id", (str, int), f"{task}-{Path(image).stem}"))
-    return Item(name, folder / Path(expanded(image)), asked, task, truth, (), limit)
+    return Item(name, folder / expand(image, variables=False), asked, task, truth, (), limit)
 
 
 def check_truth(case: Case) -> Verdict:
