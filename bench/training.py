@@ -45,9 +45,9 @@ from minigpt4.data.batches import Batch
 from minigpt4.errors import UserError
 from minigpt4.memory import PAPER_LLMS, paper_config
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.loading import Origin
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.quantization import FORMATS, check_load_in, multiply, quantize, quantize_linears
-from minigpt4.model.record import Origin
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast, operations

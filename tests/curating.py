@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+import commands
+from commands import START
 from minigpt4.curation.ledger import Ledger
 from tiny import IMAGE_SIZE
 
 COLOURS = ("red", "green", "blue", "orange", "purple")
-START = "from minigpt4.cli import main; main()"
 
 
 def picture_file(number: int) -> bytes:
@@ -52,7 +53,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **more)
+    return commands.run("curate", *arguments, **more)
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

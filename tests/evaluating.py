@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from curating import START, picture_file
+import commands
+from commands import START
+from curating import picture_file
 
 
 def picture_folder(directory: Path, count: int) -> Path:
@@ -37,7 +39,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **more)
+    return commands.run("eval", *arguments, **more)
 
 
 def results(directory: Path) -> dict[str, Any]:

@@ -14,15 +14,12 @@ import typer
 import yaml
 from PIL import Image
 
+from commands import run
 from minigpt4.cli import app
 from pages import ask, served
 
 COMMANDS = Path(__file__).with_name("commands.yaml")
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
-
-
-def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([MINIGPT4, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120)
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

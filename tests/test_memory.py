@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
@@ -100,7 +101,6 @@ print(int(peak.split()[1]) * 1024)
 @pytest.fixture(scope="module")
 def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 90 million parameters with random weights, as an export in float32."""
-    import torch
     from safetensors.torch import save_file
     from transformers import (
         Blip2QFormerConfig,
@@ -176,6 +176,8 @@ def long_captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_estimate_is_within_15_per_cent_of_what_a_process_takes(
     middling: Path, long_captions: Path, planned: dict[str, dict[str, int]], job: str, dtype: str
 ) -> None:
+    if job != "chat" and dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU multiplies no bfloat16, and takes minutes for a step")
     command = [sys.executable, "-c", JOB, job, dtype, str(middling), str(long_captions)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert planned[job][dtype] == pytest.approx(int(run.stdout), rel=0.15)

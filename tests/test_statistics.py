@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minigpt4.statistics import Estimate, Rate, bootstrap, text, wilson
+from minigpt4.statistics import Estimate, Rate, text
 
 
 @pytest.mark.parametrize(
@@ -11,15 +11,14 @@ from minigpt4.statistics import Estimate, Rate, bootstrap, text, wilson
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_gives_the_published_intervals(successes, total, low, high):
-    assert wilson(successes, total) == pytest.approx((low, high), abs=5e-5)
+    assert Rate(successes, total).interval == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_widens_with_confidence_and_refuses_nonsense():
-    assert wilson(5, 10, 0.99)[0] < wilson(5, 10, 0.9)[0]
-    assert wilson(0, 0) == (0.0, 1.0)
-    for arguments in ((3, 2), (-1, 2), (1, 2, 1.0)):
-        with pytest.raises(ValueError, match=r"proportion|confidence"):
-            wilson(*arguments)
+def test_wilson_knows_nothing_of_no_cases_and_refuses_nonsense():
+    assert Rate(0, 0).interval == (0.0, 1.0)
+    for arguments in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="proportion"):
+            _ = Rate(*arguments).interval
 
 
 def test_rates_add_up_and_print():
@@ -34,14 +33,13 @@ def test_rates_add_up_and_print():
 def test_bootstrap_gives_a_normal_interval_for_a_mean_and_repeats():
     cases = [float(i % 10) for i in range(400)]
     mean = lambda values: sum(values) / len(values)  # noqa: E731
-    low, high = bootstrap(cases, mean)
+    found = Estimate.bootstrapped(cases, mean)
     spread = 1.96 * (8.25 / 400) ** 0.5
-    assert (low, high) == pytest.approx((4.5 - spread, 4.5 + spread), abs=0.05)
-    assert bootstrap(cases, mean) == (low, high)
-    assert bootstrap([3.0], mean) == (3.0, 3.0)
-    assert all(map(math.isnan, bootstrap([1.0], lambda values: math.nan)))
-    with pytest.raises(ValueError, match="without cases"):
-        bootstrap([], mean)
+    assert (found.low, found.high) == pytest.approx((4.5 - spread, 4.5 + spread), abs=0.05)
+    assert Estimate.bootstrapped(cases, mean) == found
+    assert Estimate.bootstrapped([3.0], mean) == Estimate(3.0, 3.0, 3.0, 1)
+    for unknown in (Estimate.bootstrapped([1.0], lambda values: math.nan), Estimate.bootstrapped([], mean)):
+        assert all(map(math.isnan, (unknown.low, unknown.high)))
 
 
 def test_one_form_of_text_for_every_figure():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from commands import run
 from minigpt4.telling import shown
 
-MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 NAME = "x\x1b]0;owned\x07\x9b31m\r\nminigpt4: all is well\u202egpj.png"
 ESCAPED = r"x\x1b]0;owned\x07\x9b31m\r\nminigpt4: all is well\u202egpj.png"
 
@@ -57,8 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_names_reach_no_terminal_as_commands(folder: Path, command: list[str], told: str) -> None:
-    done = subprocess.run([MINIGPT4, *command], cwd=folder, capture_output=True, timeout=120)
-    said = (done.stdout + done.stderr).decode()
+    done = run(*command, cwd=folder)
+    said = done.stdout + done.stderr
     assert told in said
     assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)
     assert "\nminigpt4: all is well" not in said

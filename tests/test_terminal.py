@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from commands import run
 from speaking import endless_llm
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -37,8 +38,7 @@ def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPa
 
 
 def chat(alignment: Path, lines: str) -> subprocess.CompletedProcess[str]:
-    command = [MINIGPT4, "chat", alignment, alignment.parent / "picture.png", "--max-new-tokens", 9]
-    return subprocess.run([*map(str, command)], input=lines, capture_output=True, text=True, timeout=120)
+    return run("chat", alignment, alignment.parent / "picture.png", "--max-new-tokens", 9, stdin=lines)
 
 
 def test_a_pipe_gets_one_answer_a_line(alignment: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_pipe_gets_one_answer_a_line(alignment: Path, tmp_path: Path) -> None:
     picture = alignment.parent / "picture.png"
     lines = f"What is it?\n\nIs it\\\nred?\n/export {saved}\n/reset\nAgain?\n/image {picture}\nAnd?\n/quit\nNot asked\n"
     result = chat(alignment, lines)
-    assert (result.returncode, result.stdout) == (0, "Yes\nYes\nYes\nYes\n")
+    assert (result.returncode, result.stdout) == (0, "Yes\nYes\nYes\nYes\n"), result.stderr
     assert result.stderr == f"saved in {saved}\n"
     assert saved.read_text() == (
         f"**You:** ![]({picture}) What is it?\n\n**MiniGPT-4:** Yes\n\n**You:** Is it\nred?\n\n**MiniGPT-4:** Yes\n"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from minigpt4 import former_names  # noqa: F401  # lets imports by former names work
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Chat", "MiniGPT4", "UserError", "__version__"]
+_HOMES = {"Chat": "minigpt4.generation.chat", "MiniGPT4": "minigpt4.minigpt4"}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,14 +26,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("minigpt4")
-    if name == "MiniGPT4":
-        from minigpt4.minigpt4 import MiniGPT4
-
-        return MiniGPT4
-    if name == "Chat":
-        from minigpt4.generation.chat import Chat
-
-        return Chat
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+import pocket.cli as laboratory
 from minigpt4 import cli_options as options
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
@@ -46,9 +47,15 @@ class _Commands(TyperGroup):
             say(shown(f"minigpt4{_process()}: {trouble.filename}: {trouble.strerror}"), err=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
-            if _is_main_process():
+            if not _process():
                 say(f"minigpt4: {str(stop) or 'stopped'}", err=True)
             raise SystemExit(130) from None
+
+
+def _process() -> str:
+    """Of the processes that torchrun starts, one says what all have to say; the name of another, for its mistakes."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _expanded(option: re.Match[str]) -> str:
@@ -58,16 +65,6 @@ def _expanded(option: re.Match[str]) -> str:
         raise typer.BadParameter(str(mistake)) from None
 
 
-def _is_main_process() -> bool:
-    """False in all but one of the processes that torchrun starts: what all have to say, one says for them."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _process() -> str:
-    """The rank as a prefix, since only one process may hit the error."""
-    return "" if _is_main_process() else f" (process {os.environ['RANK']})"
-
-
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -75,20 +72,12 @@ app.add_typer(curate, name="curate")
 app.add_typer(data, name="data")
 app.add_typer(eval_, name="eval")
 app.add_typer(recipes, name="recipe")
-
-
-def _add_laboratory() -> None:
-    """The laboratory's commands, which stand above the library; their former names still work."""
-    import pocket.cli as laboratory
-
-    app.add_typer(laboratory.pocket, name="pocket")
-    app.command(hidden=True)(laboratory.demo)
-    app.command(hidden=True)(laboratory.reproduce)
-    curate.command("demo", hidden=True)(laboratory.curate)
-    eval_.command("ablations", hidden=True)(laboratory.ablations)
-
-
-_add_laboratory()
+app.add_typer(laboratory.pocket, name="pocket")
+# Former names of the laboratory's commands, which still work.
+app.command(hidden=True)(laboratory.demo)
+app.command(hidden=True)(laboratory.reproduce)
+curate.command("demo", hidden=True)(laboratory.curate)
+eval_.command("ablations", hidden=True)(laboratory.ablations)
 
 
 def _version(asked: bool) -> None:
@@ -112,9 +101,7 @@ def root(
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships: pocket-stage1.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
-    check: Annotated[
-        bool, typer.Option("--dry-run", help="Only check everything, and say what would be done.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--dry-run", help="Check everything, and say what would be done.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="With --dry-run: processes that torchrun will start.")] = 1,
 ) -> None:
     """Carry out a recipe: train the projection. A run that was stopped goes on where its last checkpoint stood.
@@ -133,9 +120,9 @@ def train(
         return
     from minigpt4.training.train import train as run
 
-    logging.getLogger("minigpt4").setLevel(logging.INFO if _is_main_process() else logging.WARNING)
+    logging.getLogger("minigpt4").setLevel(logging.WARNING if _process() else logging.INFO)
     alignment = run(loaded)
-    if _is_main_process():
+    if not _process():
         say(alignment)
 
 
@@ -174,9 +161,7 @@ def chat(
 @app.command()
 def web(
     model: options.Model = "pocket",
-    beside: Annotated[
-        list[str] | None, typer.Option(help="Another model to choose and compare; may be given several times.")
-    ] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="Another model to compare; may be repeated.")] = None,
     host: options.Host = options.HOST,
     port: options.Port = 7860,
     dtype: options.Dtype = None,
@@ -220,15 +205,9 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     result = run_job(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
-        read_tasks(images, prompt),
-        out,
-        job={"model": model, "dtype": dtype, "load_in": load_in},
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        seed=seed,
-        **sampling,
-    )
+        read_tasks(images, prompt), out, job={"model": model, "dtype": dtype, "load_in": load_in},
+        batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams, seed=seed, **sampling,
+    )  # fmt: skip
     say(result)
 
 
@@ -239,17 +218,13 @@ def serve(
     host: options.Host = options.HOST,
     port: options.Port = 8000,
     name: Annotated[str | None, typer.Option(help="What requests call the model; its own name by default.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="MINIGPT4_API_KEY", help="What clients must send. Better in the environment.")
-    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="MINIGPT4_API_KEY", help="What clients must send.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")] = 128,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 120,
     max_pixels: Annotated[int, typer.Option(min=1, help="Maximum pixels per image.")] = 16_000_000,
     max_images: Annotated[int, typer.Option(min=0, help="Maximum images per request.")] = 8,
-    allow_images_from: Annotated[
-        list[str] | None, typer.Option(help="A host from which pictures may be fetched; none by default.")
-    ] = None,
+    allow_images_from: Annotated[list[str] | None, typer.Option(help="A host from which to fetch pictures.")] = None,
     dtype: options.Dtype = None,
     load_in: options.LoadIn = None,
     device: options.Device = None,
@@ -309,18 +284,12 @@ def convert(
     out: options.NewDirectory,
     qformer: Annotated[Path | None, typer.Option(help="The Q-Former: blip2_pretrained_flant5xxl.pth.")] = None,
     no_qformer: Annotated[bool, typer.Option("--no-qformer", help="The variant that has none.")] = False,
-    llm: Annotated[str | None, typer.Option(help="The LLM: a directory or hub id.")] = None,
-    llm_base: Annotated[
-        str | None, typer.Option(help="Base LLaMA weights, if the LLM is given as a Vicuna delta.")
-    ] = None,
+    llm: Annotated[str | None, typer.Option(help="The LLM: a directory, hub id or GGUF file.")] = None,
+    llm_base: Annotated[str | None, typer.Option(help="Base LLaMA weights, which a Vicuna delta needs.")] = None,
     llm_delta: Annotated[str | None, typer.Option(help="The Vicuna delta.")] = None,
-    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the ViT (default: width / 88).")] = None,
-    qformer_heads: Annotated[
-        int | None, typer.Option(help="Attention heads of the Q-Former (default: width / 64).")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Input size in pixels; position embeddings are interpolated if it differs.")
-    ] = None,
+    vision_heads: Annotated[int | None, typer.Option(help="Heads of the ViT (default: width / 88).")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="Heads of the Q-Former (default: width / 64).")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Input size in pixels; positions are interpolated.")] = None,
     dtype: options.WrittenDtype = None,
 ) -> None:
     """Turn the files that the paper's authors released into a Hugging Face directory.
@@ -345,12 +314,10 @@ def convert(
 @app.command()
 def assemble(
     vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
-    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory or hub id.")],
+    llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory, hub id or GGUF file.")],
     out: options.NewDirectory,
     template: options.Template = None,
-    no_qformer: Annotated[
-        bool, typer.Option("--no-qformer", help="Feed ViT patches to the projection, without a Q-Former.")
-    ] = False,
+    no_qformer: Annotated[bool, typer.Option("--no-qformer", help="Feed ViT patches to the projection.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
     dtype: options.WrittenDtype = None,
 ) -> None:
@@ -358,7 +325,7 @@ def assemble(
 
     Example: minigpt4 assemble --vision-qformer Salesforce/blip2-opt-2.7b --llm lmsys/vicuna-7b-v1.5 --out untrained
     """
-    from minigpt4.model.on_disk import assemble
+    from minigpt4.model.convert import assemble
 
     used = assemble(vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype)
     say(f"{out} (chat format: {used.name})")
@@ -384,9 +351,9 @@ def export(
         return
     if out is None:
         raise UserError("give the new directory as --out")
-    from minigpt4.model import on_disk
+    from minigpt4.model.convert import export as export_files
 
-    on_disk.export(model, out, dtype=dtype)
+    export_files(model, out, dtype=dtype)
     say(out)
 
 

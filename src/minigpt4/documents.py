@@ -56,12 +56,11 @@ def parse_yaml(text: str, name: str) -> Any:
     """What a YAML text holds. Raises UserError that names it as `name`, and the line."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise UserError(f"{where}: broken YAML ({getattr(error, 'problem', None) or _line(error)})") from None
     except Exception as error:  # what PyYAML makes of odd numbers, dates and tags raises whatever Python does
-        raise UserError(f"{name}: broken YAML ({_line(error)})") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        told = problem or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where}: broken YAML ({told})") from None
 
 
 def check(adapter: TypeAdapter[T], value: Any, name: str) -> T:
@@ -79,12 +78,8 @@ def explain(error: ValidationError) -> str:
     if mistake["type"] == "missing":
         return f"{key!r} is missing"
     if mistake["type"] == "value_error":
-        return f"{key}: {mistake['ctx']['error']}"
+        return ": ".join(filter(None, (key, str(mistake["ctx"]["error"]))))
     return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Loader(yaml.SafeLoader):

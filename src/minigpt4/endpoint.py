@@ -1,10 +1,9 @@
 """An OpenAI-compatible endpoint that may misbehave: one question in, one whole answer out, or one line that says why.
 
 The client library speaks the protocol; what is added here is patience. Whatever may pass (no connection, a timeout,
-408, 409, 429, 5xx, an answer that is cut or makes no sense) is tried again after a pause that grows, with jitter, or
-that the server asked for. A parameter that the model refuses is left out or renamed from then on, and a model that
-thinks first gets the tokens for it. What will not pass (a wrong key, an unknown model) ends the work at once. The key
-is read from the environment, and nothing here returns or prints it.
+429, 5xx, an answer that is cut or makes no sense) is tried again after a pause that grows, or that the server asked
+for. A parameter that the model refuses is left out or renamed from then on, and a model that thinks first gets the
+tokens for it. What will not pass (a wrong key, an unknown model) ends the work at once. Nothing here prints the key.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -38,11 +40,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 HERE = (*LOOPBACK, "0.0.0.0")
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
 _PASSING = {408, 409, 425, 429}
-
-
 _EMPTY = "an empty answer"
-
-
 #: Tokens for the thought before an answer, beside those for the answer; the first step is for models that do not think.
 ROOM = (0, 4096, 16_384)
 _TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)\b"
@@ -61,8 +59,7 @@ _IMAGE = re.compile(r"image|picture|photo|pixel|file|format|mime|media|base64|da
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
     """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known.
 
-    `empty` says that it did answer, with nothing: this is what its model has to say. `refused` says that it does not
-    take this conversation, perhaps for its image; others may be answered.
+    `empty`: it did answer, with nothing. `refused`: it does not take this conversation, but may answer others.
     """
 
     def __init__(self, reason: str, tokens: int = 0, *, refused: bool = False) -> None:
@@ -117,13 +114,10 @@ def split_address(url: str) -> tuple[str, str, str | None]:
 class Endpoint:
     """An endpoint and the model that it is asked for. Safe to use from several threads.
 
-    Args:
-        url: The base, as in `http://localhost:8000/v1`. `http://USER:PASSWORD@host/v1` signs in so, and
-            `http://KEY@host/v1` is a key in place of the environment's; both are kept out of `self.url`.
-        timeout: Seconds for one attempt.
-        attempts: How often one question is asked at most.
-    Raises:
-        UserError: the client library is not installed, or the key holds characters that no header can.
+    `url` is the base, as in `http://localhost:8000/v1`. `http://USER:PASSWORD@host/v1` signs in so, and
+    `http://KEY@host/v1` is a key in place of the environment's; both are kept out of `self.url`. One question is asked
+    `attempts` times at most, `timeout` seconds each. Raises UserError if the client library is not installed, or if the
+    address, the key or a proxy variable cannot be used.
     """
 
     def __init__(self, url: str, model: str, *, timeout: float = 120.0, attempts: int = 6) -> None:
@@ -148,7 +142,6 @@ class Endpoint:
             )  # fmt: skip
         except Exception as error:  # httpx has several for proxy variables that it cannot use
             raise UserError(f"{self.url}: cannot be reached as the proxy variables say ({error})") from None
-        self._random = random.Random()
         self._secrets = [secret for secret in (key, user, password, basic) if secret and len(secret) > 4]
         # What is learnt from refusals and broken thoughts. Threads may learn the same thing at the same time.
         self._refused, self._room, self._most_room, self._answered = set[str](), 0, ROOM[-1], False
@@ -172,19 +165,23 @@ class Endpoint:
                 )
                 reply = _read(raw.http_response.text)
                 if isinstance(reply, Reply):
-                    if reply.ended or not (reply.thought_tokens and self._make_room(room)):
-                        self._answered = True
-                        return _checked(replace(reply, prompt_tokens=reply.prompt_tokens + paid))
                     paid += reply.tokens
-                    continue
-                reason, paid = reply, paid + _question_tokens(messages)
+                    if not reply.ended and reply.thought_tokens and self._make_room(room):
+                        continue
+                    self._answered = True
+                    if not reply.text:
+                        thought = f"the answer broke off inside its thought, after {reply.answer_tokens} tokens"
+                        raise Unanswered(thought, paid)
+                    return replace(reply, prompt_tokens=paid - reply.answer_tokens)
+                reason = reply
+                paid += sum(estimate_tokens(m["content"]) for m in messages if isinstance(m["content"], str))
             except self._openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}"
                 if error.status_code not in _PASSING and error.status_code < 500:
                     if self._adapt(_words(error), sent, room):
                         continue
                     raise self._refusal(error, sent, paid) from None
-                asked = _asked_pause(error.response.headers.get("retry-after"))
+                asked = _asked_pause(error.response.headers.get("retry-after", ""))
                 pause = pause if asked is None else asked
             except self._openai.APITimeoutError:
                 reason = "timed out"
@@ -246,18 +243,16 @@ class Endpoint:
         Unanswered, `record` gets that. What is under way when the work stops is waited for and recorded too: it may
         have been paid. A warning at the end says how many were not answered.
 
-        Raises:
-            UserError: as many answers in a row as are asked for at once (at least three), or all of them, failed; or
-                the endpoint refused five times as many conversations, and answered none.
-            KeyboardInterrupt: Ctrl-C or SIGTERM.
-            Exception: another one that `work` raised.
+        Raises UserError if as many answers in a row as are asked for at once (at least three), or all of them, failed,
+        or if the endpoint refused five times as many conversations and answered none; KeyboardInterrupt after Ctrl-C or
+        SIGTERM; and what `work` raises.
         """
         waiting, running = iter(tasks), dict[Future[R], T]()
         row, most, answered, failures = 0, max(3, concurrency), 0, list[Unanswered]()
         going, hopeless, trouble = True, False, None
         self.stopped.clear()
         with StopSignals() as stop, ThreadPoolExecutor(concurrency, thread_name_prefix="minigpt4-ask") as pool:
-            while running or (going and not stop.received):
+            while True:
                 for task in itertools.islice(waiting, concurrency - len(running) if going and not stop.received else 0):
                     running[pool.submit(work, task)] = task
                 if not running:
@@ -267,21 +262,20 @@ class Endpoint:
                     self.stopped.set()
                 for future in ended:
                     task, error = running.pop(future), future.exception()
-                    if error is not None and not isinstance(error, Unanswered):
-                        trouble, going = trouble or error, False
-                        continue
                     if error is None:
                         row, answered = 0, answered + 1
-                    else:
+                    elif isinstance(error, Unanswered):
                         row += not error.refused
                         failures.append(error)
+                    else:
+                        trouble, going = trouble or error, False
+                        continue
                     hopeless |= row >= min(most, len(tasks)) or (not answered and len(failures) >= 5 * most)
                     if record(task, error or future.result()) is False or hopeless:
                         going = False
         if trouble is not None:
             raise trouble
-        if stop.received:
-            raise KeyboardInterrupt(STOPPED)
+        stop.check()
         if hopeless:
             raise UserError(
                 f"endpoint {self.url}: {failures[-1]}; what was answered is recorded, run the same command again later"
@@ -294,7 +288,7 @@ class Endpoint:
 
     def _pause(self, attempt: int) -> float:
         """Seconds before the next attempt: doubled each time, between half of it and all of it at random."""
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
 
     def _refusal(self, error: Any, sent: dict[str, Any], paid: int) -> Exception:
         """What to raise for a status that will not pass: it ends the work, or costs this conversation only."""
@@ -364,13 +358,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _checked(reply: Reply) -> Reply:
-    """The reply. Raises Unanswered if it broke off before the answer began."""
-    if not reply.text:
-        raise Unanswered(f"the answer broke off inside its thought, after {reply.answer_tokens} tokens", reply.tokens)
-    return reply
-
-
 def without_thought(text: str) -> str | None:
     """The answer behind the thought that a model wrote before it; None if the thought does not end."""
     while True:
@@ -384,27 +371,11 @@ def without_thought(text: str) -> str | None:
             text = answer[1].strip()
 
 
-def _question_tokens(messages: Sequence[dict[str, Any]]) -> int:
-    return sum(estimate_tokens(m["content"]) for m in messages if isinstance(m["content"], str))
-
-
-def _asked_pause(header: str | None) -> float | None:
+def _asked_pause(header: str) -> float | None:
     """Seconds that a Retry-After header asks for, as a number or as a date; None without one that makes sense."""
-    if header is None:
-        return None
-    from email.utils import parsedate_to_datetime
-
-    try:
+    seconds = math.nan
+    with suppress(ValueError, OverflowError):
+        seconds = parsedate_to_datetime(header).timestamp() - time.time()
+    with suppress(ValueError):
         seconds = float(header)
-    except ValueError:
-        from datetime import datetime, timezone
-
-        try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(timezone.utc)).total_seconds()
-        except (ValueError, TypeError):
-            return None
     return min(max(seconds, 0.0), LONGEST_WAIT_ASKED) if math.isfinite(seconds) else None
-
-
-#: What Ctrl-C prints when everything that came back is kept.
-STOPPED = "stopped; what is done is recorded, and the same command goes on from there"

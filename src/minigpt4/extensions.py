@@ -1,6 +1,4 @@
-"""What other packages add to the library, by entry points of the group `minigpt4.<kind>`.
-
-The library finds the pocket models, recipes and pictures this way, so that it imports nothing of the laboratory:
+"""What other packages, such as the laboratory, add to the library, by entry points of the group `minigpt4.<kind>`:
 
 * `models`: a function that gives {name: directory} of models and parts.
 * `recipes`: a function that gives a directory of recipes.

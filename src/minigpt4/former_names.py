@@ -37,10 +37,11 @@ FORMER_NAMES = {
     "minigpt4.model.eight_bits": "minigpt4.model.quantization",
     "minigpt4.model.packed": "minigpt4.model.packing",
     "minigpt4.model.plan": "minigpt4.memory",
+    "minigpt4.model.record": "minigpt4.model.loading",
     "minigpt4.model.released": "minigpt4.model.convert",
     "minigpt4.model.start": "minigpt4.model.projection",
-    "minigpt4.model.streaming": "minigpt4.model.on_disk",
-    "minigpt4.prompts.own": "minigpt4.prompts.from_tokenizer",
+    "minigpt4.model.streaming": "minigpt4.model.convert",
+    "minigpt4.prompts.own": "minigpt4.prompts.jinja",
     "minigpt4.training.run": "minigpt4.training.train",
 }
 

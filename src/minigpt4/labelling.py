@@ -1,30 +1,39 @@
-"""A web page on which people judge one thing after another: what review and rating have in common.
-
-People give a name, get what waits for them, decide, and see how far all have come.
-"""
+"""A web page on which people judge one thing after another: what review and rating have in common."""
 
 from __future__ import annotations
 
 import io
+import json
 import secrets
 import statistics
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import validate_call
 
 from minigpt4.errors import UserError
 from minigpt4.images import open_image
-from minigpt4.local_web import Guard, allowed_hosts
+from minigpt4.local_web import allowed_hosts, known_host, listen, same_site, url
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+try:
+    import uvicorn
+    from fastapi import Body, FastAPI, HTTPException, Query, Request, Response
+    from fastapi.responses import HTMLResponse, JSONResponse
+    from starlette.datastructures import MutableHeaders
+    from starlette.requests import ClientDisconnect
+except ImportError:  # told when the page is asked for; people's judgements are read without it
+    CAN_SERVE = False
+else:
+    CAN_SERVE = True
 
+#: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
+MAX_BODY = 65_536
 #: A longer pause than this, in seconds, is not time spent on a decision.
 PAUSE = 300.0
 
@@ -36,8 +45,8 @@ class TakenError(ValueError):
 class LabellingDesk(ABC):
     """Hands out things to judge, by their index, and records decisions. Safe to use from several threads.
 
-    `html` is the package and file of the page's own part, which is put into `labelling.html`; `thing` and `judge` are
-    the names of a thing to judge and of a person in requests and answers.
+    `html` is the package and file of what `labelling.html` shows of a thing; `thing` and `judge` are what requests and
+    answers call a thing and a person.
     """
 
     title: str
@@ -66,10 +75,7 @@ class LabellingDesk(ABC):
 
     @abstractmethod
     def decide(self, person: str, index: int, /, *args: Any, **decision: Any) -> None:
-        """Record a decision. Its fields are checked by their types when they come from a request.
-
-        Raises TakenError if another person has the thing, ValueError for a wrong decision.
-        """
+        """Record a decision, whose fields have their types. Raises TakenError, or ValueError for a wrong decision."""
 
     @abstractmethod
     def back(self, person: str, index: int | None) -> int | None:
@@ -101,16 +107,9 @@ class LabellingDesk(ABC):
 
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
-    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names.
-
-    UserErrors (a decision that cannot be written, say) are answered with 507, TakenErrors with 409, other ValueErrors
-    with 400. Raises UserError without FastAPI.
-    """
-    try:
-        from fastapi import Body, FastAPI, HTTPException, Query, Response
-        from fastapi.responses import HTMLResponse, JSONResponse
-    except ImportError:
-        raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
+    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names."""
+    if not CAN_SERVE:
+        raise UserError("the page needs a web server: pip install fastapi uvicorn")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     nonce = secrets.token_urlsafe(16)
     page = files("minigpt4").joinpath("labelling.html").read_text(encoding="utf-8")
@@ -118,11 +117,8 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     parts = {"DESK": own, "TITLE": desk.title, "THING": desk.thing, "JUDGE": desk.judge, "NONCE": nonce}
     for name, text in parts.items():
         page = page.replace(f"__{name}__", text)
-    policy = (
-        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; "
-        f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-    )
-    app.add_middleware(Guard, hosts=allowed_hosts(host), policy=policy)
+    allowed = f"img-src 'self' data:; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+    app.add_middleware(Guard, hosts=allowed_hosts(host), policy=f"default-src 'none'; {allowed}")
     for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
         app.add_exception_handler(error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status))
 
@@ -173,6 +169,65 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         return Response(buffer.getvalue(), media_type="image/png")
 
     return app
+
+
+class Guard:
+    """ASGI middleware: refuses requests from other sites, and bodies that are too long or not plain JSON."""
+
+    def __init__(self, app: Any, hosts: Collection[str] | None, policy: str) -> None:
+        self.app, self.hosts = app, hosts
+        self.headers = {
+            "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
+        }  # fmt: skip
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":  # only "lifespan": there are no web sockets
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        try:
+            messages = [{"type": "http.request", "body": await self._checked_body(Request(scope, receive))}]
+        except HTTPException as error:
+            refusal = JSONResponse({"detail": error.detail}, error.status_code, {"Connection": "close"})
+            await refusal(scope, receive, guarded)
+            return
+
+        async def read() -> Any:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, read, guarded)
+
+    async def _checked_body(self, request: Request) -> bytes:
+        """The body of a request. Raises HTTPException if the request is refused."""
+        if not known_host(request.headers, self.hosts):
+            raise HTTPException(400, "asked by a name that is not this page's")
+        if not same_site(request.headers, self.hosts):
+            raise HTTPException(403, "asked from another page")
+        if request.method in ("GET", "HEAD"):
+            return b""
+        body = bytearray()
+        with suppress(ClientDisconnect):  # the rest is missing, and nobody reads the answer
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY:
+                    raise HTTPException(413, f"a request holds at most {MAX_BODY:,} bytes")
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):  # broken or deep, a lone surrogate, an infinite number
+            raise HTTPException(400, "JSON of plain texts and numbers was expected") from None
+        return bytes(body)
+
+
+def serve_app(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C; `ready` is given the address. Raises UserError if the port is taken."""
+    with listen(host, port) as listening:
+        ready(url(host, listening))
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def person(name: object) -> str:

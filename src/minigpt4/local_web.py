@@ -1,22 +1,14 @@
-"""Serving on an address: the socket, its URL, and apps that refuse requests from other websites."""
+"""Serving on an address: the socket, its URL, and which requests come from our own page."""
 
 from __future__ import annotations
 
-import json
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
 
 from minigpt4.errors import UserError
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-#: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
-MAX_BODY = 65_536
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]+)?")
 
 
@@ -45,7 +37,7 @@ def known_host(headers: Mapping[str, str], hosts: Collection[str] | None) -> boo
 def same_site(headers: Mapping[str, str], hosts: Collection[str] | None) -> bool:
     """Whether a request comes from our own page, or from a program that is no browser; arguments as in `known_host`.
 
-    Browsers send the site of the page in Sec-Fetch-Site, older ones only in Origin; a page cannot forge either.
+    Browsers tell the page's site in Sec-Fetch-Site, older ones only in Origin; a page cannot forge either.
     """
     if not known_host(headers, hosts):
         return False
@@ -61,77 +53,3 @@ def same_site(headers: Mapping[str, str], hosts: Collection[str] | None) -> bool
 def url(host: str, listening: socket.socket) -> str:
     """The URL of a listening socket."""
     return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
-
-
-class Guard:
-    """ASGI middleware: refuses requests from other sites, and bodies that are too long or not plain JSON.
-
-    Answers carry the content security policy `policy`.
-    """
-
-    def __init__(self, app: Any, hosts: Collection[str] | None, policy: str) -> None:
-        self.app, self.hosts = app, hosts
-        self.headers = {
-            "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
-        }  # fmt: skip
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from starlette.datastructures import MutableHeaders
-        from starlette.exceptions import HTTPException
-        from starlette.requests import Request
-        from starlette.responses import JSONResponse
-
-        if scope["type"] != "http":  # only "lifespan": there are no web sockets
-            await self.app(scope, receive, send)
-            return
-
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
-            await send(message)
-
-        try:
-            messages = [{"type": "http.request", "body": await self._checked_body(Request(scope, receive))}]
-        except HTTPException as error:
-            refusal = JSONResponse({"detail": error.detail}, error.status_code, {"Connection": "close"})
-            await refusal(scope, receive, guarded)
-            return
-
-        async def read() -> Any:
-            return messages.pop() if messages else await receive()
-
-        await self.app(scope, read, guarded)
-
-    async def _checked_body(self, request: Any) -> bytes:
-        """The body of a request. Raises HTTPException if the request is refused."""
-        from starlette.exceptions import HTTPException
-        from starlette.requests import ClientDisconnect
-
-        if not known_host(request.headers, self.hosts):
-            raise HTTPException(400, "asked by a name that is not this page's")
-        if not same_site(request.headers, self.hosts):
-            raise HTTPException(403, "asked from another page")
-        if request.method in ("GET", "HEAD"):
-            return b""
-        body = bytearray()
-        with suppress(ClientDisconnect):  # the rest is missing, and nobody reads the answer
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise HTTPException(413, f"a request holds at most {MAX_BODY:,} bytes")
-        try:
-            json.dumps(json.loads(body), ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError):  # broken or deep, a lone surrogate, an infinite number
-            raise HTTPException(400, "JSON of plain texts and numbers was expected") from None
-        return bytes(body)
-
-
-def serve_app(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C; `ready` is given the address. Raises UserError if the port is taken."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise UserError("the page needs a web server: pip install fastapi uvicorn") from None
-    with listen(host, port) as listening:
-        ready(url(host, listening))
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

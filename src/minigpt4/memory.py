@@ -18,9 +18,10 @@ from transformers import Blip2Config, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
+from minigpt4.model.gguf import open_tensors
 from minigpt4.model.graph import empty_graph
+from minigpt4.model.loading import read_record
 from minigpt4.model.quantization import LOAD_IN
-from minigpt4.model.record import read_record
 from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.prompts.templates import IMAGE_TOKEN
 
@@ -144,8 +145,6 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
     vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
     text = parts.read_llm_config(llm)
-    if text.model_type == "blip-2":  # an export, whose LLM it is
-        text = text.text_config
     tokenizer = parts.load_tokenizer(llm)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         text.vocab_size = max(text.vocab_size, len(tokenizer) + 1)
@@ -157,7 +156,7 @@ def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[
 
 
 def _bytes(source: str | Path) -> int | None:
-    return sources.Checkpoint(source).size() if isinstance(source, Path) else None
+    return sum(open_tensors(source).file_sizes()) if isinstance(source, Path) else None
 
 
 def _parts(skeleton: Any) -> tuple[Part, ...]:

@@ -76,10 +76,9 @@ class MiniGPT4(AlignedModel):
     def export(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write a whole Hugging Face directory, which transformers loads without this package and answers the same.
 
-        transformers has no model for the variants without a Q-Former or with several projection layers: they are
-        written as an alignment with its parts beside it. LoRA is added to the LLM's weights. Raises UserError if
-        `directory` exists and is not empty, or if the LLM is quantized or spread over devices; `overwrite` replaces an
-        earlier export.
+        Variants that transformers has no model for (without a Q-Former, several projection layers) are written as an
+        alignment with its parts beside it. LoRA is added to the LLM's weights. Raises UserError if `directory` exists
+        and is not empty, or if the LLM is quantized or spread; `overwrite` replaces an earlier export.
         """
         export.export(self, directory, overwrite)
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from minigpt4.telling import shown
 
 
-class _Shown(TextColumn):
-    def render(self, task: Task) -> Text:
+class _Shown(progress.TextColumn):
+    def render(self, task: progress.Task) -> Text:
         return Text(shown(super().render(task)))
 
 
-def progress_bar(enabled: bool = True) -> Progress:
+def progress_bar(enabled: bool = True) -> progress.Progress:
     """A progress bar on stderr, to be used as a context manager; it draws nothing unless stderr is a terminal.
 
     Each task has a field `note`: `add_task(..., note="")`, `update(task, note="loss 0.43")`.
@@ -30,10 +22,10 @@ def progress_bar(enabled: bool = True) -> Progress:
     console = Console(stderr=True)
     columns = (
         _Shown("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         _Shown("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not (enabled and console.is_terminal))
+    return progress.Progress(*columns, console=console, disable=not (enabled and console.is_terminal))

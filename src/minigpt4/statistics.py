@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -11,54 +12,7 @@ from statistics import NormalDist
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval (low, high) of a proportion; (0, 1) when nothing was observed.
-
-    Unlike the usual normal interval it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927).
-
-    Raises:
-        ValueError: `successes` is not between 0 and `total`, or `confidence` not between 0 and 1.
-    """
-    if not 0 <= successes <= total:
-        raise ValueError(f"{successes} successes of {total} is not a proportion")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
-    if total == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def bootstrap(
-    cases: Sequence[T],
-    statistic: Callable[[Sequence[T]], float],
-    *,
-    confidence: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """The percentile interval (low, high) of a statistic of `cases`, drawn with replacement `draws` times (Efron 1979).
-
-    Draws for which the statistic is not defined (NaN) are left out; (nan, nan) if none is left.
-
-    Raises:
-        ValueError: There are no cases.
-    """
-    if not cases:
-        raise ValueError("no interval without cases")
-    rng = random.Random(seed)
-    found = sorted(value for _ in range(draws) if not math.isnan(value := statistic(rng.choices(cases, k=len(cases)))))
-    if not found:
-        return math.nan, math.nan
-    tail = (1 - confidence) / 2
-    last = len(found) - 1
-    return found[round(tail * last)], found[round((1 - tail) * last)]
+CONFIDENCE = 0.95
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
@@ -66,13 +20,11 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
 
     None where it is not defined: nothing was judged, or both gave one and the same verdict throughout.
     """
-    total = len(pairs)
-    if not total:
+    if not pairs:
         return None
-    agreed = sum(one == other for one, other in pairs) / total
-    verdicts = {verdict for pair in pairs for verdict in pair}
-    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
-    by_chance = sum(ones.count(verdict) * others.count(verdict) for verdict in verdicts) / total**2
+    agreed = sum(one == other for one, other in pairs) / len(pairs)
+    ones, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    by_chance = sum(ones[verdict] * others[verdict] for verdict in ones) / len(pairs) ** 2
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
@@ -98,10 +50,7 @@ def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
     """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
 
     Newcombe's hybrid of both Wilson intervals (1998, his method 10). It takes the samples as independent: where the
-    same questions were put to both, it is wider than need be.
-
-    Raises:
-        ValueError: nothing was observed of one of them.
+    same questions were put to both, it is wider than need be. Raises ValueError if nothing was observed of one.
     """
     if not (one.total and other.total):
         raise ValueError("a difference needs observations of both rates")
@@ -139,8 +88,19 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of `share`."""
-        return wilson(self.successes, self.total)
+        """The 95 % Wilson score interval (low, high) of `share`; (0, 1) when nothing was observed.
+
+        Unlike the usual normal interval it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927).
+        """
+        if not 0 <= self.successes <= self.total:
+            raise ValueError(f"{self.successes} successes of {self.total} is not a proportion")
+        if not self.total:
+            return 0.0, 1.0
+        z, total = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), self.total
+        centre = self.share + z * z / (2 * total)
+        spread = z * math.sqrt(self.share * (1 - self.share) / total + (z / (2 * total)) ** 2)
+        scale = 1 + z * z / total
+        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
     def to_json(self) -> dict[str, Any]:
         """As `Estimate.to_json`."""
@@ -164,10 +124,18 @@ class Estimate:
 
     @classmethod
     def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Estimate:
-        """A statistic of cases, with the interval that drawing the cases again gives it."""
+        """A statistic of cases, with the percentile interval of 1,000 draws with replacement (Efron 1979).
+
+        Draws for which it is not defined (NaN) are left out.
+        """
         if not cases:
             return cls(math.nan, math.nan, math.nan, 0)
-        return cls(statistic(cases), *bootstrap(cases, statistic), len(cases))
+        rng = random.Random(0)
+        draws = (statistic(rng.choices(cases, k=len(cases))) for _ in range(1000))
+        found = sorted(value for value in draws if not math.isnan(value)) or [math.nan]
+        tail, last = (1 - CONFIDENCE) / 2, len(found) - 1
+        low, high = found[round(tail * last)], found[round((1 - tail) * last)]
+        return cls(statistic(cases), low, high, len(cases))
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with None in place of NaN, which JSON has not."""
@@ -177,10 +145,8 @@ class Estimate:
 def text(figure: Mapping[str, Any] | None, unit: str = "%", *, digits: int = 0, sign: str = "") -> str:
     """A number and its interval, from `to_json`: "92 (85–96)" per cent, "18/25 (52–86 %)", "7.10 (6.80–7.40)".
 
-    Args:
-        unit: "%" for a share, "of" for successes of the total; anything else is printed with two decimals.
-        digits: Decimals of per cent.
-        sign: What follows the number of per cent.
+    `unit` is "%" for a share (with `digits` decimals, followed by `sign`), "of" for successes of the total; anything
+    else is printed with two decimals.
     """
     if figure is None or figure["value"] is None or not figure["total"]:
         return "–"

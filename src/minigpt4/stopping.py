@@ -28,8 +28,6 @@ class StopSignals:
         self.__exit__()
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal came."""
+        """Raises KeyboardInterrupt if a signal came: to be called where all that was done is recorded."""
         if self.received:
-            raise KeyboardInterrupt(
-                "stopped; the pictures encoded so far are kept, and the same command goes on from there"
-            )
+            raise KeyboardInterrupt("stopped; what is done is recorded, and the same command goes on from there")

@@ -1,7 +1,4 @@
-"""`minigpt4 chat`: questions and commands from standard input, answers to standard output as they come.
-
-With input from a pipe only the answers are printed.
-"""
+"""`minigpt4 chat`: questions and commands from standard input (a terminal or a pipe), answers as they come."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from minigpt4.documents import explain
 from minigpt4.errors import UserError
 from minigpt4.files import expand
 from minigpt4.generation.decoding import Decoding
@@ -56,8 +54,7 @@ class Terminal:
             "/system": self._system,
             "/settings": self._settings,
             "/reset": self._reset,
-            "/export": self._export,
-            "/save": self._export,
+            "/export": lambda path: say(f"saved in {self.chat.save(expand(path))}", err=True),
         }
 
     def run(self) -> None:
@@ -111,6 +108,8 @@ class Terminal:
         name, _, argument = line.partition(" ")
         if name not in self._commands:
             raise UserError(f"there is no command {name}; /help lists them")
+        if name in ("/image", "/export") and not argument.strip():
+            raise UserError(f"{name} needs a path, for example {name} {'photo.jpg' if name == '/image' else 'chat.md'}")
         self._commands[name](argument.strip())
 
     def _reset(self, _: str = "") -> None:
@@ -118,8 +117,6 @@ class Terminal:
         self.pending = [] if self.last_image is None else [self.last_image]
 
     def _image(self, path: str) -> None:
-        if not path:
-            raise UserError("/image needs a path, for example /image photo.jpg")
         image = expand(path)
         open_image(image)  # a broken image is reported now, not at the next question
         self.last_image = image
@@ -136,17 +133,11 @@ class Terminal:
         values = asdict(Decoding.from_settings(self.settings))
         say("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
 
-    def _export(self, path: str) -> None:
-        if not path:
-            raise UserError("/export needs a path, for example /export chat.md")
-        say(f"saved in {self.chat.save(expand(path))}", err=True)
-
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
     """`settings` with the changes in `text` ("temperature=0.7 seed=none"); "none" restores the default.
 
-    A temperature of 0 means greedy decoding, any other sampling. Raises UserError for an unknown setting or a wrong
-    value.
+    A temperature of 0 means greedy decoding, any other sampling. Raises UserError for what does not fit.
     """
     if wrong := next((part for part in text.split() if "=" not in part), None):
         raise UserError(f"{wrong!r} is not of the form name=value, for example temperature=0.7")
@@ -161,9 +152,7 @@ def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
     try:
         read = TypeAdapter(Decoding).validate_strings({k: str(v) for k, v in {**new, **given}.items() if v is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        what = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{first['loc'][0]}: {what}" if first["loc"] else what) from None
+        raise UserError(explain(error)) from None
     return new | {name: getattr(read, name) for name in given}
 
 

@@ -1,8 +1,4 @@
-"""Does an answer fail as language: repetition, fragment, nothing said, no end, or another language?
-
-These are the failures that the paper counts before and after its second stage. Whether the answer is *true* is the
-business of `abilities.py`: nothing here knows the picture.
-"""
+"""Does an answer fail as language, as the paper counts: repetition, fragment, nothing said, no end, other language?"""
 
 from __future__ import annotations
 
@@ -42,11 +38,9 @@ _SENTENCE_ENDS = re.compile(r"(?<=[.!?…])[\"')\]”’]*\s+|\n+")
 
 
 def failure(text: str, ended: bool) -> str | None:
-    """What is wrong with `text` as language, the first of `KINDS` that fits; None if nothing is.
+    """What is wrong with `text`, plain or HTML, as language: the first of `KINDS` that fits; None if nothing is.
 
-    Args:
-        text: An answer, plain text or HTML.
-        ended: Whether the model stopped by itself, rather than at the limit of new tokens.
+    `ended` says whether the model stopped by itself, rather than at the limit of new tokens.
     """
     text = text.strip()
     words = re.findall(r"[^\W_]+(?:['-]+[^\W_]+)*", text.lower())
@@ -98,9 +92,7 @@ def _lacks_english(text: str, least: int) -> bool:
 
 
 def foreign_share(text: str) -> float:
-    """The share of letters outside the Latin alphabet, or 1 for a text of eight words or more with next to no English
-    function words.
-    """
+    """The share of letters outside the Latin alphabet, or 1 for eight words or more with next to no English ones."""
     return 1.0 if _lacks_english(text, 8) else _foreign_letters(text)
 
 
@@ -125,8 +117,8 @@ def _loops(words: list[str]) -> bool:
 def _breaks_off(text: str, last_word: str) -> bool:
     """Whether the last sentence is unfinished.
 
-    An answer that closes any of its sentences must close the last one as well. One that never does (a caption, verse
-    without punctuation) must at least not stop at a comma or on a word that asks for another.
+    An answer that closes any of its sentences must close the last one too. Another one (a caption, verse) must at least
+    not stop at a comma or on a word that asks for another.
     """
     if _STOP.search(text):
         # "I can see a." is unfinished too; "The ball is red." is not.

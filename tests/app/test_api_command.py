@@ -23,6 +23,7 @@ import pytest
 from api_server import Running, shown, slow_jpeg, user, wait_until
 from openai import AuthenticationError, OpenAI
 
+from commands import run
 from minigpt4.vllm.server import command
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def test_it_finishes_what_is_running_when_it_is_told_to_end(alignment: Path, sen
     with started(alignment, "--max-batch", 1, MINIGPT4_API_KEY="secret") as (process, client):
         with pytest.raises(AuthenticationError):
             ask(client.with_options(api_key="wrong"))
-        stream = iter(ask(client, stream=True, max_tokens=400))
+        stream = iter(ask(client, stream=True, max_tokens=100))
         assert next(stream).choices[0].delta.content == "Y"
         waiting: list[Any] = []
         queued = threading.Thread(target=lambda: waiting.append(ask(client, max_tokens=3)))
@@ -124,7 +125,7 @@ def test_without_file_descriptors_the_log_stays_short(alignment: Path) -> None:
 
 
 def refusal(*arguments: object) -> str:
-    result = subprocess.run([MINIGPT4, "serve", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    result = run("serve", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr

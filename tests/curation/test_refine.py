@@ -175,7 +175,6 @@ def test_an_endpoint_that_fails_throughout_ends_the_work(
     project: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minigpt4 import endpoint as module
-    from minigpt4.curation.refine import Refining
     from minigpt4.curation.refine import refine as run_here
 
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
@@ -183,7 +182,7 @@ def test_an_endpoint_that_fails_throughout_ends_the_work(
     with Ledger(project) as ledger:
         asked = module.Endpoint(server.url, "editor", attempts=2)
         with pytest.raises(UserError, match="empty answer; what was answered is recorded"):
-            run_here(ledger, asked, Refining(), concurrency=1)
+            run_here(ledger, asked, concurrency=1)
         assert len(ledger.events("refine")) == 4
         assert len(ledger.events("refine-failed")) == 3
 

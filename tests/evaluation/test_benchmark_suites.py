@@ -51,9 +51,9 @@ def test_the_pocket_files_are_read_without_a_fault_and_tell_the_truth(files: Pat
     pictures = {picture.seed: picture for picture in pocket.pictures(12)}
     captions, instances = read_captions(files / pocket.CAPTIONS), read_instances(files / pocket.INSTANCES)
     assert not captions.faults + instances.faults
-    assert all(2 <= len(texts) <= 5 for texts in captions.captions.values())
+    assert all(2 <= len(texts) <= 5 for texts in captions.of_image.values())
     for seed, picture in pictures.items():
-        assert instances.objects[seed] == {item.kind for item in picture.items}
+        assert set(instances.of_image[seed]) == {item.kind for item in picture.items}
         assert (files / pocket.IMAGES / instances.file_names[seed]).is_file()
     questions, faults = read_questions(
         [files / name for name in (pocket.AOKVQA, pocket.GQA, pocket.VQA_QUESTIONS, pocket.VQA_ANNOTATIONS)]
@@ -74,7 +74,7 @@ def test_more_pictures_than_seeds_are_refused(tmp_path: Path) -> None:
 
 def test_a_full_description_covers_every_caption_and_that_of_another_picture_none(files: Path) -> None:
     pictures = pocket.pictures(12)
-    captions = read_captions(files / pocket.CAPTIONS).captions
+    captions = read_captions(files / pocket.CAPTIONS).of_image
     told = [description(picture, random.Random(picture.seed)) for picture in pictures]
     for number, picture in enumerate(pictures):
         for caption in captions[picture.seed]:

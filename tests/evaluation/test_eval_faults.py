@@ -164,7 +164,7 @@ def test_mistakes_in_the_command_are_told_before_anything_is_loaded(tmp_path: Pa
     for judge, prompt, told in (
         ("me", "success", "no judge 'me'"),
         ("openai:http://x/v1#y", "kind", "no judge prompt 'kind'"),
-        ("openai:http://x/v1#y", str(data), "'version' is None, a int was expected"),
+        ("openai:http://x/v1#y", str(data), "is no judge prompt: has no 'version'"),
     ):
         with pytest.raises(UserError, match=told):
             judge_from(judge, prompt, Abilities, {"out": tmp_path, "concurrency": 1, "timeout": 1.0})
@@ -181,9 +181,8 @@ class _Judging:
         self.out, self.answerer = tmp_path / "out", answerer
         self.data = write_tasks(tmp_path / "tasks.yaml", {"poem": task(*(f"photos/{i}.png" for i in range(4)))})
         url = judge if isinstance(judge, str) else judge.url
-        self.judge = LLMJudge(
-            f"openai:{url}#judge", JudgePrompt.load("success"), concurrency=1, attempts=attempts, timeout=5
-        )
+        self.judge = LLMJudge(f"openai:{url}#judge", JudgePrompt.load("success"), concurrency=1, timeout=5)
+        self.judge.endpoint.attempts = attempts
 
     def run(self) -> tuple[int, int, int]:
         evaluate(Abilities(self.data, judge=self.judge), [model(self.answerer)], self.out)

@@ -18,9 +18,8 @@ from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import check_truth, read_tasks
 from minigpt4.evaluation.benchmarks.reliability import Reliability
 from minigpt4.evaluation.cli import eval_
-from minigpt4.evaluation.items import Item
-from minigpt4.evaluation.judge_check import measure_judge, read_labelled
-from minigpt4.evaluation.judges import Case, JudgePrompt, LLMJudge, Response, shipped
+from minigpt4.evaluation.items import Case, Item, Response
+from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, measure_judge, read_labelled, shipped
 from minigpt4.evaluation.models import Answering
 from minigpt4.evaluation.run import evaluate
 from pocket.measure.tasks import TASKS
@@ -98,7 +97,7 @@ def test_reliability_counts_each_kind_for_two_models_side_by_side(
     assert (directory / "plot.png").read_bytes().startswith(b"\x89PNG")
     prompts = {row["prompt"] for row in results(directory)["answers"]}
     assert prompts == {"Describe this image in detail.", "Can you write a beautiful poem about this image?"}
-    with pytest.raises(UserError, match="no such directory of images"):
+    with pytest.raises(UserError, match="no such directory"):
         Reliability(tmp_path / "none").load(tmp_path)
 
 

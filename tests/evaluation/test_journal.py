@@ -13,18 +13,18 @@ from minigpt4.evaluation.journal import Journal, digest, read_rows
 def test_half_a_line_at_the_end_is_cut_off_and_others_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with Journal(path) as journal:
-        journal.add([{"key": "a", "text": "é\r\n"}, {"key": "b", "text": "2"}])
-        journal.add([{"key": "a", "text": "3"}])
-        assert [row["text"] for row in journal] == ["3", "2"]
-        assert "a" in journal
+        journal.add({"key": "a", "text": "é\r\n"})
+        journal.add({"key": "b", "text": "2"})
+        journal.add({"key": "a", "text": "3"})
+        assert [row["text"] for row in journal.rows.values()] == ["3", "2"]
     whole = path.read_bytes()
     for cut in (1, 5, 11):
         path.write_bytes(whole + b'{"key": "c"}\n'[:cut])
         assert len(list(read_rows(path))) == 3, "reading changes nothing"
         assert path.read_bytes() != whole
         with Journal(path) as journal:
-            assert journal["a"]["text"] == "3"
-            assert "c" not in journal
+            assert journal.rows["a"]["text"] == "3"
+            assert "c" not in journal.rows
         assert path.read_bytes() == whole
     for broken in (b"{]\n", b"[1]\n", b'{"no": "key"}\n'):
         path.write_bytes(whole + broken + whole)

@@ -174,9 +174,9 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
         Item("0", folder / "0.png", "What is it?", max_new_tokens=7),
         *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3)),
     ]
-    found: dict[int, ModelReply] = {}
-    answerer.answer_each(items, found.__setitem__)
-    assert [found[i].text for i in range(4)] == ["A ball.", "blue", "None of them", "I think A"]
+    found: dict[str, ModelReply] = {}
+    answerer.answer_each(items, lambda item, reply: found.update({item.id: reply}))
+    assert [found[item.id].text for item in items] == ["A ball.", "blue", "None of them", "I think A"]
     first, second = (request["body"] for request in server.requests[:2])
     assert server.requests[0]["key"] == "Bearer k-123"
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("some-model", 0.0, 7)

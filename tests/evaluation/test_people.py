@@ -20,8 +20,7 @@ from evaluating import figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.judges import RATINGS, PeopleJudge
-from minigpt4.evaluation.rating import RatingDesk, read_questions
+from minigpt4.evaluation.rating import RATINGS, PeopleJudge, RatingDesk, read_questions
 from minigpt4.evaluation.run import evaluate
 from minigpt4.labelling import labelling_app
 from pages import CHROMIUM, ask, assert_guarded, routes_of, served

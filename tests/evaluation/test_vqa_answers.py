@@ -43,19 +43,14 @@ def test_vqa_accuracy_leaves_each_human_out():
     assert vqa_accuracy("six", ["1"] * 10) == 0
 
 
-def test_an_accuracy_needs_answers():
-    with pytest.raises(ValueError, match="at least one"):
-        vqa_accuracy("red", [])
-
-
 def test_aokvqa_accuracy_leaves_none_out():
     assert aokvqa_accuracy("a kite", ["kite"] * 2 + ["plane"] * 8) == pytest.approx(2 / 3)
     assert aokvqa_accuracy("kite", ["kite"] * 3 + ["plane"] * 7) == 1
 
 
 def test_gqa_accuracy_is_equality():
-    assert gqa_accuracy("The bed", "bed") == 1
-    assert gqa_accuracy("bed room", "bed") == 0
+    assert gqa_accuracy("The bed", ["bed"]) == 1
+    assert gqa_accuracy("bed room", ["bed"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_captions_in_order_and_by_picture(tmp_path):
         {"id": 10, "image_id": 2, "caption": "Two\n dogs "}, {"id": 11, "image_id": 2, "caption": "A pair of dogs"},
     ]  # fmt: skip
     found = read_captions(write(tmp_path / "captions.json", {"images": IMAGES, "annotations": annotations}))
-    assert found.captions == {2: ("Two dogs", "A pair of dogs")}
+    assert found.of_image == {1: [], 2: ["Two dogs", "A pair of dogs"]}
     assert found.file_names == {1: "1.jpg", 2: "2.jpg"}
     assert not found.faults
 
@@ -134,7 +134,7 @@ def test_wrong_captions_are_named(tmp_path):
     images = [*IMAGES, {"id": 1, "file_name": "x.jpg"}, 3]
     path = write(tmp_path / "captions.json", {"images": images, "annotations": annotations})
     found = read_captions(path)
-    assert found.captions == {1: ("A dog",)}
+    assert found.of_image == {1: ["A dog"], 2: []}
     faults = [(fault.kind, fault.where.split(": ")[1], fault.reason) for fault in found.faults]
     assert [(kind, where) for kind, where, _ in faults] == [
         (DUPLICATE, "images[2]"),
@@ -155,7 +155,7 @@ def test_instances(tmp_path):
     content = {"images": IMAGES, "annotations": annotations, "categories": categories}
     found = read_instances(write(tmp_path / "instances.json", content))
     assert found.categories == ("dog", "person")
-    assert found.objects == {1: {"dog"}, 2: set()}
+    assert found.of_image == {1: ["dog"], 2: []}
     assert ["99" in fault.reason for fault in found.faults] == [True]
 
 

@@ -38,9 +38,7 @@ def _print(counts: Mapping[str, Any]) -> None:
 def describe(
     project: Project,
     images: Annotated[Path | None, typer.Option(help="A folder of images to add to the project.")] = None,
-    model: Annotated[
-        str, typer.Option(help="pocket-stage1, a directory, or a model of the endpoint.")
-    ] = "pocket-stage1",
+    model: Annotated[str, typer.Option(help="The model, or the endpoint's name of one.")] = "pocket-stage1",
     endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
     min_tokens: Annotated[int, typer.Option(min=0, help="The model is asked to continue a shorter text.")] = 80,
@@ -60,20 +58,19 @@ def describe(
     from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
 
-    given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
     settings = describing.Describing(
-        min_tokens=min_tokens, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, **given
-    )
+        instruction=instruction or describing.Describing.instruction, min_tokens=min_tokens,
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+    )  # fmt: skip
     asked = Endpoint(endpoint, model, timeout=timeout) if endpoint else model
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such directory of images")
     with _open(project, create=images is not None) as ledger:
         if images is not None:
             say(f"images: {describing.add_folder(ledger, images)}")
-        counts = describing.describe(
+        _print(describing.describe(
             ledger, asked, settings, samples=samples, only=only or (), redo=redo, concurrency=concurrency
-        )
-        _print(counts)
+        ))  # fmt: skip
 
 
 @curate.command()
@@ -94,27 +91,24 @@ def refine(
 
     Example: minigpt4 curate refine my-set --endpoint http://localhost:8000/v1 --model my-llm --budget 2000000
     """
-    from minigpt4.curation import refine as refining
+    from minigpt4.curation.refine import refine as run
     from minigpt4.endpoint import Endpoint
 
-    settings = refining.Refining(min_similarity=min_similarity)
+    asked = Endpoint(endpoint, model, timeout=timeout)
     with _open(project) as ledger:
-        if dry_run:
-            cost = refining.estimate(refining.waiting_items(ledger, model, settings, only or ()), settings)
-            _print({name.replace("_", " "): count for name, count in vars(cost).items()})
-            say("at most: this is an estimate, and nothing was sent")
-            return
-        asked = Endpoint(endpoint, model, timeout=timeout)
-        _print(refining.refine(ledger, asked, settings, only=only or (), concurrency=concurrency, budget=budget))
+        _print(run(
+            ledger, asked, min_similarity=min_similarity, only=only or (), concurrency=concurrency, budget=budget,
+            dry_run=dry_run,
+        ))  # fmt: skip
+    if dry_run:
+        say("at most: this is an estimate, and nothing was sent")
 
 
 @curate.command("filter")
 def filter_(
     project: Project,
     rules: _Rules = None,
-    model: Annotated[
-        str | None, typer.Option(help="Measure grounding with this model first. Default: skip its rules.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Measure grounding with it; else skip its rules.")] = None,
     only: _Only = None,
 ) -> None:
     """Leave out the texts that a rule catches, and print how many each caught.

@@ -47,16 +47,13 @@ def write_dataset(
 ) -> dict[str, int]:
     """Write the finished texts and their images into `out`, a new directory; returns counts by split.
 
-    With `validation` (a share) a `cc_sbu_align` has two directories, `train` and `validation`, and an image folder two
-    splits. Images that are gone are left out, with a warning. Raises UserError if nothing is left.
+    With `validation` (a share below 1) a `cc_sbu_align` has two directories, `train` and `validation`, and an image
+    folder two splits. Images that are gone are left out, with a warning. Raises UserError if nothing is left.
     """
-    if not 0 <= validation < 1:
-        raise UserError(f"--validation {validation}: give a share from 0 to below 1")
     counts: Counter[str] = Counter()
     rows: dict[Path, list[dict[str, Any]]] = {}
     is_folder = form == "imagefolder"
-    marker = "README.md" if is_folder else ("train/filter_cap.json" if validation else "filter_cap.json")
-    with new_directory(out, marker=marker) as directory:
+    with new_directory(out, marker="README.md" if is_folder else "filter_cap.json") as directory:
         for item, text in finished(ledger):
             try:
                 jpeg = _jpeg(item.picture.read())
@@ -72,9 +69,8 @@ def write_dataset(
             # Plain numbers, as in the released set: names in a project may hold anything.
             image_id = str(sum(counts[name] for name in SPLITS))
             (images / f"{image_id}.jpg").write_bytes(jpeg)
-            rows.setdefault(where, []).append(
-                _folder_row(image_id, item, text) if is_folder else {"image_id": image_id, "caption": text}
-            )
+            row = _folder_row(image_id, item, text) if is_folder else {"image_id": image_id, "caption": text}
+            rows.setdefault(where, []).append(row)
         if not counts["train"]:
             raise UserError(f"{ledger.project}: there is no finished text to export")
         for where, part in rows.items():
@@ -90,14 +86,11 @@ def write_dataset(
 
 
 def _folder_row(image_id: str, item: Item, text: str) -> dict[str, Any]:
+    grounding = item.grounding.data["whole"] if item.grounding is not None else None
     return {
-        "file_name": f"{image_id}.jpg",
-        "text": text,
-        "raw_text": item.raw.data["text"],
-        "source_name": item.picture.name,
-        "grounding": item.grounding.data["whole"] if item.grounding is not None else None,
-        "reviewed": bool(item.reviews),
-    }
+        "file_name": f"{image_id}.jpg", "text": text, "raw_text": item.raw.data["text"],
+        "source_name": item.picture.name, "grounding": grounding, "reviewed": bool(item.reviews),
+    }  # fmt: skip
 
 
 def _jpeg(data: bytes) -> bytes:
@@ -142,25 +135,22 @@ def dataset_card(ledger: Ledger, splits: Counter[str], license: str | None) -> s
     facts = summary(ledger)
     front = {"license": license or "unknown", "task_categories": ["image-to-text"], "language": ["en"]}
     steps = facts["counts"] | {f"in split {name}": splits[name] for name in SPLITS if splits[name]}
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {ledger.project.resolve().name}\n",
-        "Images with detailed descriptions for stage 2, made with `minigpt4 curate`.\n",
-        "" if license else "The licence of the images is not stated: find it out before you pass them on.\n",
-        _counts("step", steps),
-    ]
-    for title, reasons in (("Caught by the rules", facts["rules"]), ("Refined texts not taken", facts["refusals"])):
-        if reasons:
-            parts.append(f"## {title}\n\n{_counts('reason', reasons)}")
     # Where the owner's data lay is not published.
     made = {
         step: [{key: value for key, value in used.items() if key != "from"} for used in settings]
         for step, settings in facts["made with"].items()
     }
-    parts.append(f"## Made with\n\n```yaml\n{yaml.safe_dump(made, allow_unicode=True, width=110)}```\n")
-    parts.append(
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {ledger.project.resolve().name}\n",
+        "Images with detailed descriptions for stage 2, made with `minigpt4 curate`.\n",
+        "" if license else "The licence of the images is not stated: find it out before you pass them on.\n",
+        _counts("step", steps),
+        facts["rules"] and f"## Caught by the rules\n\n{_counts('reason', facts['rules'])}",
+        facts["refusals"] and f"## Refined texts not taken\n\n{_counts('reason', facts['refusals'])}",
+        f"## Made with\n\n```yaml\n{yaml.safe_dump(made, allow_unicode=True, width=110)}```\n",
         "Fields: `text`, `raw_text` (before refining), `grounding` (of the whole text, at most 1),\n"
-        "`reviewed` (whether a person looked at it), `source_name`.\n"
-    )
+        "`reviewed` (whether a person looked at it), `source_name`.\n",
+    ]
     return "\n".join(filter(None, parts))
 
 

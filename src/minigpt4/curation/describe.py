@@ -6,8 +6,9 @@ so a run that is stopped goes on with the pictures that have none.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4.curation.ledger import Ledger, Picture
 from minigpt4.data.formats import read_annotations
 from minigpt4.data.pairs import unusable_text
-from minigpt4.endpoint import STOPPED, Endpoint, Unanswered
+from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.files import expand
 from minigpt4.images import find_image, find_images, image_url
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32
+#: Descriptions as the ledger keeps them, by the picture's name and the sample.
+Described = dict[tuple[str, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,28 +69,25 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
 
     A text goes the way of one that a model wrote. Pictures that are missing or broken are left out, with a warning.
     """
-    annotations = read_annotations(str(directory))
-    refused = {}
-    files = {}
-    for image_id, caption in annotations:
+    files: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
+    for image_id, caption in read_annotations(str(directory)):
+        captions.setdefault(image_id, []).append(caption.strip())
         try:
             files[image_id] = find_image(directory / "image", image_id, inside=True)
         except UserError as error:
             refused[image_id] = str(error)
         if cause := unusable_text(image_id, caption):
-            files.pop(image_id, None)
             refused[image_id] = cause.detail
-    refused |= ledger.add_pictures(files.items())
+    refused |= ledger.add_pictures((name, file) for name, file in files.items() if name not in refused)
     _warn_refused(refused)
     settings = ledger.settings("describe", {"model": "imported", "from": str(directory.resolve())})
-    texts: dict[str, list[str]] = {}
-    for image_id, caption in annotations:
-        if image_id not in refused:
-            texts.setdefault(image_id, []).append(caption.strip())
     rows = [
         ((image_id, sample), 0, {"text": text, "tokens": None, "continuations": 0, "ended": True})
-        for image_id, captions in texts.items()
-        for sample, text in enumerate(captions)
+        for image_id, texts in captions.items()
+        for sample, text in enumerate(texts)
+        if image_id not in refused
     ]
     return ledger.add("describe", settings, rows)
 
@@ -115,127 +115,112 @@ def describe(
     them again though they are done. Raises UserError for what does not work, KeyboardInterrupt once all is recorded.
     """
     with ledger.lock("describe"):
-        wanted = set(only)
-        pictures = [picture for picture in ledger.pictures() if not wanted or picture.name in wanted]
-        if unknown := wanted - {picture.name for picture in pictures}:
-            raise UserError(f"{ledger.project}: there is no picture named {min(unknown)!r}")
-        local = None if isinstance(model, Endpoint) else _Local(model, how)
-        record = local.record() if local else {"model": model.model}  # type: ignore[union-attr]
+        pictures = ledger.pictures(only)
+        asked: Endpoint | MiniGPT4
+        if isinstance(model, Endpoint):
+            asked, record = model, {"model": model.model}
+        else:
+            from minigpt4.minigpt4 import MiniGPT4
+
+            asked = MiniGPT4.from_pretrained(model)
+            record = {"model": str(model), "projection": model_fingerprint(asked)}
         settings = ledger.settings("describe", {**record, **asdict(how)})
         done = {(event.picture, event.sample) for event in ledger.events("describe") if event.settings == settings}
-        turn = ledger.next_turn("describe") if redo else 0
         todo = [(p, sample) for p in pictures for sample in range(samples) if redo or (p.name, sample) not in done]
+        turn, failures = ledger.next_turn("describe") if redo else 0, ledger.next_turn("describe-failed")
         counts = {"described": 0, "continued": 0, "left out": 0, "done before": len(pictures) * samples - len(todo)}
 
-        def keep(rows: Sequence[tuple[tuple[str, int], dict[str, Any] | None]]) -> None:
-            found = [(key, 0, data) for key, data in rows if data is not None]
-            counts["described"] += ledger.add("describe", settings, found, turn)
-            counts["continued"] += sum(data["continuations"] > 0 for _, _, data in found)
-            counts["left out"] += len(rows) - len(found)
+        def keep(tasks: Sequence[tuple[Picture, int]], found: Described) -> None:
+            counts["described"] += ledger.add("describe", settings, [(key, 0, found[key]) for key in found], turn)
+            counts["continued"] += sum(data["continuations"] > 0 for data in found.values())
+            counts["left out"] += len(tasks) - len(found)
+            bar.update(task, advance=len(tasks), note=f"{counts['continued']} continued")
+
+        def keep_one(one: tuple[Picture, int], found: Described | Unanswered) -> None:
+            if isinstance(found, Unanswered):
+                row = ((one[0].name, one[1]), 0, {"reason": str(found), "tokens": found.tokens})
+                ledger.add("describe-failed", settings, [row], failures)
+                found = {}
+            keep([one], found)
 
         with progress_bar() as bar:
             task = bar.add_task("describe", total=len(todo), note="")
-            if local:
-                with StopSignals() as stop:
-                    for start in range(0, len(todo), BATCH):
-                        if stop.received:
-                            raise KeyboardInterrupt(STOPPED)
-                        batch = todo[start : start + BATCH]
-                        keep(local.describe(batch))
-                        bar.update(task, advance=len(batch), note=f"{counts['continued']} continued")
-            else:
-                failures = ledger.next_turn("describe-failed")
-
-                def keep_one(asked: tuple[Picture, int], found: dict[str, Any] | Unanswered | None) -> None:
-                    key = asked[0].name, asked[1]
-                    if isinstance(found, Unanswered):
-                        row = (key, 0, {"reason": str(found), "tokens": found.tokens})
-                        ledger.add("describe-failed", settings, [row], failures)
-                        found = None
-                    keep([(key, found)])
-                    bar.advance(task)
-
-                assert isinstance(model, Endpoint)
-                model.ask_each(todo, partial(_describe_remotely, model, how), keep_one, concurrency)
+            if isinstance(asked, Endpoint):
+                asked.ask_each(todo, partial(_describe_remotely, asked, how), keep_one, concurrency)
+                return counts
+            with StopSignals() as stop:
+                for start in range(0, len(todo), BATCH):
+                    stop.check()
+                    batch = todo[start : start + BATCH]
+                    keep(batch, _describe_batch(asked, how, batch))
         return counts
 
 
-class _Local:
-    """The stage-1 model, loaded when there is something to describe."""
+def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Picture, int]]) -> Described:
+    """Descriptions of those whose picture is there, written together."""
+    from minigpt4.generation.engine import answers
+    from minigpt4.prompts.templates import Message
 
-    def __init__(self, name: str | Path, how: Describing) -> None:
-        self.name, self.how = name, how
-        self._model: MiniGPT4 | None = None
+    pictures = {picture.name: picture for picture, _ in batch}
+    opened = {name: data for name, picture in pictures.items() if (data := _open(picture)) is not None}
+    keys = [(picture.name, sample) for picture, sample in batch if picture.name in opened]
+    if not keys:
+        return {}
+    names = list(opened)
+    features = model.encode_images(list(opened.values()))[[names.index(name) for name, _ in keys]]
+    sampling: dict[str, Any] = {"do_sample": False, "max_new_tokens": how.max_new_tokens}
+    if how.temperature > 0:
+        # From what is described, so that a run that was stopped says what it would have said, batch by batch.
+        seed = int.from_bytes(hashlib.sha256(f"{how.seed} {keys}".encode()).digest()[:4], "big")
+        sampling |= {"do_sample": True, "temperature": how.temperature, "seed": seed}
+    talks = [[Message("user", how.instruction, images=1)] for _ in keys]
+    found: list[dict[str, Any]] = [{} for _ in keys]
+    short = list(range(len(keys)))
+    for _ in range(1 + how.max_continuations):
+        more = answers(model, prompts=[talks[i] for i in short], features=features[short], **sampling)
+        for i, answer in zip(short, more, strict=True):
+            found[i] = _described(found[i], answer.text, len(answer.tokens), answer.ended)
+            talks[i] += [Message("assistant", answer.text), Message("user", how.continuation)]
+        short = [i for i in short if found[i]["tokens"] < how.min_tokens]
+        if not short:
+            break
+    return dict(zip(keys, found, strict=True))
 
-    @property
-    def model(self) -> MiniGPT4:
-        if self._model is None:
-            from minigpt4.minigpt4 import MiniGPT4
 
-            self._model = MiniGPT4.from_pretrained(self.name)
-        return self._model
+def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[Picture, int]) -> Described:
+    """The description of one picture, if it is there."""
+    picture, sample = one
+    data = _open(picture)
+    if data is None:
+        return {}
+    shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
+    talk: list[dict[str, Any]] = [{"role": "user", "content": [shown, {"type": "text", "text": how.instruction}]}]
+    found: dict[str, Any] = {}
+    for _ in range(1 + how.max_continuations):
+        reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
+        found = _described(found, reply.text, reply.answer_tokens - reply.thought_tokens, reply.ended)
+        if found["tokens"] >= how.min_tokens:
+            break
+        talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]
+    return {(picture.name, sample): {**found, "endpoint": endpoint.url}}
 
-    def record(self) -> dict[str, Any]:
-        return {"model": str(self.name), "projection": model_fingerprint(self.model)}
 
-    def describe(self, batch: Sequence[tuple[Picture, int]]) -> list[tuple[tuple[str, int], dict[str, Any] | None]]:
-        """A record for each (picture, sample), or None where the picture is gone."""
-        from minigpt4.generation.engine import answers
-        from minigpt4.prompts.templates import Message
-
-        how = self.how
-        opened = {name: data for name, data in ((p.name, _open(p)) for p, _ in batch) if data is not None}
-        here = [(picture.name, sample) for picture, sample in batch if picture.name in opened]
-        rows: list[tuple[tuple[str, int], dict[str, Any] | None]] = [
-            ((picture.name, sample), None) for picture, sample in batch if picture.name not in opened
-        ]
-        if not here:
-            return rows
-        names = list(opened)
-        encoded = self.model.encode_images([opened[name] for name in names])
-        features = encoded[[names.index(name) for name, _ in here]]
-        sampling: dict[str, Any] = {"do_sample": False, "max_new_tokens": how.max_new_tokens}
-        if how.temperature > 0:
-            # From what is described, so that a run that was stopped says what it would have said, batch by batch.
-            sampling |= {"do_sample": True, "temperature": how.temperature, "seed": _seed(how.seed, here)}
-        first = answers(self.model, prompts=[how.instruction] * len(here), features=features, **sampling)
-        parts = [[answer.text] for answer in first]
-        tokens = [len(answer.tokens) for answer in first]
-        ended = [answer.ended for answer in first]
-        for _ in range(how.max_continuations):
-            short = [i for i in range(len(here)) if tokens[i] < how.min_tokens]
-            if not short:
-                break
-            talks = []
-            for i in short:
-                talk = [Message("user", how.instruction, images=1)]
-                for part in parts[i]:
-                    talk += [Message("assistant", part), Message("user", how.continuation)]
-                talks.append(talk)
-            more = answers(self.model, prompts=talks, features=features[short], **sampling)
-            for i, answer in zip(short, more, strict=True):
-                parts[i].append(answer.text)
-                tokens[i] += len(answer.tokens)
-                ended[i] = answer.ended
-        for i, key in enumerate(here):
-            rows.append((key, _record(parts[i], tokens[i], ended[i])))
-        return rows
+def _described(before: Mapping[str, Any], text: str, tokens: int, ended: bool) -> dict[str, Any]:
+    """A description, from what was said before (empty for the first answer) and one answer more."""
+    return {
+        "text": " ".join(filter(None, (before.get("text"), text))),
+        "tokens": before.get("tokens", 0) + tokens,
+        "continuations": before.get("continuations", -1) + 1,
+        "ended": ended,
+    }
 
 
 def model_fingerprint(model: MiniGPT4) -> str:
     """A name for all weights that decide what a model says: those of its frozen parts and of its projection."""
-    import hashlib
-
     digest = hashlib.sha256(f"{model.vision_fingerprint} {model.llm_fingerprint}".encode())
     for tensor in model.blip2.language_projection.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _seed(seed: int, keys: Sequence[tuple[str, int]]) -> int:
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(f"{seed} {keys}".encode()).digest()[:4], "big")
 
 
 def _open(picture: Picture) -> bytes | None:
@@ -244,26 +229,3 @@ def _open(picture: Picture) -> bytes | None:
     except UserError as error:
         logger.warning("left out: %s", error)
         return None
-
-
-def _record(parts: Sequence[str], tokens: int, ended: bool) -> dict[str, Any]:
-    text = " ".join(part for part in parts if part)
-    return {"text": text, "tokens": tokens, "continuations": len(parts) - 1, "ended": ended}
-
-
-def _describe_remotely(endpoint: Endpoint, how: Describing, task: tuple[Picture, int]) -> dict[str, Any] | None:
-    """A record for one picture, or None if it is gone."""
-    data = _open(task[0])
-    if data is None:
-        return None
-    shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
-    talk: list[dict[str, Any]] = [{"role": "user", "content": [shown, {"type": "text", "text": how.instruction}]}]
-    parts: list[str] = []
-    tokens = 0
-    while True:
-        reply = endpoint.ask(talk, max_tokens=how.max_new_tokens, temperature=how.temperature)
-        parts.append(reply.text)
-        tokens += reply.answer_tokens - reply.thought_tokens
-        if tokens >= how.min_tokens or len(parts) > how.max_continuations:
-            return {**_record(parts, tokens, reply.ended), "endpoint": endpoint.url}
-        talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]

@@ -1,13 +1,13 @@
 """The rules that leave out broken texts (paper, 3.2): each measures one number and compares it with a threshold.
 
-Thresholds come from a YAML file (`name: number`, or `name: null` to switch a rule off). Every run checks all texts, and
-records a verdict if it differs from the last one.
+Thresholds come from a YAML file. Every run checks all texts, and records a verdict if it differs from the last one.
 """
 
 from __future__ import annotations
 
 import difflib
 import io
+import json
 import logging
 import math
 from collections import Counter
@@ -71,10 +71,7 @@ DEFAULTS: Thresholds = {rule.name: rule.threshold for rule in RULES}
 
 
 def load_thresholds(path: Path | None) -> dict[str, float | None]:
-    """The thresholds of a YAML file, with defaults for the rules that it leaves out.
-
-    Raises UserError for a file that is not `rule: number` lines, or an unknown rule.
-    """
+    """The thresholds of a YAML file, with defaults for the rules that it leaves out. Raises UserError."""
     values = (read_yaml(path) or {}) if path is not None else {}
     if not isinstance(values, dict):
         raise UserError(f"rules {path}: expected `rule: number` lines")
@@ -91,9 +88,7 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
 def write_thresholds(path: Path, thresholds: Thresholds) -> None:
     """Write the thresholds as a YAML file with a comment on each rule."""
     lines = ["# minigpt4 curate filter: texts on the given side of a threshold are left out; null switches a rule off."]
-    for rule in RULES:
-        value = thresholds[rule.name]
-        lines.append(f"{rule.name}: {'null' if value is None else value}  # {rule.side}: {rule.unit}")
+    lines += [f"{rule.name}: {json.dumps(thresholds[rule.name])}  # {rule.side}: {rule.unit}" for rule in RULES]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
@@ -126,10 +121,8 @@ def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]
 def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
     """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
     names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
-    table = np.stack([hashes[name] for name in names]) if names else np.zeros((0, 4), dtype=np.uint64)
-    nearest: dict[str, float | None] = {}
-    for i, name in enumerate(names):
-        nearest[name] = float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) if i else None
+    table = np.array([hashes[name] for name in names])
+    nearest = {names[i]: float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) for i in range(1, len(names))}
     seen: Counter[str] = Counter()
     found: list[dict[str, float | None]] = []
     for item in items:
@@ -142,10 +135,10 @@ def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list
             "fragments": language.count_fragments(text),
             "repeated_ngrams": language.repeated_share(text),
             "repeated_sentences": language.count_repeated_sentences(text),
-            "apology": language.count_apologies(text),
-            "assistant_talk": language.count_assistant_talk(text),
+            "apology": language.count(language.APOLOGIES, text),
+            "assistant_talk": language.count(language.ASSISTANT_TALK, text),
             "non_english": foreign_share(text),
-            "markup": language.count_markup(text),
+            "markup": language.count(language.MARKUP, text),
             "duplicate_picture": nearest.get(item.picture.name),
             "duplicate_text": seen[" ".join(words)],
             "ungrounded_sentence": grounding.get("lowest"),
@@ -166,8 +159,7 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
     With `only`, verdicts are recorded for these images alone; duplicates are looked for among all.
     """
     with ledger.lock("filter"):
-        items = ledger.items()
-        wanted = {item.picture.name for item in ledger.items(only)}
+        items, wanted = ledger.items(), {picture.name for picture in ledger.pictures(only)}
         measured = measure_all(items, image_hashes(ledger, items))
         settings = ledger.settings("filter", dict(thresholds))
         rows, caught, kept = [], Counter[str](), 0
@@ -177,17 +169,14 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
             data = {"caught": caught_by(values, thresholds), "values": values}
             caught.update(data["caught"])
             kept += not data["caught"]
-            last = item.verdict
-            if last is None or last.settings != settings or last.data != data:
+            if item.verdict is None or (item.verdict.settings, item.verdict.data) != (settings, data):
                 rows.append((item.key, item.source.seq, data))
         ledger.add("filter", settings, rows, ledger.next_turn("filter"))
         return {"kept": kept, "caught": {rule.name: caught[rule.name] for rule in RULES}, "changed": len(rows)}
 
 
 def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
-    """Write each measure's distribution (`stats.png`), the texts nearest to each threshold (`stats.md`), and
-    `rules.yaml` to edit into `out`; returns the path of `stats.md`.
-    """
+    """Write `stats.png` (distributions), `stats.md` (texts near thresholds) and `rules.yaml`; returns `stats.md`."""
     from matplotlib.figure import Figure
 
     items = ledger.items()
@@ -200,8 +189,8 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
     figure = Figure(figsize=(13, 2.6 * lines), layout="constrained")
     page = [f"# What the rules measure: {len(items)} texts\n"]
     for number, rule in enumerate(RULES, 1):
-        measures = [(values[rule.name], item) for values, item in zip(measured, items, strict=True)]
-        having = [(value, item) for value, item in measures if value is not None]
+        values = [row[rule.name] for row in measured]
+        having = [(value, item) for value, item in zip(values, items, strict=True) if value is not None]
         axis = figure.add_subplot(lines, 3, number)
         axis.hist([value for value, _ in having], bins=40)
         axis.set_title(rule.name, fontsize=9)

@@ -2,8 +2,7 @@
 
 The grounding of a sentence is 1 - nll(own image) / mean nll(other images): the share of its surprise that the image
 explains. It is 1 if the image makes the sentence certain, 0 if the sentence could be said of any image, and negative if
-the image speaks against it. (On pocket sentences this finds false ones better than the plain difference, in which a
-rare word weighs more than a doubtful one.)
+the image speaks against it. (In the plain difference a rare word would weigh more than a doubtful one.)
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +20,18 @@ from torch import Tensor
 from minigpt4.curation.describe import Describing, model_fingerprint
 from minigpt4.curation.language import sentences
 from minigpt4.curation.ledger import Item, Ledger
-from minigpt4.endpoint import STOPPED
 from minigpt4.errors import UserError
 from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import open_image
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
 from minigpt4.stopping import StopSignals
 
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
-
 logger = logging.getLogger(__name__)
 
-BATCH = 32
+BATCH, SEED = 32, 0
 
 
 def _tokens(model: MiniGPT4, text: str) -> Any:
@@ -46,11 +42,8 @@ def _tokens(model: MiniGPT4, text: str) -> Any:
 def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -> dict[str, Any]:
     """How one text is grounded, from its tokens' log-likelihoods with its own image (t,) and with others (n, t).
 
-    Returns:
-        sentences: (start, end, grounding) of each sentence.
-        lowest: the grounding of the least supported sentence; 0 for a text without sentences.
-        whole: the grounding of the whole text.
-        fluency: the mean log-likelihood of its tokens with other images, in nats: how likely it is as language.
+    Returns `sentences`, (start, end, grounding) of each; the `lowest` of them (0 if there is none); the grounding of
+    the `whole` text; and `fluency`, the mean log-likelihood of its tokens with other images, in nats.
     """
     spans = _tokens(model, text)["offset_mapping"][: len(own)]  # a text longer than the context was cut
     elsewhere = others.mean(0)
@@ -78,20 +71,17 @@ def ground(
     *,
     instruction: str = Describing().instruction,
     others: int = 4,
-    seed: int = 0,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
     """Measure the grounding of every current text that has none with this model and settings; returns counts.
 
-    Each image is compared with `others` images of the project, drawn from `seed`. Raises UserError for fewer than two
+    Each image is compared with `others` images of the project, always the same. Raises UserError for fewer than two
     images, KeyboardInterrupt after Ctrl-C; texts measured by then are recorded.
     """
-    from minigpt4.minigpt4 import MiniGPT4
-
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
         record = {"model": str(name), "projection": model_fingerprint(model), "instruction": instruction}
-        settings = ledger.settings("ground", {**record, "others": others, "seed": seed})
+        settings = ledger.settings("ground", {**record, "others": others, "seed": SEED})
         done = {event.source for event in ledger.events("ground") if event.settings == settings}
         wanted = ledger.items(only)
         items = [item for item in wanted if item.source.seq not in done]
@@ -100,10 +90,9 @@ def ground(
         with progress_bar() as bar:
             task = bar.add_task("ground", total=len(items), note="")
             for start in range(0, len(items), BATCH):
-                if stop.received:
-                    raise KeyboardInterrupt(STOPPED)
+                stop.check()
                 batch = items[start : start + BATCH]
-                rows = _ground_batch(model, instruction, batch, features, others, seed)
+                rows = _ground_batch(model, instruction, batch, features, others)
                 counts["scored"] += ledger.add("ground", settings, rows)
                 counts["left out"] += len(batch) - len(rows)
                 bar.update(task, advance=len(batch))
@@ -111,14 +100,13 @@ def ground(
 
 
 def _ground_batch(
-    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int, seed: int
+    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
-    batch = [item for item in batch if item.text.strip()]
-    drawn = [[item.picture.name, *features.shuffled_others(item.picture.name, seed)] for item in batch]
-    features.load(itertools.chain.from_iterable(names[: 1 + others] for names in drawn))  # in one batch
+    drawn = [(item, features.with_others(item.picture.name)) for item in batch if item.text.strip()]
+    features.load(itertools.chain.from_iterable(names[: 1 + others] for _, names in drawn))  # in one batch
     compared: list[tuple[Item, list[Tensor]]] = []
-    for item, names in zip(batch, drawn, strict=True):
+    for item, names in drawn:
         if features.get(names[0]) is not None:
             found = (one for name in names if (one := features.get(name)) is not None)
             compared.append((item, list(itertools.islice(found, 1 + others))))
@@ -126,9 +114,9 @@ def _ground_batch(
                 raise UserError("grounding compares an image with others, so the project needs at least two")
     image_tokens = model.num_query_tokens, model.image_token_id
     prompt = encode_chat(model.tokenizer, model.template, [Message("user", instruction, images=1)], *image_tokens)
-    pairs = [(_tokens(model, item.text)["input_ids"], each) for item, vectors in compared for each in vectors]
-    texts, images = [ids for ids, _ in pairs], [each for _, each in pairs]
-    likelihoods = iter(token_likelihoods(model, [prompt] * len(pairs), texts, images, BATCH))
+    texts = [_tokens(model, item.text)["input_ids"] for item, vectors in compared for _ in vectors]
+    images = [each for _, vectors in compared for each in vectors]
+    likelihoods = iter(token_likelihoods(model, [prompt] * len(texts), texts, images, BATCH))
     rows: list[tuple[tuple[str, int], int, dict[str, Any]]] = []
     for item, vectors in compared:
         own, *elsewhere = itertools.islice(likelihoods, len(vectors))
@@ -162,8 +150,8 @@ class ImageFeatures:
         self.load([name])
         return self._found[name]
 
-    def shuffled_others(self, name: str, seed: int) -> list[str]:
-        """The names of all other images, in an order of their own for each name and seed."""
-        names = [other for other in self._images if other != name]
-        random.Random(f"{seed} {name}").shuffle(names)
-        return names
+    def with_others(self, name: str) -> list[str]:
+        """`name` and the names of all other images, in an order of their own for each name."""
+        others = [other for other in self._images if other != name]
+        random.Random(f"{SEED} {name}").shuffle(others)
+        return [name, *others]

@@ -6,21 +6,22 @@ import re
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
 #: Phrases about a mistake, or a refusal, instead of an image.
-_APOLOGIES = re.compile(
+APOLOGIES = re.compile(
     r"(?i)\b(?:i(?:'m| am) (?:so |very |really )?sorry|(?:i |my )?apolog(?:y|ies|ise|ize)\w*|sorry,|my mistake|"
     r"i made (?:a|an|some) (?:mistake|error)s?|there (?:was|is) (?:a|an) (?:mistake|error) in my|"
     r"i (?:can(?:'|no)t|cannot|am (?:not able|unable) to|won't) (?:help|assist|see|view|fulfil\w*|comply|do that|mend|"
     r"process|provide)|unable to (?:assist|comply)|i must decline)"
 )
 #: Phrases that assistants put around the text they were asked for.
-_ASSISTANT = re.compile(
+ASSISTANT_TALK = re.compile(
     r"(?i)(?:\bas an? (?:ai|artificial|language model|assistant)\b|\b(?:large )?language model\b|"
     r"^(?:sure|certainly|of course|okay|ok|absolutely)\b[,!.:]|\bhere(?:'s| is| are) (?:the|your|a|my) (?:\w+ )?"
     r"(?:corrected|mended|revised|rewritten|improved|edited|fixed|text|version)|\bi hope (?:this|that) helps|"
     r"\blet me know if\b|\bfeel free to\b|\bhow (?:can|may) i (?:help|assist)|\bcorrected (?:text|version)\s*:|"
     r"\b(?:human|user|assistant)\s*:)"
 )
-_MARKUP = re.compile(
+#: Tags, links, Markdown and the marks of chat formats.
+MARKUP = re.compile(
     r"</?[a-z][^<>]{0,80}>|<!--|https?://|www\.|###|```|\*\*|^\s*#+ |\[[^\]]*\]\([^)]*\)|&[a-z]{2,6};|\{\\|<\|",
     re.I | re.M,
 )
@@ -59,19 +60,9 @@ def repeated_share(text: str, size: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def count_apologies(text: str) -> int:
-    """Apologies and refusals."""
-    return len(_APOLOGIES.findall(text))
-
-
-def count_assistant_talk(text: str) -> int:
-    """Phrases of an assistant."""
-    return len(_ASSISTANT.findall(text))
-
-
-def count_markup(text: str) -> int:
-    """Tags, links, Markdown and the marks of chat formats."""
-    return len(_MARKUP.findall(text))
+def count(pattern: re.Pattern[str], text: str) -> int:
+    """How often one of the patterns above is found."""
+    return len(pattern.findall(text))
 
 
 def similarity(text: str, other: str) -> float:

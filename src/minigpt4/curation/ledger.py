@@ -1,9 +1,8 @@
 """The ledger of a curation project: every picture, and everything that ever happened to its texts.
 
-One SQLite file with a table of pictures and an append-only table of events. A step never changes a row: a new text, a
-new verdict or a new decision is a new event, which names the event that it was made from and the settings that made it.
-So a step knows what is left to do (those whose source has no event with these settings), and doing it again changes
-nothing. Knows nothing about models, endpoints or rules.
+One SQLite file with a table of pictures and an append-only table of events. A step never changes a row: a new text,
+verdict or decision is a new event, which names the event that it was made from and the settings that made it. So a step
+knows what is left to do, and doing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -44,9 +43,6 @@ COMMIT;
 """
 
 
-_COLUMNS = "seq, picture, sample, step, source, settings, data, at"
-
-
 @dataclass(frozen=True)
 class Picture:
     """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
@@ -76,8 +72,8 @@ class Event:
     step: str
     source: int
     settings: str
-    data: dict[str, Any]
     at: str
+    data: dict[str, Any]
 
 
 @dataclass
@@ -130,8 +126,29 @@ class Item:
         edits = [event.data["text"] for event in keeping if event.data["verdict"] == "edit"]
         return str(edits[-1]) if edits else self.text
 
+    def apply(self, event: Event) -> None:
+        """Bring it to where it stands after `event`. What was said of an earlier text does not hold for a new one."""
+        if event.step == "refine" and event.source == self.raw.seq:
+            before = self.source.seq
+            self.refined = event
+            if self.source.seq != before:
+                self.grounding = self.verdict = self.selection = None
+                self.reviews = {}
+        elif event.source != self.source.seq:
+            return
+        elif event.step == "ground":
+            self.grounding = event
+        elif event.step == "filter":
+            self.verdict = event
+        elif event.step == "select":
+            self.selection = None if event.data["selected"] is None else event
+        elif event.step == "review":
+            self.reviews.pop(event.data["reviewer"], None)
+            if event.data["verdict"] != "undo":
+                self.reviews[event.data["reviewer"]] = event
 
-class Ledger:
+
+class Ledger(contextlib.AbstractContextManager["Ledger"]):
     """An open ledger. Use it as a context manager; safe to share between threads only with one `Ledger` each.
 
     Raises UserError for a file that is no ledger, is of another version, or cannot be opened or written.
@@ -141,34 +158,26 @@ class Ledger:
         self.project = Path(project)
         self.path = self.project / LEDGER_FILE
         if not create and not self.path.is_file():
-            raise UserError(
-                f"{project}: holds no {LEDGER_FILE}; start a project with minigpt4 curate describe or import"
-            )
+            raise UserError(f"{project}: holds no {LEDGER_FILE}; start one with minigpt4 curate describe or import")
         try:
             self.project.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{project}: cannot be made ({error.strerror}); give another directory") from None
         with self._told():
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._check_version()
+            self._db = sqlite3.connect(self.path, timeout=30, isolation_level="IMMEDIATE", check_same_thread=False)
+            with self.lock("open", wait=True):
+                if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    self._db.executescript(_SCHEMA)
+            found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            if found[0] != _APPLICATION:
+                raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
+            if found[1] != VERSION:
+                raise UserError(
+                    f"{self.path}: was written by another version of minigpt4 (ledger version {found[1]}, this one "
+                    f"reads {VERSION}); use that version, or start a new project and import this one's export"
+                )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
-
-    def _check_version(self) -> None:
-        with self.lock("open", wait=True):
-            if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._db.executescript(_SCHEMA)
-        found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-        if found[0] != _APPLICATION:
-            raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
-        if found[1] != VERSION:
-            raise UserError(
-                f"{self.path}: was written by another version of minigpt4 (ledger version {found[1]}, this one reads "
-                f"{VERSION}); use that version, or start a new project and import this one's export"
-            )
-
-    def __enter__(self) -> Ledger:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
@@ -185,15 +194,12 @@ class Ledger:
             ) from error
 
     def lock(self, step: str, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Keeps a second process out of `step` until the block ends, or this process does, however it ends.
-
-        Raises UserError at once if another process is at it, unless `wait` is set.
-        """
+        """Keeps a second process out of `step`, as `only_process`."""
         return only_process(self.project, step, wait=wait)
 
     # -- writing
 
-    def add_pictures(self, files: Iterable[tuple[str, Path]], *, check: bool = True) -> dict[str, str]:
+    def add_pictures(self, files: Iterable[tuple[str, Path]]) -> dict[str, str]:
         """Add (name, file); returns why those that cannot be opened were left out, by name.
 
         A picture that is there already stays. Raises UserError if its name belongs to a picture with other content.
@@ -204,8 +210,7 @@ class Ledger:
         for name, path in files:
             try:
                 data = read_image(path)
-                if check:
-                    open_image(data)
+                open_image(data)
             except UserError as error:
                 refused[name] = str(error)
                 continue
@@ -213,7 +218,7 @@ class Ledger:
             if known.setdefault(name, digest) != digest:
                 raise UserError(f"{path}: the project holds another picture named {name!r}; give another project")
             rows.append((name, str(path.resolve()), digest, _now()))
-        with self._transaction():
+        with self._told(), self._db:
             # The same picture may have moved since; where it lies is no part of the history.
             self._db.executemany(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
@@ -224,7 +229,7 @@ class Ledger:
         """The id under which these settings of `step` are recorded."""
         text = json.dumps(value, sort_keys=True, default=str)
         key = hashlib.sha256(f"{step} {text}".encode()).hexdigest()[:16]
-        with self._transaction():
+        with self._told(), self._db:
             self._db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?, ?)", (key, step, text))
         return key
 
@@ -241,7 +246,7 @@ class Ledger:
             for (picture, sample), source, data in rows
         ]
         before = self._db.total_changes
-        with self._transaction():
+        with self._told(), self._db:
             self._db.executemany(
                 "INSERT OR IGNORE INTO events (picture, sample, step, source, settings, turn, data, at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -253,93 +258,52 @@ class Ledger:
         """A turn that no event of `step` has yet: for what may rightly happen to the same source again."""
         return int(self._rows("SELECT coalesce(max(turn) + 1, 0) FROM events WHERE step = ?", (step,))[0][0])
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._told():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.DatabaseError:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
     # -- reading
 
-    def pictures(self) -> list[Picture]:
-        """All pictures, in the order in which they were added."""
+    def pictures(self, names: Iterable[str] = ()) -> list[Picture]:
+        """All pictures, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
-        return [Picture(name, Path(path), sha256) for name, path, sha256 in rows]
+        wanted = set(names)
+        if unknown := wanted - {name for name, _, _ in rows}:
+            raise UserError(f"{self.project}: there is no picture named {min(unknown)!r}")
+        return [Picture(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
 
     def events(self, *steps: str) -> list[Event]:
         """All events (of these steps), oldest first."""
         where = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
-        rows = self._rows(f"SELECT {_COLUMNS} FROM events {where} ORDER BY seq", steps)
-        return [_event(row) for row in rows]
+        return self._events(f"{where} ORDER BY seq", steps)
 
     def last_event(self, step: str) -> Event:
         """The newest event of a step that has one."""
-        return _event(self._rows(f"SELECT {_COLUMNS} FROM events WHERE step = ? ORDER BY seq DESC LIMIT 1", (step,))[0])
+        return self._events("WHERE step = ? ORDER BY seq DESC LIMIT 1", (step,))[0]
+
+    def _events(self, which: str, values: Iterable[Any]) -> list[Event]:
+        rows = self._rows(f"SELECT seq, picture, sample, step, source, settings, at, data FROM events {which}", values)
+        return [
+            Event(seq, picture, sample, step, source, settings, at, json.loads(data))
+            for seq, picture, sample, step, source, settings, at, data in rows
+        ]
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """(step, settings) by id."""
         return {key: (step, json.loads(value)) for key, step, value in self._rows("SELECT * FROM settings")}
 
     def items(self, names: Iterable[str] = ()) -> list[Item]:
-        """Where every text stands, in the order of the pictures and samples; of these pictures only, if any is named.
-
-        Raises UserError for a name that no picture has.
-        """
-        pictures = {picture.name: picture for picture in self.pictures()}
-        wanted = set(names)
-        for name in sorted(wanted - pictures.keys()):
-            raise UserError(f"{self.project}: there is no picture named {name!r}")
+        """Where every text stands, in the order of the pictures and samples; `names` as in `pictures`."""
+        pictures = {picture.name: picture for picture in self.pictures(names)}
+        order = {name: number for number, name in enumerate(pictures)}
         items: dict[tuple[str, int], Item] = {}
         for event in self.events():
             key = (event.picture, event.sample)
-            if event.step == "describe":
+            if event.step == "describe" and event.picture in pictures:
                 items[key] = Item(pictures[event.picture], event.sample, event)
-            elif (item := items.get(key)) is not None:
-                _apply(item, event)
-        order = {name: number for number, name in enumerate(pictures)}
-        chosen = [item for item in items.values() if not wanted or item.picture.name in wanted]
-        return sorted(chosen, key=lambda item: (order[item.picture.name], item.sample))
+            elif key in items:
+                items[key].apply(event)
+        return [items[key] for key in sorted(items, key=lambda key: (order[key[0]], key[1]))]
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told():
             return self._db.execute(query, tuple(values)).fetchall()
-
-
-def _apply(item: Item, event: Event) -> None:
-    """Bring `item` to where it stands after `event`. What was said of an earlier text does not hold for a new one."""
-    if event.step == "refine" and event.source == item.raw.seq:
-        before = item.source.seq
-        item.refined = event
-        if item.source.seq != before:
-            item.grounding = item.verdict = item.selection = None
-            item.reviews = {}
-    elif event.source == item.source.seq:
-        if event.step == "ground":
-            item.grounding = event
-        elif event.step == "filter":
-            item.verdict = event
-        elif event.step == "select":
-            item.selection = None if event.data["selected"] is None else event
-        elif event.step == "review":
-            if event.data["verdict"] == "undo":
-                item.reviews.pop(event.data["reviewer"], None)
-            else:
-                item.reviews[event.data["reviewer"]] = event
-
-
-def _event(row: tuple[Any, ...]) -> Event:
-    seq, picture, sample, step, source, settings, data, at = row
-    return Event(seq, picture, sample, step, source, settings, json.loads(data), at)
 
 
 def _now() -> str:

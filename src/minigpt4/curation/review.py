@@ -1,7 +1,7 @@
 """A web page on which people read every remaining text, and accept, edit or reject it (paper, 3.2).
 
 Several people can work at once: each text is lent to one of them for some minutes, except for a shared sample on which
-everyone decides, to measure their agreement. Decisions go to the ledger at once. `review.html` is the page.
+everyone decides, to measure their agreement. Decisions go to the ledger at once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pydantic import Field
 
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-from minigpt4.labelling import LabellingDesk, TakenError, labelling_app
-from minigpt4.local_web import serve_app
+from minigpt4.labelling import LabellingDesk, TakenError, labelling_app, serve_app
 from minigpt4.statistics import agreements
 
 LEASE_SECONDS = 600.0
@@ -78,17 +77,12 @@ class ReviewDesk(LabellingDesk):
             mine = item.reviews[reviewer].data if reviewer in item.reviews else {"verdict": None}
             raw = str(item.raw.data["text"])
             return {
-                "index": index,
-                "source": item.source.seq,
-                "name": item.picture.name,
-                "shared": self.is_shared(item),
-                "raw": raw,
+                "index": index, "source": item.source.seq, "name": item.picture.name, "shared": self.is_shared(item),
+                "raw": raw, "written": item.text, "mine": mine["verdict"],
                 "text": mine["text"] if mine["verdict"] == "edit" else item.text,
-                "written": item.text,
                 "changes": differences(raw, item.text) if raw != item.text else [],
                 "sentences": item.grounding.data["sentences"] if item.grounding is not None else [],
-                "mine": mine["verdict"],
-            }
+            }  # fmt: skip
 
     def decide(self, reviewer: str, index: int, source: int, verdict: str, text: EditedText = None) -> None:
         with self.lock:
@@ -121,9 +115,7 @@ class ReviewDesk(LabellingDesk):
         data = {"reviewer": reviewer, "verdict": verdict, "text": text}
         turn = self.ledger.next_turn("review")
         self.ledger.add("review", self._settings, [(item.key, item.source.seq, data)], turn)
-        item.reviews.pop(reviewer, None)
-        if verdict != "undo":
-            item.reviews[reviewer] = self.ledger.last_event("review")
+        item.apply(self.ledger.last_event("review"))
 
     def times(self, reviewer: str) -> list[str]:
         return [item.reviews[reviewer].at for item in self.items if reviewer in item.reviews]
@@ -141,10 +133,8 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
     old, new = re.findall(r"\s+|\S+", before), re.findall(r"\s+|\S+", after)
     found: list[tuple[str, str]] = []
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            found.append(("same", "".join(old[i1:i2])))
-            continue
-        found += [(what, "".join(piece)) for what, piece in (("gone", old[i1:i2]), ("new", new[j1:j2])) if piece]
+        pieces = [("same", old[i1:i2])] if kind == "equal" else [("gone", old[i1:i2]), ("new", new[j1:j2])]
+        found += [(what, "".join(piece)) for what, piece in pieces if piece]
     return found
 
 

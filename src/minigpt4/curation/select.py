@@ -1,8 +1,7 @@
 """Keep the best N texts: by grounding and fluency, spread over the kinds of images in the project.
 
-Later work trained stage 2 on 200 chosen pairs of 3,439 and did better than with all. Only the best text of an image is
-a candidate. Images are grouped by k-means on the vision encoder's features, and each group contributes its best in
-proportion to its size, so that the choice is as diverse as the whole.
+Only the best text of an image is a candidate. Images are grouped by k-means on the vision encoder's features, and each
+group contributes its best in proportion to its size, so that the choice is as diverse as the whole.
 """
 
 from __future__ import annotations
@@ -16,24 +15,7 @@ import numpy as np
 from minigpt4.curation.grounding import ImageFeatures
 from minigpt4.curation.ledger import Item, Ledger
 from minigpt4.errors import UserError
-
-
-def quality(items: Sequence[Item]) -> np.ndarray:
-    """A quality for each item, 0 to 1: the mean of its ranks by grounding of the whole text and by fluency.
-
-    Ranks, because the measures have no common unit. (The least supported sentence does not count: it is mostly a
-    harmless filler that fits any image.) Raises UserError for an item without grounding.
-    """
-    scores = [item.grounding.data for item in items if item.grounding is not None]
-    if missing := len(items) - len(scores):
-        raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
-
-    def ranks(name: str) -> np.ndarray:
-        placed = np.empty(len(items))
-        placed[np.argsort([score[name] for score in scores], kind="stable")] = np.arange(len(items))
-        return placed / max(1, len(items) - 1)
-
-    return 0.5 * ranks("whole") + 0.5 * ranks("fluency")
+from minigpt4.minigpt4 import MiniGPT4
 
 
 def cluster(vectors: np.ndarray, count: int, seed: int = 0, rounds: int = 30) -> np.ndarray:
@@ -76,9 +58,8 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
     `model` gives the features that are clustered. Raises UserError if there are too few texts.
     """
     with ledger.lock("select"):
-        items = ledger.items()
+        items, candidates = ledger.items(), list[Item]()
         chosen: dict[tuple[str, int], float] = {}
-        candidates: list[Item] = []
         if best is not None:
             allowed = [item for item in items if item.verdict is not None and not item.verdict.data["caught"]]
             if not allowed:
@@ -99,8 +80,18 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
 
 
 def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
-    """The best text of each image, and their qualities."""
-    scores = quality(items)
+    """The best text of each image, and their qualities, 0 to 1: the mean of the ranks by grounding and by fluency.
+
+    Grounding is that of the whole text: its least supported sentence is mostly a harmless filler that fits any image.
+    Raises UserError for an item without grounding.
+    """
+    measured = [item.grounding.data for item in items if item.grounding is not None]
+    if missing := len(items) - len(measured):
+        raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
+    scores = np.zeros(len(items))
+    for name in ("whole", "fluency"):
+        order = np.argsort([data[name] for data in measured], kind="stable")
+        scores[order] += 0.5 * (np.arange(len(items)) / max(1, len(items) - 1))
     best: dict[str, int] = {}
     for i, item in enumerate(items):
         if item.picture.name not in best or scores[i] > scores[best[item.picture.name]]:
@@ -112,8 +103,6 @@ def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
 def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Item], count: int) -> np.ndarray:
     if count < 2 or model is None:
         return np.zeros(len(items), dtype=int)
-    from minigpt4.minigpt4 import MiniGPT4
-
     features = ImageFeatures(MiniGPT4.from_pretrained(model), ledger)
     found = {item.picture.name: features.get(item.picture.name) for item in items}
     if gone := [name for name, feature in found.items() if feature is None]:

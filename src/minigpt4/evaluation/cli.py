@@ -60,10 +60,7 @@ def measure(
     from minigpt4.evaluation.run import evaluate
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING)
-    settings = Answering(
-        temperature=temperature, seed=seed, batch_size=batch_size, concurrency=concurrency, timeout=timeout,
-        dtype=dtype, load_in=load_in, device=device,
-    )  # fmt: skip
+    settings = Answering(temperature, seed, batch_size, concurrency, timeout, dtype, load_in, device)
     evaluate(suite, models, out, settings=settings, samples=samples, limit=limit)
     say((out / suite.name / TABLE).read_text(encoding="utf-8"))
     say(f"every prompt, answer and verdict: {out / suite.name / RESULTS}")
@@ -93,18 +90,19 @@ def suite_command(*optional: str) -> Callable[[Callable[..., "Suite"]], None]:
     return register
 
 
-def judge_from(name: str, prompt: str, suite: "type[Suite]", shared: Mapping[str, Any]) -> "Judge | None":
-    """The judge that --judge names; None is the truth. `shared` holds the options that all suites share."""
-    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, PeopleJudge
+def judge_from(name: str, prompt: str, suite: "type[Suite]", shared: Mapping[str, Any]) -> "Judge":
+    """The judge that --judge names; `truth` is the suite's own. `shared` holds the options that all suites share."""
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
     from minigpt4.evaluation.models import ENDPOINT_PREFIX
+    from minigpt4.evaluation.rating import PeopleJudge
 
     if name == "truth":
-        return None
+        return suite.judge
     if name == "people":
         return PeopleJudge(shared["out"] / suite.name)
     if name.startswith(ENDPOINT_PREFIX):
-        timing = {key: shared[key] for key in ("concurrency", "timeout")}
-        return LLMJudge(name, JudgePrompt.load(prompt), **timing)
+        chosen = JudgePrompt.load(prompt)
+        return LLMJudge(name, chosen, concurrency=shared["concurrency"], timeout=shared["timeout"])
     raise UserError(f"there is no judge {name!r}; choose truth, people or openai:URL#MODEL")
 
 
@@ -122,7 +120,7 @@ def abilities(
     """
     from minigpt4.evaluation.benchmarks.abilities import Abilities
 
-    return Abilities(data, judge=judge_from(judge, judge_prompt, Abilities, shared), count=count)
+    return Abilities(data, judge_from(judge, judge_prompt, Abilities, shared), count)
 
 
 @suite_command("samples")
@@ -138,7 +136,7 @@ def reliability(
     """
     from minigpt4.evaluation.benchmarks.reliability import Reliability
 
-    return Reliability(data, count=count, max_new_tokens=max_new_tokens)
+    return Reliability(data, count, max_new_tokens)
 
 
 @eval_.command()
@@ -174,8 +172,7 @@ def check_judge(
 
     Example: minigpt4 eval judge openai:http://127.0.0.1:8000/v1#my-llm --judge-prompt success
     """
-    from minigpt4.evaluation.judge_check import measure_judge
-    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
+    from minigpt4.evaluation.judges import JudgePrompt, LLMJudge, measure_judge
 
     chosen = LLMJudge(endpoint, JudgePrompt.load(prompt), concurrency=concurrency, timeout=timeout)
     for line in measure_judge(chosen, out / "judge", labelled):
@@ -206,10 +203,8 @@ def coverage(
     """
     from minigpt4.evaluation.benchmarks.coverage import Coverage
 
-    return Coverage(
-        data, images, judge=judge_from(judge, judge_prompt, Coverage, shared), count=count, prompt=prompt,
-        max_new_tokens=max_new_tokens, caption_metrics=caption_metrics,
-    )  # fmt: skip
+    chosen = judge_from(judge, judge_prompt, Coverage, shared)
+    return Coverage(data, images, chosen, count, prompt, max_new_tokens, caption_metrics)
 
 
 @suite_command()
@@ -230,8 +225,7 @@ def hallucination(
     """
     from minigpt4.evaluation.benchmarks.hallucination import Hallucination
 
-    settings = {"count": count, "probes": probes, "seed": shared["seed"], "max_new_tokens": max_new_tokens}
-    return Hallucination(data, images, captions, **settings)
+    return Hallucination(data, images, captions, count, probes, shared["seed"], max_new_tokens)
 
 
 @suite_command("limit")
@@ -252,4 +246,4 @@ def vqa(
     """
     from minigpt4.evaluation.benchmarks.vqa import Vqa
 
-    return Vqa(data or [], images, count=count, prompt=prompt, choice=choice, max_new_tokens=max_new_tokens)
+    return Vqa(data or [], images, count, prompt, choice, max_new_tokens)

@@ -1,16 +1,19 @@
-"""What a suite asks: questions about images, read from files in which single records may be wrong.
+"""What is asked, answered and decided: items, responses to them, and verdicts on these.
 
-A wrong record is left out and named (`Fault`); the others are kept.
+Items are read from files in which single records may be wrong. A wrong record is left out and named (`Fault`); the
+others are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigpt4.errors import UserError
+
+T = TypeVar("T")
 
 #: Why an item is not measured, as results.json names it.
 MALFORMED, DUPLICATE, MISSING, UNREADABLE, UNANSWERED = (
@@ -58,17 +61,14 @@ class Items:
     def add(self, item: Item, where: str) -> None:
         """Take an item from the record `where`; a second one of the same id, or one without its image, is a fault."""
         if item.id in self._places:
-            self.reject(where, f"its id {item.id!r} is that of {self._places[item.id]}, which is kept", DUPLICATE)
+            reason = f"its id {item.id!r} is that of {self._places[item.id]}, which is kept"
+            self.faults.append(Fault(DUPLICATE, where, reason))
             return
         self._places[item.id] = where
-        if not item.image.is_file():
-            self.reject(where, f"there is no picture {item.image}", MISSING)
-            return
-        self.items.append(item)
-
-    def reject(self, where: str, reason: str, kind: str = MALFORMED) -> None:
-        """Leave the record `where` out."""
-        self.faults.append(Fault(kind, where, reason))
+        if item.image.is_file():
+            self.items.append(item)
+        else:
+            self.faults.append(Fault(MISSING, where, f"there is no picture {item.image}"))
 
     def require(self, data: str | Path) -> Items:
         """Itself. Raises UserError if no item is left."""
@@ -78,10 +78,19 @@ class Items:
         return self
 
 
-def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
-    """`record[name]`, which must be of `kind`. Raises ValueError that says what was expected, for `Items.reject`.
+def well_formed(rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], faults: list[Fault]) -> Iterator[T]:
+    """`make(where, record)` of each record; if it raises ValueError, the record goes to `faults`."""
+    for where, row in rows:
+        try:
+            yield make(where, row)
+        except ValueError as error:
+            faults.append(Fault(MALFORMED, where, str(error)))
 
-    Without a `default` the field must be there.
+
+def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+    """`record[name]`, which must be of `kind`, and must be there without a `default`.
+
+    Raises ValueError that says what was expected.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"is a {type(record).__name__}, a mapping was expected")
@@ -92,3 +101,40 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{name!r} is {value!r}, a {names} was expected")
     return value
+
+
+@dataclass
+class Response:
+    """What one model said to one item, a line of the journal of answers; later its cases, and the verdicts on them."""
+
+    item: Item
+    model: str
+    sample: int
+    text: str
+    ended: bool
+    scores: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    cases: Sequence[Case] = ()
+    verdicts: Sequence[Verdict] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to decide about an answer. `fields` fill the judge's prompt; `part` tells several cases apart."""
+
+    answer: Response
+    fields: Mapping[str, str]
+    part: str = ""
+
+    @property
+    def item(self) -> Item:
+        return self.answer.item
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`success` is None if it could not be decided. `detail` is plain JSON: numbers that a suite sums up."""
+
+    success: bool | None
+    reason: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from minigpt4.documents import LARGEST_JSON
 from minigpt4.errors import UserError
-from minigpt4.files import failed_write_is_a_user_error
+from minigpt4.files import failed_write_is_a_user_error, read_file
 
 
 def digest(value: Any) -> str:
@@ -27,10 +28,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises UserError for a broken line anywhere else, or a file that cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_file(path, LARGEST_JSON, "a journal")
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -43,7 +41,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
-    """The lines of `path` by their "key". To be used as a context manager; only one process may write (see `files`).
+    """The lines of `path`, in `rows` by their "key". A context manager; only one process may write (see `files`).
 
     Half a line at the end, which a kill left, is cut off. Raises UserError for a broken line anywhere else.
     """
@@ -54,7 +52,7 @@ class Journal:
             self._file: BinaryIO = path.open("a+b")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        self._rows = {row["key"]: row for row in read_rows(path)}
+        self.rows = {row["key"]: row for row in read_rows(path)}
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
@@ -64,21 +62,10 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        return self._rows[key]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._rows.values())
-
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows, each with its "key", and have them on the disk before this returns."""
-        rows = list(rows)
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row with its "key", and have it on the disk before this returns."""
         with failed_write_is_a_user_error(self.path):
-            self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        for row in rows:
-            self._rows[row["key"]] = dict(row)
+        self.rows[row["key"]] = dict(row)

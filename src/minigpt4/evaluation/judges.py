@@ -1,105 +1,46 @@
-"""Judges of answers: the truth, people, or an LLM behind an endpoint. One interface for all.
+"""Judges of answers: rules and ground truth, or an LLM behind an endpoint; `rating.py` has the judgements of people.
 
-A judge is handed cases and gives each a verdict. What it cannot decide is undecided, and never a success. People judge
-on a page (`rating.py`): an answer succeeds if most of those who judged it say so; if nobody did, or they are split, it
-is undecided.
+A judge gives each case a verdict. What it cannot decide is undecided, and never a success. What a judge is worth is
+measured on labelled cases, which are few and made for the purpose; each prompt ships with its own.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib import resources
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minigpt4 import statistics
 from minigpt4.documents import read_document
 from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item
-from minigpt4.evaluation.journal import digest, read_rows
+from minigpt4.evaluation.items import Case, Item, Response, Verdict, field_of
+from minigpt4.evaluation.journal import Journal, digest
+from minigpt4.evaluation.models import open_endpoint
+from minigpt4.evaluation.results import write_files
+from minigpt4.files import only_process
 from minigpt4.images import image_url
+from minigpt4.progress import progress_bar
+from minigpt4.statistics import Rate, cohen_kappa
 
 #: How often an LLM is asked again when its answer is not in the form that was asked for.
 ASK_AGAIN = 2
 
 
-@dataclass(frozen=True)
-class Response:
-    """What one model said to one item: a line of the journal of answers."""
+class Judge:
+    """Gives verdicts by `check`, such as ground truth, or rules about language.
 
-    item: Item
-    model: str
-    sample: int
-    text: str
-    ended: bool
-    scores: tuple[float, ...] = ()
-    lengths: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to decide about an answer. `fields` fill the judge's prompt; `part` tells several cases apart."""
-
-    answer: Response
-    fields: Mapping[str, str]
-    part: str = ""
-
-    @property
-    def item(self) -> Item:
-        return self.answer.item
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """`success` is None if it could not be decided. `detail` is plain JSON: numbers that a suite sums up."""
-
-    success: bool | None
-    reason: str = ""
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
-        return cls(row["success"], row["reason"], row.get("detail", {}))
-
-
-class Judge(ABC):
-    """`identity` is plain JSON, for the record: the sort of judge, its model, its prompt and the prompt's version.
-
-    What a judge with `kept` says is written down and not asked again; others cost nothing and are asked each time.
+    `identity` is plain JSON, for the record: the sort of judge, its model, its prompt and the prompt's version.
     """
 
-    identity: dict[str, Any]
-    kept = True
+    def __init__(self, identity: dict[str, Any], check: Callable[[Case], Verdict]) -> None:
+        self.identity, self.check = identity, check
 
-    def key(self, case: Case, round: int = 0) -> str:
-        """The name of a verdict: all that it depends on. Another `round` asks the same thing once more."""
-        return digest([self.identity, dict(case.fields), round])
-
-    @abstractmethod
-    def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
-        """A verdict on every case, handed to `record` with the case's index as soon as it is there."""
-
-
-class RuleJudge(Judge):
-    """A judge that computes its verdict: from ground truth, or by rules about language."""
-
-    kept = False
-
-    def __init__(self, name: str, check: Callable[[Case], Verdict]) -> None:
-        self.identity = {"judge": name}
-        self._check = check
-
-    def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
-        for index, case in enumerate(cases):
-            record(index, self._check(case))
+    def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
+        """The verdicts on all cases. Those that cost something are kept in `journal`; another `round` asks again."""
+        return [self.check(case) for case in cases]
 
 
 @dataclass(frozen=True)
@@ -123,18 +64,17 @@ class JudgePrompt:
         """The prompt of this name that ships, or that of a YAML file. Raises UserError if it is none."""
         path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
         found = read_document(path)
-        expected = {"version": int, "system": str, "user": str, "labels": dict}
-        optional = {"picture": bool, "max_tokens": int}
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: is no judge prompt; a mapping with {', '.join(expected)} was expected")
-        for key, kind in expected.items():
-            if not isinstance(found.get(key), kind):
-                raise UserError(f"{path}: {key!r} is {found.get(key)!r}, a {kind.__name__} was expected")
-        if unknown := found.keys() - expected.keys() - optional.keys():
-            raise UserError(f"{path}: there is no key {min(unknown)!r}; the keys are {', '.join(expected | optional)}")
-        labels = found["labels"]
-        if len(labels) < 2 or not all(isinstance(k, str) and isinstance(v, bool) for k, v in labels.items()):
-            raise UserError(f'{path}: labels are {labels!r}; words in quotes were expected, as in {{"yes": true}}')
+        kinds = {"version": int, "system": str, "user": str, "labels": dict, "picture": bool, "max_tokens": int}
+        try:
+            for key, kind in kinds.items():
+                field_of(found, key, kind, getattr(cls, key, ...))  # the class has the defaults
+            if unknown := found.keys() - kinds.keys():
+                raise ValueError(f"there is no key {min(unknown)!r}")
+            labels = found["labels"]
+            if len(labels) < 2 or not all(isinstance(k, str) and isinstance(v, bool) for k, v in labels.items()):
+                raise ValueError(f'labels are {labels!r}; words in quotes were expected, as in {{"yes": true}}')
+        except ValueError as error:
+            raise UserError(f"{path}: is no judge prompt: {error}; its keys are {', '.join(kinds)}") from None
         return cls(path.stem, **found)
 
     def messages(self, case: Case, complaint: bool = False) -> list[dict[str, Any]]:
@@ -170,48 +110,54 @@ def shipped(name: str) -> Path:
 
 
 class LLMJudge(Judge):
-    """An LLM behind an OpenAI-compatible endpoint: cached, concurrent, asked again where it answers out of form.
+    """An LLM behind an OpenAI-compatible endpoint: concurrent, and asked again where it answers out of form.
 
-    Args:
-        endpoint: `openai:URL#MODEL`.
-        temperature: 0 for the same answer each time, as far as the endpoint keeps to it.
+    `endpoint` is `openai:URL#MODEL`.
     """
 
-    def __init__(
-        self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0,
-        temperature: float = 0.0, attempts: int = 6,
-    ) -> None:  # fmt: skip
-        from minigpt4.evaluation.models import open_endpoint
-
-        self.endpoint = open_endpoint(endpoint, timeout, attempts)
-        self.prompt, self.concurrency, self.temperature = prompt, concurrency, temperature
-        self.identity = {
+    def __init__(self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0) -> None:
+        self.endpoint = open_endpoint(endpoint, timeout)
+        self.prompt, self.concurrency = prompt, concurrency
+        identity = {
             "judge": "llm", "model": self.endpoint.model, "url": self.endpoint.url, "prompt": prompt.name,
             "version": prompt.version, "text": digest([prompt.system, prompt.user, dict(prompt.labels)])[:12],
-            "temperature": temperature,
+            "temperature": 0.0,
         }  # fmt: skip
+        super().__init__(identity, self._ask)
 
-    def key(self, case: Case, round: int = 0) -> str:
-        shown = str(case.item.image) if self.prompt.picture else ""
-        return digest([self.identity, dict(case.fields), shown, round])
+    def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
+        """As every judge; equal cases (the same question, answer and so on) are asked once.
 
-    def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
-        """Raises UserError as `Endpoint.ask_each`; what the endpoint said is recorded."""
+        Raises UserError as `Endpoint.ask_each`.
+        """
+        keys = []  # of all that a verdict depends on
+        for case in cases:
+            shown = str(case.item.image) if self.prompt.picture else ""
+            keys.append(digest([self.identity, dict(case.fields), shown, round]))
+        todo = list({key: case for key, case in zip(keys, cases, strict=True) if key not in journal.rows}.items())
+        with progress_bar() as bar:
+            task = bar.add_task("judge", total=len(todo), note="")
 
-        def keep(index: int, found: Verdict | Unanswered) -> None:
-            if isinstance(found, Verdict):
-                record(index, found)
-            elif found.refused:
-                record(index, Verdict(None, str(found)))
+            def record(asked: tuple[str, Case], found: Verdict | Unanswered) -> None:
+                key, case = asked
+                if isinstance(found, Unanswered):
+                    if not found.refused:
+                        return
+                    found = Verdict(None, str(found))
+                row = {"key": key, "item": case.item.id, "model": case.answer.model, "part": case.part}
+                journal.add({**row, **vars(found), **self.identity})
+                bar.advance(task)
 
-        self.endpoint.ask_each(range(len(cases)), lambda index: self._ask(cases[index]), keep, self.concurrency)
+            self.endpoint.ask_each(todo, lambda asked: self.check(asked[1]), record, self.concurrency)
+        rows = [journal.rows.get(key, {"success": None, "reason": "not judged"}) for key in keys]
+        return [Verdict(row["success"], row["reason"], row.get("detail", {})) for row in rows]
 
     def _ask(self, case: Case) -> Verdict:
         said = []
         for attempt in range(1 + ASK_AGAIN):
             messages = self.prompt.messages(case, complaint=attempt > 0)
             try:
-                reply = self.endpoint.ask(messages, max_tokens=self.prompt.max_tokens, temperature=self.temperature)
+                reply = self.endpoint.ask(messages, max_tokens=self.prompt.max_tokens, temperature=0.0)
             except Unanswered as error:
                 if not error.empty:
                     raise
@@ -224,67 +170,61 @@ class LLMJudge(Judge):
         return Verdict(None, f"answered out of form {len(said)} times: {said[-1]!r}", {"asked": len(said)})
 
 
-RATINGS = "ratings.jsonl"
+def read_labelled(path: Path) -> list[tuple[Case, bool]]:
+    """Cases with their right verdicts from a YAML file: a list of mappings `fields` and `success`.
+
+    A case may name its image: a file beside the YAML.
+
+    Raises UserError for a record that is wrong: a measure of the judge must not lose cases.
+    """
+    document = read_document(path)
+    if not isinstance(document, list) or not document:
+        raise UserError(f"{path}: holds no labelled cases; a list of mappings with 'fields' and 'success' was expected")
+    found = []
+    for number, record in enumerate(document, start=1):
+        try:
+            fields = field_of(record, "fields", dict)
+            success = field_of(record, "success", bool)
+            image = path.parent / field_of(record, "image", str, "")
+        except ValueError as error:
+            raise UserError(f"{path}: case {number}: {error}") from None
+        item = Item(f"case-{number}", image, str(fields.get("question", "")))
+        answer = Response(item, "labelled", 0, str(fields.get("answer", "")), True)
+        found.append((Case(answer, {str(key): str(value) for key, value in fields.items()}), success))
+    return found
 
 
-def answer_key(item: str, prompt: str, answer: str) -> str:
-    """The name of an answer on the rating page: equal answers to one question are one, whoever gave them."""
-    return digest([item, prompt, answer])
+def measure_judge(judge: LLMJudge, directory: Path, labelled: Path | None = None) -> list[str]:
+    """Put the labelled cases to `judge` twice, write `directory/judge.json`, and say in lines what came of it.
 
-
-def read_ratings(directory: Path) -> list[dict[str, Any]]:
-    """The last word of every rater on every question: `rater`, `answers` (verdicts by answer), `best` (answers)."""
-    path = directory / RATINGS
-    return list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
-
-
-def agreement(ratings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How often every two raters who judged the same answers gave the same verdict, and Cohen's kappa."""
-    votes: dict[str, dict[str, bool]] = {}
-    for row in ratings:
-        for answer, success in row["answers"].items():
-            if success is not None:
-                votes.setdefault(answer, {})[row["rater"]] = success
-    return statistics.agreements(votes.values())
-
-
-class PeopleJudge(Judge):
-    """The verdicts of the raters in `directory/ratings.jsonl`."""
-
-    kept = False
-
-    def __init__(self, directory: Path) -> None:
-        self.ratings = read_ratings(directory)
-        self.identity = {"judge": "people", "raters": len({row["rater"] for row in self.ratings})}
-
-    def decide(self, cases: Sequence[Case], record: Callable[[int, Verdict], None]) -> None:
-        votes: dict[str, list[bool | None]] = {}
-        for row in self.ratings:
-            for answer, success in row["answers"].items():
-                votes.setdefault(answer, []).append(success)
-        for index, case in enumerate(cases):
-            given = votes.get(answer_key(case.item.id, case.item.prompt, case.answer.text), [])
-            yes, no = given.count(True), given.count(False)
-            reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
-            record(index, Verdict(None if yes == no else yes > no, reason, {"raters": len(given)}))
-
-    def report(self, answers: Sequence[Response]) -> dict[str, Any]:
-        """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
-        keys: dict[tuple[str, int], dict[str, str]] = {}
-        for answer in answers:
-            key = answer_key(answer.item.id, answer.item.prompt, answer.text)
-            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
-        best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
-        preferences = []
-        for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
-            wins = ties = losses = 0
-            for group in keys.values():
-                mine, theirs = group.get(one), group.get(other)
-                for shown, chosen in best:
-                    if mine in shown and theirs in shown:
-                        wins += mine in chosen and theirs not in chosen
-                        losses += theirs in chosen and mine not in chosen
-                        ties += (mine in chosen) == (theirs in chosen)
-            if wins + ties + losses:
-                preferences.append({"models": [one, other], "wins": wins, "ties": ties, "losses": losses})
-        return {"agreement": agreement(self.ratings), "preferences": preferences}
+    What was asked before, with this judge and this version of the prompt, is not asked again.
+    """
+    path = labelled or shipped(f"{judge.prompt.name.removesuffix('-seen')}.labelled")
+    cases, truth = zip(*read_labelled(path), strict=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    with only_process(directory, "eval"), Journal(directory / "verdicts.jsonl") as journal:
+        first, second = (judge.decide(cases, journal, round) for round in (0, 1))
+    pairs = [(verdict.success, success) for verdict, success in zip(first, truth, strict=True)]
+    decided = [(said, success) for said, success in pairs if said is not None]
+    wrong = [number for number, (said, success) in enumerate(pairs, start=1) if said not in (None, success)]
+    right = Rate.from_outcomes(said == success for said, success in pairs)
+    lenient = Rate.from_outcomes(said is True for said, success in pairs if not success)
+    strict = Rate.from_outcomes(said is not True for said, success in pairs if success)
+    again = Rate.from_outcomes(a.success == b.success for a, b in zip(first, second, strict=True))
+    kappa, undecided = cohen_kappa(decided), len(pairs) - len(decided)
+    results = {
+        "judge": judge.identity, "cases": len(cases), "right": right.share, "interval": right.interval, "kappa": kappa,
+        "undecided": undecided, "accepts what fails": lenient.share, "refuses what succeeds": strict.share,
+        "agrees with itself": again.share, "wrong cases": wrong,
+        "verdicts": [{"truth": success, **vars(verdict)} for success, verdict in zip(truth, first, strict=True)],
+    }  # fmt: skip
+    write_files(directory, results, {}, "judge.json")
+    return [
+        f"right: {right} of {len(cases)} labelled cases" + ("" if kappa is None else f", kappa {kappa:.2f}"),
+        f"accepts what fails: {lenient}",
+        f"refuses what succeeds: {strict}",
+        f"undecided: {undecided}",
+        f"says the same when asked again: {again}",
+        *([f"wrong on cases {', '.join(map(str, wrong))} of {path}"] if wrong else []),
+        f"every verdict: {directory / 'judge.json'}",
+    ]

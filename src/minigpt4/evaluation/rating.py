@@ -3,30 +3,42 @@
 For each question they see the image, the prompt, what counts as success, and the answers of all models: without names,
 in a random order for each rater, equal answers once. They say of each whether it succeeds, and which is best, ties
 allowed. Judgements go to a journal at once. `rating.html` is the page.
+
+`PeopleJudge` reads them: an answer succeeds if most of those who judged it say so. If nobody did, or they are split, it
+is undecided.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.journal import Journal, digest
-from minigpt4.evaluation.judges import RATINGS, agreement, answer_key
+from minigpt4.evaluation.items import Case, Response, Verdict
+from minigpt4.evaluation.journal import Journal, digest, read_rows
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import RESULTS
 from minigpt4.files import only_process
-from minigpt4.labelling import LabellingDesk, labelling_app
-from minigpt4.local_web import serve_app
+from minigpt4.labelling import LabellingDesk, labelling_app, serve_app
+from minigpt4.statistics import agreements
 
 logger = logging.getLogger(__name__)
 
+RATINGS = "ratings.jsonl"
 VERDICTS = {"yes": True, "no": False, "unsure": None}
+
+
+def _answer_key(item: str, prompt: str, answer: str) -> str:
+    """The name of an answer on the page: equal answers to one question are one, whoever gave them."""
+    return digest([item, prompt, answer])
 
 
 @dataclass(frozen=True)
@@ -77,25 +89,20 @@ class RatingDesk(LabellingDesk):
         return digest([rater, question.item, question.sample, sorted(question.answers)])
 
     def waits(self, rater: str, index: int) -> bool:
-        return self._key(rater, index) not in self.journal
+        return self._key(rater, index) not in self.journal.rows
 
     def look(self, rater: str, index: int) -> dict[str, Any]:
         question = self.questions[index]
         shown = sorted(question.answers.items())  # by digests, so that the order before the shuffle tells nothing
         random.Random(f"answers {rater} {question.item} {question.sample}").shuffle(shown)
-        with self.lock:
-            mine = self.journal[key] if (key := self._key(rater, index)) in self.journal else None
+        mine = self.journal.rows.get(self._key(rater, index), {"answers": {}, "best": []})
         words = {verdict: word for word, verdict in VERDICTS.items()}
+        said = {key: words[verdict] for key, verdict in mine["answers"].items()}
         return {
-            "index": index,
-            "task": question.task,
-            "prompt": question.prompt,
-            "success": question.success,
-            "answers": [
-                {"key": key, "text": text, "mine": words[mine["answers"][key]] if mine else None} for key, text in shown
-            ],
-            "best": mine["best"] if mine else [],
-        }
+            "index": index, "task": question.task, "prompt": question.prompt, "success": question.success,
+            "answers": [{"key": key, "text": text, "mine": said.get(key)} for key, text in shown],
+            "best": mine["best"],
+        }  # fmt: skip
 
     def decide(self, rater: str, index: int, answers: Mapping[str, str], best: list[str]) -> None:
         """Record a judgement; it replaces an earlier one of the same rater. `best` holds several answers in a tie.
@@ -108,17 +115,17 @@ class RatingDesk(LabellingDesk):
         if not set(best) <= question.answers.keys():
             raise ValueError("the best answer must be one of those shown")
         with self.lock:
-            self.journal.add([{
+            self.journal.add({
                 "key": self._key(rater, index), "rater": rater, "item": question.item, "sample": question.sample,
                 "answers": {key: VERDICTS[word] for key, word in answers.items()}, "best": sorted(set(best)),
                 "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            }])  # fmt: skip
+            })  # fmt: skip
 
     def times(self, rater: str) -> list[str]:
-        return [row["at"] for row in self.journal if row["rater"] == rater]
+        return [row["at"] for row in self.journal.rows.values() if row["rater"] == rater]
 
     def agreement(self) -> list[dict[str, Any]]:
-        return agreement(list(self.journal))
+        return _agreement(self.journal.rows.values())
 
 
 def read_questions(directory: Path) -> list[RatedQuestion]:
@@ -136,13 +143,11 @@ def read_questions(directory: Path) -> list[RatedQuestion]:
     found: dict[tuple[str, int], RatedQuestion] = {}
     try:
         for row in results["answers"]:
-            texts = [row[name] for name in ("item", "task", "image", "prompt", "answer")] + [
-                success.get(row["item"], "")
-            ]
-            item, task, image, prompt, answer, wanted = (text.encode("utf-8", "replace").decode() for text in texts)
+            texts = [row["item"], row["task"], row["image"], row["prompt"], success.get(row["item"], ""), row["answer"]]
+            item, task, image, prompt, wanted, answer = (text.encode("utf-8", "replace").decode() for text in texts)
             question = RatedQuestion(item, row["sample"], task, Path(image), prompt, wanted, {})
             answers = found.setdefault((item, row["sample"]), question).answers
-            answers[answer_key(item, row["prompt"], row["answer"])] = answer
+            answers[_answer_key(item, row["prompt"], row["answer"])] = answer
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is not as minigpt4 writes it ({type(error).__name__}: {error})") from None
     if not found:
@@ -172,3 +177,49 @@ def serve_rating(directory: Path, images: Path | None, host: str, port: int, rea
         )  # fmt: skip
     with only_process(directory, "rating"), Journal(directory / RATINGS) as journal:
         serve_app(labelling_app(RatingDesk(questions, journal, images), host), host, port, ready)
+
+
+def _agreement(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often every two raters who judged the same answers gave the same verdict, and Cohen's kappa."""
+    votes: dict[str, dict[str, bool]] = {}
+    for row in ratings:
+        for answer, success in row["answers"].items():
+            if success is not None:
+                votes.setdefault(answer, {})[row["rater"]] = success
+    return agreements(votes.values())
+
+
+class PeopleJudge(Judge):
+    """The verdicts of the raters in `directory/ratings.jsonl`: the last word of each on every question."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / RATINGS
+        self.ratings = list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
+        super().__init__({"judge": "people", "raters": len({row["rater"] for row in self.ratings})}, self._majority)
+
+    def _majority(self, case: Case) -> Verdict:
+        key = _answer_key(case.item.id, case.item.prompt, case.answer.text)
+        given = [row["answers"][key] for row in self.ratings if key in row["answers"]]
+        yes, no = given.count(True), given.count(False)
+        reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
+        return Verdict(None if yes == no else yes > no, reason, {"raters": len(given)})
+
+    def report(self, answers: Sequence[Response]) -> dict[str, Any]:
+        """`agreement` of every two raters, and `preferences`: which of two models' answers they liked better."""
+        keys: dict[tuple[str, int], dict[str, str]] = {}
+        for answer in answers:
+            key = _answer_key(answer.item.id, answer.item.prompt, answer.text)
+            keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
+        best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
+        preferences = []
+        for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
+            preferred = Counter(
+                (group[one] in chosen) - (group[other] in chosen)
+                for group in keys.values()
+                for shown, chosen in best
+                if {group.get(one), group.get(other)} <= shown
+            )
+            if preferred:
+                counts = {"wins": preferred[1], "ties": preferred[0], "losses": preferred[-1]}
+                preferences.append({"models": [one, other], **counts})
+        return {"agreement": _agreement(self.ratings), "preferences": preferences}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,6 @@ from minigpt4.statistics import text
 from minigpt4.telling import shown
 
 RESULTS, TABLE = "results.json", "results.md"
-#: Panels beside each other, and the width of one bar in inches.
-PANELS, BAR = 3, 0.27
-
 _Row = Mapping[str, Any]
 
 
@@ -29,32 +25,18 @@ def write_files(
     """Write `files`, then `results` as JSON to `directory/name`. Rates in it are saved by their `to_json`."""
     for file, content in files.items():
         write_atomically(directory / file, content.encode() if isinstance(content, str) else content)
-    text = json.dumps(results, indent=1, ensure_ascii=False, default=_to_json)
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=lambda v: getattr(v, "to_json", v.__str__)())
     write_atomically(directory / name, text.encode())
-
-
-def _to_json(value: Any) -> Any:
-    return value.to_json() if hasattr(value, "to_json") else str(value)
-
-
-def write_results(directory: Path, results: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
-    """Write `results` (as `run.evaluate` makes them) to `directory`: JSON, Markdown, bars, and further `plots`."""
-    plots = {**bars(results), **plots}
-    write_files(directory, results, {**plots, TABLE: markdown(results, list(plots))})
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; nothing in a cell can end it."""
-    lines = [[_cell(text) for text in row] for row in (head, *rows)]
+    lines = [[shown(text.replace("\n", " ")).replace("|", "\\|") for text in row] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(text: str) -> str:
-    return shown(text.replace("\n", " ")).replace("|", "\\|")
-
-
-def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
+def markdown(results: Mapping[str, Any], plots: Iterable[str]) -> str:
     """The table, the paper's figures beside ours, what was left out, and how it was measured."""
     labels = [model["label"] for model in results["models"]]
     papers = list(dict.fromkeys(name for row in results["rows"] for name in row["paper"]))
@@ -69,7 +51,7 @@ def markdown(results: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         rows.append([row["label"] + unit, *cells, *(str(row["paper"].get(name, "–")) for name in papers)])
     lines = [f"# {results['title']}", "", table(head, rows), _measured(results), ""]
     lines += [f"* {note}" for note in results["notes"]]
-    lines += [f"* {line}" for line in [*_agreement(results), *_preferences(results)]]
+    lines += _of_judges(results)
     if results["left_out"]:
         told = ", ".join(f"{count} × {kind}" for kind, count in results["left_out"].items())
         lines.append(f"* Left out and counted apart: {told} (each is named in {RESULTS}).")
@@ -91,40 +73,31 @@ def _measured(results: Mapping[str, Any]) -> str:
     )
 
 
-def _agreement(results: Mapping[str, Any]) -> list[str]:
-    """A line for each pair of judges whose agreement was computed: `agreement` in the results, if it is there."""
+def _of_judges(results: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of judges in `agreement`, and of models in `preferences`, if the results have them."""
     lines = []
     for pair in results.get("agreement", []):
         kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-        one, other = pair["judges"]
+        agreed = f"{100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})"
+        lines.append(f"* {' and '.join(pair['judges'])} agree on {agreed}.")
+    for pair in results.get("preferences", []):
         lines.append(
-            f"{one} and {other} agree on {100 * pair['agreed']:.0f} % of {pair['cases']} cases (kappa {kappa})."
+            f"* Between {' and '.join(pair['models'])}, people liked the first better {pair['wins']} times, the second "
+            f"{pair['losses']} times, and both alike {pair['ties']} times."
         )
     return lines
 
 
-def _preferences(results: Mapping[str, Any]) -> list[str]:
-    """A line for each pair of models between which people chose: `preferences` in the results, if it is there."""
-    return [
-        f"Between {pair['models'][0]} and {pair['models'][1]}, people liked the first better {pair['wins']} times, the "
-        f"second {pair['losses']} times, and both alike {pair['ties']} times."
-        for pair in results.get("preferences", [])
-    ]
-
-
 def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """One plot for each unit of the rows: file names and PNGs."""
-    rows = [row for row in results["rows"] if any(_drawable(f) for f in row["figures"].values())]
-    units = list(dict.fromkeys(_axis(row) for row in rows))
-    names = ["plot.png" if number == 0 else f"plot-{number + 1}.png" for number in range(len(units))]
+    """A plot for each unit of the rows: file names and PNGs."""
+    by_unit: dict[str, list[_Row]] = {}
+    for row in results["rows"]:
+        if any(_drawable(figure) for figure in row["figures"].values()):
+            by_unit.setdefault("%" if row["unit"] == "of" else row["unit"], []).append(row)
     return {
-        name: _plot(results, [row for row in rows if _axis(row) == unit], unit)
-        for name, unit in zip(names, units, strict=True)
+        "plot.png" if number == 1 else f"plot-{number}.png": _plot(results, rows, unit)
+        for number, (unit, rows) in enumerate(by_unit.items(), start=1)
     }
-
-
-def _axis(row: _Row) -> str:
-    return "%" if row["unit"] == "of" else row["unit"]
 
 
 def _drawable(figure: Mapping[str, Any]) -> bool:
@@ -132,51 +105,35 @@ def _drawable(figure: Mapping[str, Any]) -> bool:
 
 
 def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
+    """Bars with their intervals, a colour for each model, and the paper's figures as marks."""
     from matplotlib.figure import Figure
 
-    labels = [model["label"] for model in results["models"]]
-    papers = list(dict.fromkeys(name for row in rows for name in row["paper"]))
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    in_groups = [[row for row in rows if row["group"] == group] for group in groups]
-    columns = min(PANELS, len(groups))
-    lines = math.ceil(len(groups) / columns)
-    width = max(3.2, max(map(len, in_groups)) * (0.4 + BAR * len(labels)))
-    canvas = Figure(figsize=(max(6.0, 1.6 + columns * width), 0.6 + 3.4 * lines), layout="constrained")
-    panels = canvas.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-    for panel, group, chosen in zip(panels, groups, in_groups, strict=False):
-        _panel(panel, labels, papers, chosen, unit)
-        panel.set_title(group, fontsize="medium")
-    for panel in panels[len(groups) :]:
-        panel.set_axis_off()
-    for panel in panels[::columns]:
-        panel.set_ylabel(unit or "score")
-    canvas.suptitle(results["title"])
-    shown = {name: mark for panel in panels for mark, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    canvas.legend(shown.values(), shown.keys(), fontsize="small", loc="outside right upper")
-    return png(canvas)
-
-
-def _panel(panel: Any, labels: Sequence[str], papers: Sequence[str], rows: Sequence[_Row], unit: str) -> None:
-    scale, width = 100 if unit == "%" else 1, 0.8 / len(labels)
+    labels, scale = [model["label"] for model in results["models"]], 100 if unit == "%" else 1
+    height = 0.8 / len(labels)
+    canvas = Figure(figsize=(9.0, 1.5 + len(rows) * (0.2 + 0.15 * len(labels))), layout="constrained")
+    axes = canvas.subplots()
     for number, label in enumerate(labels):
-        places, values, errors = [], [], []
-        for place, row in enumerate(rows):
-            figure = row["figures"].get(label)
-            if figure is None or not _drawable(figure):
-                continue
-            places.append(place - 0.4 + width * (number + 0.5))
-            values.append(scale * figure["value"])
-            low, high = ((figure["value"] if edge is None else edge) for edge in (figure["low"], figure["high"]))
-            errors.append((scale * max(0, figure["value"] - low), scale * max(0, high - figure["value"])))
-        edges = tuple(zip(*errors, strict=True)) or None
-        panel.bar(places, values, width * 0.92, yerr=edges, capsize=2, label=label, color=f"C{number % 10}")
+        given = [(place, row["figures"].get(label)) for place, row in enumerate(rows)]
+        found = [(place, figure) for place, figure in given if figure and _drawable(figure)]
+        values = [scale * figure["value"] for _, figure in found]
+        errors = [
+            [0 if figure[edge] is None else scale * abs(figure["value"] - figure[edge]) for _, figure in found]
+            for edge in ("low", "high")
+        ]
+        places = [place - 0.4 + height * (number + 0.5) for place, _ in found]
+        axes.barh(places, values, height * 0.92, xerr=errors, capsize=2, label=label, color=f"C{number % 10}")
+    papers = dict.fromkeys(name for row in rows for name in row["paper"])
     for marker, paper in zip("D*sv^", papers, strict=False):
-        found = [(place, _number(row["paper"].get(paper), row["unit"])) for place, row in enumerate(rows)]
-        shown = [(place, value) for place, value in found if value is not None]
-        if shown:
-            panel.plot(*zip(*shown, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
-    panel.set_xticks(range(len(rows)), [row["label"] for row in rows], rotation=30, ha="right", fontsize="small")
-    panel.spines[["top", "right"]].set_visible(False)
+        numbers = [(_number(row["paper"].get(paper, "")), place) for place, row in enumerate(rows)]
+        if points := [(value, place) for value, place in numbers if value is not None]:
+            axes.plot(*zip(*points, strict=True), marker, color="black", fillstyle="none", label=f"paper: {paper}")
+    axes.set_yticks(range(len(rows)), [": ".join(filter(None, (row["group"], row["label"]))) for row in rows])
+    axes.margins(y=0.01)
+    axes.invert_yaxis()
+    axes.set(xlabel=unit or "score", title=results["title"])
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.legend(fontsize="small", loc="outside lower center", ncols=4)
+    return png(canvas)
 
 
 def png(canvas: Any) -> bytes:
@@ -186,16 +143,13 @@ def png(canvas: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _number(text: str | None, unit: str) -> float | None:
+def _number(text: str) -> float | None:
     """The paper's figure as a number on the plot's axis; "18/25" is 72 of a hundred."""
-    if text is None:
-        return None
-    one, slash, other = str(text).replace("%", "").strip().partition("/")
+    one, slash, other = text.replace("%", "").partition("/")
     try:
-        value = 100 * float(one) / float(other) if slash and unit in ("of", "%") else float(one)
+        return 100 * float(one) / float(other) if slash else float(one)
     except (ValueError, ZeroDivisionError):
         return None
-    return None if math.isnan(value) else value
 
 
 def machine() -> dict[str, Any]:

@@ -8,24 +8,25 @@ own answers, and a question that changed is asked anew.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from minigpt4.endpoint import Unanswered
 from minigpt4.errors import UserError, without_password
-from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item
+from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item, Response
 from minigpt4.evaluation.journal import Journal, digest
-from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
 from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_answerer
-from minigpt4.evaluation.results import machine, write_results
-from minigpt4.evaluation.suite import Again, Judged, Suite
+from minigpt4.evaluation.results import TABLE, bars, machine, markdown, write_files
+from minigpt4.evaluation.suite import Suite
 from minigpt4.files import only_process
-from minigpt4.images import open_image, read_image
+from minigpt4.images import read_image
 from minigpt4.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -62,17 +63,20 @@ def evaluate(
         Journal(directory / "verdicts.jsonl") as verdicts,
     ):
         collection = suite.load(directory)
-        items, faults = _first_of_each_task(collection.items, limit), list(collection.faults)
+        numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)  # of the items of each task
+        items = [item for item in collection.items if limit is None or next(numbers[item.task]) < limit]
+        faults = list(collection.faults)
         for fault in faults:
             logger.warning("left out: %s", fault)
-        judged: dict[str, list[Judged]] = {}
+        content = cache(_content)  # each image is read once
+        responses: dict[str, list[Response]] = {label: [] for label in answerers}
         for label, answerer in answerers.items():
             try:
-                given, missing = ask(answerer, label, items, answers, samples)
+                for sample in range(samples):
+                    responses[label] += _ask(answerer, label, sample, items, content, answers, faults)
             finally:
                 answerer.close()
-            faults += missing
-            judged[label] = judge_all(suite, given, verdicts)
+            _judge(suite, responses[label], verdicts)
         results = {
             "suite": suite.name,
             "title": suite.title,
@@ -83,9 +87,10 @@ def evaluate(
             "judge": suite.judge.identity,
             "models": [{"label": label, **answerer.identity} for label, answerer in answerers.items()],
             "items": len(items),
-            **summary(suite, judged, faults, partial(decide, suite.judge, journal=verdicts, round=1)),
+            **_summary(suite, responses, faults, verdicts),
         }
-        write_results(directory, results, suite.plots(results))
+        plots = {**bars(results), **suite.plots(results)}
+        write_files(directory, results, {**plots, TABLE: markdown(results, plots)})
     return results
 
 
@@ -106,54 +111,42 @@ def _open_all(models: Sequence[str], settings: Answering) -> dict[str, Answerer]
     return found
 
 
-def _first_of_each_task(items: Sequence[Item], limit: int | None) -> list[Item]:
-    seen: Counter[str] = Counter()
-    kept = []
+def _ask(
+    answerer: Answerer, label: str, sample: int, items: Sequence[Item], content: Callable[[Path], str],
+    journal: Journal, faults: list[Fault],
+) -> list[Response]:  # fmt: skip
+    """The answers to all items, those in the journal and the new ones; why an item has none goes to `faults`."""
+    decoding = answerer.settings.decoding()
+    keys = {}
     for item in items:
-        seen[item.task] += 1
-        if limit is None or seen[item.task] <= limit:
-            kept.append(item)
-    return kept
-
-
-def ask(
-    answerer: Answerer, label: str, items: Sequence[Item], journal: Journal, samples: int = 1
-) -> tuple[list[Response], list[Fault]]:
-    """The answers to all items, those in the journal and the new ones; and which items have none, and why."""
-    content = cache(_content)  # each image is read once
-    keys = {(s, item.id): _key(answerer, item, s, content(item.image)) for s in range(samples) for item in items}
-    used = {**answerer.identity, **answerer.settings.decoding()}
-    faults: list[Fault] = []
-    found: list[Response] = []
+        asked = [item.prompt, content(item.image), list(item.options), item.max_new_tokens]
+        keys[item.id] = digest([answerer.identity, decoding, asked, sample])
+    todo = [item for item in items if keys[item.id] not in journal.rows]
     with progress_bar() as bar:
-        done = sum(key in journal for key in keys.values())
-        task = bar.add_task(label, total=len(keys), completed=done, note="")
-        for sample in range(samples):
-            todo = [item for item in items if keys[sample, item.id] not in journal]
+        task = bar.add_task(label, total=len(items), completed=len(items) - len(todo), note="")
 
-            def record(index: int, reply: ModelReply, todo: list[Item] = todo, sample: int = sample) -> None:
-                item = todo[index]
-                bar.advance(task)
-                if reply.fault is not None:
-                    kind = UNREADABLE if not _readable(item) else UNANSWERED
-                    faults.append(Fault(kind, f"{label}, {item.id}", reply.fault))
-                    logger.warning("left out: %s", faults[-1])
-                    return
-                journal.add([{
-                    "key": keys[sample, item.id], "model": label, "item": item.id, "sample": sample,
-                    "prompt": item.prompt, "image": str(item.image), "answer": reply.text, "ended": reply.ended,
-                    "scores": reply.scores, "lengths": reply.lengths, "at": _now(),
-                    "settings": {**used, "max_new_tokens": item.max_new_tokens},
-                }])  # fmt: skip
+        def record(item: Item, reply: ModelReply | UserError | Unanswered) -> None:
+            bar.advance(task)
+            if not isinstance(reply, ModelReply):
+                kind = UNREADABLE if isinstance(reply, UserError) else UNANSWERED
+                faults.append(Fault(kind, f"{label}, {item.id}", str(reply)))
+                logger.warning("left out: %s", faults[-1])
+                return
+            journal.add({
+                "key": keys[item.id], "model": label, "item": item.id, "sample": sample, "prompt": item.prompt,
+                "image": str(item.image), "answer": reply.text, "ended": reply.ended, "scores": reply.scores,
+                "lengths": reply.lengths, "at": _now(),
+                "settings": {**answerer.identity, **decoding, "max_new_tokens": item.max_new_tokens},
+            })  # fmt: skip
 
-            if todo:
-                answerer.answer_each(todo, record, sample=sample)
-            for item in items:
-                if keys[sample, item.id] in journal:
-                    row = journal[keys[sample, item.id]]
-                    scores, lengths = tuple(row["scores"]), tuple(row["lengths"])
-                    found.append(Response(item, label, sample, row["answer"], row["ended"], scores, lengths))
-    return found, faults
+        if todo:
+            answerer.answer_each(todo, record, sample=sample)
+    found = []
+    for item in items:
+        if row := journal.rows.get(keys[item.id]):
+            scores, lengths = tuple(row["scores"]), tuple(row["lengths"])
+            found.append(Response(item, label, sample, row["answer"], row["ended"], scores, lengths))
+    return found
 
 
 def _content(path: Path) -> str:
@@ -164,79 +157,35 @@ def _content(path: Path) -> str:
         return "unreadable"
 
 
-def _key(answerer: Answerer, item: Item, sample: int, content: str) -> str:
-    asked = [item.prompt, content, list(item.options), item.max_new_tokens]
-    return digest([answerer.identity, answerer.settings.decoding(), asked, sample])
+def _judge(suite: Suite, responses: Sequence[Response], journal: Journal) -> None:
+    for response in responses:
+        response.cases = suite.cases(response)
+    verdicts = iter(suite.judge.decide([case for response in responses for case in response.cases], journal))
+    for response in responses:
+        response.verdicts = list(itertools.islice(verdicts, len(response.cases)))
 
 
-def _readable(item: Item) -> bool:
-    try:
-        open_image(item.image)
-    except UserError:
-        return False
-    return True
-
-
-def judge_all(suite: Suite, answers: Sequence[Response], journal: Journal) -> list[Judged]:
-    """Every answer with its verdicts: those that are in the journal, and the new ones, which are added to it."""
-    cases = [suite.cases(answer) for answer in answers]
-    verdicts = iter(decide(suite.judge, [case for group in cases for case in group], journal))
-    return [
-        Judged(answer, group, [next(verdicts) for _ in group]) for answer, group in zip(answers, cases, strict=True)
-    ]
-
-
-def decide(judge: Judge, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
-    """The judge's verdicts on all cases. What is in the journal is not asked again; another `round` is.
-
-    Equal cases (the same question, answer and so on) are asked once.
-    """
-    if not judge.kept:
-        found = [Verdict(None)] * len(cases)
-        judge.decide(cases, found.__setitem__)
-        return found
-    keys = [judge.key(case, round) for case in cases]
-    todo = list({key: case for key, case in zip(keys, cases, strict=True) if key not in journal}.items())
-    with progress_bar() as bar:
-        task = bar.add_task("judge", total=len(todo), note="")
-
-        def record(index: int, verdict: Verdict) -> None:
-            key, case = todo[index]
-            journal.add([{
-                "key": key, "item": case.item.id, "model": case.answer.model, "part": case.part, **verdict.to_json(),
-                **judge.identity,
-            }])  # fmt: skip
-            bar.advance(task)
-
-        judge.decide([case for _, case in todo], record)
-    return [Verdict.from_json(journal[key]) if key in journal else Verdict(None, "not judged") for key in keys]
-
-
-def summary(
-    suite: Suite, judged: Mapping[str, Sequence[Judged]], faults: Sequence[Fault], again: Again
+def _summary(
+    suite: Suite, responses: Mapping[str, Sequence[Response]], faults: Sequence[Fault], verdicts: Journal
 ) -> dict[str, Any]:
     """Rows, faults and every answer with its verdicts, as plain JSON."""
-    figures = {label: suite.summarise(group) for label, group in judged.items()}
-    every = [one for group in judged.values() for one in group]
+    rows: dict[str, dict[str, Any]] = {}
+    for label, given in responses.items():
+        for row, figure in suite.table(given):
+            rows.setdefault(row.name, vars(row) | {"figures": {}})["figures"][label] = figure.to_json()
+    every = [response for given in responses.values() for response in given]
+    answers = [{
+        "model": one.model, "item": one.item.id, "sample": one.sample, "task": one.item.task,
+        "image": str(one.item.image), "prompt": one.item.prompt, "options": list(one.item.options),
+        "answer": one.text, "ended": one.ended, "scores": list(one.scores),
+        "verdicts": [{"part": case.part, **vars(v)} for case, v in zip(one.cases, one.verdicts, strict=True)],
+    } for one in every]  # fmt: skip
     return {
-        "rows": [
-            vars(row) | {"figures": {label: f[row.name].to_json() for label, f in figures.items() if row.name in f}}
-            for row in suite.rows()
-        ],
+        "rows": list(rows.values()),
         "notes": list(suite.notes),
         "left_out": dict(Counter(fault.kind for fault in faults)),
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),
         "faults": [vars(fault) for fault in faults],
-        **suite.more(judged, again),
-        "answers": [_answer_row(one) for one in every],
+        **suite.more(every, verdicts),
+        "answers": answers,
     }
-
-
-def _answer_row(judged: Judged) -> dict[str, Any]:
-    answer, item = judged.answer, judged.item
-    verdicts = zip(judged.cases, judged.verdicts, strict=True)
-    return {
-        "model": answer.model, "item": item.id, "sample": answer.sample, "task": item.task, "image": str(item.image),
-        "prompt": item.prompt, "options": list(item.options), "answer": answer.text, "ended": answer.ended,
-        "scores": list(answer.scores), "verdicts": [{"part": c.part, **verdict.to_json()} for c, verdict in verdicts],
-    }  # fmt: skip

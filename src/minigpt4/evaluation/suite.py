@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, Items
-from minigpt4.evaluation.judges import Case, Judge, Response, Verdict
+from minigpt4.evaluation.items import Case, Items, Response
+from minigpt4.evaluation.journal import Journal
+from minigpt4.evaluation.judges import Judge
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
-
-#: Asks the judge once more.
-Again = Callable[[Sequence[Case]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -34,49 +32,8 @@ class TableRow:
     lower_is_better: bool = False
 
 
-@dataclass(frozen=True)
-class Judged:
-    """An answer with its cases and the verdicts on them, in their order."""
-
-    answer: Response
-    cases: Sequence[Case]
-    verdicts: Sequence[Verdict]
-
-    @property
-    def item(self) -> Item:
-        return self.answer.item
-
-
-class DefaultData(Protocol):
-    """What suites ask about where no data is given: images whose truth is known, from an extension (`benchmarks`)."""
-
-    #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
-    wording: Mapping[str, str]
-
-    def pictures(self, directory: Path, count: int) -> list[Path]: ...
-
-    def tasks(self, directory: Path, count: int) -> Path:
-        """A YAML of tasks, as the abilities suite reads it."""
-
-    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]:
-        """(captions file, instances file, images)."""
-
-    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]:
-        """(question and annotation files, images)."""
-
-    def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None:
-        """What is wrong with an answer to a task's item, of which the file says what is `known`; None if nothing is."""
-
-    def missing_fact(self, caption: str, description: str) -> str | None:
-        """The first fact of a caption that the description does not state."""
-
-
-def default_data() -> DefaultData:
-    """The default data of this installation. Raises UserError if it has none."""
-    found = extensions("benchmarks")
-    if not found:
-        raise UserError("no default images are installed; name your own (--data)")
-    return found[0]
+#: The lines of a table, each with the figure of one model.
+Table = Iterable[tuple[TableRow, Rate | Estimate]]
 
 
 class Suite(ABC):
@@ -91,26 +48,55 @@ class Suite(ABC):
     def load(self, directory: Path) -> Items:
         """The items and the faults. `directory` is the suite's own, for images that it draws."""
 
-    @abstractmethod
-    def rows(self) -> Sequence[TableRow]:
-        """The lines of the table; known once the items are loaded."""
-
     def cases(self, answer: Response) -> Sequence[Case]:
         """What is to be decided about an answer; by default one thing, of which the judge needs the text only."""
         return [Case(answer, {"answer": answer.text})]
 
     @abstractmethod
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        """One model's figures by the names of rows."""
+    def table(self, responses: Sequence[Response]) -> Table:
+        """What the responses of one model come to."""
 
-    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
-        """Anything else for results.json; by default nothing.
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
+        """Anything else for results.json, of all models' responses; by default nothing.
 
-        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `again` asks
-        the judge the same cases once more, and records its verdicts.
+        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `verdicts` is
+        where the judge records what it says if it is asked once more.
         """
         return {}
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
         """Plots beside the bars that every suite gets, as file names and PNGs; by default none."""
         return {}
+
+
+class DefaultData(Protocol):
+    """What suites ask about where no data is given: images whose truth is known, from an extension (`benchmarks`)."""
+
+    #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
+    wording: Mapping[str, str]
+
+    # Each draws `count` images into `directory`. They return the images; a YAML of tasks; COCO's captions and instances
+    # and their images; question and annotation files and their images.
+    def pictures(self, directory: Path, count: int) -> list[Path]: ...
+    def tasks(self, directory: Path, count: int) -> Path: ...
+    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]: ...
+    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]: ...
+
+    # What is wrong with an answer to a task's item, of which the file says what is `known`; the first fact of a caption
+    # that a description does not state. None if there is none.
+    def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None: ...
+    def missing_fact(self, caption: str, description: str) -> str | None: ...
+
+
+def default_data() -> DefaultData:
+    """The default data of this installation. Raises UserError if it has none."""
+    found = extensions("benchmarks")
+    if not found:
+        raise UserError("no default images are installed; name your own (--data)")
+    return found[0]
+
+
+def require_images(data: Path | None, images: Path | None) -> None:
+    """Raises UserError for data without the directory of its images."""
+    if data is not None and images is None:
+        raise UserError(f"{data}: names images, so give their directory too (--images)")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
-from minigpt4.prompts.from_tokenizer import eos_tokens
+from minigpt4.prompts.jinja import eos_tokens
 
 
 @dataclass(frozen=True)

@@ -4,32 +4,29 @@ Read this file first. `AlignedModel.forward` is the paper's figure 1 from the Q-
 
     images -> encode_images -> features -> project -> image tokens -> embed -> hidden_states -> logits -> loss
 
-The networks are those of transformers' BLIP-2 (`graph.py`). `loading.py` puts a model together and reads and writes it;
+The networks are those of transformers' BLIP-2 (`graph.py`). `loading.py` puts a model together, loads and saves it;
 `lora.py` says which parts a stage trains; `minigpt4.MiniGPT4` adds generation and chat.
 """
 
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Blip2ForConditionalGeneration
+from typing_extensions import Self
 
 from minigpt4.model.graph import hide_image_token, logit_scale
+from minigpt4.model.loading import Origin
 from minigpt4.model.lora import LoRA, Trained
 from minigpt4.model.packing import Packer
+from minigpt4.model.precision import Placement
 from minigpt4.model.quantization import pack_4bit_layers
 from minigpt4.model.vision import VisionSide
-
-if TYPE_CHECKING:
-    from transformers import Blip2ForConditionalGeneration
-    from typing_extensions import Self
-
-    from minigpt4.model.precision import Placement
-    from minigpt4.model.record import Origin
-    from minigpt4.prompts.templates import Template
+from minigpt4.prompts.templates import Template
 
 IGNORED = -100  # the label of a token that is not learned
 
@@ -37,13 +34,13 @@ IGNORED = -100  # the label of a token that is not learned
 class AlignedModel(VisionSide):
     """The vision side (`VisionSide.encode_images`), the projection and the LLM.
 
-    *Features* are the Q-Former's output for an image, before the projection; *image tokens* are the projected features,
-    which the LLM reads in place of `<image>`.
+    *Features* are the Q-Former's output for an image; *image tokens* are the projected features, which the LLM reads in
+    place of `<image>`.
 
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format that it was aligned
-    for), `image_token_id` (of `<image>`), `origin` (where the frozen parts came from), `stage` (the last stage that it
-    was trained in, or None), `placement` (device and dtypes, or None if unknown), `trained` (what the stages train),
-    `lora` (LoRA matrices of the LLM, or None), `compiled` (True if training compiles the model).
+    for), `image_token_id` (of `<image>`), `origin` (where the frozen parts came from), `stage` (the last one of its
+    training, or None), `placement` (device and dtypes, or None if unknown), `trained` (what the stages train), `lora`
+    (or None), `compiled` (True if training compiles the model).
     """
 
     def __init__(
@@ -74,9 +71,8 @@ class AlignedModel(VisionSide):
     def forward(self, input_ids: Tensor, features: Tensor | None, labels: Tensor | None = None) -> Tensor:
         """Token ids (b, t) and features (n, q, d_qformer) -> logits (b, t, vocabulary), or the loss, a float32 scalar.
 
-        With `labels` (b, t), which are `input_ids` with -100 in place of what is not learned, it returns the mean
-        cross-entropy of the labels (paper, sections 3.1 and 3.3); logits are computed only where one is predicted.
-        Padding stands on the right. `minigpt4.training.loss` computes the same loss faster.
+        `labels` (b, t) are `input_ids` with -100 in place of what is not learned; the loss is their mean cross-entropy
+        (paper, sections 3.1 and 3.3). Padding stands on the right. `minigpt4.training.loss` computes the same faster.
         """
         hidden = self.hidden_states(input_ids, features)
         if labels is None:

@@ -1,7 +1,7 @@
-"""The authors' released files, both ways: what was trained with one code runs in the other.
+"""Exports made from files, a few memory-mapped tensors at a time: a 13B LLM fits a laptop's memory.
 
-Three files hold the original's vision side and projection: `eva_vit_g.pth` (the vision encoder),
-`blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, and the norm between encoder and Q-Former) and
+The files are those of parts, of an alignment, or what the paper's authors released: `eva_vit_g.pth` (the vision
+encoder), `blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, and the norm between encoder and Q-Former) and
 `pretrained_minigpt4*.pth` (the projection). Sizes are read from the tensors; only head counts cannot be.
 """
 
@@ -10,26 +10,33 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
+from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
-from minigpt4.files import expand, write_atomically
-from minigpt4.model import parts, sources
-from minigpt4.model.graph import NO_LLM, empty_graph
+from minigpt4.files import expand, new_directory, write_atomically
+from minigpt4.model import export as exporting
+from minigpt4.model import graph, parts, sources
+from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.gguf import GGUFCheckpoint
+from minigpt4.model.loading import ALIGNMENT_FILE, Origin, load, portable, read_projection, read_record
 from minigpt4.model.lora import Trained
-from minigpt4.model.on_disk import LLMFiles, write_model
-from minigpt4.model.on_disk import assemble as assemble
-from minigpt4.model.on_disk import export as export
-from minigpt4.model.precision import resolve_dtype
-from minigpt4.model.record import read_projection, read_record
-from minigpt4.prompts.templates import get_template
+from minigpt4.model.precision import Placement, resolve_dtype
+from minigpt4.prompts.jinja import choose_template, end_at_stop
+from minigpt4.prompts.templates import Template
+
+#: Bytes of a shard: a quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum), but
+#: within these bounds.
+SMALLEST_SHARD, LARGEST_SHARD = 16 * 2**20, 2 * 10**9
 
 VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
 #: The files by a tensor that only one of them has.
@@ -67,53 +74,52 @@ def convert(
 ) -> None:
     """Write the model in these files as an export to the new directory `out`.
 
-    `llm` is a directory or hub id; with `llm_delta` it is the base that the delta is added to. Heads default to a size
-    of 88 in the vision encoder and 64 in the Q-Former. `image_size` is in pixels; the position embedding is
-    interpolated if it differs from the encoder's. `dtype` defaults to that of the files. Raises UserError if a file is
-    not what it should be, or the parts do not fit together.
+    `llm` is a directory or hub id; with `llm_delta` it is the base that the delta is added to. Without a Q-Former, the
+    `qformer` file, if there is one, gives only the norm after the encoder. Heads default to a size of 88 in the vision
+    encoder and 64 in the Q-Former. `image_size` is in pixels; the position embedding is interpolated if it differs from
+    the encoder's. `dtype` defaults to that of the files. Raises UserError if a file is not what it should be, or the
+    parts do not fit together.
     """
-    chosen = get_template(template)
-    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    side = _vision_side(vision, qformer, without_qformer, (vision_heads, qformer_heads), image_size)
+    mark = "ln_vision.weight" if without_qformer else "query_tokens"
+    tower = _read(vision, "patch_embed.proj.weight")
+    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
+    side = _vision_side(tower, others, not without_qformer, (vision_heads, qformer_heads), image_size)
     found = _read(projection, "llama_proj.weight")
     weight = found.take("llama_proj.weight")
     weights = {"weight": weight, "bias": found.take("llama_proj.bias", (len(weight),), "its weight")}
-    files = LLMFiles(llm, llm_delta)
-    write_model(out, side, str(vision), weights, files, template=chosen, dtype=kept, stage=2)
+    write_model(out, side, str(vision), weights, LLMFiles(llm, llm_delta), template=template, dtype=dtype, stage=2)
 
 
-def _vision_side(
-    vision: str | Path,
-    qformer: str | Path | None,
-    without_qformer: bool,
-    heads: tuple[int | None, int | None],
-    image_size: int | None,
-) -> parts.VisionQFormer:
-    """The released vision side with transformers' names and configurations, its tensors memory-mapped.
+def assemble(
+    vision_qformer: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    qformer: bool = True,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> Template:
+    """Write these parts with a fresh projection (see `MiniGPT4.assemble`) to the new `out`; returns the chat format."""
+    vision = parts.load_vision_qformer(vision_qformer, qformer)
+    files = LLMFiles(llm)
+    projection = graph.fresh_projection(vision, files.config, seed).state_dict()
+    return write_model(out, vision, str(vision_qformer), projection, files, template=template, dtype=dtype)
 
-    Without a Q-Former, the `qformer` file gives only the norm after the encoder; without that file, the norm is the
-    original's initial one (weight 1, bias 0).
-    """
-    tower = _read(vision, "patch_embed.proj.weight")
-    mark = "ln_vision.weight" if without_qformer else "query_tokens"
-    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
-    config = _tower(tower, heads[0], image_size)
-    if qformer is None and without_qformer:
-        others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
-        others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
-    if without_qformer:
-        queries, qformer_config = parts.tokens_without_qformer(config), parts.no_qformer(config)
-    else:
-        qformer_config, queries = _qformer(others, config.hidden_size, heads[1])
-    whole = Blip2Config(
-        vision_config=config, qformer_config=qformer_config, num_query_tokens=queries, text_config=NO_LLM
-    )
-    shapes = {name: tuple(tensor.shape) for name, tensor in empty_graph(whole).state_dict().items()}
-    tensors = {
-        name: _take(tower, others, name, shapes[name]) for name in shapes if name.startswith(parts.VISION_PREFIXES)
-    }
-    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
-    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
+
+def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+    """Write an alignment or export as an export to the new directory `out`; `dtype` defaults to that of the files."""
+    record = read_record(model)
+    if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
+        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out)
+        return
+    vision = parts.load_vision_qformer(record.parts[0], record.qformer)
+    llm = LLMFiles(record.parts[1])
+    record.check_parts(model, vision.fingerprint, sources.fingerprint(llm.base))
+    write_model(
+        out, vision, str(model), read_projection(model), llm,
+        template=record.template, origin=record.origin, stage=record.stage, dtype=dtype,
+    )  # fmt: skip
 
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
@@ -121,13 +127,119 @@ def write_projection(model: str | Path, out: str | Path) -> Path:
     out = expand(out)
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
-    if read_record(sources.resolve(model)).trained != Trained():
+    if read_record(model).trained != Trained():
         raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
     tensors = read_projection(model)
     buffer = io.BytesIO()
     torch.save({"model": {f"llama_proj.{name}": tensor.float() for name, tensor in tensors.items()}}, buffer)
     write_atomically(out, buffer.getvalue())
     return out
+
+
+class LLMFiles:
+    """A decoder-only LLM on disk, alone or in an export, to which the weights of `delta` are added if it is given."""
+
+    def __init__(self, name: str | Path, delta: str | Path | None = None) -> None:
+        self.name, self.delta = name, delta
+        described = name if delta is None else delta  # a delta describes the sum, with its tokenizer
+        self.config = parts.read_llm_config(described)
+        self.tokenizer = parts.load_tokenizer(described)
+        #: With the names and shapes of its tensors.
+        self.files = parts.llm_files(described)
+        if delta is not None and self.files.prefix:
+            raise UserError(f"{delta}: is a whole BLIP-2 or an export; give the directory of a delta alone")
+        self.base = self.files if delta is None else parts.llm_files(name)
+        self.generation_config = (
+            sources.load(GenerationConfig, self.files.source)
+            if not self.files.prefix and sources.find_file(self.files.source, "generation_config.json")
+            else GenerationConfig.from_model_config(self.config)
+        )
+
+    def read(self, name: str, more_rows: int = 0) -> Tensor:
+        """One tensor, with rows of zeros added to it; mapped, not read, if there is nothing to add."""
+        tensor = self.base[name] if self.delta is None else self._sum(name, self.files[name])
+        return torch.cat([tensor, tensor.new_zeros(more_rows, *tensor.shape[1:])]) if more_rows else tensor
+
+    def _sum(self, name: str, delta: Tensor) -> Tensor:
+        if name not in self.base:
+            raise UserError(f"{self.name}: has no tensor {name}, but the delta {self.delta} has; give the delta's base")
+        base = self.base[name]
+        if base.shape[1:] != delta.shape[1:] or base.shape[0] > delta.shape[0]:
+            raise UserError(
+                f"{self.name}: its tensor {name} is {tuple(base.shape)}, but that of the delta {self.delta} is "
+                f"{tuple(delta.shape)}; give the base that the delta was made from, of the same size"
+            )
+        if base.shape[0] < delta.shape[0]:
+            # Vicuna v0 has one token more than its base; its delta is relative to the mean of the base's rows.
+            mean = base.float().mean(0, keepdim=True).to(base.dtype)
+            base = torch.cat([base, mean.expand(delta.shape[0] - base.shape[0], *base.shape[1:])])
+        return base + delta.to(base.dtype)
+
+
+def write_model(
+    directory: str | Path,
+    vision: parts.VisionQFormer,
+    vision_name: str,
+    projection: Mapping[str, Tensor],
+    llm: LLMFiles,
+    *,
+    template: str | Template | None,
+    origin: Origin | None = None,
+    stage: int | None = None,
+    dtype: str | None = None,
+) -> Template:
+    """Write an export of these parts to the new `directory`; returns its chat format.
+
+    `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). `origin` is recorded; by default the vision side
+    and, if a delta was added, the LLM come from the new directory itself. `dtype` defaults to that of each tensor.
+    Raises UserError if the parts do not fit together or `directory` is in use.
+    """
+    kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
+    chosen = choose_template(template, llm.tokenizer, str(llm.name))
+    image_token_id = parts.image_token(llm.tokenizer)
+    stored_rows = llm.config.vocab_size
+    llm.config.vocab_size = max(stored_rows, image_token_id + 1)
+    matrices = (llm.read(name) for name, tensor in llm.files.items() if tensor.dim() > 1)
+    llm.config.dtype = kept or next(matrices, torch.empty(0)).dtype
+    blip2 = graph.make_graph(vision, llm.config, image_token_id)
+    blip2.config.dtype = llm.config.dtype
+    blip2.language_model.generation_config = llm.generation_config
+    end_at_stop(blip2.language_model, llm.tokenizer, chosen)
+    tensors: dict[str, Callable[[], Tensor]] = {
+        key: partial(vision.tensors.__getitem__, key) for key in graph.check_vision(blip2, vision, vision_name)
+    }
+    graph.check_projection("the projection", blip2, projection, llm.name)
+    tensors |= {f"language_projection.{key}": partial(projection.__getitem__, key) for key in projection}
+    tensors |= _match_llm(llm, blip2.language_model, llm.config.vocab_size - stored_rows)
+    if origin is None:
+        where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
+        origin = Origin(".", vision.fingerprint, where, mark)
+    model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
+    size = min(LARGEST_SHARD, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
+    with new_directory(directory, marker=ALIGNMENT_FILE) as new:
+        exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept)
+    return chosen
+
+
+def _match_llm(llm: LLMFiles, model: Any, added: int) -> dict[str, partial[Tensor]]:
+    """The LLM's tensors by their names in the whole model, unread; word embeddings get `added` rows."""
+    state = model.state_dict()
+    for tied in getattr(model, "all_tied_weights_keys", None) or {}:
+        state.pop(tied, None)  # written once, under its first name
+    if not isinstance(llm.files, GGUFCheckpoint):  # whose names are those of the model
+        # transformers renames and joins some tensors while it reads them, as those of experts.
+        state = revert_weight_conversion(model, state)
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    # Only word embeddings and the head have so many rows.
+    grown = [key for key, shape in expected.items() if added and shape[:1] == (model.config.vocab_size,)]
+    expected |= {key: (expected[key][0] - added, *expected[key][1:]) for key in grown}
+    prefix = f"{model.base_model_prefix}."
+    names = {name if name in expected else prefix + name: name for name in llm.files}
+    names = {key: name for key, name in names.items() if key in expected}  # others: buffers, tied embeddings
+    graph.check_shapes(str(llm.name), {key: llm.files[name].shape for key, name in names.items()}, expected)
+    return {
+        parts.LLM_PREFIX + key: partial(llm.read, name, added if key in grown else 0) for key, name in names.items()
+    }
 
 
 @dataclass
@@ -161,13 +273,10 @@ def _read(path: str | Path, mark: str) -> _Tensors:
         # Files from before torch 1.6 cannot be mapped, so they are read.
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # pickle, zipfile and torch have their own exceptions
-        reason = sources.first_line(error)
+        reason = f"cannot be read ({sources.first_line(error)}); it is broken or cut off, so download it again"
         if "GLOBAL" in str(error):  # a function or class, by its name in pickles
-            raise UserError(
-                f"{path}: holds more than tensors, which could run code, and is not loaded; "
-                "get the file from its authors again"
-            ) from None
-        raise UserError(f"{path}: cannot be read ({reason}); it is broken or cut off, so download it again") from None
+            reason = "holds more than tensors, which could run code, and is not loaded; get it from its authors again"
+        raise UserError(f"{path}: {reason}") from None
     inner = content.get("model", content) if isinstance(content, Mapping) else {}
     found = {name: t for name, t in inner.items() if isinstance(t, Tensor)} if isinstance(inner, Mapping) else {}
     if mark not in found:
@@ -175,6 +284,29 @@ def _read(path: str | Path, mark: str) -> _Tensors:
         holds = kind or (f"tensors such as {', '.join(list(found)[:2])}" if found else "no tensors by name")
         raise UserError(f"{path}: holds {holds}; {_KINDS[mark]} was expected, so check which file is given for what")
     return _Tensors(str(path), found)
+
+
+def _vision_side(
+    tower: _Tensors, others: _Tensors, qformer: bool, heads: tuple[int | None, int | None], image_size: int | None
+) -> parts.VisionQFormer:
+    """The released vision side with transformers' names and configurations, its tensors memory-mapped."""
+    config = _tower(tower, heads[0], image_size)
+    if not qformer:
+        qformer_config, queries = parts.no_qformer(config)
+        if not others.tensors:  # the norm after the encoder is the original's initial one
+            others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
+            others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
+    else:
+        qformer_config, queries = _qformer(others, config.hidden_size, heads[1])
+    whole = Blip2Config(
+        vision_config=config, qformer_config=qformer_config, num_query_tokens=queries, text_config=graph.NO_LLM
+    )
+    shapes = {name: tuple(tensor.shape) for name, tensor in graph.empty_graph(whole).state_dict().items()}
+    tensors = {
+        name: _take(tower, others, name, shapes[name]) for name in shapes if name.startswith(parts.VISION_PREFIXES)
+    }
+    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
+    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
 
 
 def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> int:

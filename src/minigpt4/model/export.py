@@ -2,13 +2,12 @@
 
 Its settings say in transformers' terms what this package's code does: a chat template puts `<image>` where an image
 stands, and a generation config stops where the template says. Weights come from a loaded model or, a few tensors at a
-time, from files (`on_disk.py`).
+time, from files (`convert.py`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,28 +22,25 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
+from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.model import parts, sources
+from minigpt4.model import parts
 from minigpt4.model.aligned import AlignedModel
-from minigpt4.model.loading import write_record, write_tensors
+from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
-from minigpt4.model.record import ALIGNMENT_FILE, PROJECTION_FILE, Origin, parts_inside, write_json
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
-from minigpt4.prompts.from_tokenizer import eos_tokens
-from minigpt4.prompts.jinja import jinja_template
+from minigpt4.prompts.jinja import eos_tokens, jinja_template
 from minigpt4.prompts.templates import IMAGE_TOKEN, Template
 
 ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
 #: Key of the template's stop string in generation_config.json, for our vLLM plugin. It is not `stop_strings`, since
 #: with that transformers' `generate` refuses to run without a tokenizer; transformers stops by `_biases`.
 STOP_STRING = "stop_string"
-#: A bias on a logit that outweighs any difference of logits, and is finite, as JSON demands.
-SURELY = 10_000.0
+SURELY = 10_000.0  # a bias that outweighs any difference of logits, and is finite, as JSON demands
 #: How many tokenizations of a stop string are looked for, the shortest first: each is compared at every new token.
 SPELLINGS = 32
-#: Bytes of a shard.
-SHARD_SIZE = 2 * 10**9
+SHARD_SIZE = 2 * 10**9  # bytes
 #: Tensors by name, each read when it is written.
 Unread = Mapping[str, Callable[[], Tensor]]
 
@@ -76,22 +72,20 @@ def write_export(
     *,
     shard_size: int = SHARD_SIZE,
     dtype: torch.dtype | None = None,
-    release: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `tensors`, by their names in `model.blip2`, and the settings of `model` to an empty `directory`.
 
-    The weights in `model` are not used, so they may be on the meta device. Tensors keep their dtype unless `dtype` is
-    given; `release` is called after each shard. transformers has no model for the variants without a Q-Former or with
-    several projection layers, so they are written as an alignment with its parts beside it, in `vision` and `llm`.
-    `origin` is recorded; if it lacks the fingerprint of the LLM, that of the written LLM is added.
+    The weights in `model` may be on the meta device. Tensors keep their dtype unless `dtype` is given. transformers has
+    no model for the variants without a Q-Former or with several projection layers: they are written as an alignment
+    with its parts beside it, in `vision` and `llm`. `origin` is recorded, with the fingerprint of the written LLM if it
+    has none.
     """
-    write = partial(_write_shards, capacity=shard_size, dtype=dtype, release=release)
+    write = partial(_write_shards, capacity=shard_size, dtype=dtype)
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
         if not origin.llm_fingerprint:
-            llm = sources.fingerprint(sources.Checkpoint(directory, parts.LLM_PREFIX))
-            origin = replace(origin, llm_fingerprint=llm)
+            origin = replace(origin, llm_fingerprint=parts.llm_fingerprint(directory))
     else:
         alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
         write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
@@ -99,7 +93,8 @@ def write_export(
         projection = _named(tensors, "language_projection.", "language_projection.")
         write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
         _write_parts_settings(model, directory)
-        origin = parts_inside(directory, model.has_qformer)
+        vision = parts.load_vision_qformer(directory / "vision", model.has_qformer).fingerprint
+        origin = Origin("./vision", vision, "./llm", parts.llm_fingerprint(directory / "llm"))
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 
@@ -111,9 +106,7 @@ def _named(tensors: Unread, prefixes: str | tuple[str, ...], removed: str) -> Un
     return {name.removeprefix(removed): read for name, read in tensors.items() if name.startswith(prefixes)}
 
 
-def _write_shards(
-    directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None, release: Callable[[], None]
-) -> None:
+def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None) -> None:
     """Write a checkpoint in Hugging Face's layout, each shard as soon as it holds `capacity` bytes."""
     directory.mkdir(exist_ok=True)
     pending: dict[str, Tensor] = {}
@@ -128,25 +121,27 @@ def _write_shards(
             shards.append(list(pending))
             total += size
             pending = {}
-            release()
+    if len(shards) == 1:
+        (directory / "shard-0.safetensors").rename(directory / "model.safetensors")
+        return
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
-        numbered = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        filename = numbered if len(shards) > 1 else "model.safetensors"
+        filename = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"shard-{i}.safetensors").rename(directory / filename)
         weight_map |= dict.fromkeys(names, filename)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(directory / "model.safetensors.index.json", index)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:
     """Write configurations, processor and tokenizer."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
-    ends = _end_tokens(blip2.language_model, tokenizer, model.template.stop)
-    biases = _biases(tokenizer, model.template, model.image_token_id, ends)
+    ends, biases = _endings(model, tokenizer)
     blip2.config.save_pretrained(directory)
-    _edit_json(directory / "config.json", ends, biases)
+    # For vLLM, which looks for the architecture, and for `generate` without a generation config.
+    config = read_document(directory / "config.json") | {"architectures": [ARCHITECTURE]}
+    config["text_config"] |= {"eos_token_id": ends, **dict(zip(parts.DECODING, (biases, True), strict=True))}
+    write_json(directory / "config.json", config)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[model.image_token_id], sequence_bias=biases,
@@ -157,95 +152,81 @@ def _write_settings(model: AlignedModel, directory: Path) -> None:
     ).save_pretrained(directory)  # fmt: skip
     # BLIP-2's own processor has no chat template and puts every image before the text. LLaVA's puts them where
     # `<image>` stands: a token for each patch and additional ones. Here one patch, and the other image tokens.
-    processor = LlavaProcessor(
+    LlavaProcessor(
         model.image_processor, tokenizer, patch_size=blip2.config.vision_config.image_size,
         num_additional_image_tokens=model.num_query_tokens - 1, vision_feature_select_strategy="full",
-        chat_template=jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut),
-        image_token=IMAGE_TOKEN,
-    )  # fmt: skip
-    processor.save_pretrained(directory)
-    if cut:
-        _keep_cutting(directory)
+        chat_template=tokenizer.chat_template, image_token=IMAGE_TOKEN,
+    ).save_pretrained(directory)  # fmt: skip
+    _keep_cutting(directory, cut)
     model.image_processor.save_pretrained(directory)  # preprocessor_config.json, which servers and older releases read
 
 
 def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
     """Write the settings of `vision` (a Blip2VisionModel, or the vision side of a BLIP-2) and of `llm`."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
-    llm, vision = blip2.language_model, blip2.vision_model
-    vision.config.architectures = [type(vision).__name__]
+    for part in (blip2.language_model, blip2.vision_model):
+        part.config.architectures = [type(part).__name__]
     if model.has_qformer:
         config = {
             "model_type": "blip-2",
             "num_query_tokens": model.num_query_tokens,
-            "vision_config": vision.config.to_dict(),
+            "vision_config": blip2.vision_model.config.to_dict(),
             "qformer_config": blip2.config.qformer_config.to_dict(),
         }
         write_json(directory / "vision" / "config.json", config)
     else:
-        vision.config.save_pretrained(directory / "vision")
+        blip2.vision_model.config.save_pretrained(directory / "vision")
     model.image_processor.save_pretrained(directory / "vision")
-    llm.config.architectures = [type(llm).__name__]
-    llm.config.save_pretrained(directory / "llm")
-    settings = copy.deepcopy(llm.generation_config)
+    blip2.language_model.config.save_pretrained(directory / "llm")
+    settings = copy.deepcopy(blip2.language_model.generation_config)
     settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
-    ends = _end_tokens(llm, tokenizer, model.template.stop)
-    settings.sequence_bias = _biases(tokenizer, model.template, model.image_token_id, ends)
+    settings.sequence_bias = _endings(model, tokenizer)[1]
     settings.save_pretrained(directory / "llm")
-    tokenizer.chat_template = jinja_template(model.template, tokenizer.bos_token, control_tokens(tokenizer), cut)
     tokenizer.save_pretrained(directory / "llm")
-    if cut:
-        _keep_cutting(directory / "llm")
+    _keep_cutting(directory / "llm", cut)
 
 
-def _exported_tokenizer(model: AlignedModel) -> tuple[Any, str]:
-    """A copy of the tokenizer that gives a whole prompt the ids that `prompts.encode` gives its pieces.
-
-    Also what its chat template must write where the tokenizer cuts: `CUT`, or "".
-    """
+def _exported_tokenizer(model: AlignedModel) -> tuple[Any, bool]:
+    """A copy that gives a rendered chat the ids that `prompts.encode` gives its pieces; True if it cuts at `CUT`."""
     tokenizer = copy.deepcopy(model.tokenizer)
-    if model.template.stop in tokenizer.get_vocab() and not puts_space_first(tokenizer):
+    one_piece = puts_space_first(tokenizer)  # `encode_chat` tokenises these conversations whole
+    if model.template.stop in tokenizer.get_vocab() and not one_piece:
         # Special tokens are left out when an answer is decoded. (With sentencepiece a space would stand behind them.)
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
         )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and getattr(backend.pre_tokenizer, "prepend_scheme", "never") != "never":
         backend.pre_tokenizer.prepend_scheme = "always"  # the space after special tokens, as the original has it
         tokenizer.legacy = True  # some tokenizers save it under this name
         tokenizer.init_kwargs["legacy"] = True
-    return tokenizer, _cut_pieces(tokenizer)
+    cut = backend is not None and not one_piece
+    if cut and CUT not in backend.to_str():  # an export's tokenizer cuts already
+        split, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
+        backend.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
+    tokenizer.chat_template = jinja_template(
+        model.template, tokenizer.bos_token, control_tokens(tokenizer), CUT if cut else ""
+    )
+    return tokenizer, cut
 
 
-def _cut_pieces(tokenizer: Any) -> str:
-    """Make `tokenizer` cut texts at `CUT` and return `CUT`; return "" if it need not or cannot cut."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or puts_space_first(tokenizer):  # `encode_chat` tokenises those conversations whole
-        return ""
-    if CUT not in backend.to_str():  # an export's tokenizer cuts already
-        cut, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
-        backend.pre_tokenizer = cut if own is None else pre_tokenizers.Sequence([cut, own])
-    return CUT
-
-
-def _keep_cutting(directory: Path) -> None:
+def _keep_cutting(directory: Path, cut: bool) -> None:
     """Name a general tokenizer class: the original class would ignore the pre-tokenizer in tokenizer.json."""
-    path = directory / "tokenizer_config.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "tokenizer_class": "TokenizersBackend"})
+    if cut:
+        path = directory / "tokenizer_config.json"
+        write_json(path, {**read_document(path), "tokenizer_class": "TokenizersBackend"})
 
 
-def _end_tokens(llm: Any, tokenizer: Any, stop: str) -> list[int]:
-    """The LLM's own end tokens, and tokens that are the whole stop string of the template."""
+def _endings(model: AlignedModel, tokenizer: Any) -> tuple[list[int], list[list[Any]]]:
+    """The LLM's end tokens with those that are the whole stop string of the template, and `_biases`."""
+    stop = model.template.stop
     spellings = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (stop, " " + stop))
-    return sorted({*eos_tokens(llm), *(ids[0] for ids in spellings if len(ids) == 1)})
+    ends = sorted({*eos_tokens(model.blip2.language_model), *(ids[0] for ids in spellings if len(ids) == 1)})
+    return ends, _biases(tokenizer, model.template, model.image_token_id, ends)
 
 
 def _biases(tokenizer: Any, template: Template, image_token_id: int, ends: list[int]) -> list[list[Any]]:
-    """`sequence_bias` for transformers' `generate`: never `<image>`, and always EOS after the template's stop string.
-
-    End tokens alone cannot stop at a stop string of several tokens. Only tokens that are parts of the stop string count
-    (the first one with or without a space).
-    """
+    """`sequence_bias` for transformers: never `<image>`, and always EOS after a stop string of several tokens."""
     biases: list[list[Any]] = [[[image_token_id], -SURELY]]
     if template.before_answer.rstrip().endswith(template.stop.strip()):  # an answer would end before it begins
         return biases
@@ -265,11 +246,3 @@ def _spellings(vocabulary: Mapping[str, int], text: str, first: bool = False) ->
             if token in vocabulary:
                 for rest in _spellings(vocabulary, text[length:]):
                     yield [vocabulary[token], *rest]
-
-
-def _edit_json(path: Path, ends: list[int], biases: list[list[Any]]) -> None:
-    """Add to config.json the architecture that vLLM looks for, and settings for `generate` without a config."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["architectures"] = [ARCHITECTURE]
-    config["text_config"] |= {"eos_token_id": ends, **dict(zip(parts.DECODING, (biases, True), strict=True))}
-    write_json(path, config)

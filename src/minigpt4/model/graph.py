@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts
-from minigpt4.model.projection import PatchGroups
 
 #: A tiny LLM for the network of a vision side alone, which transformers makes with one.
 NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -46,6 +46,25 @@ def empty_graph(config: Blip2Config) -> Any:
     return blip2
 
 
+class PatchGroups(torch.nn.Module):
+    """In place of the Q-Former (paper, section 4.4): joins every four patches, (n, 1 + p, d) -> (n, p / 4, 4 d)."""
+
+    def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor) -> BaseModelOutput:
+        patches = encoder_hidden_states[:, 1:]
+        count, _, width = patches.shape
+        return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, parts.PATCHES_PER_TOKEN * width))
+
+
+def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int, layers: int = 1) -> torch.nn.Module:
+    """An untrained `Linear(d_qformer, d_llm)` in float32; more `layers` come after a GELU each (paper, section 4.4)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        width = text_config.hidden_size
+        projection = torch.nn.Linear(vision.qformer_config.hidden_size, width)
+        more = [module for _ in range(layers - 1) for module in (torch.nn.GELU(), torch.nn.Linear(width, width))]
+    return torch.nn.Sequential(projection, *more) if more else projection
+
+
 def logit_scale(llm_config: Any) -> float:
     """What an LLM multiplies its head's outputs by: 1 but for Cohere's and Granite's families."""
     return getattr(llm_config, "logit_scale", None) or 1 / (getattr(llm_config, "logits_scaling", None) or 1)
@@ -61,12 +80,11 @@ def hide_image_token(image_token_id: int, llm: Any, arguments: Any, output: Any)
 def check_shapes(name: str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
     """Raises UserError if a tensor is missing or has another shape than expected; `name` is for the message."""
     for key, shape in expected.items():
+        asked = f"{tuple(shape)}"
         if key not in found:
-            raise UserError(f"{name}: the tensor {key} {tuple(shape)} that its config.json asks for is missing")
+            raise UserError(f"{name}: the tensor {key} {asked} that its config.json asks for is missing")
         if tuple(found[key]) != tuple(shape):
-            raise UserError(
-                f"{name}: the tensor {key} has shape {tuple(found[key])}, its config.json asks for {tuple(shape)}"
-            )
+            raise UserError(f"{name}: the tensor {key} has shape {tuple(found[key])}, its config.json asks for {asked}")
 
 
 def check_vision(blip2: Any, vision: parts.VisionQFormer, name: str) -> list[str]:
@@ -78,11 +96,8 @@ def check_vision(blip2: Any, vision: parts.VisionQFormer, name: str) -> list[str
 
 def check_projection(what: str, blip2: Any, tensors: Mapping[str, Tensor], llm: str | Path) -> None:
     """Raises UserError if `tensors` do not fit this network's projection; `what` and `llm` are for the message."""
-    expected, found = (
-        {key: tuple(tensor.shape) for key, tensor in each.items()}
-        for each in (blip2.language_projection.state_dict(), tensors)
-    )
-    if found != expected:
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if found != {key: tensor.shape for key, tensor in blip2.language_projection.state_dict().items()}:
         linear = [shape for shape in found.values() if len(shape) == 2]
         widths = f"goes from {linear[0][1]} to {linear[-1][0]}" if linear else "has no weight"
         side = "the Q-Former's" if blip2.config.qformer_config.num_hidden_layers else "the four patches'"

@@ -1,29 +1,81 @@
-"""Alignments on disk: put a model together from its parts, load it, save it."""
+"""Alignments on disk: their record, and how a model is put together from its parts, loaded and saved."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from safetensors.torch import save_file
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from minigpt4.files import new_directory
-from minigpt4.model import parts, record, sources
-from minigpt4.model.aligned import AlignedModel
-from minigpt4.model.graph import check_projection, make_graph, put_tensors
+from minigpt4.documents import check
+from minigpt4.errors import UserError
+from minigpt4.files import expand, new_directory
+from minigpt4.model import parts, sources
+from minigpt4.model.graph import check_projection, fresh_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
-from minigpt4.model.projection import fresh_projection
-from minigpt4.model.record import Origin, check_origin, load_tensors, portable, read_projection, read_record
-from minigpt4.prompts.from_tokenizer import choose_template, end_at_stop
+from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
-Model = TypeVar("Model", bound=AlignedModel)
+if TYPE_CHECKING:
+    from minigpt4.model.aligned import AlignedModel
+
+Model = TypeVar("Model", bound="AlignedModel")
+
+FORMAT_VERSION = 1
+ALIGNMENT_FILE = "alignment.json"
+PROJECTION_FILE = "projection.safetensors"
+ADAPTERS_FILE = "adapters.safetensors"  # what a variant trains beside the projection
+
+#: A part's name and the sha256 of its weights. Control characters would reach terminals; no path can have a NUL.
+_Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The frozen parts: names (on disk `.` and `./...` are places beside the record) and fingerprints of weights."""
+
+    vision_qformer: _Name
+    vision_fingerprint: _Digest
+    llm: _Name
+    llm_fingerprint: _Digest
+
+
+class Record(BaseModel):
+    """What `alignment.json` says. `export` is the place of an export, which holds the frozen parts itself, or None."""
+
+    origin: Origin
+    template: Annotated[
+        Template, BeforeValidator(lambda found: get_template(found) if isinstance(found, str) else found)
+    ]
+    stage: Literal[1, 2] | None
+    qformer: bool = True  # alignments of releases that knew only the form with a Q-Former do not say so
+    trained: Trained = Trained()
+    export: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The vision side and the LLM to load."""
+        return self.export or self.origin.vision_qformer, self.export or self.origin.llm
+
+    def check_parts(self, name: str | Path, vision: str, llm: str | None = None) -> None:
+        """Raises UserError if the fingerprints of an alignment's parts are not those that it was trained with."""
+        recorded = (self.origin.vision_fingerprint, vision), (self.origin.llm_fingerprint, llm)
+        for part, (was, now) in zip(self.parts, recorded, strict=True):
+            if now and was != now and not self.export:
+                raise UserError(
+                    f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
+                    f"{now[:12]}); put the former weights back, or train the alignment again"
+                )
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def assemble(
@@ -45,61 +97,67 @@ def assemble(
     template = choose_template(template, language.tokenizer, str(llm))
     blip2 = make_graph(vision, language.model.config, language.image_token_id)
     put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
-    blip2.language_model = language.model
-    end_at_stop(language.model, language.tokenizer, template)
     blip2.language_projection = fresh_projection(vision, language.model.config, seed, trained.projection_layers)
-    blip2.query_tokens.data = blip2.query_tokens.data.to(placement.device)
-    for part in (blip2.vision_model, blip2.qformer, blip2.language_projection):  # the LLM is already there
-        part.to(placement.device)
+    del blip2.language_model  # without weights; the one with weights is in its place already
+    blip2.to(placement.device).language_model = language.model
+    end_at_stop(language.model, language.tokenizer, template)
     origin = Origin(portable(vision_qformer), vision.fingerprint, portable(llm), language.fingerprint)
     return kind(blip2, language.tokenizer, vision.image_processor, template, origin, None, placement, trained)
 
 
 def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     """The model of an alignment or an export: see `MiniGPT4.from_pretrained`."""
-    source = sources.resolve(name)
-    found = read_record(source)
-    origin, template, stage = found.origin, found.template, found.stage
-    if sources.find_file(source, "config.json"):  # an export holds the frozen parts too
-        with parts.readable(name), sources.bars_if_long(sources.Checkpoint(source).size()):
-            blip2 = parts.load_whole(source, placement)
-            tokenizer, processor = sources.load(AutoTokenizer, source), sources.load(BlipImageProcessorPil, source)
-        return kind(blip2, tokenizer, processor, template, origin, stage, placement)
+    record = read_record(name)
     model = assemble(
-        kind, origin.vision_qformer, origin.llm, placement,
-        template=template, qformer=found.qformer, trained=found.trained,
-    )  # fmt: skip
+        kind, *record.parts, placement, template=record.template, qformer=record.qformer, trained=record.trained
+    )
     projection = read_projection(name)
-    check_projection(f"{name}: its projection", model.blip2, projection, origin.llm)
+    check_projection(f"{name}: its projection", model.blip2, projection, record.parts[1])
     model.blip2.language_projection.load_state_dict(projection)
-    check_origin(str(name), origin, model.origin)
+    record.check_parts(name, model.origin.vision_fingerprint, model.origin.llm_fingerprint)
+    if record.export:
+        model.blip2.language_projection.to(placement.dtype)  # as transformers loads it
+        model.origin = record.origin
     if model.adapter_names():
-        adapters = sources.find_file(source, record.ADAPTERS_FILE)
-        model.put_adapters(load_tensors(adapters, str(name), record.ADAPTERS_FILE), str(name))
-    model.stage = stage
+        model.put_adapters(load_tensors(name, ADAPTERS_FILE), str(name))
+    model.stage = record.stage
     return model
 
 
 def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
     """Write the alignment: see `MiniGPT4.save_pretrained`."""
     adapters = {name: model.get_parameter(name) for name in model.adapter_names()}
-    with new_directory(directory, overwrite=overwrite, marker=record.ALIGNMENT_FILE) as new:
-        write_tensors(model.blip2.language_projection.state_dict(), new / record.PROJECTION_FILE)
+    with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
+        write_tensors(model.blip2.language_projection.state_dict(), new / PROJECTION_FILE)
         if adapters:
-            write_tensors(adapters, new / record.ADAPTERS_FILE)
+            write_tensors(adapters, new / ADAPTERS_FILE)
         write_record(model, new, model.origin, model.trained)
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to one safetensors file."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+def read_record(name: str | Path) -> Record:
+    """The record of an alignment or export, with the places of parts that it holds itself as paths."""
+    source = sources.resolve(name)
+    content = sources.read_json(source, ALIGNMENT_FILE)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{source}: {ALIGNMENT_FILE} has format version {content.get('format_version')!r:.40}, this package reads "
+            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
+        )
+    content["export"] = str(source) if sources.find_file(source, "config.json") else None
+    record = check(_RECORD, content, f"{source}: {ALIGNMENT_FILE}")
+    inside = {
+        part: str(Path(source, place).resolve())
+        for part, place in (("vision_qformer", record.origin.vision_qformer), ("llm", record.origin.llm))
+        if place == "." or place.startswith("./")
+    }
+    return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 
 def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: Trained) -> None:
-    """Write `alignment.json`, which `record.read_record` reads."""
+    """Write `alignment.json`."""
     known = TEMPLATES.get(model.template.name) == model.template
     content = {
-        "format_version": record.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "origin": asdict(origin),
         "template": model.template.name if known else asdict(model.template),
         "image_size": model.blip2.config.vision_config.image_size,
@@ -108,4 +166,42 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "stage": model.stage,
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }
-    record.write_json(directory / record.ALIGNMENT_FILE, content)
+    write_json(directory / ALIGNMENT_FILE, content)
+
+
+def portable(name: str | Path) -> str:
+    """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
+    if str(name) in sources.shipped_models() or not expand(name).exists():
+        return str(name)
+    return str(expand(name).resolve())
+
+
+def read_projection(name: str | Path) -> dict[str, Tensor]:
+    """The tensors of the projection of an alignment, an export or another BLIP-2; nothing else of it is read."""
+    source = sources.resolve(name)
+    if sources.find_file(source, PROJECTION_FILE) or not sources.find_file(source, "config.json"):
+        return load_tensors(name, PROJECTION_FILE)
+    whole, part = sources.Checkpoint(source), "language_projection."
+    return {key.partition(part)[2]: whole[key] for key in whole if part in key}
+
+
+def load_tensors(name: str | Path, file: str) -> dict[str, Tensor]:
+    """The tensors of one file of an alignment. Raises UserError if it is missing or broken."""
+    path = sources.find_file(sources.resolve(name), file)
+    if path is None:
+        raise UserError(f"{name}: holds no {file}; copy or train the alignment again")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors has one exception for all that can be wrong with a file
+        raise UserError(f"{path}: cannot be read ({error}); copy or train the alignment again") from None
+    if broken := [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        raise UserError(f"{path}: {broken[0]} holds numbers that are not finite; copy or train the alignment again")
+    return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -36,8 +37,8 @@ class Trained:
 def set_trainable(model: AlignedModel, stage: int) -> list[str]:
     """Freeze all parameters but those that `stage` trains, and return the names of the trained ones.
 
-    Both stages train the projection only (paper, sections 3.1 and 3.3); variants train more (`model.trained`). Trained
-    parameters become float32, since steps of 1e-4 vanish in bfloat16. Raises UserError if there is no such stage.
+    Both stages train the projection (paper, sections 3.1 and 3.3), variants more (`model.trained`). Raises UserError if
+    there is no such stage.
     """
     if stage not in STAGES:
         raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, STAGES))}")
@@ -46,7 +47,7 @@ def set_trainable(model: AlignedModel, stage: int) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("blip2.language_projection.") or name in adapters)
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.float()  # steps of 1e-4 vanish in bfloat16
             trained.append(name)
     model.stage = stage
     return trained
@@ -56,49 +57,45 @@ class LoRA(torch.nn.Module):
     """Low-rank matrices beside the frozen attention weights of an LLM: `y = W x + 2 B A x` (Hu et al., 2021).
 
     Hooks add them to the outputs of the LLM's layers, so its own weights keep their names and may be quantized or
-    sharded. `A` is drawn from a fixed seed and `B` starts at zero, so that the LLM is unchanged at first.
+    sharded. `A` is drawn from a fixed seed and `B` starts at zero.
     """
 
     def __init__(self, llm: Any, rank: int) -> None:
         super().__init__()
-        self._layers = {
-            name: layer for name, layer in llm.named_modules()
+        self._layers = [
+            layer for name, layer in llm.named_modules()
             if name.rpartition(".")[2] in LORA_LAYERS and isinstance(layer, torch.nn.Linear)
-        }  # fmt: skip
+        ]  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         self._off = False
-        for i, layer in enumerate(self._layers.values()):
+        for i, layer in enumerate(self._layers):
             down = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
             device = layer.weight.device
             self.register_parameter(f"{i}_down", torch.nn.Parameter(down.to(device)))
             self.register_parameter(f"{i}_up", torch.nn.Parameter(torch.zeros(layer.out_features, rank, device=device)))
-            layer.register_forward_hook(self._hook(i))
+            layer.register_forward_hook(partial(self._add, i))
 
     def _matrices(self, i: int) -> tuple[Tensor, Tensor]:
         return self.get_parameter(f"{i}_down"), self.get_parameter(f"{i}_up")
 
-    def _hook(self, i: int) -> Any:
-        def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self._off:
-                return output
-            down, up = self._matrices(i)
-            x = inputs[0]
-            return output + LORA_SCALE * ((x @ down.to(x).T) @ up.to(x).T).to(output)
-
-        return add
+    def _add(self, i: int, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self._off:
+            return output
+        (down, up), x = self._matrices(i), inputs[0]
+        return output + LORA_SCALE * ((x @ down.to(x).T) @ up.to(x).T).to(output)
 
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Add the matrices to the LLM's own weights while the block runs, as an export needs them."""
-        kept = {name: layer.weight.data for name, layer in self._layers.items()}
+        kept = [layer.weight.data for layer in self._layers]
         try:
             self._off = True
-            for i, layer in enumerate(self._layers.values()):
+            for i, layer in enumerate(self._layers):
                 down, up = self._matrices(i)
                 with torch.no_grad():
                     layer.weight.data = (layer.weight.float() + LORA_SCALE * up @ down).to(layer.weight)
             yield
         finally:
             self._off = False
-            for name, layer in self._layers.items():
-                layer.weight.data = kept[name]
+            for layer, weight in zip(self._layers, kept, strict=True):
+                layer.weight.data = weight

@@ -1,13 +1,10 @@
 """Sequence packing: rows of different lengths laid end to end, so that a frozen LLM computes no padding.
 
-Only attention needs to know where a row ends: `packed_attention` is registered with transformers as `PACKED`. The rest
-of the LLM sees one long row.
+Only attention needs to know where a row ends: `packed_attention` is registered with transformers as `PACKED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,17 +15,12 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 PACKED = "minigpt4_packed"
-
-#: The longest row. A sliding window of at least this many tokens makes no difference.
-LONGEST = 2048
+LONGEST = 2048  # tokens of a row: a sliding window of at least so many makes no difference
 
 
 class NotPackableError(Exception):
     """The LLM computes attention in a way that packed rows do not support; its rows are padded instead."""
 
-
-#: What an LLM raises on packed rows if its family does not support them.
-NOT_PACKED = (NotPackableError, NotImplementedError, TypeError, AttributeError, IndexError)
 
 #: Modules of a layer that compute each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
@@ -39,10 +31,7 @@ _FOREIGN = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of packed rows stand in the padded batch.
-
-    `indices` (t,) are their positions in the flattened batch of `rows` rows of `longest` tokens each.
-    """
+    """Where packed tokens stand: `indices` (t,) in the flattened batch of `rows` rows of `longest` tokens each."""
 
     rows: int
     longest: int
@@ -72,8 +61,8 @@ class Packing:
 class Packer:
     """Runs an LLM on packed rows, and its last layer only for the tokens whose hidden states are needed.
 
-    Of other tokens the last layer needs only keys and values: hooks leave them out of the modules that compute each
-    token by itself, and fill their outputs with zeros. Generation is not affected.
+    Of other tokens the last layer needs only keys and values: hooks leave them out of modules that compute each token
+    by itself.
     """
 
     def __init__(self, llm: Any) -> None:
@@ -92,10 +81,7 @@ class Packer:
     @classmethod
     @torch.no_grad()
     def try_packing(cls, llm: Any) -> Packer | None:
-        """A packer for `llm`, or None if two short rows give other hidden states packed than padded.
-
-        It fails for models with their own attention code or without `position_ids`.
-        """
+        """A packer for `llm`, or None if two short rows give other hidden states packed than padded."""
         embeddings = llm.get_input_embeddings().weight
         rows = embeddings[torch.arange(10, device=embeddings.device).view(2, 5) % len(embeddings)]
         is_real = torch.tensor([[True] * 3 + [False] * 2, [True] * 5], device=rows.device)
@@ -104,21 +90,22 @@ class Packer:
         try:
             packer = cls(llm)
             found = packer.hidden_states(rows[is_real], Packing.from_mask(is_real), needed).float()
-        except NOT_PACKED:
+        except (NotPackableError, NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
             return None
         allowed = 1e-3 if rows.dtype is torch.float32 else 0.1
         return packer if (found - expected).norm() <= allowed * expected.norm() else None
 
     def hidden_states(self, embeddings: Tensor, packing: Packing, needed: Tensor) -> Tensor:
         """Packed input embeddings (t, d) -> the LLM's last hidden states (n, d) of the tokens at `needed` (n,)."""
+        config = self._llm.config
+        before, config._attn_implementation = config._attn_implementation, PACKED
         self._needed, self._tokens = needed, len(embeddings)
         try:
-            with _attention(self._llm.config, PACKED):
-                hidden = self._llm.base_model(
-                    inputs_embeds=embeddings[None], position_ids=packing.positions, use_cache=False, packing=packing
-                ).last_hidden_state
+            hidden = self._llm.base_model(
+                inputs_embeds=embeddings[None], position_ids=packing.positions, use_cache=False, packing=packing
+            ).last_hidden_state
         finally:
-            self._needed = None
+            self._needed, config._attn_implementation = None, before
         return hidden[0].index_select(0, needed)
 
     def _take(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -128,15 +115,6 @@ class Packer:
         if self._needed is None:
             return None
         return output.new_zeros(1, self._tokens, output.shape[-1]).index_copy(1, self._needed, output)
-
-
-@contextmanager
-def _attention(config: Any, name: str) -> Iterator[None]:
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def packed_attention(
@@ -150,10 +128,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d).
-
-    Raises NotPackableError if the family's attention differs from this, or its code does not hand on `packing`.
-    """
+    """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d)."""
     windowed = sliding_window is not None and sliding_window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
         raise NotPackableError("packed rows are for plain causal attention")
@@ -172,10 +147,7 @@ def packed_attention(
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Attention of short rows on a CPU, where PyTorch's fused kernels are slow, most of all backwards.
-
-    Keeps the probabilities for the backward pass; softmax reads and writes the compute dtype and works in float32.
-    """
+    """Attention of short rows on a CPU, where PyTorch's fused kernels are slow, most of all backwards."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:

@@ -1,12 +1,12 @@
 """The frozen parts: the vision side and the LLM, read from their files (`sources.py`).
 
 A part is a directory or a hub id: for the vision side anything that holds a BLIP-2's `vision_model.*`, `query_tokens`
-and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers.
+and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers,
+also in a GGUF file.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,28 +20,19 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    Blip2Config,
-    Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
     Blip2VisionConfig,
+    GenerationConfig,
     LlamaTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from minigpt4.errors import UserError
+from minigpt4.model import sources
+from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
-from minigpt4.model.sources import (
-    Checkpoint,
-    bars_if_long,
-    find_file,
-    fingerprint,
-    first_line,
-    load,
-    load_model,
-    read_json,
-    resolve,
-)
+from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
 
 VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
@@ -60,10 +51,7 @@ PATCHES_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class VisionQFormer:
-    """The vision side as it was read: configurations, tensors by their names in transformers, image processor.
-
-    Of the variant without a Q-Former, `qformer_config` has no layers and the width of the patches put together.
-    """
+    """The vision side as it was read; tensors have their names in transformers. Without a Q-Former see `no_qformer`."""
 
     vision_config: Blip2VisionConfig
     qformer_config: Blip2QFormerConfig
@@ -86,9 +74,9 @@ def read_vision_config(name: str | Path, qformer: bool = True) -> tuple[Blip2Vis
         )
     with readable(name):
         vision_config = Blip2VisionConfig(**config["vision_config"])
-        if qformer:
-            return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
-        return vision_config, no_qformer(vision_config), tokens_without_qformer(vision_config)
+        if not qformer:
+            return vision_config, *no_qformer(vision_config)
+        return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
 
 
 _BROKEN = "cannot be read ({}); copy or download it again"
@@ -103,32 +91,25 @@ def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: {refusal.format(first_line(error))}") from None
+        raise UserError(f"{name}: {refusal.format(sources.first_line(error))}") from None
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
     """Vision tower, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
 
-    Without `qformer` only the tower is read; then a directory with a Blip2VisionModel will do too. Reads none of the
-    LLM's tensors. Tensors keep the dtype they have on disk.
+    Without `qformer` only the tower is read, also from a directory with a Blip2VisionModel. Tensors are memory-mapped
+    and keep their dtype.
     """
     source = resolve(name)
-    vision_config, qformer_config, num_query_tokens = read_vision_config(name, qformer)
+    configs = read_vision_config(name, qformer)
     alone = read_json(source, "config.json").get("model_type") == TOWER_TYPE
     checkpoint = Checkpoint(source)
     names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
     prefixes = VISION_PREFIXES if qformer else "vision_model."
     tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
     with readable(name):
-        processor = image_processor(vision_config, read_json(source, "preprocessor_config.json"))
-    return VisionQFormer(
-        vision_config=vision_config,
-        qformer_config=qformer_config,
-        num_query_tokens=num_query_tokens,
-        tensors=tensors,
-        image_processor=processor,
-        fingerprint=fingerprint(tensors),
-    )
+        processor = image_processor(configs[0], read_json(source, "preprocessor_config.json"))
+    return VisionQFormer(*configs, tensors, processor, fingerprint(tensors))
 
 
 def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] | None = None) -> BlipImageProcessorPil:
@@ -137,23 +118,22 @@ def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] |
     return BlipImageProcessorPil.from_dict({**(settings or {}), "size": size})
 
 
-def tokens_without_qformer(vision_config: Blip2VisionConfig) -> int:
-    """How many tokens an image takes in the LLM's input without a Q-Former. Raises UserError if patches are left."""
+def no_qformer(vision_config: Blip2VisionConfig) -> tuple[Blip2QFormerConfig, int]:
+    """The configuration of "no Q-Former" (no layers, the width of the patches put together), and the number of tokens.
+
+    Raises UserError if patches are left.
+    """
     patches = (vision_config.image_size // vision_config.patch_size) ** 2
     if patches % PATCHES_PER_TOKEN:
         raise UserError(
             f"without a Q-Former {PATCHES_PER_TOKEN} patches go into each image token, and an image of "
             f"{vision_config.image_size} px has {patches}, which cannot be divided so; use another image size"
         )
-    return patches // PATCHES_PER_TOKEN
-
-
-def no_qformer(vision_config: Blip2VisionConfig) -> Blip2QFormerConfig:
-    """The configuration that stands for "no Q-Former": no layers, and the width of the patches put together."""
-    width = PATCHES_PER_TOKEN * vision_config.hidden_size
-    return Blip2QFormerConfig(
-        hidden_size=width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=vision_config.hidden_size
+    width = vision_config.hidden_size
+    config = Blip2QFormerConfig(
+        hidden_size=PATCHES_PER_TOKEN * width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=width
     )
+    return config, patches // PATCHES_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -167,91 +147,71 @@ class LLM:
 
 
 def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
-    """A decoder-only LLM in `dtype`, on the CPU or where `placement` says.
-
-    `name` is a directory or hub id of its own, or an export, whose LLM it gives. If its tokenizer lacks `<image>`, the
-    token is added, its embedding row zero.
-    """
-    source = resolve(name)
+    """The decoder-only LLM `name`, alone or in an export. If it lacks `<image>`, that is added, its embedding zero."""
+    config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement = placement or Placement(torch.device("cpu"), dtype)
-    whole = read_llm_config(name).model_type == "blip-2"
-    tokenizer = load_tokenizer(name)
-    files = Checkpoint(source, LLM_PREFIX if whole else "")
-    with readable(name, _NO_LLM), bars_if_long(files.size()):
-        if whole:
-            model = load_whole(source, placement).language_model
-        else:
-            model = load_model(AutoModelForCausalLM, source, **placement.loading(lambda: llm_skeleton(source)))
-            model.generation_config.sequence_bias = None  # as `_plain_config`, for the LLM beside an export's parts
+    if placement.load_in and isinstance(files, GGUFCheckpoint):
+        unpacked = str(placement.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{name}: a GGUF file is unpacked to {unpacked}, not to load_in={placement.load_in!r}; leave load_in "
+            "out, or give the LLM in another form"
+        )
+    settings = placement.loading()
+    own_name = config.name_or_path
+    if files.prefix:
+        settings["key_mapping"] = {f"^{files.prefix}": ""}
+    with readable(name, _NO_LLM), sources.bars_if_long(sum(files.file_sizes())):
+        model = sources.load_model(AutoModelForCausalLM, files.source, config=config, **settings)
+    if files.prefix:  # else its generation config and its name are those of the whole
+        model.generation_config, model.config.name_or_path = GenerationConfig.from_model_config(config), own_name
+    model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts
     return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
+
+
+def llm_files(name: str | Path) -> Checkpoint:
+    """The tensors of an LLM, alone or in an export."""
+    source = resolve(name)
+    whole = read_json(source, "config.json").get("model_type") == "blip-2"
+    return open_tensors(source, LLM_PREFIX if whole else "")
 
 
 def llm_fingerprint(name: str | Path) -> str:
     """The fingerprint of an LLM that is not loaded (see `sources.fingerprint`)."""
-    return fingerprint(Checkpoint(resolve(name), LLM_PREFIX if read_llm_config(name).model_type == "blip-2" else ""))
-
-
-def load_whole(source: str | Path, placement: Placement) -> Any:
-    """The BLIP-2 of an export, where `placement` says. Raises what transformers raises for broken files."""
-
-    def skeleton() -> Any:
-        with torch.device("meta"):
-            return Blip2ForConditionalGeneration(_plain_config(source)).language_model
-
-    with warnings.catch_warnings():
-        # It is a parameter of the whole model, which accelerate takes for a module that is not there.
-        warnings.filterwarnings("ignore", r"The following device_map keys.*'query_tokens'")
-        loading = placement.loading(skeleton, prefix=LLM_PREFIX.rstrip("."))
-        return load_model(Blip2ForConditionalGeneration, source, config=_plain_config(source), **loading)
-
-
-def _plain_config(source: str | Path) -> Blip2Config:
-    """The configuration of an export, without how its LLM decodes: that is this package's, or the next export's."""
-    config = load(Blip2Config, source)
-    for key in DECODING:
-        vars(config.text_config).pop(key, None)
-    return config
-
-
-def llm_skeleton(source: str | Path) -> Any:
-    """The LLM that a part's config.json describes, without weights: on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load(AutoConfig, source), trust_remote_code=False)
+    return fingerprint(llm_files(name))
 
 
 def read_llm_config(name: str | Path) -> Any:
-    """The configuration of an LLM. Raises UserError if it is not a decoder-only one, or an export that holds one."""
+    """The configuration of a decoder-only LLM, alone or in an export. Raises UserError for anything else."""
     source = resolve(name)
     found = read_json(source, "config.json")
     with readable(name, _NO_LLM):
-        config = load(AutoConfig, source)
+        config = AutoConfig.for_model(**found) if sources.is_gguf(source) else sources.load(AutoConfig, source)
     kind = found.get("model_type")
     if kind == "blip-2":
-        if config.use_decoder_only_language_model and len(Checkpoint(source, LLM_PREFIX)):
-            return _plain_config(source)
-        raise _no_llm(name, "a BLIP-2 without a decoder-only LLM")
+        if not config.use_decoder_only_language_model or not len(llm_files(name)):
+            raise UserError(f"{name}: {_NO_LLM.format('a BLIP-2 without a decoder-only LLM')}")
+        for key in DECODING:
+            vars(config.text_config).pop(key, None)
+        return config.text_config
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     architectures = found.get("architectures") or [decoder]
     decodes = isinstance(architectures, list) and any(
         name == decoder or str(name).endswith("ForCausalLM") for name in architectures
     )
     if decoder is None or config.is_encoder_decoder or not decodes:
-        raise _no_llm(name, f"model_type {kind!r:.40}, {architectures!r:.80}")
+        raise UserError(f"{name}: {_NO_LLM.format(f'model_type {kind!r:.40}, {architectures!r:.80}')}")
     return config
-
-
-def _no_llm(name: str | Path, found: str) -> UserError:
-    return UserError(f"{name}: {_NO_LLM.format(found)}")
 
 
 def load_tokenizer(name: str | Path) -> Any:
     """An LLM's tokenizer; what it lacks for padding, it gets. Raises UserError if it cannot be used."""
     source = resolve(name)
     with readable(name, _NO_LLM):
-        tokenizer = _llama_tokenizer(source) or load(AutoTokenizer, source)
+        tokenizer = _llama_tokenizer(source) or sources.load(AutoTokenizer, source)
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any(find_file(source, filename) for filename in files):  # transformers would go on with an empty one
-        raise _no_llm(name, f"no {' or '.join(sorted(files))}")
+    # Without them transformers would go on with an empty one.
+    if not sources.is_gguf(source) and not any(sources.find_file(source, filename) for filename in files):
+        raise UserError(f"{name}: {_NO_LLM.format('no ' + ' or '.join(sorted(files)))}")
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name}: its tokenizer has no EOS token, so no answer could end; name one as eos_token in its "
@@ -266,10 +226,10 @@ def _llama_tokenizer(source: str | Path) -> Any:
     """The tokenizer of a LLaMA with a sentencepiece model, whose ids it gives; None for other LLMs.
 
     Directories of 2023 name a class that transformers does not know (LLaMATokenizer), or none, and may leave special
-    tokens empty: transformers would go on with other ids, or call itself for ever. Raises UserError if ids differ.
+    tokens empty: transformers would go on with other ids. Raises UserError if ids differ.
     """
-    path = find_file(source, "tokenizer.model")
-    settings = read_json(source, "tokenizer_config.json") if find_file(source, "tokenizer_config.json") else {}
+    path = sources.find_file(source, "tokenizer.model")
+    settings = read_json(source, "tokenizer_config.json") if sources.find_file(source, "tokenizer_config.json") else {}
     named = settings.get("tokenizer_class") or "LlamaTokenizer"
     if not path or read_json(source, "config.json").get("model_type") != "llama" or "llama" not in str(named).lower():
         return None
@@ -280,7 +240,7 @@ def _llama_tokenizer(source: str | Path) -> Any:
     tokens = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
     given = {key: value.get("content") if isinstance(value := settings.get(key), dict) else value for key in tokens}
     empty = {key: pieces.id_to_piece(number) for key, number in tokens.items() if not given[key] and number >= 0}
-    tokenizer = load(LlamaTokenizer, source, **empty)
+    tokenizer = sources.load(LlamaTokenizer, source, **empty)
     if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
         raise UserError(
             f"{source}: its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json, and set "

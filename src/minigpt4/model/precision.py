@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Placement:
-    """The device and dtype of a model.
+    """The device of the vision side and, unless it is `spread`, of the LLM; the dtype of both.
 
-    `device` holds the vision side, and the LLM too unless `spread` is set: then the LLM's layers fill the memory of the
-    GPUs, then of the CPU, then the disk, up to `max_memory` (bytes or a text such as "6GiB", by GPU number or "cpu").
-    `load_in` is the quantization of the LLM's linear layers (`quantization.LOAD_IN`), or None.
+    The layers of a spread LLM fill the memory of the GPUs, then of the CPU, then the disk, up to `max_memory` (bytes or
+    a text such as "6GiB", by GPU number or "cpu"). `load_in` is the quantization of its linear layers, or None.
     """
 
     device: torch.device
@@ -54,45 +53,19 @@ class Placement:
         check_load_in(load_in, resolved)
         return cls(resolved, resolve_dtype(dtype, resolved), load_in, spread, max_memory)
 
-    def loading(self, skeleton: Callable[[], Any], prefix: str = "") -> dict[str, Any]:
-        """Arguments for transformers' `from_pretrained`.
-
-        `skeleton` makes the LLM on the meta device; `prefix` is its name in the model that is loaded, whose other parts
-        go to `device`.
-        """
-        device = str(self.device)  # accelerate does not take a torch.device
-        others = dict.fromkeys(_VISION_SIDE, device) if prefix else {}
-        arguments: dict[str, Any] = {"dtype": self.dtype}
+    def loading(self) -> dict[str, Any]:
+        """Arguments for transformers' `from_pretrained` of the LLM."""
         if self.spread:
-            from accelerate import infer_auto_device_map
-
-            llm = skeleton().to(self.dtype)
-            llm.tie_weights()
-            shares = infer_auto_device_map(
-                llm,
-                max_memory=dict(self.max_memory) if self.max_memory else None,
-                no_split_module_classes=llm._no_split_modules,
-                dtype=self.dtype,
-            )
-            if "disk" in shares.values():
-                self._disk.append(tempfile.TemporaryDirectory(prefix="minigpt4-offload-"))
-                arguments["offload_folder"] = self._disk[-1].name
-            spread = {f"{prefix}.{name}".strip("."): where for name, where in shares.items()}
-            return arguments | {"device_map": others | spread}
-        arguments["device_map"] = {"": device}
-        if self.load_in:
-            arguments["quantization_config"] = quantization_config(self.load_in, self.dtype, prefix, _VISION_SIDE)
-        return arguments
-
-
-_VISION_SIDE = ("query_tokens", "vision_model", "qformer", "language_projection")
+            self._disk.append(tempfile.TemporaryDirectory(prefix="minigpt4-offload-"))
+            placed = {"device_map": "sequential", "offload_folder": self._disk[-1].name}
+            return {"dtype": self.dtype, "max_memory": dict(self.max_memory or {}) or None, **placed}
+        quantized = quantization_config(self.load_in, self.dtype) if self.load_in else None
+        # accelerate does not take a torch.device
+        return {"dtype": self.dtype, "device_map": {"": str(self.device)}, "quantization_config": quantized}
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The given device; by default CUDA if there is one, else the CPU. Raises UserError if it is not available.
-
-    For "auto" it is the device of the vision side: CUDA or MPS if there is one, else the CPU.
-    """
+    """The given device, by default a GPU if there is one ("auto": or MPS). Raises UserError if it is not available."""
     if device == "auto" and torch.backends.mps.is_available():
         return torch.device("mps")
     if device is None or device == "auto":

@@ -1,4 +1,4 @@
-"""The projection from features to image tokens: fresh, or started from word embeddings or another BLIP-2's projection.
+"""How the projection starts its training: among word embeddings, or from another BLIP-2's projection.
 
 A Q-Former comes with a projection into the LLM that it was trained with. Both LLMs embed many of the same words, so a
 ridge regression from one LLM's embeddings to the other's carries that projection over, without training or images.
@@ -11,61 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Blip2ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoConfig, AutoModelForCausalLM, Blip2ForConditionalGeneration
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
-from minigpt4.model.parts import PATCHES_PER_TOKEN
-from minigpt4.model.record import ALIGNMENT_FILE, read_projection, read_record
+from minigpt4.model.gguf import open_tensors
+from minigpt4.model.loading import ALIGNMENT_FILE, read_projection, read_record
 
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
 
 RIDGE = 1e-2  # of the mean squared norm of the regressors
-#: A regression on fewer words in common than this is meaningless.
-MIN_SHARED = 256
-SPACES = ("Ġ", "▁")  # how tokenizers write the space before a word
-
-
-def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int, layers: int = 1) -> torch.nn.Module:
-    """An untrained projection: `Linear(d_qformer, d_llm)` with bias and torch's own initialisation, in float32.
-
-    More `layers` are `Linear(d_llm, d_llm)`, each after a GELU (paper, section 4.4).
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        width = text_config.hidden_size
-        projection = torch.nn.Linear(vision.qformer_config.hidden_size, width)
-        more = [module for _ in range(layers - 1) for module in (torch.nn.GELU(), torch.nn.Linear(width, width))]
-    return torch.nn.Sequential(projection, *more) if more else projection
-
-
-class PatchGroups(torch.nn.Module):
-    """Takes the place of the Q-Former in the variant that projects the ViT's patches (paper, section 4.4); no weights.
-
-    Drops the class token and concatenates every `PATCHES_PER_TOKEN` neighbouring patches: (n, 1 + p, d) ->
-    (n, p / 4, 4 d). The projection is then `Linear(4 d, d_llm)`.
-    """
-
-    def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor) -> BaseModelOutput:
-        patches = encoder_hidden_states[:, 1:]
-        count, _, width = patches.shape
-        return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, PATCHES_PER_TOKEN * width))
+MIN_SHARED = 256  # a regression on fewer words in common is meaningless
 
 
 def carry_projection(model: AlignedModel, name: str | Path) -> None:
-    """Start the model's projection from that of `name`: an alignment or BLIP-2 checkpoint with the same vision side.
-
-    Raises UserError if `name` has no projection of one layer, or another vision side.
-    """
+    """Start the projection from that of `name`: an alignment or BLIP-2 with one layer and the same vision side."""
     llm: str | Path = name
     if check_projection_from(name):
-        origin = read_record(sources.resolve(name)).origin
-        llm, vision_fingerprint = origin.llm, origin.vision_fingerprint
+        origin = read_record(name).origin
+        llm, vision = origin.llm, origin.vision_fingerprint
     else:
-        vision_fingerprint = parts.load_vision_qformer(name).fingerprint
-    if vision_fingerprint != model.vision_fingerprint:
+        vision = parts.load_vision_qformer(name).fingerprint
+    if vision != model.vision_fingerprint:
         raise UserError(
             f"projection_from {name}: its vision side is another one than {model.origin.vision_qformer}, so its "
             "projection reads other features; give the BLIP-2 that this vision side comes from"
@@ -84,8 +52,7 @@ def carry_projection(model: AlignedModel, name: str | Path) -> None:
 def _shared_words(llm: str | Path, model: AlignedModel, name: str | Path) -> tuple[Tensor, Tensor]:
     """The embeddings (n, d) and (n, d_llm) of the words that both LLMs know. Raises UserError if these are few."""
     theirs, ours = _embeddings(llm), model.blip2.language_model.get_input_embeddings().weight.detach().float().cpu()
-    vocabularies = (parts.load_tokenizer(llm).get_vocab(), model.tokenizer.get_vocab())
-    their_rows, our_rows = ({_plain(word): row for word, row in words.items()} for words in vocabularies)
+    their_rows, our_rows = _rows(parts.load_tokenizer(llm)), _rows(model.tokenizer)
     shared = sorted(word for word in our_rows.keys() & their_rows.keys() if their_rows[word] < len(theirs))
     if len(shared) < MIN_SHARED:
         raise UserError(
@@ -95,25 +62,28 @@ def _shared_words(llm: str | Path, model: AlignedModel, name: str | Path) -> tup
     return theirs[[their_rows[word] for word in shared]], ours[[our_rows[word] for word in shared]]
 
 
+def _rows(tokenizer: Any) -> dict[str, int]:
+    """The rows of words in the embeddings, with the same space before a word whatever the tokenizer writes."""
+    return {word.replace("Ġ", " ").replace("▁", " "): row for word, row in tokenizer.get_vocab().items()}
+
+
 def start_among_words(model: AlignedModel) -> None:
     """Start image tokens near the LLM's mean word embedding, which becomes the bias of the projection's last layer.
 
-    An LLM may need in every token what all its words have in common: the pocket LLM finds positions by it. In most LLMs
-    the mean is small and this changes little.
+    An LLM may need in every token what all its words have in common: the pocket LLM finds positions by it.
     """
     projection: Any = model.blip2.language_projection
     last: Any = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
-    llm: Any = model.blip2.language_model
     with torch.no_grad():
-        last.bias.copy_(llm.get_input_embeddings().weight.mean(0, dtype=torch.float32))
+        last.bias.copy_(model.blip2.language_model.get_input_embeddings().weight.mean(0, dtype=torch.float32))
 
 
 @torch.no_grad()
 def fit_to_words(model: AlignedModel, features: Tensor) -> None:
     """Shift and scale a projection of one layer, so that image tokens get the mean and spread of word embeddings.
 
-    `features` (n, q, d_qformer) are those of some images. The spread is the mean distance from the mean, over all image
-    tokens and over all word embeddings of the LLM. A carried-over projection starts with many times that spread.
+    `features` (n, q, d_qformer) are those of some images. The spread is the mean distance from the mean. A carried-over
+    projection starts with many times that of words.
     """
     projection: Any = model.blip2.language_projection
     embeddings = model.blip2.language_model.get_input_embeddings().weight.float()
@@ -125,10 +95,7 @@ def fit_to_words(model: AlignedModel, features: Tensor) -> None:
 
 
 def check_projection_from(name: str | Path) -> bool:
-    """True if `name` is an alignment (checked without loading it).
-
-    Raises UserError if it is neither an alignment nor a BLIP-2 checkpoint.
-    """
+    """True if `name` is an alignment, False if it is a BLIP-2 checkpoint; else raises UserError."""
     source = sources.resolve(name)
     if sources.find_file(source, "config.json") is None and sources.find_file(source, ALIGNMENT_FILE):
         return True
@@ -149,17 +116,14 @@ def _embeddings(name: str | Path) -> Tensor:
     source = sources.resolve(name)
     config = sources.load(AutoConfig, source)
     with torch.device("meta"):
-        whole = config.model_type == "blip-2"
-        llm = Blip2ForConditionalGeneration(config).language_model if whole else parts.llm_skeleton(source)
-    words, checkpoint = llm.get_input_embeddings().weight, sources.Checkpoint(source)
+        if config.model_type == "blip-2":
+            llm: Any = Blip2ForConditionalGeneration(config).language_model
+        else:
+            llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    words, checkpoint = llm.get_input_embeddings().weight, open_tensors(source)
     names = [key for key, p in llm.named_parameters(remove_duplicate=False) if p is words]
-    stored = {key.partition(parts.LLM_PREFIX)[2] if whole else key: key for key in checkpoint}
+    stored = {key.rpartition(parts.LLM_PREFIX)[2]: key for key in checkpoint}
     found = next((stored[key] for key in names if key in stored), None)
     if found is None:
         raise UserError(f"{name}: holds none of {', '.join(names)}, which should be its word embeddings")
     return checkpoint[found].float()
-
-
-def _plain(word: str) -> str:
-    """A token as text, with the same space before it whatever the tokenizer writes."""
-    return word.replace(SPACES[0], " ").replace(SPACES[1], " ")

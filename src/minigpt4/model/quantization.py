@@ -1,10 +1,10 @@
 """Frozen weights in 8 or 4 bits: bitsandbytes' formats, and 8-bit layers that also multiply in 8 bits.
 
-bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) on CUDA, CPUs and MPS, and computes in the
-model's dtype. `EightBitLinear` holds weights as floats ("fp8", e4m3; for GPUs) or integers ("int8"; for CPUs) with a
-scale for each output, and rounds its inputs to 8 bits with a scale for each row. The hardware then multiplies 8-bit
-numbers, forwards and backwards (to the input only): half the bytes of bfloat16 and up to twice the speed. No library
-does this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
+bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype.
+`EightBitLinear` holds weights as floats ("fp8", e4m3; for GPUs) or integers ("int8"; for CPUs) with a scale for each
+output, and rounds its inputs with a scale for each row. The hardware then multiplies 8-bit numbers, forwards and
+backwards (to the input only): half the bytes of bfloat16 and up to twice the speed. No library does this: torchao and
+transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from minigpt4.errors import UserError
 #: The formats of the recipe's and the commands' `load_in`.
 LOAD_IN = ("8bit", "4bit", "fp8", "int8")
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-#: The first CUDA compute capability that multiplies float8: L4, L40S, RTX 40; H100 and H200 are 9.0.
-FLOAT8_CAPABILITY = (8, 9)
+FLOAT8_CAPABILITY = (8, 9)  # of the first GPUs that multiply float8: L4, L40S, RTX 40; H100 and H200 have 9.0
 SIDE = 16  # the hardware multiplies in blocks of this many
 BLOCK = 64  # weights that share one scale in 4 bits
 METHOD = "minigpt4_eight_bits"
@@ -50,10 +49,7 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
 
 
 def check_float8(kind: str, capability: tuple[int, int] | None, key: str = "load_in") -> None:
-    """Raises UserError if this kind of device, or CUDA compute capability, does not multiply float8.
-
-    A CPU is allowed, for trying things out, but is slow: torch converts each number.
-    """
+    """Raises UserError if this kind of device, or CUDA compute capability, does not multiply float8."""
     if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (FLOAT8_CAPABILITY, capability))
         raise UserError(
@@ -68,30 +64,25 @@ def _instead(key: str) -> str:
     return "use load_in='8bit'" if key == "load_in" else "leave it out"
 
 
-def quantization_config(load_in: str, dtype: torch.dtype, llm: str, others: tuple[str, ...]) -> Any:
-    """transformers' `quantization_config` for an LLM in the format `load_in` that computes in `dtype`.
-
-    `llm` is the LLM's name in the model that is loaded, "" if it is the model; `others` are that model's other parts.
-    """
+def quantization_config(load_in: str, dtype: torch.dtype) -> Any:
+    """transformers' `quantization_config` for an LLM in the format `load_in` that computes in `dtype`."""
     if load_in in FORMATS:
-        return EightBitConfig(load_in, llm)
-    skipped = [*others, "lm_head"] if llm else None  # transformers itself skips the head of a bare LLM
+        return EightBitConfig(load_in)
     # It would warn in every layer that LLM.int8() rounds its inputs to float16, and that faster kernels are on the hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=skipped,
-    )  # fmt: skip
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def pack_4bit_layers(model: Any, allowed: bool) -> None:
     """Allow or forbid bitsandbytes' packed form of 4-bit layers on CPUs; forbidding unpacks packed layers.
 
-    A layer packs itself on its first inference on a CPU with AVX-512 BF16, and is then many times faster. But packed
-    layers silently pass no gradient, and they fail if their height is no multiple of 32. Raises UserError for layers of
-    a width that bitsandbytes rounds wrongly on a CPU.
+    On a CPU with AVX-512 BF16 a layer packs itself on its first inference, and is then many times faster. But packed
+    layers pass no gradient, and fail if their height is no multiple of 32. Raises UserError for layers of a width that
+    bitsandbytes rounds wrongly on a CPU.
     """
     for module in model.modules():
         if type(module).__name__ != "Linear4bit":
@@ -107,10 +98,7 @@ def pack_4bit_layers(model: Any, allowed: bool) -> None:
 
 
 def quantize(x: Tensor, form: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(n, d) of any float type -> (n, d) in `form` and float32 scales (n, 1); their product is `x`, rounded.
-
-    NaN in a row makes its scale NaN.
-    """
+    """(n, d) of any float type -> (n, d) in `form` and float32 scales (n, 1); their product is `x`, rounded."""
     largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True, dtype=torch.float32)
     # The limit is looked up here since torch.compile takes a module's number for a variable.
     limit = torch.finfo(form).max if form.is_floating_point else torch.iinfo(form).max
@@ -120,10 +108,7 @@ def quantize(x: Tensor, form: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
-    """(n, k) times the transpose of (m, k), both in one 8-bit format with a scale for each row -> (n, m).
-
-    The result is float32 from integers and bfloat16 from floats (GPUs give only bfloat16 with such scales).
-    """
+    """(n, k) times the transpose of (m, k), both 8-bit with scales of rows -> (n, m), float32 or (fp8) bfloat16."""
     if a.dtype is torch.int8:
         return torch._int_mm(a, b.t()) * a_scale * b_scale.t()
     return torch._scaled_mm(a, b.t(), a_scale, b_scale.t(), out_dtype=torch.bfloat16)
@@ -140,13 +125,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        # The sum now runs over outputs, so their scales go into the gradient before it is rounded. It is rounded to
-        # e4m3 too: with a scale for each row, a bit of mantissa is worth more than e5m2's larger exponents.
+        # The sum now runs over outputs, so their scales go into the gradient before it is rounded (to e4m3 too: with a
+        # scale for each row, a bit of mantissa is worth more than e5m2's larger exponents).
         rounded, rows = quantize(gradient * scale.t(), weight.dtype)
-        transposed = weight.t()
-        if weight.dtype is not torch.int8:
-            # A GPU needs it contiguous. Keeping it would take as much memory as bfloat16, so each step copies it.
-            transposed = transposed.contiguous()
+        # A GPU needs it contiguous. Keeping it would take as much memory as bfloat16, so each step copies it.
+        transposed = weight.t() if weight.dtype is torch.int8 else weight.t().contiguous()
         product = multiply(rounded, rows, transposed, scale.new_ones(weight.shape[1], 1))
         return product.to(gradient.dtype), None, None
 
@@ -170,10 +153,7 @@ class EightBitLinear(torch.nn.Linear):
 
 
 def quantize_linears(form: str, model: Any) -> None:
-    """Replace the linear layers of an LLM or a vision encoder of transformers by 8-bit ones (`FORMATS[form]`).
-
-    The LM head and layers whose sizes are not multiples of 16 are left alone.
-    """
+    """Replace the linear layers of an LLM or a vision encoder, but not the LM head, by 8-bit ones (`FORMATS[form]`)."""
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         fits = type(layer) is torch.nn.Linear and layer.in_features % SIDE == layer.out_features % SIDE == 0
@@ -183,40 +163,34 @@ def quantize_linears(form: str, model: Any) -> None:
 
 @register_quantization_config(METHOD)
 class EightBitConfig(QuantizationConfigMixin):
-    """Asks transformers' `from_pretrained` to quantize the LLM to `FORMATS[form]` while it is read.
+    """Asks transformers' `from_pretrained` to quantize the LLM to `FORMATS[form]` while it is read."""
 
-    `llm` is its name in the model, "" if it is the model.
-    """
-
-    def __init__(self, form: str = "fp8", llm: str = "") -> None:
+    def __init__(self, form: str = "fp8") -> None:
         self.quant_method = METHOD
-        self.form, self.llm = form, llm
+        self.form = form
 
 
 @register_quantizer(METHOD)
 class EightBitQuantizer(HfQuantizer):
     """Replaces linear layers before weights are loaded, then quantizes each weight as it arrives."""
 
+    is_trainable = True
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        quantize_linears(self.quantization_config.form, model.get_submodule(self.quantization_config.llm))
+        quantize_linears(self.quantization_config.form, model)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         name, _, own = param_name.rpartition(".")
         return own == "weight" and isinstance(model.get_submodule(name), EightBitLinear)
 
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
-        held = 1 if self.param_needs_quantization(model, param_name) else param.element_size()
-        return float(held)
+        return 1.0 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeWeight(FORMATS[self.quantization_config.form])
 
     def is_serializable(self) -> bool:
         return False
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
 
 
 class _QuantizeWeight(ConversionOps):

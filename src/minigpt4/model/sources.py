@@ -1,7 +1,4 @@
-"""Where a model's or a part's files are, and the tensors in them: find, read, tell apart.
-
-A source is a local directory or a hub id.
-"""
+"""Where a model's or a part's files are (a local directory, a hub id or a GGUF file), and the tensors in them."""
 
 from __future__ import annotations
 
@@ -9,12 +6,14 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -30,40 +29,59 @@ def shipped_models() -> dict[str, Path]:
 
 
 def resolve(name: str | Path) -> str | Path:
-    """Where the part or alignment called `name` lies: a shipped name gives its folder, a local directory its path.
+    """Where the part or alignment `name` lies: the folder of a shipped name, a directory, or a hub id (`owner/name`).
 
-    What is neither is taken as a hub id if it looks like one (`owner/name`), else it raises UserError.
+    An LLM may be a GGUF file too: its path, the directory that holds it and no other model, or `owner/name/FILE.gguf`
+    on the hub. Raises UserError if `name` is none of them.
     """
     shipped = shipped_models()
-    if str(name) in shipped:
-        path = shipped[str(name)]
-        if not path.is_dir():
-            raise UserError(
-                f"{name!r} is not in this installation (looked in {path}); reinstall the package, or build it with "
-                "`minigpt4 pocket build`"
-            )
-        return path
-    path = expand(name)
-    gguf = path if path.suffix == ".gguf" else next(path.glob("*.gguf"), None)
-    if gguf and gguf.is_file() and not (path / "config.json").exists():
+    if place := shipped.get(str(name)):
+        if place.is_dir():
+            return place
         raise UserError(
-            f"{gguf}: GGUF files are not read as they are; write one in transformers' form first: "
-            f'AutoModelForCausalLM.from_pretrained("{gguf.parent}", gguf_file="{gguf.name}").save_pretrained(DIR), '
-            "and AutoTokenizer likewise"
+            f"{name!r} is not in this installation (looked in {place}); reinstall the package, or build it with "
+            "`minigpt4 pocket build`"
         )
+    path = expand(name)
     if path.is_dir():
+        return _gguf_in(path) or path
+    if is_gguf(path):
         return path
     if path.exists():
-        raise UserError(f"{name}: is a file; give the directory of a model")
-    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+        raise UserError(f"{name}: is a file; give the directory of a model, or a GGUF file as the LLM")
+    if isinstance(name, str) and not name.startswith((".", "/", "~")):
+        if name.count("/") == 1:
+            return name
+        if name.count("/") == 2 and name.lower().endswith(".gguf"):
+            repository, _, filename = name.rpartition("/")
+            if found := find_file(repository, filename):
+                return found
+            raise UserError(f"{name}: {repository} has no file {filename} on the hub; give one of its GGUF files")
     raise UserError(
         f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {', '.join(shipped)}"
     )
 
 
+def is_gguf(source: str | Path) -> bool:
+    """True if a source is a GGUF file."""
+    return isinstance(source, Path) and source.suffix.lower() == ".gguf" and source.is_file()
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    """The GGUF file of a directory that holds one and no other model. Raises UserError if it holds several."""
+    if (directory / "config.json").exists():
+        return None
+    found = sorted(path for path in directory.iterdir() if is_gguf(path) and not path.name.startswith("."))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise UserError(f"{directory}: holds {len(found)} GGUF files ({names}); name the file instead of its directory")
+    return found[0] if found else None
+
+
 def find_file(source: str | Path, filename: str) -> Path | None:
     """The local path of one file of a part (downloaded first if the part is on the hub), or None if it has none."""
+    if is_gguf(source):
+        return None
     try:
         found = cached_file(str(source), filename, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
@@ -72,7 +90,9 @@ def find_file(source: str | Path, filename: str) -> Path | None:
 
 
 def read_json(source: str | Path, filename: str) -> dict[str, Any]:
-    """One JSON file of a part. Raises UserError if it is missing or broken."""
+    """One JSON file of a part. Raises UserError if it is missing or broken. A GGUF file has its config.json inside."""
+    if is_gguf(source) and filename == "config.json":
+        return _config_in_gguf(Path(source), Path(source).stat().st_mtime_ns).copy()
     path = find_file(source, filename)
     if path is None and isinstance(source, str):
         raise UserError(f"{source}: no such directory, and no model with a {filename} that could be had from the hub")
@@ -86,11 +106,27 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
     return content
 
 
-def load(kind: Any, source: str | Path, **settings: Any) -> Any:
-    """`kind.from_pretrained` of one of transformers' classes, which runs no code that lies in the source.
+@lru_cache(maxsize=4)
+def _config_in_gguf(path: Path, modified: int) -> dict[str, Any]:
+    """The configuration in a GGUF file; reading it takes seconds, as the vocabulary stands before it."""
+    try:
+        config: dict[str, Any] = load(AutoConfig, path).to_dict()
+    except Exception as error:  # the reader has no exceptions of its own
+        raise broken_gguf(path, error) from None
+    _check_sizes(path, config)
+    return config
 
-    Raises UserError for a source that holds such code; else what transformers raises for broken files.
-    """
+
+def broken_gguf(path: Path, error: Exception) -> UserError:
+    """The message about a GGUF file that is cut off, or of a family or block type that is not known."""
+    reason = f"this GGUF file cannot be read ({first_line(error)})"
+    return UserError(f"{path}: {reason}; download it again, or give the LLM in another form")
+
+
+def load(kind: Any, source: str | Path, **settings: Any) -> Any:
+    """`kind.from_pretrained` of one of transformers' classes. Raises UserError for a source that holds code."""
+    if is_gguf(source):
+        return kind.from_pretrained(Path(source).parent, gguf_file=Path(source).name, **settings)
     for filename in _MAY_NAME_CODE:
         if find_file(source, filename) and "auto_map" in read_json(source, filename):
             raise UserError(
@@ -128,24 +164,18 @@ def _check_sizes(path: Path, config: Any) -> None:
     """Raises UserError if a config.json asks for a network of a size that no model has, in whatever part of it."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         _check_sizes(path, value)
-        largest = _LARGEST.get(key)
-        if (
-            largest
-            and value is not None
-            and not (type(value) is int and (key == "num_hidden_layers" or value > 0) and 0 <= value <= largest)
-        ):
+        largest, smallest = _LARGEST.get(key), 0 if key == "num_hidden_layers" else 1
+        if largest and value is not None and not (type(value) is int and smallest <= value <= largest):
             raise UserError(f"{path}: {key} = {value!r:.40}: a number up to {largest} was expected")
 
 
 #: Bytes of a record, configuration or index of shards; those of the largest models take a few MB.
 LARGEST_RECORD = 64_000_000
-
 _MAY_NAME_CODE = (
     "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
     "video_preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 _OWN_GENERATE = "custom_generate/generate.py"
-
 _EXPECTED = {
     "config.json": "give the directory of a model",
     "alignment.json": "give an alignment (what `minigpt4 train` writes) or an export",
@@ -153,56 +183,50 @@ _EXPECTED = {
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a part by name, read lazily from its safetensors or `.bin` files, sharded or not.
+    """The tensors of a part by name, file by file, read lazily from its safetensors or `.bin` files, sharded or not.
 
     With a `prefix` only those are there whose names start with it, under the rest of their names.
     """
 
     def __init__(self, source: str | Path, prefix: str = "") -> None:
-        self.source = source
-        self._prefix = prefix
-        self._files = self._find()
-        if prefix:
-            self._files = {
-                name.removeprefix(prefix): path for name, path in self._files.items() if name.startswith(prefix)
-            }
+        self.source, self.prefix = source, prefix
+        self._loaded: dict[Path, dict[str, Tensor]] = {}
+        stored = self._find()
+        self._files = {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
 
     def _find(self) -> dict[str, Path]:
         source = self.source
-        self._open: dict[Path, Any] = {}
         for filename in ("model.safetensors", "pytorch_model.bin"):
             if path := find_file(source, filename):
-                return dict.fromkeys(self._handle(path).keys(), path)
+                return dict.fromkeys(self._open(path).keys(), path)
             if find_file(source, f"{filename}.index.json"):
                 shards = read_json(source, f"{filename}.index.json").get("weight_map")
                 if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
                     raise UserError(f"{source}: {filename}.index.json has no weight_map of names; copy it again")
-                return {name: self._shard(shard) for name, shard in shards.items()}
+                files: dict[str, Path] = {}
+                for shard in dict.fromkeys(shards.values()):
+                    path = find_file(source, shard) if shard == Path(shard).name else None
+                    if path is None:
+                        raise UserError(f"{source}: the shard {shard} that its index names is missing; copy it again")
+                    files |= {name: path for name in shards if shards[name] == shard}
+                return files
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
-    def _shard(self, filename: str) -> Path:
-        path = find_file(self.source, filename) if filename == Path(filename).name else None
-        if path is None:
-            raise UserError(f"{self.source}: the shard {filename} that its index names is missing; copy it again")
-        return path
-
-    def _handle(self, path: Path) -> Any:
-        if path not in self._open:
-            try:
-                if path.suffix == ".safetensors":
-                    self._open[path] = safe_open(path, framework="pt")
-                else:
-                    loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                    self._open[path] = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
-            except Exception as error:  # each format has its own exceptions for a broken file
-                raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None
-        return self._open[path]
+    def _open(self, path: Path) -> Any:
+        try:
+            if path.suffix == ".safetensors":  # cheap, and the pages of a file that stays open count as our memory
+                return safe_open(path, framework="pt")
+            if path not in self._loaded:
+                loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                self._loaded[path] = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+            return self._loaded[path]
+        except Exception as error:  # each format has its own exceptions for a broken file
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        handle = self._handle(self._files[name])
-        stored = self._prefix + name
+        file, stored = self._open(self._files[name]), self.prefix + name
         try:
-            return handle[stored] if isinstance(handle, dict) else handle.get_tensor(stored)
+            return file[stored] if isinstance(file, dict) else file.get_tensor(stored)
         except (KeyError, SafetensorError):
             raise UserError(f"{self._files[name]}: the tensor {stored} is missing or broken; copy it again") from None
 
@@ -212,42 +236,34 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in set(self._files.values()))
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        """The tensors for a fingerprint, which reads a few rows of each."""
+        return self
 
-    def shards(self) -> list[list[str]]:
-        """The names of the tensors, file by file."""
-        files: dict[Path, list[str]] = {}
-        for name, path in self._files.items():
-            files.setdefault(path, []).append(name)
-        return list(files.values())
-
-    def release(self) -> None:
-        """Give back the memory of what was read: pages of a mapped file count as ours for as long as it is open."""
-        self._open.clear()
+    def file_sizes(self) -> list[int]:
+        """Bytes on disk of each file that holds one of its tensors."""
+        return [path.stat().st_size for path in set(self._files.values())]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 that tells weights apart whatever files they are in: names, shapes, and values of every tensor.
 
-    Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds, not
-    minutes; training that changed a matrix changed those too.
+    Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds.
     """
     digest = hashlib.sha256()
+    tensors = tensors.stored if isinstance(tensors, Checkpoint) else tensors
     for name in sorted(tensors):
         tensor = tensors[name]
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(rows.float().contiguous().numpy().tobytes())
-        if isinstance(tensors, Checkpoint):
-            tensors.release()  # the system maps whole files into memory for the sake of a row
     return digest.hexdigest()
 
 
 @contextmanager
 def bars_if_long(size: int) -> Iterator[None]:
-    """transformers' progress bars for reading or writing `size` bytes, if that takes seconds; else none."""
+    """transformers' progress bars for reading `size` bytes, if that takes seconds; else none."""
     if size > 1e9 or not is_progress_bar_enabled():
         yield
         return

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,26 +15,15 @@ from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import NO_LLM, make_graph, put_tensors
+from minigpt4.model.loading import ADAPTERS_FILE, Origin, load_tensors, read_record
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement
-from minigpt4.model.record import ADAPTERS_FILE, Origin, check_origin, load_tensors, read_record
 
-if TYPE_CHECKING:
-    from transformers import Blip2ForConditionalGeneration
-
-
-#: Images that are encoded together when features are cached.
-ENCODE_BATCH = 64
+ENCODE_BATCH = 64  # images that are encoded together when features are cached
 
 
 class VisionSide(torch.nn.Module):
-    """Vision encoder and Q-Former of a BLIP-2 graph.
-
-    Attributes: `blip2` (the network), `image_processor`, `origin` (where the parts came from), `trained` (what the
-    stages train, which may include the Q-Former).
-    """
-
-    blip2: Blip2ForConditionalGeneration
+    """Vision encoder and Q-Former of a BLIP-2 graph; for its attributes see `AlignedModel`."""
 
     def __init__(self, blip2: Any, image_processor: Any, origin: Origin, trained: Trained) -> None:
         super().__init__()
@@ -83,10 +71,7 @@ class VisionSide(torch.nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith(("lora.", *prefixes))]
 
     def put_adapters(self, tensors: Mapping[str, Tensor], name: str) -> None:
-        """Load a trained Q-Former or LoRA matrices, in the model's dtypes.
-
-        Raises UserError if they do not fit; `name` is the alignment's.
-        """
+        """Load a trained Q-Former or LoRA matrices of the alignment `name`. Raises UserError if they do not fit."""
         parameters = {key: self.get_parameter(key) for key in self.adapter_names()}
         if {k: t.shape for k, t in tensors.items()} != {k: p.shape for k, p in parameters.items()}:
             raise UserError(f"{name}: {ADAPTERS_FILE} does not fit the parts that it names; train the alignment again")
@@ -98,35 +83,24 @@ class VisionSide(torch.nn.Module):
 
     def trained_vision(self) -> str:
         """The fingerprint of a vision side whose Q-Former was trained."""
-        mark = hashlib.sha256(self.origin.vision_fingerprint.encode())
-        tensors = {name: self.get_parameter(name).detach().cpu() for name in self.adapter_names()}
-        vision = {name: t for name, t in tensors.items() if name.startswith("blip2.")}
-        mark.update(sources.fingerprint(vision).encode())
-        return mark.hexdigest()
+        names = [name for name in self.adapter_names() if name.startswith("blip2.")]
+        vision = sources.fingerprint({name: self.get_parameter(name).detach().cpu() for name in names})
+        return hashlib.sha256((self.origin.vision_fingerprint + vision).encode()).hexdigest()
 
 
 def load_vision_side(
     name_or_path: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
 ) -> VisionSide:
-    """The vision side of an alignment or an export, without reading the LLM.
-
-    Its features and fingerprint are those of `MiniGPT4.from_pretrained` with these arguments. Raises UserError if
-    anything is missing, broken, or does not fit together.
-    """
-    source = sources.resolve(name_or_path)
-    record = read_record(source)
-    origin = record.origin
-    placement = Placement.resolve(dtype, device)
-    whole = sources.find_file(source, "config.json") is not None  # an export holds the parts itself
-    vision = parts.load_vision_qformer(source if whole else origin.vision_qformer, record.qformer)
-    if not whole:
-        check_origin(str(name_or_path), origin, replace(origin, vision_fingerprint=vision.fingerprint))
+    """The vision side that `MiniGPT4.from_pretrained` would load; the LLM is not read. Raises UserError as it does."""
+    record, placement = read_record(name_or_path), Placement.resolve(dtype, device)
+    vision = parts.load_vision_qformer(record.parts[0], record.qformer)
+    record.check_parts(name_or_path, vision.fingerprint)
     blip2 = make_graph(vision, NO_LLM, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)
     del blip2.language_model, blip2.language_projection
-    trained = Trained(qformer=record.trained.qformer and not whole)
-    side = VisionSide(blip2.to(placement.device), vision.image_processor, origin, trained)
+    trained = Trained(qformer=record.trained.qformer)
+    side = VisionSide(blip2.to(placement.device), vision.image_processor, record.origin, trained)
     if trained.qformer:
-        tensors = load_tensors(sources.find_file(source, ADAPTERS_FILE), str(name_or_path), ADAPTERS_FILE)
+        tensors = load_tensors(name_or_path, ADAPTERS_FILE)
         side.put_adapters({key: t for key, t in tensors.items() if key.startswith("blip2.")}, str(name_or_path))
     return side.requires_grad_(False).eval()

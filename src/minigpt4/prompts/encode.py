@@ -2,10 +2,8 @@
 
 Each piece between two marks is tokenised on its own, as in the original implementation. Sentencepiece tokenizers
 (Llama's, Vicuna's, Mistral's) put a space before every text. In the training text of the released checkpoints it stands
-at the start of each piece and after each special token only, so with these tokenizers pieces are never cut further.
-
-One exception holds for all tokenizers: if a message's text and the template would share a token ("#" before "###"),
-they are tokenised apart, so that no text changes the tokens of the format.
+at the start of each piece and after each special token only, so with these tokenizers pieces are never cut further,
+except where a message's text and the template would share a token ("#" before "###").
 """
 
 from __future__ import annotations
@@ -33,9 +31,8 @@ def encode(
 ) -> list[int]:
     """Token ids of `text`, with `num_query_tokens` times `image_token_id` in place of every `<ImageHere>`.
 
-    `bos` puts the tokenizer's BOS (if it has one) first; without `bos`, `text` continues earlier text, so the
-    tokenizer's own space is left out. Special tokens spelled out in the text are encoded as such: text from users must
-    go through `plain` first.
+    `bos` puts the tokenizer's BOS (if it has one) first; without it, `text` continues earlier text, so the tokenizer's
+    own space is left out. Special tokens in the text are encoded as such: users' text must go through `plain` first.
     """
     ids = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
     for i, piece in enumerate(text.split(IMAGE_MARK)):
@@ -119,20 +116,14 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name:
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
-    """`text` with a space in place of control tokens and the `reserved` strings of a template.
-
-    Otherwise a text could end a turn, or claim an image that is not there.
-    """
+    """`text` with a space for control tokens and `reserved` strings: it could end a turn, or claim an image."""
     control = control_tokens(tokenizer).union([CUT, *reserved]) - {""}
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     return re.sub(pattern, " ", text) if pattern else text
 
 
 def plain_message(tokenizer: PreTrainedTokenizerBase, template: Template, message: Message) -> Message:
-    """The message as `plain` text, seams marked around it: it says nothing that only the template may say.
-
-    In system texts tags may stand (they are of no use there), for the released one speaks of `<Img>` itself.
-    """
+    """The message as `plain` text, with seams around it. System texts may speak of tags, as the released one does."""
     tags = () if message.role == "system" else template.tags
     text = plain(tokenizer, message.text, template.stop, *tags)
     return replace(message, text=CUT + text.replace(IMAGE_MARK, CUT + IMAGE_MARK + CUT) + CUT)
@@ -147,9 +138,8 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of a whole conversation up to the next answer.
 
-    Each answer is tokenised on its own, as it was generated, so the ids equal those in a chat's KV cache. Only if the
-    tokenizer puts a space before every text (`puts_space_first`), the conversation is tokenised whole, as the original
-    does: these are the ids that the released checkpoints were trained on.
+    Each answer is tokenised on its own, as it was generated, so the ids equal those in a chat's KV cache. If the
+    tokenizer puts a space before every text, the conversation is tokenised whole, as in the released training.
     """
     messages = [plain_message(tokenizer, template, message) for message in messages]
     if puts_space_first(tokenizer):

@@ -1,7 +1,6 @@
 """Chat formats: how a conversation about images becomes the text that an LLM was trained to continue.
 
-`<ImageHere>` marks an image in a text; `encode.py` turns it into placeholder tokens. Exact strings matter: they are the
-format of the released checkpoints.
+`<ImageHere>` marks an image in a text. Exact strings matter: they are the format of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +18,7 @@ IMAGE_TOKEN = "<image>"  # its token in a tokenizer
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
-
-    `images` is the number of its images. They stand before the text, unless the text contains one `<ImageHere>` for
-    each of them.
-    """
+    """One turn of a conversation. Its images stand before the text, or where it has an `<ImageHere>` for each."""
 
     role: Literal["system", "user", "assistant"]
     text: str
@@ -49,8 +44,8 @@ class Template:
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to the next answer, with `<ImageHere>` for images.
 
-        The first message may be a system message, which replaces the template's own. Then user and assistant take
-        turns, and the user's turn is the last. Raises UserError otherwise.
+        A system message, if it is the first, replaces the template's own. Raises UserError unless user and assistant
+        take turns and the user's turn is the last.
         """
         system, turns = self.system, list(messages)
         if turns and turns[0].role == "system":
@@ -64,11 +59,7 @@ class Template:
         return system + self.system_end + "".join(self._turn(message) for message in turns) + self.before_answer
 
     def continuation(self, message: Message) -> str:
-        """The text from an answer (without its stop string) to the next answer.
-
-        `prompt(first) + answer + continuation(second)` equals `prompt([first, answer, second])`, so a chat that keeps
-        its KV cache feeds only this.
-        """
+        """The text from an answer (without its stop string) to the next answer, which continues `prompt`'s text."""
         return self.after_answer + self._turn(message) + self.before_answer
 
     @property
@@ -79,41 +70,33 @@ class Template:
 
     @property
     def user_parts(self) -> tuple[str, str, str]:
-        """The text of a user's turn before its images, between images and text, and after the text."""
+        """A user's turn: before its images, between images and text, after the text."""
         before, _, rest = self.user.partition("{images}")
         between, _, after = rest.partition("{text}")
         return before, between, after
 
     @property
     def before_answer(self) -> str:
-        """The text before an answer."""
         return self.assistant.partition("{text}")[0]
 
     @property
     def after_answer(self) -> str:
-        """The text after an answer."""
         return self.assistant.partition("{text}")[2]
 
     def _turn(self, message: Message) -> str:
         if message.role != "user":
             return self.before_answer + without_marks(message.text) + self.after_answer
-        images, text = self._place_images(message)
         before, between, after = self.user_parts
-        return before + images + between + text + after
-
-    def _place_images(self, message: Message) -> tuple[str, str]:
-        """(images before the text, the text with its own marks wrapped)."""
-        if message.images == 0:
-            return "", without_marks(message.text)
-        pieces = message.text.split(IMAGE_MARK)
-        if len(pieces) == 1:
-            return self.image * message.images, message.text
-        if len(pieces) - 1 != message.images:
+        text = message.text if message.images else without_marks(message.text)
+        marks = text.count(IMAGE_MARK)
+        if marks == 0:
+            return before + self.image * message.images + between + text + after
+        if marks != message.images:
             raise UserError(
-                f"the text marks {len(pieces) - 1} places with {IMAGE_MARK} but comes with {message.images} images; "
+                f"the text marks {marks} places with {IMAGE_MARK} but comes with {message.images} images; "
                 "give one image for each mark, or no marks"
             )
-        return "", self.image.rstrip(" ").join(pieces)
+        return before + between + text.replace(IMAGE_MARK, self.image.rstrip(" ")) + after
 
 
 def without_marks(text: str) -> str:
@@ -168,9 +151,8 @@ def stage1_text(caption: str) -> tuple[str, str]:
 def stage2_text(asked: str | Sequence[Message], description: str, template: Template | None = None) -> tuple[str, str]:
     """(prompt, target) of stage 2: a conversation with an instruction, then the description (paper, section 3.3).
 
-    `asked` is the instruction, or the conversation up to the question. Without a template, and for templates that stop
-    at `###`, this is the paper's form; other templates give their own without the system text. The space before
-    `###Assistant` is in the released training format only, not in chat.
+    `asked` is the instruction, or the conversation up to the question. Templates that stop at `###` (and none) give the
+    paper's form, whose space before `###Assistant` is not in chat; others give their own without the system text.
     """
     paper = template is None or template.stop == "###"
     if isinstance(asked, str) and paper:

@@ -10,10 +10,10 @@ import torch
 from minigpt4.data.mixture import Source, check_sources
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
+from minigpt4.model.loading import read_record
 from minigpt4.model.parts import llm_fingerprint
 from minigpt4.model.precision import resolve_dtype, training_dtype
 from minigpt4.model.projection import check_projection_from
-from minigpt4.model.record import read_record
 from minigpt4.model.sources import resolve
 from minigpt4.training.checkpoint import check_checkpoints
 from minigpt4.training.recipe import Recipe

@@ -75,7 +75,7 @@ class Recipe(BaseModel):
         None, description="Frozen vision tower and Q-Former: a directory, a hub id, or `pocket/vision`."
     )
     llm: str | None = Field(
-        None, description="Frozen LLM with its tokenizer: a directory, a hub id, or `pocket/language`."
+        None, description="Frozen LLM with its tokenizer: a directory, a hub id, a GGUF file, or `pocket/language`."
     )
     qformer: bool = Field(
         True, description="`false`: the paper's variant that projects groups of four ViT patches, without a Q-Former."

@@ -1,8 +1,7 @@
 """MiniGPT-4 as vLLM runs it: its BLIP-2, with images where the prompt says.
 
-Imported by vLLM alone, after `plugin.register`. The network is vLLM's own; what differs from its BLIP-2 is the
-prompt (each `<image>` makes room for an image at its place, any number of them, where BLIP-2 puts one image before the
-text) and that `<image>` is never an answer.
+Imported by vLLM alone, after `plugin.register`. The network is vLLM's own BLIP-2, but each `<image>` of a prompt makes
+room for an image at its place (BLIP-2 puts one image before the text), and `<image>` is never an answer.
 """
 
 from __future__ import annotations
@@ -25,16 +24,11 @@ from minigpt4.prompts.templates import IMAGE_TOKEN
 
 
 class MiniGPT4ProcessingInfo(Blip2ProcessingInfo):
-    """What vLLM asks about the model's inputs."""
-
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Any number of images per conversation; the context length is the limit."""
-        return {"image": None}
+        return {"image": None}  # any number of images: the context length is the limit
 
 
 class MiniGPT4DummyInputsBuilder(Blip2DummyInputsBuilder):
-    """The inputs with which vLLM measures memory at its start."""
-
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return IMAGE_TOKEN * mm_counts.get("image", 0)
 
@@ -54,9 +48,7 @@ class MiniGPT4MultiModalProcessor(Blip2MultiModalProcessor):
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    MiniGPT4MultiModalProcessor,
-    info=MiniGPT4ProcessingInfo,
-    dummy_inputs=MiniGPT4DummyInputsBuilder,
+    MiniGPT4MultiModalProcessor, info=MiniGPT4ProcessingInfo, dummy_inputs=MiniGPT4DummyInputsBuilder
 )
 class MiniGPT4ForConditionalGeneration(Blip2ForConditionalGeneration):
     """A frozen vision tower and Q-Former, the projection, and any decoder-only LLM that vLLM knows."""
@@ -69,11 +61,8 @@ class MiniGPT4ForConditionalGeneration(Blip2ForConditionalGeneration):
         raise ValueError(f"MiniGPT-4 takes images and text, but no {modality}")
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Hidden states (tokens, d_llm) -> logits (tokens, vocabulary), -inf for `<image>`, which is no word.
-
-        None on those workers of a tensor-parallel group that sample nothing.
-        """
+        """Hidden states (tokens, d_llm) -> logits (tokens, vocabulary), -inf for `<image>`, which is no word."""
         logits = super().compute_logits(hidden_states)
-        if logits is not None:
+        if logits is not None:  # as on workers of a tensor-parallel group that sample nothing
             logits[..., self.config.image_token_id] = float("-inf")
         return logits

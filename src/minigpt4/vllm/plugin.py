@@ -1,8 +1,7 @@
 """What vLLM loads at its start (entry point `vllm.general_plugins`), so that it can serve an export.
 
-Two things that vLLM does not know by itself: the architecture that an export names, and that the chat template's stop
-string ends an answer. Kept light, for vLLM loads it in each of its processes, whichever model they serve; the model is
-in `model.py`. Written for vLLM 0.32.
+It tells vLLM the architecture that an export names, and that the chat template's stop string ends an answer. It is
+light, since each of vLLM's processes loads it; the model is in `model.py`. Written for vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def register() -> None:
 def _with_stop_string(update: Any) -> Any:
     """`SamplingParams.update_from_generation_config`, which reads end tokens alone, made to read our stop string too.
 
-    An end token is not enough: Vicuna ends an answer with `###` in two tokens, each of which means something else too.
-    vLLM calls this once for each request, on its own copy of the parameters; other models' requests stay as they were.
+    Vicuna ends an answer with `###` in two tokens, each of which means something else too. vLLM calls this once for
+    each request, on its own copy of the parameters.
     """
 
     @functools.wraps(update)

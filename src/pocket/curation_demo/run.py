@@ -22,7 +22,7 @@ from minigpt4.curation import dataset, filters
 from minigpt4.curation.describe import Describing, add_folder, describe
 from minigpt4.curation.grounding import ground
 from minigpt4.curation.ledger import Item, Ledger
-from minigpt4.curation.refine import Refining, refine
+from minigpt4.curation.refine import refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.endpoint import Endpoint
 from minigpt4.errors import UserError
@@ -173,7 +173,7 @@ def mender() -> Iterator[Endpoint]:
 def _until_grounded(ledger: Ledger, folder: Path, model: str, how: Describing, endpoint: Endpoint) -> None:
     add_folder(ledger, folder)
     describe(ledger, model, how)
-    refine(ledger, endpoint, Refining(min_similarity=0.5))
+    refine(ledger, endpoint, min_similarity=0.5)
     ground(ledger, model, instruction=how.instruction)
 
 

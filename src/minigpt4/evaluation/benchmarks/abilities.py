@@ -8,34 +8,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, Items, field_of
-from minigpt4.evaluation.judges import Case, Judge, PeopleJudge, Response, RuleJudge, Verdict
-from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
+from minigpt4.evaluation.journal import Journal
+from minigpt4.evaluation.judges import Judge
+from minigpt4.evaluation.rating import PeopleJudge
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
-from minigpt4.statistics import Estimate, Rate, agreement
+from minigpt4.statistics import Rate, agreement
 
 #: Rows over all tasks, and over those for which the paper gives figures.
 OVERALL, PAPERS = "all", "paper"
 
 
+def check_truth(case: Case) -> Verdict:
+    """The verdict of the default data on an answer about one of its images."""
+    wrong = default_data().what_is_wrong(case.item.truth["pocket"], case.item.prompt, case.answer.text)
+    return Verdict(wrong is None, wrong or "")
+
+
+TRUTH = Judge({"judge": "ground truth"}, check_truth)
+
+
+@dataclass
 class Abilities(Suite):
     """The tasks of a YAML file, or those of the default data with `count` images each.
 
     The default `judge` is the ground truth, which only pocket images have.
     """
 
+    data: Path | None = None
+    judge: Judge = TRUTH
+    count: int = 25
     name = "abilities"
     title = "Advanced abilities: answers that succeed"
-
-    def __init__(self, data: Path | None = None, *, judge: Judge | None = None, count: int = 25) -> None:
-        self.data, self.count = data, count
-        self.judge = judge or RuleJudge("ground truth", check_truth)
-        self._rows: list[TableRow] = []
 
     def load(self, directory: Path) -> Items:
         path = self.data
@@ -45,43 +57,34 @@ class Abilities(Suite):
         found, self._rows = read_tasks(path)
         if isinstance(self.judge, PeopleJudge) and not self.judge.ratings:
             self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
-        if isinstance(self.judge, RuleJudge) and (
-            blind := next((i for i in found.items if not i.truth["pocket"]), None)
-        ):
+        unknown = next((item.id for item in found.items if not item.truth["pocket"]), None)
+        if self.judge is TRUTH and unknown:
             raise UserError(
-                f"{path}: nothing says what is true of {blind.id!r} (only pocket images say so); judge by people "
+                f"{path}: nothing says what is true of {unknown!r} (only pocket images say so); judge by people "
                 "(--judge people) or by an LLM (--judge openai:URL#MODEL)"
             )
         return found.require(path)
-
-    def rows(self) -> Sequence[TableRow]:
-        return self._rows
 
     def cases(self, answer: Response) -> Sequence[Case]:
         truth = answer.item.truth
         fields = {key: truth[key] for key in ("success", "facts")}
         return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
+    def table(self, responses: Sequence[Response]) -> Table:
         outcomes: dict[str, list[bool | None]] = {}
-        for one in judged:
-            outcomes.setdefault(one.item.task, []).append(one.verdicts[0].success)
-        figures = {task: Rate.from_outcomes(found) for task, found in outcomes.items()}
         papers = {row.name for row in self._rows if row.paper}
-        sums = {OVERALL: outcomes.keys(), PAPERS: outcomes.keys() & papers}
-        return figures | {
-            name: Rate.from_outcomes([outcome for task in sorted(tasks) for outcome in outcomes[task]])
-            for name, tasks in sums.items()
-        }
+        for one in responses:
+            for row in (one.item.task, OVERALL, *([PAPERS] if one.item.task in papers else [])):
+                outcomes.setdefault(row, []).append(one.verdicts[0].success)
+        return [(row, Rate.from_outcomes(outcomes.get(row.name, []))) for row in self._rows]
 
-    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
         """What counts as success, for the rating page; what people preferred; the judge's agreement with the truth."""
-        every = [one for group in judged.values() for one in group]
-        extra: dict[str, Any] = {"success": {one.item.id: one.item.truth["success"] for one in every}}
+        extra: dict[str, Any] = {"success": {one.item.id: one.item.truth["success"] for one in responses}}
         if isinstance(self.judge, PeopleJudge):
-            extra |= self.judge.report([one.answer for one in every])
-        if not isinstance(self.judge, RuleJudge):
-            known = [one for one in every if one.item.truth["pocket"]]
+            extra |= self.judge.report(responses)
+        if self.judge is not TRUTH:
+            known = [one for one in responses if one.item.truth["pocket"]]
             pairs = ((one.verdicts[0].success, check_truth(one.cases[0]).success) for one in known)
             found = agreement("The judge", "the ground truth", pairs)
             if found["cases"]:
@@ -99,25 +102,12 @@ def read_tasks(path: Path) -> tuple[Items, list[TableRow]]:
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path}: has no 'tasks'; see docs/evaluation.md for the format")
     found, rows = Items(), []
-    for name, task in tasks.items():
-        where = f"{path}: task {name!r}"
-        try:
-            label = field_of(task, "label", str, str(name))
-            paper = field_of(task, "paper", dict, {})
-            prompt = field_of(task, "prompt", str, None)
-            success = field_of(task, "success", str)
-            limit = field_of(task, "max_new_tokens", int, 300)
-            entries = field_of(task, "items", list)
-        except ValueError as error:
-            found.reject(where, str(error))
-            continue
-        rows.append(TableRow(str(name), label, "of", {str(k): str(v) for k, v in paper.items()}))
-        for number, entry in enumerate(entries, start=1):
-            place = f"{where}, item {number}"
-            try:
-                found.add(_item(str(name), entry, path.parent, prompt, success, limit), place)
-            except ValueError as error:
-                found.reject(place, str(error))
+    named = ((f"{path}: task {name!r}", (str(name), task)) for name, task in tasks.items())
+    for where, row, task in well_formed(named, _task, found.faults):
+        rows.append(row)
+        entries = ((f"{where}, item {number}", entry) for number, entry in enumerate(task["items"], start=1))
+        for place, item in well_formed(entries, partial(_item, row.name, task, path.parent), found.faults):
+            found.add(item, place)
     compared = [row.paper for row in rows if row.paper]
     if compared and len(compared) < len(rows):
         rows.append(TableRow(PAPERS, "the paper's tasks", "of", _added(compared)))
@@ -126,33 +116,40 @@ def read_tasks(path: Path) -> tuple[Items, list[TableRow]]:
     return found, rows
 
 
-def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The sums of the paper's figures, for each model whose figures are all of the form "18/25"."""
-    sums = {}
-    for name in {name for figure in figures for name in figure}:
-        parts = [re.fullmatch(r"(\d+)/(\d+)", figure.get(name, "")) for figure in figures]
-        if all(parts):
-            sums[name] = "/".join(str(sum(int(part[i]) for part in parts if part)) for i in (1, 2))
-    return dict(sorted(sums.items(), key=lambda pair: list(figures[0]).index(pair[0])))
+def _task(where: str, named: tuple[str, Any]) -> tuple[str, TableRow, dict[str, Any]]:
+    """(where, its row, the task itself), whose fields are right."""
+    name, task = named
+    label, paper = field_of(task, "label", str, name), field_of(task, "paper", dict, {})
+    field_of(task, "prompt", str, None)
+    field_of(task, "success", str)
+    field_of(task, "max_new_tokens", int, None)
+    field_of(task, "items", list)
+    return where, TableRow(name, label, "of", {str(k): str(v) for k, v in paper.items()}), task
 
 
-def _item(task: str, entry: Any, folder: Path, prompt: str | None, success: str, limit: int) -> Item:
+def _item(name: str, task: Mapping[str, Any], folder: Path, where: str, entry: Any) -> tuple[str, Item]:
+    """(where, the item) of an entry in a task's list."""
     if isinstance(entry, str):
         entry = {"image": entry}
     image = field_of(entry, "image", str)
-    asked = field_of(entry, "prompt", str, prompt)
-    if not asked:
+    prompt = field_of(entry, "prompt", str, task.get("prompt"))
+    if not prompt:
         raise ValueError("has no 'prompt', and neither has its task")
     truth = {
-        "success": field_of(entry, "success", str, success),
+        "success": field_of(entry, "success", str, task["success"]),
         "facts": field_of(entry, "facts", str, ""),
         "pocket": field_of(entry, "pocket", dict, {}),
     }
-    name = str(field_of(entry, "id", (str, int), f"{task}-{Path(image).stem}"))
-    return Item(name, folder / expand(image, variables=False), asked, task, truth, (), limit)
+    identity = str(field_of(entry, "id", (str, int), f"{name}-{Path(image).stem}"))
+    limit = task.get("max_new_tokens") or 300
+    return where, Item(identity, folder / expand(image, variables=False), prompt, name, truth, (), limit)
 
 
-def check_truth(case: Case) -> Verdict:
-    """The verdict of the default data on an answer about one of its images."""
-    wrong = default_data().what_is_wrong(case.item.truth["pocket"], case.item.prompt, case.answer.text)
-    return Verdict(wrong is None, wrong or "")
+def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The sums of the paper's figures, for each model whose figures are all of the form "18/25"."""
+    sums = {}
+    for name in dict.fromkeys(name for figure in figures for name in figure):
+        parts = [re.fullmatch(r"(\d+)/(\d+)", figure.get(name, "")) for figure in figures]
+        if all(parts):
+            sums[name] = "/".join(str(sum(int(part[i]) for part in parts if part)) for i in (1, 2))
+    return sums

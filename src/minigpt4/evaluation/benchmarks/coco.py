@@ -11,83 +11,72 @@ names alone. The longest name wins, so "hot dog" does not count as a dog, nor "t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of
+from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of, well_formed
 
 ImageId = int | str
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Captions:
-    """The captions of every image, in the file's order; an image without captions has no entry."""
+class Annotations:
+    """What a file says of every image, in the file's order: its captions, or the categories of its objects, once each.
+
+    `categories` are all that the file lists.
+    """
 
     file_names: dict[ImageId, str]
-    captions: dict[ImageId, tuple[str, ...]]
+    of_image: Mapping[ImageId, Sequence[str]]
+    categories: Sequence[str] = ()
     faults: list[Fault] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Instances:
-    """The objects of every image, empty if nothing is annotated there; `categories` are in the file's order."""
-
-    categories: tuple[str, ...]
-    file_names: dict[ImageId, str]
-    objects: dict[ImageId, frozenset[str]]
-    faults: list[Fault] = field(default_factory=list)
-
-
-def read_captions(path: str | Path) -> Captions:
+def read_captions(path: str | Path) -> Annotations:
     """A captions file. Raises UserError if it is missing or not of this format as a whole."""
-    whole, faults = read_document(path), list[Fault]()
-    names = _names(path, whole, "images", "file_name", faults)
-    captions: dict[ImageId, list[str]] = {}
+    return _read(path, instances=False)
 
-    def caption(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
-        image, text = _image_of(row, names), " ".join(field_of(row, "caption", str).split())
+
+def read_instances(path: str | Path) -> Annotations:
+    """An instances file; errors as `read_captions`."""
+    return _read(path, instances=True)
+
+
+def _read(path: str | Path, instances: bool) -> Annotations:
+    whole, faults = read_document(path), list[Fault]()
+
+    def named(key: str, name: str) -> dict[ImageId, str]:
+        rows = rows_of(path, whole, key, "id", faults)
+        return dict(well_formed(rows, lambda _, row: (row["id"], field_of(row, name, str)), faults))
+
+    def known(row: Mapping[str, Any], key: str, names: Mapping[ImageId, str]) -> ImageId:
+        identity: ImageId = field_of(row, key, (int, str))
+        if identity not in names:
+            raise ValueError(f"{key!r} is {identity!r}, which is not among the {plural(key.removesuffix('_id'))}")
+        return identity
+
+    def annotation(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
+        image = known(row, "image_id", names)
+        if instances:
+            return image, categories[known(row, "category_id", categories)]
+        text = " ".join(field_of(row, "caption", str).split())
         if not text:
             raise ValueError("'caption' is empty")
         return image, text
 
-    for image, text in well_formed(rows_of(path, whole, "annotations", "id", faults), caption, faults):
-        captions.setdefault(image, []).append(text)
-    return Captions(names, {image: tuple(captions[image]) for image in names if image in captions}, faults)
-
-
-def read_instances(path: str | Path) -> Instances:
-    """An instances file; errors as `read_captions`."""
-    whole, faults = read_document(path), list[Fault]()
-    names = _names(path, whole, "images", "file_name", faults)
-    categories = _names(path, whole, "categories", "name", faults)
-    objects: dict[ImageId, set[str]] = {image: set() for image in names}
-
-    def instance(_: str, row: Mapping[str, Any]) -> tuple[ImageId, str]:
-        image, category = _image_of(row, names), field_of(row, "category_id", (int, str))
-        if category not in categories:
-            raise ValueError(f"'category_id' is {category!r}, which is not among the categories")
-        return image, categories[category]
-
-    for image, kind in well_formed(rows_of(path, whole, "annotations", "id", faults), instance, faults):
-        objects[image].add(kind)
-    found = {image: frozenset(kinds) for image, kinds in objects.items()}
-    return Instances(tuple(categories.values()), names, found, faults)
-
-
-def well_formed(rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], faults: list[Fault]) -> Iterator[T]:
-    """`make(where, record)` of each record; if it raises ValueError, the record goes to `faults`."""
-    for where, row in rows:
-        try:
-            yield make(where, row)
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
+    names = named("images", "file_name")
+    categories = named("categories", "name") if instances else {}
+    found: dict[ImageId, list[str]] = {image: [] for image in names}
+    for image, text in well_formed(rows_of(path, whole, "annotations", "id", faults), annotation, faults):
+        if not (instances and text in found[image]):
+            found[image].append(text)
+    return Annotations(names, found, tuple(categories.values()), faults)
 
 
 def rows_of(
@@ -100,8 +89,7 @@ def rows_of(
     """
     rows = whole if key is None else whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(rows, list):
-        missing = "should be a list of records" if key is None else f"holds no list {key!r}"
-        raise UserError(f"{path}: {missing}; is it the annotation file that this suite reads?")
+        raise UserError(f"{path}: holds no list {key!r}; is it the annotation file that this suite reads?")
     seen: dict[Any, str] = {}
     for number, row in enumerate(rows):
         where = f"{path}: {key or ''}[{number}]"
@@ -118,27 +106,14 @@ def rows_of(
         yield where, row
 
 
-def _names(path: str | Path, whole: Any, key: str, name: str, faults: list[Fault]) -> dict[ImageId, str]:
-    """The names in the list `whole[key]` by their ids."""
-    rows = rows_of(path, whole, key, "id", faults)
-    return dict(well_formed(rows, lambda _, row: (row["id"], field_of(row, name, str)), faults))
-
-
-def _image_of(row: Mapping[str, Any], names: dict[ImageId, str]) -> ImageId:
-    image: ImageId = field_of(row, "image_id", (int, str))
-    if image not in names:
-        raise ValueError(f"'image_id' is {image!r}, which is not among the images")
-    return image
-
-
-#: Irregular plurals.
+#: The same in the plural, or plural already.
+_UNCHANGED = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
 _IRREGULAR = {
     "man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice", "goose": "geese",
     "calf": "calves", "knife": "knives", "foot": "feet", "ox": "oxen", "policeman": "policemen",
     "businessman": "businessmen", "fisherman": "fishermen", "gentleman": "gentlemen", "bookshelf": "bookshelves",
+    **{word: word for word in _UNCHANGED},
 }  # fmt: skip
-#: The same in the plural, or plural already.
-_UNCHANGED = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
 #: Without an article in a question.
 _MASS = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
 #: Fruit and colour in one word: in the singular it is the fruit only after a determiner and before a pause or a verb.
@@ -149,17 +124,16 @@ _FRUIT = rf"(?:(?<=\ban )|(?<=\bof )|(?<=\bone )|(?<=\bthe )|(?<=\bcut ))orange{
 def plural(word: str) -> str:
     """The plural of a noun: "hot dogs", "glasses of wine"."""
     head, of, rest = word.partition(" of ")
-    before, _, last = head.rpartition(" ")
+    before, space, last = head.rpartition(" ")
     if last in _IRREGULAR:
         last = _IRREGULAR[last]
-    elif last not in _UNCHANGED:
-        if re.search(r"(?:s|x|z|ch|sh)$", last):
-            last += "es"
-        elif re.search(r"[^aeiou]y$", last):
-            last = last[:-1] + "ies"
-        else:
-            last += "s"
-    return " ".join(filter(None, (before, last))) + of + rest
+    elif re.search(r"(?:s|x|z|ch|sh)$", last):
+        last += "es"
+    elif re.search(r"[^aeiou]y$", last):
+        last = last[:-1] + "ies"
+    else:
+        last += "s"
+    return before + space + last + of + rest
 
 
 class Vocabulary:
@@ -175,7 +149,8 @@ class Vocabulary:
             for form in (name, plural(name)):
                 self._category[" ".join(form.lower().replace("-", " ").split())] = category
         forms = sorted(self._category, key=len, reverse=True)
-        self._pattern = re.compile(rf"\b(?:{'|'.join(map(_pattern, forms))})\b")
+        patterns = [_FRUIT if form == "orange" else re.escape(form) for form in forms]
+        self._pattern = re.compile(rf"\b(?:{'|'.join(patterns)})\b")
 
     def mentions(self, text: str) -> list[str]:
         """The category of every mention in a text, in order, with repetitions."""
@@ -184,31 +159,25 @@ class Vocabulary:
         return [category for category in found if category is not None]
 
 
-def _pattern(form: str) -> str:
-    return _FRUIT if form == "orange" else re.escape(form)
-
-
 def vocabulary(categories: Sequence[str]) -> Vocabulary:
     """The vocabulary of an instances file's categories: COCO's if they are among its 80, else their names alone."""
     coco = coco_names()
-    wanted = set(categories)
-    if wanted <= {category for category in coco.values() if category is not None}:
+    if {*categories} <= {*coco.values()}:
         # The other names stay, without a category: a hot dog is not a dog, even if only dogs are wanted.
-        return Vocabulary({name: category if category in wanted else None for name, category in coco.items()})
+        return Vocabulary({name: category if category in categories else None for name, category in coco.items()})
     return Vocabulary({category: category for category in categories})
 
 
 @cache
 def coco_names() -> dict[str, str | None]:
     """Every name of `coco_objects.tsv` with its category, None for compounds that name none."""
-    lines = (files("minigpt4.evaluation") / "coco_objects.tsv").read_text(encoding="utf-8").splitlines()
     names: dict[str, str | None] = {}
-    for line in lines:
+    for line in (files("minigpt4.evaluation") / "coco_objects.tsv").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             category, _, words = line.partition("\t")
-            listed = [word.strip() for word in words.split(",") if word.strip()]
-            for word in [category, *listed] if category != "-" else listed:
-                names[word] = category if category != "-" else None
+            known = None if category == "-" else category
+            for word in filter(None, (known, *map(str.strip, words.split(",")))):
+                names[word] = known
     return names
 
 

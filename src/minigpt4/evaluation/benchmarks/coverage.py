@@ -1,15 +1,21 @@
 """How many reference captions a description covers, as the paper measures it on COCO (section 4.2).
 
 Each reference caption is one case: the judge says whether the description covers it. A lexical check is reported beside
-the judge, and how far the two agree. Short captions are asked for separately and scored by CIDEr, BLEU, METEOR and
-ROUGE if pycocoevalcap is installed.
+the judge, and how far the two agree.
+
+Short captions are asked for separately and scored by CIDEr, BLEU, METEOR and ROUGE, if pycocoevalcap is installed
+(`pip install 'minigpt4[eval]'`). Published scores use Stanford's tokenizer. It and METEOR are Java programs that come
+with pycocoevalcap. Without `java`, METEOR is left out and a plain rule splits words; the result says so, since its
+figures are then close to published ones but not the same. SPICE is never run, because it downloads models.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import nan
 from pathlib import Path
@@ -18,10 +24,11 @@ from typing import Any
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_captions
-from minigpt4.evaluation.items import Item, Items
-from minigpt4.evaluation.judges import Case, Judge, Response, RuleJudge, Verdict
-from minigpt4.evaluation.suite import Again, Judged, Suite, TableRow, default_data
-from minigpt4.statistics import Estimate, Rate, agreement
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
+from minigpt4.evaluation.journal import Journal
+from minigpt4.evaluation.judges import Judge, LLMJudge
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
+from minigpt4.statistics import Estimate, agreement
 
 DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
 #: Verdicts that the judge is asked for twice, to measure how far it agrees with itself.
@@ -30,6 +37,15 @@ CAPTION_TOKENS = 60
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
+def _exactly(case: Case) -> Verdict:
+    wrong = default_data().missing_fact(case.fields["caption"], case.fields["description"])
+    return Verdict(wrong is None, wrong or "")
+
+
+TRUTH = Judge({"judge": "ground truth: every fact of the caption"}, _exactly)
+
+
+@dataclass
 class Coverage(Suite):
     """Reference captions that descriptions cover: of a COCO captions file, or of `count` images of the default data.
 
@@ -40,29 +56,22 @@ class Coverage(Suite):
         caption_metrics: Ask for short captions too, and score them by CIDEr and its kin.
     """
 
+    data: Path | None = None
+    images: Path | None = None
+    judge: Judge = TRUTH
+    count: int = 200
+    prompt: str = DESCRIBE
+    max_new_tokens: int = 300
+    caption_metrics: bool = True
     name = "coverage"
     title = "Reference captions that the description covers"
 
-    def __init__(
-        self,
-        data: Path | None = None,
-        images: Path | None = None,
-        *,
-        judge: Judge | None = None,
-        count: int = 200,
-        prompt: str = DESCRIBE,
-        max_new_tokens: int = 300,
-        caption_metrics: bool = True,
-    ) -> None:
-        if data is not None and images is None:
-            raise UserError(f"{data}: names images, so give their directory too (--images)")
-        if data is not None and judge is None:
-            raise UserError(f"{data}: the truth about these images is not known; give --judge openai:URL#MODEL")
-        self.data, self.images, self.count = data, images, count
-        self.prompt, self.max_new_tokens = prompt, max_new_tokens
-        self.judge = judge or RuleJudge("ground truth: every fact of the caption", _exactly)
-        self._metrics = caption_metrics and find_spec("pycocoevalcap") is not None
-        if caption_metrics and not self._metrics:
+    def __post_init__(self) -> None:
+        require_images(self.data, self.images)
+        if self.data is not None and self.judge is TRUTH:
+            raise UserError(f"{self.data}: the truth about these images is not known; give --judge openai:URL#MODEL")
+        if self.caption_metrics and find_spec("pycocoevalcap") is None:
+            self.caption_metrics = False
             self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
 
     def load(self, directory: Path) -> Items:
@@ -71,24 +80,14 @@ class Coverage(Suite):
             path, _, images = default_data().coco(directory, self.count)
         read = read_captions(path)
         found = Items(faults=read.faults)
-        for image, captions in list(read.captions.items())[: self.count]:
+        captioned = [image for image, captions in read.of_image.items() if captions]
+        for image in captioned[: self.count]:
             file, where = images / read.file_names[image], f"{path}: image {image}"
-            truth = {"captions": list(captions)}
+            truth = {"captions": read.of_image[image]}
             found.add(Item(f"{image}", file, self.prompt, "description", truth, (), self.max_new_tokens), where)
-            if self._metrics and file.is_file():
+            if self.caption_metrics and file.is_file():
                 found.add(Item(f"{image} caption", file, CAPTION, "caption", truth, (), CAPTION_TOKENS), where)
         return found.require(path)
-
-    def rows(self) -> Sequence[TableRow]:
-        group = "Detailed descriptions"
-        rows = [
-            TableRow("covered", "captions covered", "%", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}, group),
-            TableRow("lexical", "with their content words", "%", {}, group),
-            TableRow("words", "mean length", "words", {}, group),
-        ]
-        if self._metrics:
-            rows += [TableRow(name, name, "", {}, "Short captions") for name in CAPTION_METRICS]
-        return rows
 
     def cases(self, answer: Response) -> Sequence[Case]:
         if answer.item.task != "description":
@@ -96,70 +95,101 @@ class Coverage(Suite):
         captions = enumerate(answer.item.truth["captions"])
         return [Case(answer, {"caption": text, "description": answer.text}, str(number)) for number, text in captions]
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        described = [one for one in judged if one.item.task == "description"]
-        verdicts = [[verdict.success for verdict in one.verdicts] for one in described]
-        words = [len(one.answer.text.split()) for one in described]
-        figures = {
-            "covered": _by_image(verdicts),
-            "lexical": _by_image([_lexical(one) for one in described]),
-            "words": Estimate.bootstrapped(words, fmean),
-        }
-        captions = [one for one in judged if one.item.task == "caption"]
-        return figures | (self._caption_figures(captions) if captions else {})
+    def table(self, responses: Sequence[Response]) -> Table:
+        group, paper = "Detailed descriptions", {"MiniGPT-4": "66.2", "BLIP-2": "27.5"}
+        described = [one for one in responses if one.item.task == "description"]
+        covered = [[verdict.success for verdict in one.verdicts] for one in described]
+        words = [len(one.text.split()) for one in described]
+        yield TableRow("covered", "captions covered", "%", paper, group), _by_image(covered)
+        yield TableRow("lexical", "with their content words", "%", {}, group), _by_image(list(map(_lexical, described)))
+        yield TableRow("words", "mean length", "words", {}, group), Estimate.bootstrapped(words, fmean)
+        captions = {f"{one.item.id} {one.sample}": one for one in responses if one.item.task == "caption"}
+        if captions:
+            answers = {name: one.text for name, one in captions.items()}
+            references = {name: one.item.truth["captions"] for name, one in captions.items()}
+            each, corpus, self.notes = caption_scores(answers, references)
+            for name in CAPTION_METRICS:
+                figure = Estimate.bootstrapped(each.get(name, []), fmean)
+                if name in corpus:  # of all answers together, so it has no interval from images drawn again
+                    figure = Estimate(corpus[name], nan, nan, len(captions))
+                yield TableRow(name, name, "", {}, "Short captions"), figure
 
-    def _caption_figures(self, judged: Sequence[Judged]) -> dict[str, Rate | Estimate]:
-        from minigpt4.evaluation.benchmarks.caption_metrics import caption_scores
-
-        given = {f"{one.item.id} {one.answer.sample}": one for one in judged}
-        found = caption_scores(
-            {name: one.answer.text for name, one in given.items()},
-            {name: one.item.truth["captions"] for name, one in given.items()},
-        )
-        left_out = tuple(f"No {name}: it {reason}." for name, reason in found.left_out.items())
-        self.notes = (f"Words of short captions as cut by {found.tokenizer}.", *left_out)
-        figures: dict[str, Rate | Estimate] = {
-            name: Estimate.bootstrapped(values, fmean) for name, values in found.each.items()
-        }
-        # BLEU is of all answers together, so it has no interval from images drawn again.
-        whole = {name: Estimate(value, nan, nan, len(given)) for name, value in found.corpus.items()}
-        return figures | whole
-
-    def more(self, judged: Mapping[str, Sequence[Judged]], again: Again) -> Mapping[str, Any]:
-        """How far the judge agrees with content words and, if its verdicts are journaled, with itself."""
-        described = [one for group in judged.values() for one in group if one.item.task == "description"]
+    def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
+        """How far the judge agrees with content words and, if it is an LLM, with itself."""
+        described = [one for one in responses if one.item.task == "description"]
         said = [verdict.success for one in described for verdict in one.verdicts]
         words = [covered for one in described for covered in _lexical(one)]
         rule = f"content words (at least {THRESHOLD:.0%})"
         found = [agreement("the judge", rule, zip(said, words, strict=True))]
-        if self.judge.kept:
+        if isinstance(self.judge, LLMJudge):
             cases = [case for one in described for case in one.cases]
             every = slice(None, None, max(1, len(cases) // ASKED_TWICE))
-            second = [verdict.success for verdict in again(cases[every])]
+            second = [verdict.success for verdict in self.judge.decide(cases[every], verdicts, round=1)]
             found.append(agreement("the judge", "itself, asked again", zip(said[every], second, strict=True)))
         return {"agreement": [pair for pair in found if pair["cases"]]}
 
 
 def _by_image(outcomes: Sequence[Sequence[bool | None]]) -> Estimate:
     """The share of True; its interval is over images, whose captions are not independent of each other."""
-    drawn = Estimate.bootstrapped(outcomes, _share)
+
+    def share(images: Sequence[Sequence[bool | None]]) -> float:
+        return sum(image.count(True) for image in images) / sum(map(len, images))
+
     flat = [outcome for image in outcomes for outcome in image]
-    return replace(
-        drawn, total=len(flat), successes=sum(o is True for o in flat), undecided=sum(o is None for o in flat)
-    )
+    drawn = Estimate.bootstrapped(outcomes, share)
+    return replace(drawn, total=len(flat), successes=flat.count(True), undecided=flat.count(None))
 
 
-def _share(outcomes: Sequence[Sequence[bool | None]]) -> float:
-    return sum(o is True for image in outcomes for o in image) / sum(map(len, outcomes))
+def _lexical(one: Response) -> list[bool]:
+    return [covers(caption, one.text) for caption in one.item.truth["captions"]]
 
 
-def _lexical(one: Judged) -> list[bool]:
-    return [covers(caption, one.answer.text) for caption in one.item.truth["captions"]]
+def caption_scores(
+    answers: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[float]], dict[str, float], tuple[str, ...]]:
+    """The metrics of `answers` (by image) against the captions that people wrote.
+
+    Returns METEOR, ROUGE-L and CIDEr of every image, in the order of the answers (their mean is the metric); BLEU-1 to
+    BLEU-4 of all answers together; and notes on how they were made, and on what is missing.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    java = shutil.which("java") is not None
+    said = _tokenize({name: [text] for name, text in answers.items()}, java)
+    meant = _tokenize({name: references[name] for name in answers}, java)
+    each = {
+        name: [float(score) for score in scorer.compute_score(meant, said)[1]]
+        for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()))
+    }
+    corpus = {f"BLEU-{n}": float(score) for n, score in enumerate(Bleu(4).compute_score(meant, said, verbose=0)[0], 1)}
+    notes = [f"Words of short captions as cut by {STANFORD if java else PLAIN}."]
+    if not java:
+        return each, corpus, (*notes, "No METEOR: it needs the command java (a Java runtime, version 8 or newer).")
+    try:
+        each["METEOR"] = [float(score) for score in Meteor().compute_score(meant, said)[1]]
+    except (OSError, ValueError) as error:
+        notes.append(f"No METEOR: its Java program failed ({error}).")
+    return each, corpus, tuple(notes)
 
 
-def _exactly(case: Case) -> Verdict:
-    wrong = default_data().missing_fact(case.fields["caption"], case.fields["description"])
-    return Verdict(wrong is None, wrong or "")
+STANFORD, PLAIN = "Stanford's PTBTokenizer", "lower-case words (no Java)"
+_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+
+
+def _tokenize(texts: Mapping[str, Sequence[str]], java: bool) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    if not java:
+        return {name: [" ".join(_WORD.findall(text.lower())) for text in each] for name, each in texts.items()}
+    # One line for each text goes through the program: line breaks of any sort inside would shift all that follow.
+    rows = {name: [{"caption": " ".join(text.split())} for text in each] for name, each in texts.items()}
+    try:
+        return PTBTokenizer().tokenize(rows)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"Stanford's tokenizer of pycocoevalcap does not run ({error}); is java complete?") from None
 
 
 #: Share of a caption's content words that a description must have to cover it.
@@ -171,7 +201,6 @@ _NO_CONTENT = (
     "where when how than then so such also not no image picture photo photograph shows showing shown seen see"
 )
 _EMPTY = set(_NO_CONTENT.split())
-_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 
 
 def stem(word: str) -> str:
@@ -194,12 +223,7 @@ def content_words(text: str) -> set[str]:
     return {stem(word) for word in _WORD.findall(text.lower().replace("\u2019", "'")) if word not in _EMPTY}
 
 
-def overlap(caption: str, description: str) -> float:
-    """The share of the caption's content words that the description has; 1 for a caption without any."""
-    wanted = content_words(caption)
-    return len(wanted & content_words(description)) / len(wanted) if wanted else 1.0
-
-
 def covers(caption: str, description: str) -> bool:
     """Whether the description has at least `THRESHOLD` of the caption's content words."""
-    return overlap(caption, description) >= THRESHOLD
+    wanted = content_words(caption)
+    return len(wanted & content_words(description)) >= THRESHOLD * len(wanted)

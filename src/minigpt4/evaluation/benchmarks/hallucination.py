@@ -15,42 +15,33 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import (
-    Captions,
-    ImageId,
-    Instances,
-    Vocabulary,
-    read_captions,
-    read_instances,
-    vocabulary,
-    with_article,
-)
-from minigpt4.evaluation.items import Item, Items
-from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
+from minigpt4.evaluation.benchmarks import coco
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
+from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import png
-from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
 PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
 PROBE = "Is there {} in the picture?"
 PROBE_TOKENS = 40
-CHAIR_ROWS = {
+SAMPLINGS = ("random", "popular", "adversarial")
+#: Labels of the figures, where they differ from their names.
+LABELS = {
     "chair_i": "CHAIR_i: of named objects", "chair_s": "CHAIR_s: of answers", "found": "present objects named",
-    "words": "mean length",
-}  # fmt: skip
-PROBE_ROWS = {
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "yes": "says yes",
-    "neither": "says neither",
+    "words": "mean length", "f1": "F1", "yes": "says yes", "neither": "says neither",
 }  # fmt: skip
 LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
 
+@dataclass
 class Hallucination(Suite):
     """Objects that answers name and images do not hold, of an instances file or of `count` images of the default data.
 
@@ -62,61 +53,44 @@ class Hallucination(Suite):
             way of drawing them; 0 asks none.
     """
 
+    data: Path | None = None
+    images: Path | None = None
+    captions: Path | None = None
+    count: int = 200
+    probes: int = 3
+    seed: int = 0
+    max_new_tokens: int = 300
     name = "hallucination"
     title = "Objects that are named and not there"
 
-    def __init__(
-        self,
-        data: Path | None = None,
-        images: Path | None = None,
-        captions: Path | None = None,
-        *,
-        count: int = 200,
-        probes: int = 3,
-        seed: int = 0,
-        max_new_tokens: int = 300,
-    ) -> None:
-        if data is not None and images is None:
-            raise UserError(f"{data}: names images, so give their directory too (--images)")
-        self.data, self.images, self.captions = data, images, captions
-        self.count, self.probes, self.seed, self.max_new_tokens = count, probes, seed, max_new_tokens
-        self.judge = RuleJudge("annotated objects", self._judge)
-        self._words: Vocabulary | None = None
+    def __post_init__(self) -> None:
+        require_images(self.data, self.images)
+        self.judge = Judge({"judge": "annotated objects"}, self._judge)
 
     def load(self, directory: Path) -> Items:
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
             captions, path, images = default_data().coco(directory, self.count)
-        instances = read_instances(path)
-        written = read_captions(captions) if captions is not None else Captions({}, {})
+        instances = coco.read_instances(path)
+        written = coco.read_captions(captions) if captions is not None else coco.Annotations({}, {})
         found = Items(faults=[*instances.faults, *written.faults])
-        self._words = vocabulary(instances.categories)
-        files = {image: images / instances.file_names[image] for image in list(instances.objects)[: self.count]}
+        self._words = coco.vocabulary(instances.categories)
+        files = {image: images / instances.file_names[image] for image in list(instances.of_image)[: self.count]}
         for image, file in files.items():
-            present = present_objects(instances.objects[image], written.captions.get(image, ()), self._words)
+            present = {*instances.of_image[image]}.union(*map(self._words.mentions, written.of_image.get(image, ())))
             truth: dict[str, Any] = {"objects": sorted(present)}
             for task, prompt in PROMPTS.items():
                 if task == "short" or file.is_file():  # a missing image is one fault
                     item = Item(f"{image} {task}", file, prompt, task, truth, (), self.max_new_tokens)
                     found.add(item, f"{path}: image {image}")
         readable = [image for image, file in files.items() if file.is_file()]
-        for probe in draw_probes(instances, readable, per_image=self.probes, seed=self.seed):
-            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(with_article(probe.kind))
+        for probe in draw_probes(instances, readable, self.probes, self.seed):
+            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(coco.with_article(probe.kind))
             truth = {"present": probe.present, "samplings": list(probe.samplings)}
             found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
         return found.require(path)
 
-    def rows(self) -> Sequence[TableRow]:
-        groups = [(task, f"{task.capitalize()} answers", CHAIR_ROWS) for task in PROMPTS]
-        groups += [(way, f"Is it there? Absent objects {way}", PROBE_ROWS) for way in SAMPLINGS if self.probes]
-        return [
-            TableRow(f"{first} {name}", label, "words" if name == "words" else "%", {}, group, name in LOWER_IS_BETTER)
-            for first, group, labels in groups
-            for name, label in labels.items()
-        ]
-
     def _judge(self, case: Case) -> Verdict:
-        assert self._words is not None
         truth, answer = case.item.truth, case.answer.text
         if case.item.task == "probe":
             said = yes_or_no(answer)
@@ -124,27 +98,18 @@ class Hallucination(Suite):
                 return Verdict(None, "says neither yes nor no", {"said": None})
             right = said == truth["present"]
             return Verdict(right, "" if right else "says yes" if said else "says no", {"said": said})
-        wrong = hallucinated(answer, self._words, truth["objects"])
-        reason = f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else ""
-        return Verdict(not wrong, reason, vars(count_objects(answer, self._words, truth["objects"])))
+        counts, wrong = count_objects(answer, self._words, truth["objects"])
+        return Verdict(not wrong, f"names {', '.join(dict.fromkeys(wrong))}, not there" if wrong else "", counts)
 
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        figures: dict[str, Rate | Estimate] = {}
+    def table(self, responses: Sequence[Response]) -> Table:
         for task in PROMPTS:
-            counts = [Named(**one.verdicts[0].detail) for one in judged if one.item.task == task]
-            figures[f"{task} chair_i"] = Estimate.bootstrapped(counts, chair_i)
-            figures[f"{task} chair_s"] = Rate.from_outcomes([count.hallucinated > 0 for count in counts])
-            figures[f"{task} found"] = Estimate.bootstrapped(counts, recall)
-            figures[f"{task} words"] = Estimate.bootstrapped(counts, mean_words)
-        for way in SAMPLINGS:
-            answers = [
-                (bool(one.item.truth["present"]), one.verdicts[0].detail["said"])
-                for one in judged
-                if one.item.task == "probe" and way in one.item.truth["samplings"]
-            ]
-            if answers:
-                figures |= {f"{way} {name}": figure for name, figure in probe_figures(answers).items()}
-        return figures
+            counts = [one.verdicts[0].detail for one in responses if one.item.task == task]
+            yield from _group(task, f"{task.capitalize()} answers", chair_figures(counts))
+        probed = [one for one in responses if one.item.task == "probe"]
+        for way in SAMPLINGS if probed else ():
+            asked = [one for one in probed if way in one.item.truth["samplings"]]
+            answers = [(bool(one.item.truth["present"]), one.verdicts[0].detail["said"]) for one in asked]
+            yield from _group(way, f"Is it there? Absent objects {way}", probe_figures(answers))
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:
         """Hallucination against length: a line for each model, from its short answers to its long ones."""
@@ -154,20 +119,53 @@ class Hallucination(Suite):
         axes = canvas.subplots()
         rows = {row["name"]: row["figures"] for row in results["rows"]}
         for model in (model["label"] for model in results["models"]):
-            points = [(rows[f"{task} words"].get(model), rows[f"{task} chair_i"].get(model)) for task in PROMPTS]
-            drawn = [(x["value"], y) for x, y in points if x and y and None not in (x["value"], y["value"])]
+            points = [(rows[f"{task} words"][model], rows[f"{task} chair_i"][model]) for task in PROMPTS]
+            drawn = [(x["value"], y) for x, y in points if None not in (x["value"], y["value"])]
             if drawn:
                 lengths, rates = zip(*drawn, strict=True)
                 low, high = ([100 * abs(y["value"] - y[edge]) for y in rates] for edge in ("low", "high"))
                 shares = [100 * y["value"] for y in rates]
                 axes.errorbar(lengths, shares, yerr=(low, high), marker="o", capsize=3, label=model)
-        axes.set_xlabel("mean length of answers, words")
-        axes.set_ylabel("CHAIR_i, %")
+        axes.set(xlabel="mean length of answers, words", ylabel="CHAIR_i, %", title=f"{self.title}, against length")
         axes.set_ylim(bottom=0)
-        axes.set_title("Objects that are named and not there, against length")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small")
         return {"plot-length.png": png(canvas)}
+
+
+def _group(prefix: str, group: str, figures: Mapping[str, Rate | Estimate]) -> Table:
+    for name, figure in figures.items():
+        unit = "words" if name == "words" else "%"
+        yield TableRow(f"{prefix} {name}", LABELS.get(name, name), unit, {}, group, name in LOWER_IS_BETTER), figure
+
+
+def count_objects(answer: str, words: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
+    """What an answer names, and every mention, in order, of a kind that is not `present`.
+
+    Counted are `mentions`, those that are `hallucinated`, the kinds that are `present` and those of them that are
+    `found` (a model avoids hallucination by saying little, too), and `words`.
+    """
+    mentions = words.mentions(answer)
+    wrong = [kind for kind in mentions if kind not in present]
+    found = len({*mentions}.intersection(present))
+    counts = {"mentions": len(mentions), "hallucinated": len(wrong), "found": found, "present": len(present)}
+    return {**counts, "words": len(answer.split())}, wrong
+
+
+def ratio(part: str, whole: str, counts: Sequence[Mapping[str, int]]) -> float:
+    """The sum of one count over that of another; NaN if that is 0."""
+    total = sum(count[whole] for count in counts)
+    return sum(count[part] for count in counts) / total if total else math.nan
+
+
+def chair_figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Rate | Estimate]:
+    """Of the counts of `count_objects`."""
+    return {
+        "chair_i": Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions")),
+        "chair_s": Rate.from_outcomes(count["hallucinated"] > 0 for count in counts),
+        "found": Estimate.bootstrapped(counts, partial(ratio, "found", "present")),
+        "words": Estimate.bootstrapped([count["words"] for count in counts], fmean),
+    }
 
 
 def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate | Estimate]:
@@ -182,83 +180,38 @@ def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate
     }
 
 
-@dataclass(frozen=True)
-class Named:
-    """What one answer names, counted in mentions, and its length in words.
-
-    `found` of the `present` kinds are named at least once: a model avoids hallucination by saying little, too.
-    """
-
-    mentions: int
-    hallucinated: int
-    found: int
-    present: int
-    words: int
-
-
-def present_objects(annotated: Iterable[str], captions: Iterable[str], vocabulary: Vocabulary) -> frozenset[str]:
-    """What counts as being in an image: what is annotated, and what its reference captions name."""
-    return frozenset(annotated).union(*(vocabulary.mentions(caption) for caption in captions))
-
-
-def hallucinated(answer: str, vocabulary: Vocabulary, present: Collection[str]) -> list[str]:
-    """Every mention, in order, of a kind that is not `present`."""
-    return [kind for kind in vocabulary.mentions(answer) if kind not in present]
-
-
-def count_objects(answer: str, vocabulary: Vocabulary, present: Collection[str]) -> Named:
-    """The mentions of an answer, measured against the kinds that are `present`."""
-    mentions, wrong = vocabulary.mentions(answer), hallucinated(answer, vocabulary, present)
-    return Named(len(mentions), len(wrong), len({*mentions}.intersection(present)), len(present), len(answer.split()))
-
-
-def chair_i(answers: Sequence[Named]) -> float:
-    """The share of object mentions that are hallucinated; NaN if nothing is named."""
-    return _ratio(sum(answer.hallucinated for answer in answers), sum(answer.mentions for answer in answers))
-
-
-def recall(answers: Sequence[Named]) -> float:
-    """The share of the present objects that are named; NaN if nothing is present."""
-    return _ratio(sum(answer.found for answer in answers), sum(answer.present for answer in answers))
-
-
-def mean_words(answers: Sequence[Named]) -> float:
-    """The mean length of the answers in words."""
-    return _ratio(sum(answer.words for answer in answers), len(answers))
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
-
-
-SAMPLINGS = ("random", "popular", "adversarial")
+def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
+    """The harmonic mean of precision and recall of "yes"; NaN where yes is never true and never said."""
+    right = sum(there and said is True for there, said in answers)
+    either = sum(there for there, _ in answers) + sum(said is True for _, said in answers)
+    return 2 * right / either if either else math.nan
 
 
 @dataclass(frozen=True)
 class Probe:
     """Is `kind` in the image? `samplings`: under which of `SAMPLINGS` this question counts."""
 
-    image: ImageId
+    image: coco.ImageId
     kind: str
     present: bool
     samplings: tuple[str, ...]
 
 
-def draw_probes(instances: Instances, images: Sequence[ImageId], *, per_image: int = 3, seed: int = 0) -> list[Probe]:
+def draw_probes(instances: coco.Annotations, images: Iterable[Any], per_image: int, seed: int = 0) -> list[Probe]:
     """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
 
     Images without objects, or with all categories, are skipped. Questions about what is there are the same for all
     three samplings, and an absent object that two samplings draw is asked about once. Frequencies are counted over all
     images of `instances`. The same `seed` draws the same probes.
     """
-    frequency = Counter(kind for kinds in instances.objects.values() for kind in kinds)
-    together: Counter[tuple[str, str]] = Counter()
-    for kinds in instances.objects.values():
+    frequency, together = Counter[str](), Counter[tuple[str, str]]()
+    for kinds in instances.of_image.values():
+        frequency.update(kinds)
         together.update(permutations(kinds, 2))
     probes: list[Probe] = []
     for image in images:
-        there = sorted(instances.objects[image])
-        absent = [kind for kind in instances.categories if kind not in instances.objects[image]]
+        there = sorted(instances.of_image[image])
+        absent = [kind for kind in instances.categories if kind not in there]
         count = min(per_image, len(there), len(absent))
         rng = random.Random(f"probes {seed} {image}")
         probes += [Probe(image, kind, True, SAMPLINGS) for kind in rng.sample(there, count)]
@@ -286,13 +239,3 @@ def yes_or_no(answer: str) -> bool | None:
     if no and yes:
         return yes.start() < no.start()
     return True if yes else False if no else None
-
-
-def f1(answers: Sequence[tuple[bool, bool | None]]) -> float:
-    """The harmonic mean of precision and recall of "yes", from pairs (is it there, what was answered).
-
-    An answer that says neither (None) where yes is true is missed. NaN where yes is never true and never said.
-    """
-    found = Counter(answers)
-    right = found[True, True]
-    return _ratio(2 * right, 2 * right + found[False, True] + found[True, False] + found[True, None])

@@ -5,15 +5,16 @@ The rules are those of `text_failures.py`. Whether an answer is true does not ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.errors import UserError
-from minigpt4.evaluation.items import Item, Items
-from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
-from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
+from minigpt4.evaluation.judges import Judge
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
+from minigpt4.files import expand
 from minigpt4.images import find_images
-from minigpt4.statistics import Estimate, Rate
+from minigpt4.statistics import Rate
 from minigpt4.text_failures import KINDS, RULES_VERSION, failure
 
 #: What is asked, as in the paper's experiment, with its failures of 100 after stage 1 and after stage 2.
@@ -23,47 +24,39 @@ TASKS = {
 }
 
 
+def _judge(case: Case) -> Verdict:
+    wrong = failure(case.answer.text, case.answer.ended)
+    return Verdict(wrong is None, wrong or "")
+
+
+@dataclass
 class Reliability(Suite):
     """Failures of descriptions and poems about the images of a folder, or about `count` of the default data."""
 
+    data: Path | None = None
+    count: int = 100
+    max_new_tokens: int = 300
     name = "reliability"
     title = "Answers that fail as language"
-
-    def __init__(self, data: Path | None = None, *, count: int = 100, max_new_tokens: int = 300) -> None:
-        self.data, self.count, self.max_new_tokens = data, count, max_new_tokens
-        self.judge = RuleJudge(f"rules, version {RULES_VERSION}", _judge)
+    judge = Judge({"judge": f"rules, version {RULES_VERSION}"}, _judge)
 
     def load(self, directory: Path) -> Items:
         found, prompts = Items(), {task: prompt for task, (prompt, _, _) in TASKS.items()}
         if self.data is None:
             prompts = {task: default_data().wording[task] for task in TASKS}
             images = {path.name: path for path in default_data().pictures(directory, self.count)}
-        elif self.data.is_dir():
-            images = {path.relative_to(self.data).as_posix(): path for path in find_images(self.data)[: self.count]}
         else:
-            raise UserError(f"{self.data}: no such directory of images")
+            folder = expand(self.data)
+            images = {path.relative_to(folder).as_posix(): path for path in find_images(folder)[: self.count]}
         for task, prompt in prompts.items():
             for name, path in images.items():
                 found.add(Item(f"{task}-{name}", path, prompt, task, {}, (), self.max_new_tokens), str(path))
         return found.require(self.data or "the default data")
 
-    def rows(self) -> Sequence[TableRow]:
-        rows = []
+    def table(self, responses: Sequence[Response]) -> Table:
         for task, (_, label, paper) in TASKS.items():
-            rows.append(TableRow(task, "fail", "%", paper, label, True))
-            rows += [TableRow(f"{task} {kind}", kind, "%", {}, label, True) for kind in KINDS]
-        return rows
-
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        figures = {}
-        for task in TASKS:
-            if reasons := [one.verdicts[0].reason for one in judged if one.item.task == task]:
-                figures[task] = Rate.from_outcomes(reason != "" for reason in reasons)
-                for kind in KINDS:
-                    figures[f"{task} {kind}"] = Rate.from_outcomes(reason == kind for reason in reasons)
-        return figures
-
-
-def _judge(case: Case) -> Verdict:
-    wrong = failure(case.answer.text, case.answer.ended)
-    return Verdict(wrong is None, wrong or "")
+            reasons = [one.verdicts[0].reason for one in responses if one.item.task == task]
+            yield TableRow(task, "fail", "%", paper, label, True), Rate.from_outcomes(map(bool, reasons))
+            for kind in KINDS:
+                figure = Rate.from_outcomes(reason == kind for reason in reasons)
+                yield TableRow(f"{task} {kind}", kind, "%", {}, label, True), figure

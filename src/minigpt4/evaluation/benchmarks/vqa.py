@@ -18,7 +18,7 @@ visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,17 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import rows_of, well_formed
-from minigpt4.evaluation.items import Fault, Item, Items, field_of
-from minigpt4.evaluation.judges import Case, RuleJudge, Verdict
-from minigpt4.evaluation.suite import Judged, Suite, TableRow, default_data
+from minigpt4.evaluation.benchmarks.coco import rows_of
+from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, well_formed
+from minigpt4.evaluation.judges import Judge
+from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
+#: How questions are put and choices worded where the files are given; the default data says how its own are.
+SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
+CHOICE, DIRECT = "multiple choice", "direct answer"
+PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
     # As the official evaluation has it: such a question is for multiple choice only.
     difficult = field_of(row, "difficult_direct_answer", bool, False)
     direct = () if difficult else _texts(row, "direct_answers")
-    images = image_files(field_of(row, "image_id", (int, str)))
-    return VisualQuestion(AOKVQA, str(row["question_id"]), where, images, _question(row), direct, choices, correct)
+    return VisualQuestion(AOKVQA, str(row["question_id"]), where, _files(row), _question(row), direct, choices, correct)
 
 
 def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
@@ -117,18 +120,18 @@ def _vqa(annotations: Mapping[Any, tuple[str, tuple[str, ...]]], where: str, row
     if key not in annotations:
         raise ValueError(f"there are no annotations for the question_id {key!r}")
     kind, people = annotations[key]
-    images = image_files(field_of(row, "image_id", (int, str)))
-    return VisualQuestion(VQA, str(key), where, images, _question(row), people, kind=kind)
+    return VisualQuestion(VQA, str(key), where, _files(row), _question(row), people, kind=kind)
 
 
-def image_files(image: int | str) -> tuple[str, ...]:
+def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
     """COCO's file names of an image: its twelve-digit id since 2017, with the split in front of it before."""
+    image = field_of(row, "image_id", (int, str))
     digits = f"{image:012d}" if isinstance(image, int) else image
     return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")
 
 
 def _question(row: Mapping[str, Any]) -> str:
-    text = field_of(row, "question", str).strip()
+    text: str = field_of(row, "question", str).strip()
     if not text:
         raise ValueError("'question' is empty")
     return text
@@ -141,12 +144,7 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-#: How questions are put and choices worded where the files are given; the default data says how its own are.
-SHORT, WORD = "{} Answer with one word or a short phrase.", "{}"
-CHOICE, DIRECT = "multiple choice", "direct answer"
-PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32.2"}}
-
-
+@dataclass
 class Vqa(Suite):
     """Accuracy on question files, or on the questions about `count` images of the default data.
 
@@ -157,32 +155,27 @@ class Vqa(Suite):
         choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
     """
 
+    data: Sequence[Path] = ()
+    images: Path | None = None
+    count: int = 200
+    prompt: str | None = None
+    choice: str | None = None
+    max_new_tokens: int = 40
     name = "vqa"
     title = "Questions with short answers"
 
-    def __init__(
-        self,
-        data: Sequence[Path] = (),
-        images: Path | None = None,
-        *,
-        count: int = 200,
-        prompt: str | None = None,
-        choice: str | None = None,
-        max_new_tokens: int = 40,
-    ) -> None:
-        if data and images is None:
-            raise UserError(f"{data[0]}: asks about images, so give their directory too (--images)")
-        self.prompt = prompt or (SHORT if data else default_data().wording["question"])
-        self.choice = choice or (WORD if data else default_data().wording["choice"])
-        for wording in (self.prompt, self.choice):
-            if "{}" not in wording:
-                raise UserError(f"{wording!r} has no {{}}, the place of the question or the choice")
-        self.data, self.images, self.count, self.max_new_tokens = data, images, count, max_new_tokens
-        self.judge = RuleJudge("the benchmarks' official accuracies", _judge)
+    def __post_init__(self) -> None:
+        require_images(next(iter(self.data), None), self.images)
+        wording = {"question": SHORT, "choice": WORD} if self.data else default_data().wording
+        self._asked, self._chosen = self.prompt or wording["question"], self.choice or wording["choice"]
+        for text in (self._asked, self._chosen):
+            if "{}" not in text:
+                raise UserError(f"{text!r} has no {{}}, the place of the question or the choice")
+        self.judge = Judge({"judge": "the benchmarks' official accuracies"}, _judge)
         self._kinds: dict[str, list[str]] = {}
 
     def load(self, directory: Path) -> Items:
-        paths, images = list(self.data), self.images
+        paths, images = self.data, self.images
         if images is None:
             paths, images = default_data().questions(directory, self.count)
         found = Items()
@@ -197,55 +190,41 @@ class Vqa(Suite):
         truth = {"benchmark": question.benchmark, "answers": list(question.answers), "kind": question.kind}
         kinds = self._kinds.setdefault(question.benchmark, [])
         name = f"{question.benchmark} {question.id}"
-        if question.choices and question.correct is not None:
-            options = tuple(self.choice.replace("{}", word) for word in question.choices)
+        if question.correct is not None:
+            options = tuple(self._chosen.replace("{}", word) for word in question.choices)
             known = {**truth, "right": options[question.correct]}
             task = f"{question.benchmark} {CHOICE}"
             found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
             if not file.is_file():
                 return  # one fault is enough for a missing image
         if question.answers:
-            asked = self.prompt.replace("{}", question.question)
+            asked = self._asked.replace("{}", question.question)
             task = f"{question.benchmark} {DIRECT}"
             found.add(Item(name, file, asked, task, truth, (), self.max_new_tokens), question.where)
             if question.kind and question.kind not in kinds:
                 kinds.append(question.kind)
 
-    def rows(self) -> Sequence[TableRow]:
-        rows = []
+    def table(self, responses: Sequence[Response]) -> Table:
         for name, kinds in self._kinds.items():
-            choice = {
-                "choice": "multiple choice, by likelihood",
-                "choice per token": "multiple choice, by likelihood per token",
-            }
-            direct = {"exact": "direct answer", "contained": "direct answer inside the reply"}
-            labels = (choice if name == AOKVQA else {}) | direct | {kind: f"{kind}, inside the reply" for kind in kinds}
-            rows += [
-                TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name)
-                for key, label in labels.items()
-            ]
-        return rows
-
-    def summarise(self, judged: Sequence[Judged]) -> Mapping[str, Rate | Estimate]:
-        figures: dict[str, Rate | Estimate] = {}
-        for name in ACCURACY:
-            chosen = [one.verdicts[0] for one in judged if one.item.task == f"{name} {CHOICE}"]
-            direct = [one for one in judged if one.item.task == f"{name} {DIRECT}"]
-            if chosen:
-                figures[f"{name} choice"] = Rate.from_outcomes([verdict.success for verdict in chosen])
+            figures: dict[str, tuple[str, Rate | Estimate]] = {}
+            if chosen := [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]:
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
-                figures[f"{name} choice per token"] = Rate.from_outcomes(scored)
-            if direct:
-                figures[f"{name} exact"] = _mean(direct, "accuracy")
-                figures[f"{name} contained"] = _mean(direct, "contained")
-            for kind in self._kinds.get(name, ()):
-                of_kind = [one for one in direct if one.item.truth["kind"] == kind]
-                figures[f"{name} {kind}"] = _mean(of_kind, "contained")
-        return figures
+                right = Rate.from_outcomes(verdict.success for verdict in chosen)
+                figures["choice"] = "multiple choice, by likelihood", right
+                figures["choice per token"] = "multiple choice, by likelihood per token", Rate.from_outcomes(scored)
+            direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
+            exact = [float(one.verdicts[0].detail["accuracy"]) for one in direct]
+            inside = [(one.item.truth["kind"], float(one.verdicts[0].detail["contained"])) for one in direct]
+            figures["exact"] = "direct answer", _mean(exact)
+            figures["contained"] = "direct answer inside the reply", _mean([value for _, value in inside])
+            for kind in kinds:
+                figures[kind] = f"{kind}, inside the reply", _mean([value for k, value in inside if k == kind])
+            for key, (label, figure) in figures.items():
+                yield TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name), figure
 
 
-def _mean(judged: Sequence[Judged], key: str) -> Estimate:
-    return Estimate.bootstrapped([float(one.verdicts[0].detail[key]) for one in judged], fmean)
+def _mean(accuracies: Sequence[float]) -> Estimate:
+    return Estimate.bootstrapped(accuracies, fmean)
 
 
 def _judge(case: Case) -> Verdict:
@@ -266,16 +245,13 @@ def _judge_choice(case: Case) -> Verdict:
     if answer.scores:
         means = [score / max(1, length) for score, length in zip(answer.scores, answer.lengths, strict=True)]
         per_token = case.item.options[means.index(max(means))] == right
-    chosen = answer.text in case.item.options
-    success = answer.text == right if chosen else None
+    success = answer.text == right if answer.text in case.item.options else None
     return Verdict(success, "" if success else f"chose {answer.text!r}, not {right!r}", {"per token": per_token})
 
 
 #: Number words become digits.
-_NUMBERS = {
-    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-    "eight": "8", "nine": "9", "ten": "10",
-}  # fmt: skip
+_DIGITS = enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+_NUMBERS = {"none": "0", **{word: str(number) for number, word in _DIGITS}}
 _ARTICLES = {"a", "an", "the"}
 #: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
 #: "were", "well", "hell", "shell", "ill", "wed", "shed", "id", "its", "lets".
@@ -307,15 +283,7 @@ def normalize_answer(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
-    """VQA v2's accuracy of one answer, between 0 and 1: min(matches / 3, 1), averaged over leaving out each human.
-
-    `human` are the annotators' answers, usually ten.
-
-    Raises:
-        ValueError: there is no human answer.
-    """
-    if not human:
-        raise ValueError("an accuracy needs at least one human answer")
+    """VQA v2's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each of `human`, usually ten."""
     said = normalize_answer(answer)
     matches = [normalize_answer(one) == said for one in human]
     total = sum(matches)
@@ -324,18 +292,15 @@ def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
 
 def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:
     """A-OKVQA's accuracy of a direct answer: min(matches / 3, 1) among the ten direct answers, none left out."""
-    said = normalize_answer(answer)
-    return min(sum(normalize_answer(one) == said for one in direct) / 3, 1.0)
+    return min([normalize_answer(one) for one in direct].count(normalize_answer(answer)) / 3, 1.0)
 
 
-def gqa_accuracy(answer: str, right: str) -> float:
-    """GQA's accuracy: 1 if the answer is the right one, else 0; both normalised."""
-    return float(normalize_answer(answer) == normalize_answer(right))
+def gqa_accuracy(answer: str, right: Sequence[str]) -> float:
+    """GQA's accuracy: 1 if the answer is the only right one, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(right[0]))
 
 
-ACCURACY: dict[str, Callable[[str, Sequence[str]], float]] = {
-    AOKVQA: aokvqa_accuracy, GQA: lambda answer, answers: gqa_accuracy(answer, answers[0]), VQA: vqa_accuracy,
-}  # fmt: skip
+ACCURACY = {AOKVQA: aokvqa_accuracy, GQA: gqa_accuracy, VQA: vqa_accuracy}
 
 
 def contained(reply: str, candidates: Sequence[str]) -> list[str]:

@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from converting import FILES, SIZES, VISION_SIDE, convert, options, run, same_weights
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
-from minigpt4.model import on_disk, parts, sources
+from minigpt4.model import convert as from_files
+from minigpt4.model import parts, sources
 from minigpt4.prompts.encode import check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from minigpt4.training.loss import head_loss
@@ -45,7 +46,7 @@ def test_an_export_by_the_command_is_that_of_the_model_in_memory(
     inside.blip2.language_projection.load_state_dict(model.blip2.language_projection.state_dict())
     inside.save_pretrained(tmp_path / "inside")
     for source in ("alignment", "memory", "inside"):
-        on_disk.export(tmp_path / source, out := tmp_path / f"{source} streamed")
+        from_files.export(tmp_path / source, out := tmp_path / f"{source} streamed")
         MiniGPT4.from_pretrained(tmp_path / source, device="cpu").export(tmp_path / f"{source} loaded")
         assert same_weights(MiniGPT4.from_pretrained(out, device="cpu"), model)
         for path in out.rglob("*.json"):
@@ -60,13 +61,13 @@ def test_an_export_by_the_command_is_that_of_the_model_in_memory(
     record["origin"]["llm"] = str(llm)
     (tmp_path / "alignment" / "alignment.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="was aligned with other weights"):
-        on_disk.export(tmp_path / "alignment", tmp_path / "wrong")
+        from_files.export(tmp_path / "alignment", tmp_path / "wrong")
 
 
 def test_a_full_disk_while_shards_are_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest shard, which comes after others, finds no room."""
-    monkeypatch.setattr(on_disk, "SMALLEST_SHARD", 2000)
-    monkeypatch.setattr(on_disk, "LARGEST_SHARD", 2000)
+    monkeypatch.setattr(from_files, "SMALLEST_SHARD", 2000)
+    monkeypatch.setattr(from_files, "LARGEST_SHARD", 2000)
     convert(tmp_path / "made")
     sizes = [path.stat().st_size for path in sorted((tmp_path / "made").glob("model-*.safetensors"))]
     assert sizes.index(max(sizes)) > 2, "some are written before it"
@@ -93,8 +94,7 @@ def test_command_assembles_parts(tiny_vision: Path, tiny_llm: Path, tmp_path: Pa
 
 PEAK = """
 import sys
-from minigpt4.model.convert import convert
-from minigpt4.model.on_disk import export
+from minigpt4.model.convert import convert, export
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 def make(llm, out, delta=None):
@@ -209,7 +209,7 @@ def test_any_llm_trains_a_step_and_answers(tiny_vision: Path, tiny_pairs: Path, 
     torch.manual_seed(0)
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(llm)
 
-    on_disk.assemble(tiny_vision, llm, tmp_path / "untrained")
+    from_files.assemble(tiny_vision, llm, tmp_path / "untrained")
     model = MiniGPT4.from_pretrained(tmp_path / "untrained", dtype="float32", device="cpu")
     assert same_weights(model, MiniGPT4.assemble(tiny_vision, llm, dtype="float32", device="cpu"))
     messages = [{"role": "user", "content": "What is it?"}]
@@ -247,9 +247,9 @@ def test_a_chat_template_that_cannot_be_taken_apart(tiny_vision: Path, tiny_llm:
         tokenizer.chat_template = template
         tokenizer.save_pretrained(llm)
         with pytest.raises(UserError, match=rf"llm: the chat template .*({reason}).*; give one of vicuna_v0") as caught:
-            on_disk.assemble(tiny_vision, llm, tmp_path / "out")
+            from_files.assemble(tiny_vision, llm, tmp_path / "out")
         assert "\n" not in str(caught.value)
-    assert on_disk.assemble(tiny_vision, llm, tmp_path / "out", template="vicuna_v0").name == "vicuna_v0"
+    assert from_files.assemble(tiny_vision, llm, tmp_path / "out", template="vicuna_v0").name == "vicuna_v0"
 
 
 def test_the_variant_is_assembled_from_any_blip2_and_trained(
@@ -339,7 +339,7 @@ def test_families_whose_tensors_are_renamed_or_joined(tiny_vision: Path, tmp_pat
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
     model = MiniGPT4.assemble(tiny_vision, tmp_path / "llm", device="cpu", dtype="float32")
-    on_disk.assemble(tiny_vision, tmp_path / "llm", tmp_path / "export")
+    from_files.assemble(tiny_vision, tmp_path / "llm", tmp_path / "export")
     again = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu", dtype="float32")
     question = ([Image.new("RGB", (40, 40), "red")], ["What is it?"])
     settings = {"do_sample": False, "max_new_tokens": 5}
@@ -366,10 +366,7 @@ def test_what_cannot_be_used_is_refused_at_assembly(tiny_vision: Path, tmp_path:
     }
     config = AutoConfig.for_model("opt", vocab_size=words, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
-    (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf" / "model-q4.gguf").write_bytes(b"GGUF")
-    for llm, said in (("llm", "word embeddings as wide as its layers"), ("gguf", 'gguf_file="model-q4.gguf"')):
-        for assemble in (MiniGPT4.assemble, partial(on_disk.assemble, out=tmp_path / "out")):
-            with pytest.raises(UserError, match=said):
-                assemble(tiny_vision, tmp_path / llm)
+    for assemble in (MiniGPT4.assemble, partial(from_files.assemble, out=tmp_path / "out")):
+        with pytest.raises(UserError, match="word embeddings as wide as its layers"):
+            assemble(tiny_vision, tmp_path / "llm")
     assert not (tmp_path / "out").exists()
