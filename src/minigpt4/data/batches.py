@@ -55,19 +55,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, padded on the right.
+    """One step's samples, padded on the right."""
 
-    Attributes:
-        pictures: picture keys, one per sample.
-        input_ids: (batch, length) int64; each row is prompt (with its image placeholders), target, padding.
-        is_target: (batch, length) bool; the tokens that the loss is on.
-        num_tokens: how many of the ids are not padding.
-    """
-
-    pictures: list[bytes]
-    input_ids: Tensor
-    is_target: Tensor
-    num_tokens: int
+    pictures: list[bytes]  # their keys
+    input_ids: Tensor  # (batch, length) int64; each row is prompt (with its image placeholders), target, padding
+    is_target: Tensor  # (batch, length) bool; the tokens that the loss is on
+    num_tokens: int  # ids that are not padding
 
     @classmethod
     def of(cls, pictures: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:

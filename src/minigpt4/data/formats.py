@@ -28,6 +28,7 @@ from minigpt4.data.pairs import (
     BROKEN_LINE,
     LARGEST_RECORD,
     NO_PICTURE,
+    SPLIT_KEY,
     TEXT_ENDINGS,
     TEXT_KEYS,
     TOO_LARGE,
@@ -40,6 +41,7 @@ from minigpt4.data.pairs import (
     make_pairs,
     parse_record,
     read_beside,
+    split_of,
 )
 from minigpt4.data.workers import datasets_library
 from minigpt4.documents import read_document
@@ -53,12 +55,6 @@ IMAGE_KEYS = (
     "image", "images", "img", "picture", "file_name", "filename", "image_path", "img_path", "image_file", "image_name",
     "file_path", "filepath", "path", *PICTURE_ENDINGS,
 )  # fmt: skip
-#: The column that may name a row's split, and what splits are called; other names are of none.
-SPLIT_KEY = "split"
-_SPLITS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
 BROKEN_SHARD = "broken shard, its remaining pairs"
 FOLDER_SHARD = 1000  # images of a folder
 LINES_SHARD = 4 << 20  # bytes of a JSONL file
@@ -102,12 +98,6 @@ class Reader(ABC):
         """Keys of the first record."""
         records = (record for shard in self.shards()[:1] for record in self.records(shard, 0, 1))
         return next((list(record.fields) for record in records if isinstance(record, Record)), [])
-
-
-def split_of(name: object) -> str:
-    """Which split a name speaks of: train, validation, test, or none ("")."""
-    words = re.findall("[a-z]+", str(name).lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
 
 # -- images
@@ -548,9 +538,8 @@ class Parquet(Table):
 
     def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
         path, group = shard
-        columns = {*IMAGE_KEYS, *TEXT_KEYS, SPLIT_KEY, self.caption_key}
         try:
-            for number, row in enumerate(parquet_rows(path, columns, group=group)):
+            for number, row in enumerate(parquet_rows(path, {*IMAGE_KEYS, *TEXT_KEYS, self.caption_key}, group=group)):
                 name = f"{path}, row {number} of group {group}"
                 yield row if isinstance(row, Cause) else (name, lowered(row), path.parent)
         except UserError as error:

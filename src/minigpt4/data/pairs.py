@@ -25,7 +25,13 @@ CAPTION_KEYS = (
 #: What an answer answers, and conversations.
 QUESTION_KEYS = ("instruction", "question", "prompt", "query")
 TURN_KEYS = ("messages", "conversations", "conversation", "texts")
-TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json"}
+#: The column that may name a row's split, and what splits are called; other names are of none.
+SPLIT_KEY = "split"
+_SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json", SPLIT_KEY}
 NO_PICTURE, TOO_LARGE, TOO_LONG, BROKEN_LINE = "no picture", "picture too large", "text too long", "broken line"
 NO_TEXT = ("no caption", "no description")  # by stage
 #: Bytes of a record's text (a line, a JSON beside a picture), and characters of what is learnt of it.
@@ -121,6 +127,12 @@ def lowered(record: Mapping[str, Any]) -> dict[str, Any]:
     inner = record.get("json")
     record = {**record, **inner} if isinstance(inner, Mapping) else record
     return {**{key.lower(): record[key] for key in reversed(list(record))}, **record}
+
+
+def split_of(name: object) -> str:
+    """Which split a name speaks of: train, validation, test, or none ("")."""
+    words = re.findall("[a-z]+", str(name).lower())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
 
 
 def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair] | list[Cause]:

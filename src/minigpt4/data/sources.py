@@ -11,20 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigpt4.data.formats import (
-    IMAGE_KEYS,
-    SPLIT_KEY,
-    TABLES,
-    Descriptions,
-    Folder,
-    Hub,
-    Reader,
-    Table,
-    Tars,
-    holds_pairs,
-    split_of,
-)
-from minigpt4.data.pairs import CAPTION_KEYS, NO_TEXT, TEXT_ENDINGS, Cause, Pair
+from minigpt4.data.formats import IMAGE_KEYS, TABLES, Descriptions, Folder, Hub, Reader, Table, Tars, holds_pairs
+from minigpt4.data.pairs import CAPTION_KEYS, NO_TEXT, SPLIT_KEY, TEXT_ENDINGS, Cause, Pair, split_of
 from minigpt4.errors import UserError
 from minigpt4.files import expand, find_files, walk
 from minigpt4.images import fold, sort_images, tell_left_out
