@@ -23,7 +23,7 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, Gen
 from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, new_directory, write_atomically
+from minigpt4.files import expand, new_directory, write_atomically
 from minigpt4.model import export as exporting
 from minigpt4.model import graph, parts, sources
 from minigpt4.model.aligned import AlignedModel
@@ -124,7 +124,7 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> N
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
-    out = Path(expanded(out))
+    out = expand(out)
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
     if read_record(model).trained != Trained():
@@ -266,7 +266,7 @@ class _Tensors:
 
 def _read(path: str | Path, mark: str) -> _Tensors:
     """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
-    path = Path(expanded(path))
+    path = expand(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt4.documents import check
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, new_directory
+from minigpt4.files import expand, new_directory
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import check_projection, fresh_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
@@ -171,9 +171,9 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.shipped_models() or not Path(expanded(name)).exists():
+    if str(name) in sources.shipped_models() or not expand(name).exists():
         return str(name)
-    return str(Path(expanded(name)).resolve())
+    return str(expand(name).resolve())
 
 
 def read_projection(name: str | Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
-from minigpt4.files import expanded
+from minigpt4.files import expand
 
 
 def shipped_models() -> dict[str, Path]:
@@ -42,7 +42,7 @@ def resolve(name: str | Path) -> str | Path:
             f"{name!r} is not in this installation (looked in {place}); reinstall the package, or build it with "
             "`minigpt4 pocket build`"
         )
-    path = Path(expanded(name))
+    path = expand(name)
     if path.is_dir():
         return _gguf_in(path) or path
     if is_gguf(path):

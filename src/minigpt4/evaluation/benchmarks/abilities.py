@@ -16,7 +16,7 @@ from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.rating import PeopleJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.statistics import Rate, agreement
 
 #: Rows over all tasks, and over those for which the paper gives figures.
@@ -131,7 +131,7 @@ def _item(name: str, task: Mapping[str, Any], folder: Path, where: str, entry: A
     }
     identity = str(field_of(entry, "id", (str, int), f"{name}-{Path(image).stem}"))
     limit = task.get("max_new_tokens") or 300
-    return where, Item(identity, folder / Path(expanded(image)), prompt, name, truth, (), limit)
+    return where, Item(identity, folder / expand(image, variables=False), prompt, name, truth, (), limit)
 
 
 def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:
