@@ -34,11 +34,7 @@ from minigpt4.model.precision import Placement, resolve_dtype
 from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template
 
-#: Bytes of a shard: a quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum), but
-#: within these bounds.
-SMALLEST_SHARD, LARGEST_SHARD = 16 * 2**20, 2 * 10**9
-
-VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
+SMALLEST_SHARD = 16 * 2**20  # bytes
 #: The files by a tensor that only one of them has.
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
@@ -215,7 +211,8 @@ def write_model(
         where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
-    size = min(LARGEST_SHARD, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
+    # A quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum).
+    size = min(exporting.SHARD_SIZE, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
     with new_directory(directory, marker=ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept)
     return chosen
@@ -332,7 +329,7 @@ def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> Blip2Vi
         hidden_size=width,
         intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")),
         num_hidden_layers=blocks,
-        num_attention_heads=_heads(width, heads, VISION_HEAD_SIZE, "the vision tower", "--vision-heads"),
+        num_attention_heads=_heads(width, heads, 88, "the vision tower", "--vision-heads"),
         image_size=size,
         patch_size=side,
     )
@@ -363,7 +360,7 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     config = Blip2QFormerConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=_heads(width, heads, QFORMER_HEAD_SIZE, "the Q-Former", "--qformer-heads"),
+        num_attention_heads=_heads(width, heads, 64, "the Q-Former", "--qformer-heads"),
         intermediate_size=len(file.take(f"{layer}0.intermediate_query.dense.weight")),
         cross_attention_frequency=step,
         encoder_hidden_size=vision_width,

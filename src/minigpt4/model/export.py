@@ -29,6 +29,7 @@ from minigpt4.model import parts
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
+from minigpt4.model.sources import fingerprint
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import eos_tokens, jinja_template
 from minigpt4.prompts.templates import IMAGE_TOKEN, Template
@@ -85,7 +86,7 @@ def write_export(
         write(directory, tensors)
         _write_settings(model, directory)
         if not origin.llm_fingerprint:
-            origin = replace(origin, llm_fingerprint=parts.llm_fingerprint(directory))
+            origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))
     else:
         alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
         write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
@@ -94,7 +95,7 @@ def write_export(
         write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
         _write_parts_settings(model, directory)
         vision = parts.load_vision_qformer(directory / "vision", model.has_qformer).fingerprint
-        origin = Origin("./vision", vision, "./llm", parts.llm_fingerprint(directory / "llm"))
+        origin = Origin("./vision", vision, "./llm", fingerprint(parts.llm_files(directory / "llm")))
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 

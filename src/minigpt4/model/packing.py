@@ -5,8 +5,6 @@ Only attention needs to know where a row ends: `packed_attention` is registered 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,10 +16,6 @@ PACKED = "minigpt4_packed"
 LONGEST = 2048  # tokens of a row: a sliding window of at least so many makes no difference
 
 
-class NotPackableError(Exception):
-    """The LLM computes attention in a way that packed rows do not support; its rows are padded instead."""
-
-
 #: Modules of a layer that compute each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
 
@@ -29,24 +23,13 @@ _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
 _FOREIGN = ("softcap", "s_aux", "position_bias")
 
 
-@dataclass(frozen=True)
 class Packing:
     """Where packed tokens stand: `indices` (t,) in the flattened batch of `rows` rows of `longest` tokens each."""
 
-    rows: int
-    longest: int
-    indices: Tensor
-
-    @classmethod
-    def from_mask(cls, is_real: Tensor) -> Packing:
-        """From a mask (b, t) that is False for padding, which stands on the right."""
-        rows, longest = is_real.shape
-        return cls(rows, longest, is_real.flatten().nonzero()[:, 0])
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(1, t): the position of each token in its own row."""
-        return (self.indices % self.longest)[None]
+    def __init__(self, is_real: Tensor) -> None:
+        """From a mask (b, longest) that is False for padding, which stands on the right."""
+        self.rows, self.longest = is_real.shape
+        self.indices = is_real.flatten().nonzero()[:, 0]
 
     def pack(self, padded: Tensor) -> Tensor:
         """(..., b * longest, d) -> (..., t, d)."""
@@ -67,7 +50,7 @@ class Packer:
 
     def __init__(self, llm: Any) -> None:
         if not getattr(llm.base_model, "_supports_attention_backend", False):
-            raise NotPackableError("its attention is not left to the library")
+            raise NotImplementedError("its attention is not left to the library")
         self._llm = llm
         self._needed: Tensor | None = None
         self._tokens = 0
@@ -89,8 +72,8 @@ class Packer:
         expected = llm.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state[is_real][needed].float()
         try:
             packer = cls(llm)
-            found = packer.hidden_states(rows[is_real], Packing.from_mask(is_real), needed).float()
-        except (NotPackableError, NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
+            found = packer.hidden_states(rows[is_real], Packing(is_real), needed).float()
+        except (NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
             return None
         allowed = 1e-3 if rows.dtype is torch.float32 else 0.1
         return packer if (found - expected).norm() <= allowed * expected.norm() else None
@@ -100,9 +83,10 @@ class Packer:
         config = self._llm.config
         before, config._attn_implementation = config._attn_implementation, PACKED
         self._needed, self._tokens = needed, len(embeddings)
+        positions = (packing.indices % packing.longest)[None]  # of each token in its own row
         try:
             hidden = self._llm.base_model(
-                inputs_embeds=embeddings[None], position_ids=packing.positions, use_cache=False, packing=packing
+                inputs_embeds=embeddings[None], position_ids=positions, use_cache=False, packing=packing
             ).last_hidden_state
         finally:
             self._needed, config._attn_implementation = None, before
@@ -131,7 +115,7 @@ def packed_attention(
     """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d)."""
     windowed = sliding_window is not None and sliding_window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
-        raise NotPackableError("packed rows are for plain causal attention")
+        raise NotImplementedError("packed rows are for plain causal attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         out = _CausalAttention.apply(query[0], key[0], value[0], packing, scaling)

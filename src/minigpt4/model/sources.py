@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,14 +137,21 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     return kind.from_pretrained(source, trust_remote_code=False, **settings)
 
 
-def load_model(kind: Any, source: str | Path, **settings: Any) -> Any:
-    """`load` for weights. Raises UserError if one is missing: transformers would draw it at random, and log that."""
-    report = logging.getLogger("transformers.modeling_utils")
+def load_model(kind: Any, source: str | Path, size: int, **settings: Any) -> Any:
+    """`load` for weights of `size` bytes, with progress bars if that takes seconds.
+
+    Raises UserError if a weight is missing: transformers would draw it at random, and log that.
+    """
+    report, had_bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     report.disabled = True  # it is said here, in one line
+    if size <= 1e9:
+        disable_progress_bar()
     try:
         model, found = load(kind, source, output_loading_info=True, **settings)
     finally:
         report.disabled = False
+        if had_bars:
+            enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
     return model
@@ -259,19 +265,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(rows.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def bars_if_long(size: int) -> Iterator[None]:
-    """transformers' progress bars for reading `size` bytes, if that takes seconds; else none."""
-    if size > 1e9 or not is_progress_bar_enabled():
-        yield
-        return
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:

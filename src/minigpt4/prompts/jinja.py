@@ -31,13 +31,9 @@ def choose_template(template: str | Template | None, tokenizer: PreTrainedTokeni
 
 def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
     """The LLM's own chat format, with images wrapped as in the released ones. Raises UserError if it has no turns."""
-    question = {"role": "user", "content": _FIRST}
-    answer = {"role": "assistant", "content": _ANSWER}
-    follow_up = {"role": "user", "content": _SECOND}
+    talk = [Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)]
     try:
-        one = _render(tokenizer, [question], True)
-        closed = _render(tokenizer, [question, answer], False)
-        two = _render(tokenizer, [question, answer, follow_up], True)
+        one, closed, two = (_render(tokenizer, talk[: i + 1]) for i in range(3))
         opening, before_answer = one.split(_FIRST)
         after_answer = closed.split(_ANSWER)[1]
         # Some templates write a space before an answer, but leave it to the LLM when it is to answer.
@@ -49,18 +45,15 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
             raise ValueError("its first turn is written otherwise than the next")
         template = Template(
             name="own",
-            system=opening.removesuffix(before_question).removeprefix(tokenizer.bos_token or ""),
+            system=opening.removesuffix(before_question),
             system_end="",
             user=before_question + "{images}{text}",
             assistant=before_answer + "{text}" + after_answer,
             image=f"<Img>{IMAGE_MARK}</Img> ",
             stop=_stop(tokenizer, after_answer),
         )
-        first = Message("user", _FIRST)
-        talk = [first, Message("assistant", _ANSWER), Message("user", _SECOND)]
-        for expected, messages in ((one, [first]), (two, talk)):
-            if template.prompt(messages) != expected.removeprefix(tokenizer.bos_token or ""):
-                raise ValueError("its turns are not written one like the other")
+        if template.prompt(talk[:1]) != one or template.prompt(talk) != two:
+            raise ValueError("its turns are not written one like the other")
     except Exception as error:  # templates are programs and may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -70,9 +63,12 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
     return template
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    return rendered.replace(CUT, "")  # an export's template marks pieces
+def _render(tokenizer: Any, messages: list[Message]) -> str:
+    """What the tokenizer's template makes of these messages, without BOS, which `encode` puts first."""
+    chat = [{"role": message.role, "content": message.text} for message in messages]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
+    # An export's template marks pieces.
+    return str(rendered).replace(CUT, "").removeprefix(tokenizer.bos_token or "")
 
 
 def _stop(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> str:

@@ -35,7 +35,7 @@ def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
         is_read = matters.flip(1).cumsum(1).flip(1) > 0  # a row is read up to its last prediction
         embeddings = model.embed(inputs[is_read][None], features.to(device))[0]
         hidden = model.packer.hidden_states(
-            embeddings, Packing.from_mask(is_read), predicts_target[is_read].nonzero()[:, 0]
+            embeddings, Packing(is_read), predicts_target[is_read].nonzero()[:, 0]
         )
     else:
         hidden = model.hidden_states(inputs, features.to(device))[predicts_target]

@@ -70,12 +70,8 @@ def command(
     """
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", export,
-        "--served-model-name", name,
-        "--host", host,
-        "--port", str(port),
-        "--limit-mm-per-prompt", json.dumps({"image": max_images}),
-        "--dtype", dtype or "auto",
+        "--model", export, "--served-model-name", name, "--host", host, "--port", str(port),
+        "--limit-mm-per-prompt", json.dumps({"image": max_images}), "--dtype", dtype or "auto",
         # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
         "--allowed-media-domains", *(hosts or ["none.invalid"]),
         *(["--enforce-eager"] if eager else []),
