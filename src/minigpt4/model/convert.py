@@ -78,7 +78,7 @@ def convert(
     """
     mark = "ln_vision.weight" if without_qformer else "query_tokens"
     tower = _read(vision, "patch_embed.proj.weight")
-    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
+    others = _read(qformer, mark) if qformer else _Tensors(str(qformer), {})
     side = _vision_side(tower, others, not without_qformer, (vision_heads, qformer_heads), image_size)
     found = _read(projection, "llama_proj.weight")
     weight = found.take("llama_proj.weight")

@@ -122,16 +122,14 @@ def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.
             shards.append(list(pending))
             total += size
             pending = {}
-    if len(shards) == 1:
-        (directory / "shard-0.safetensors").rename(directory / "model.safetensors")
-        return
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
-        filename = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"shard-{i}.safetensors").rename(directory / filename)
-        weight_map |= dict.fromkeys(names, filename)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(directory / "model.safetensors.index.json", index)
+        number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        path = (directory / f"shard-{i}.safetensors").rename(directory / f"model{number}.safetensors")
+        weight_map |= dict.fromkeys(names, path.name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:

@@ -142,11 +142,8 @@ def read_record(name: str | Path) -> Record:
         )
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
     record = check(TypeAdapter(Record), content, f"{source}: {ALIGNMENT_FILE}")
-    inside = {
-        part: str(Path(source, place).resolve())
-        for part, place in (("vision_qformer", record.origin.vision_qformer), ("llm", record.origin.llm))
-        if place == "." or place.startswith("./")
-    }
+    inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
+    inside = {part: str(Path(source, place).resolve()) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 

@@ -102,18 +102,11 @@ class Packer:
 
 
 def packed_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    packing: Packing | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: Any = None, **others: Any
 ) -> tuple[Tensor, None]:
     """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d)."""
-    windowed = sliding_window is not None and sliding_window < LONGEST
+    packing, window = others.get("packing"), others.get("sliding_window")
+    windowed = window is not None and window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
         raise NotImplementedError("packed rows are for plain causal attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

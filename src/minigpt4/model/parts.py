@@ -151,11 +151,8 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement = placement or Placement(torch.device("cpu"), dtype)
     if placement.load_in and isinstance(files, GGUFCheckpoint):
-        unpacked = str(placement.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{name}: a GGUF file is unpacked to {unpacked}, not to load_in={placement.load_in!r}; leave load_in "
-            "out, or give the LLM in another form"
-        )
+        held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
+        raise UserError(f"{name}: a GGUF file is {held}; leave load_in out, or give the LLM in another form")
     settings = placement.loading()
     own_name = config.name_or_path
     if files.prefix:

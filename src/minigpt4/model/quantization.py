@@ -1,10 +1,9 @@
 """Frozen weights in 8 or 4 bits: bitsandbytes' formats, and 8-bit layers that also multiply in 8 bits.
 
-bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype.
-`EightBitLinear` holds weights as floats ("fp8", e4m3; for GPUs) or integers ("int8"; for CPUs) with a scale for each
-output, and rounds its inputs with a scale for each row. The hardware then multiplies 8-bit numbers, forwards and
-backwards (to the input only): half the bytes of bfloat16 and up to twice the speed. No library does this: torchao and
-transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
+bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype. An
+`EightBitLinear` holds weights as floats ("fp8", e4m3) or integers ("int8") and rounds its inputs, so that the hardware
+multiplies 8-bit numbers, forwards and backwards: half the bytes of bfloat16 and up to twice the speed. No library does
+this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         before_question = two.split(_ANSWER)[1].split(_SECOND)[0].removeprefix(after_answer)
         if not opening.endswith(before_question):
             raise ValueError("its first turn is written otherwise than the next")
+        # The first special token after an answer stops it, else the text there, else EOS.
+        ends = [token for token in control_tokens(tokenizer) if token in after_answer]
         template = Template(
             name="own",
             system=opening.removesuffix(before_question),
@@ -50,7 +52,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
             user=before_question + "{images}{text}",
             assistant=before_answer + "{text}" + after_answer,
             image=f"<Img>{IMAGE_MARK}</Img> ",
-            stop=_stop(tokenizer, after_answer),
+            stop=min(ends, key=after_answer.index) if ends else after_answer.strip() or str(tokenizer.eos_token),
         )
         if template.prompt(talk[:1]) != one or template.prompt(talk) != two:
             raise ValueError("its turns are not written one like the other")
@@ -69,12 +71,6 @@ def _render(tokenizer: Any, messages: list[Message]) -> str:
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
     # An export's template marks pieces.
     return str(rendered).replace(CUT, "").removeprefix(tokenizer.bos_token or "")
-
-
-def _stop(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> str:
-    """The stop string: the first special token after an answer, the text there, or the tokenizer's EOS."""
-    found = {after_answer.find(token): token for token in control_tokens(tokenizer) if token in after_answer}
-    return found[min(found)] if found else after_answer.strip() or str(tokenizer.eos_token)
 
 
 def end_at_stop(llm: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
