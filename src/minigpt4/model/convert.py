@@ -11,7 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
@@ -78,7 +78,7 @@ def convert(
     """
     mark = "ln_vision.weight" if without_qformer else "query_tokens"
     tower = _read(vision, "patch_embed.proj.weight")
-    others = _read(qformer, mark) if qformer else _Tensors(str(qformer), {})
+    others = _Tensors(str(qformer), {}) if qformer is None else _read(qformer, mark)
     side = _vision_side(tower, others, not without_qformer, (vision_heads, qformer_heads), image_size)
     found = _read(projection, "llama_proj.weight")
     weight = found.take("llama_proj.weight")
@@ -186,9 +186,9 @@ def write_model(
 ) -> Template:
     """Write an export of these parts to the new `directory`; returns its chat format.
 
-    `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). `origin` is recorded; by default the vision side
-    and, if a delta was added, the LLM come from the new directory itself. `dtype` defaults to that of each tensor.
-    Raises UserError if the parts do not fit together or `directory` is in use.
+    `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). By default the recorded origin of the vision side
+    and, if a delta was added, of the LLM is the new directory itself. `dtype` defaults to that of each tensor. Raises
+    UserError if the parts do not fit together or `directory` is in use.
     """
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     chosen = choose_template(template, llm.tokenizer, str(llm.name))
@@ -288,22 +288,15 @@ def _vision_side(
 ) -> parts.VisionQFormer:
     """The released vision side with transformers' names and configurations, its tensors memory-mapped."""
     config = _tower(tower, heads[0], image_size)
-    if not qformer:
-        qformer_config, queries = parts.no_qformer(config)
-        if not others.tensors:  # the norm after the encoder is the original's initial one
-            others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
-            others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
-    else:
-        qformer_config, queries = _qformer(others, config.hidden_size, heads[1])
-    whole = Blip2Config(
-        vision_config=config, qformer_config=qformer_config, num_query_tokens=queries, text_config=graph.NO_LLM
-    )
-    shapes = {name: tuple(tensor.shape) for name, tensor in graph.empty_graph(whole).state_dict().items()}
-    tensors = {
-        name: _take(tower, others, name, shapes[name]) for name in shapes if name.startswith(parts.VISION_PREFIXES)
-    }
-    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
-    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
+    width = config.hidden_size
+    qformer_config, queries = _qformer(others, width, heads[1]) if qformer else parts.no_qformer(config)
+    if not others.tensors:  # the norm after the encoder is the original's initial one
+        others.tensors |= {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
+    side = parts.VisionQFormer(config, qformer_config, queries, {}, parts.image_processor(config), "")
+    network = graph.make_graph(side, graph.NO_LLM, 0).state_dict()
+    shapes = {name: tuple(network[name].shape) for name in network if name.startswith(parts.VISION_PREFIXES)}
+    tensors = {name: _take(tower, others, name, shape) for name, shape in shapes.items()}
+    return replace(side, tensors=tensors, fingerprint=sources.fingerprint(tensors))
 
 
 def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> int:
@@ -348,7 +341,7 @@ def _interpolate(positions: Tensor, patches: int) -> Tensor:
 def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip2QFormerConfig, int]:
     """Configuration of the Q-Former, and the number of its queries."""
     layer = "Qformer.bert.encoder.layer."
-    layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
+    layers = file.count(layer + r"(\d+)\.")
     _, queries, width = file.take("query_tokens").shape
     crossing = [i for i in range(layers) if f"{layer}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
