@@ -319,13 +319,10 @@ def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> Blip2Vi
     if size < side or size % side:
         raise UserError(f"an image size of {size} px is no multiple of the tower's patches of {side} px; give another")
     return Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")),
-        num_hidden_layers=blocks,
+        hidden_size=width, intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")), num_hidden_layers=blocks,
         num_attention_heads=_heads(width, heads, 88, "the vision tower", "--vision-heads"),
-        image_size=size,
-        patch_size=side,
-    )
+        image_size=size, patch_size=side,
+    )  # fmt: skip
 
 
 def _interpolate(positions: Tensor, patches: int) -> Tensor:
@@ -351,13 +348,11 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
             "another regular choice from layer 0 on, was expected"
         )
     config = Blip2QFormerConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
+        hidden_size=width, num_hidden_layers=layers,
         num_attention_heads=_heads(width, heads, 64, "the Q-Former", "--qformer-heads"),
         intermediate_size=len(file.take(f"{layer}0.intermediate_query.dense.weight")),
-        cross_attention_frequency=step,
-        encoder_hidden_size=vision_width,
-    )
+        cross_attention_frequency=step, encoder_hidden_size=vision_width,
+    )  # fmt: skip
     return config, queries
 
 

@@ -242,11 +242,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
-    def stored(self) -> Mapping[str, Tensor]:
-        """The tensors for a fingerprint, which reads a few rows of each."""
-        return self
-
     def file_sizes(self) -> list[int]:
         """Bytes on disk of each file that holds one of its tensors."""
         return [path.stat().st_size for path in set(self._files.values())]
@@ -258,7 +253,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds.
     """
     digest = hashlib.sha256()
-    tensors = tensors.stored if isinstance(tensors, Checkpoint) else tensors
+    tensors = getattr(tensors, "stored", tensors)  # those of a GGUF file as they lie there
     for name in sorted(tensors):
         tensor = tensors[name]
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor

@@ -46,14 +46,11 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         # The first special token after an answer stops it, else the text there, else EOS.
         ends = [token for token in control_tokens(tokenizer) if token in after_answer]
         template = Template(
-            name="own",
-            system=opening.removesuffix(before_question),
-            system_end="",
-            user=before_question + "{images}{text}",
-            assistant=before_answer + "{text}" + after_answer,
-            image=f"<Img>{IMAGE_MARK}</Img> ",
+            name="own", system=opening.removesuffix(before_question), system_end="",
+            user=before_question + "{images}{text}", assistant=before_answer + "{text}" + after_answer,
+            image=TEMPLATES["vicuna_v0"].image,
             stop=min(ends, key=after_answer.index) if ends else after_answer.strip() or str(tokenizer.eos_token),
-        )
+        )  # fmt: skip
         if template.prompt(talk[:1]) != one or template.prompt(talk) != two:
             raise ValueError("its turns are not written one like the other")
     except Exception as error:  # templates are programs and may raise anything
