@@ -109,44 +109,22 @@ def packed_attention(
     windowed = window is not None and window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
         raise NotImplementedError("packed rows are for plain causal attention")
+    heads = query.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
-        out = _CausalAttention.apply(query[0], key[0], value[0], packing, scaling)
+    if query.device.type == "cpu":  # where PyTorch's fused kernels are slow with short rows, most of all backwards
+        q, k, v = (_rows(packing, x[0], heads // x.shape[1]) for x in (query, key, value))
+        future = q.new_full((packing.longest, packing.longest), float("-inf")).triu(1)
+        probs = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+        out = packing.pack((probs @ v).view(heads, -1, v.shape[-1]))
     else:
         q, k, v = (
             packing.unpack(x[0]).unflatten(-2, (packing.rows, packing.longest)).transpose(0, 1)
             for x in (query, key, value)
         )
-        grouped = query.shape[1] != key.shape[1]
+        grouped = heads != key.shape[1]
         full = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         out = packing.pack(full.transpose(0, 1).flatten(1, 2))
     return out.transpose(0, 1)[None], None
-
-
-class _CausalAttention(torch.autograd.Function):
-    """Attention of short rows on a CPU, where PyTorch's fused kernels are slow, most of all backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
-        groups = query.shape[0] // key.shape[0]
-        q, k, v = (_rows(packing, x, n) for x, n in ((query, 1), (key, groups), (value, groups)))
-        future = q.new_full((packing.longest, packing.longest), float("-inf")).triu(1)
-        probs = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
-        ctx.save_for_backward(q, k, v, probs)
-        ctx.packing, ctx.scaling, ctx.groups = packing, scaling, groups
-        return packing.pack((probs @ v).view(query.shape[0], -1, v.shape[-1]))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probs = ctx.saved_tensors
-        packing, groups = ctx.packing, ctx.groups
-        out = _rows(packing, gradient, 1)
-        scores = torch._softmax_backward_data(out @ v.transpose(1, 2), probs, -1, probs.dtype).mul_(ctx.scaling)
-        found = scores @ k, scores.transpose(1, 2) @ q, probs.transpose(1, 2) @ out
-        packed = [packing.pack(x.view(gradient.shape[0], -1, x.shape[-1])) for x in found]
-        if groups > 1:
-            packed[1:] = [x.unflatten(0, (-1, groups)).sum(1) for x in packed[1:]]
-        return *packed, None, None
 
 
 def _rows(packing: Packing, packed: Tensor, groups: int) -> Tensor:
