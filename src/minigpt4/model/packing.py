@@ -18,7 +18,6 @@ LONGEST = 2048  # tokens of a row: a sliding window of at least so many makes no
 
 #: Modules of a layer that compute each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
-
 #: Attention arguments that `packed_attention` does not support.
 _FOREIGN = ("softcap", "s_aux", "position_bias")
 
@@ -44,8 +43,7 @@ class Packing:
 class Packer:
     """Runs an LLM on packed rows, and its last layer only for the tokens whose hidden states are needed.
 
-    Of other tokens the last layer needs only keys and values: hooks leave them out of modules that compute each token
-    by itself.
+    Of others the last layer needs only keys and values: hooks leave them out of `last_layer_modules`.
     """
 
     def __init__(self, llm: Any) -> None:
@@ -55,7 +53,6 @@ class Packer:
         self._needed: Tensor | None = None
         self._tokens = 0
         parts = llm.base_model.layers[-1].named_modules()
-        #: Modules of the last layer that run for the needed tokens only.
         self.last_layer_modules = [module for name, module in parts if name.rpartition(".")[2] in _ON_EACH_TOKEN]
         for module in self.last_layer_modules:
             module.register_forward_pre_hook(self._take)

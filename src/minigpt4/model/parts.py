@@ -119,10 +119,7 @@ def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] |
 
 
 def no_qformer(vision_config: Blip2VisionConfig) -> tuple[Blip2QFormerConfig, int]:
-    """The configuration of "no Q-Former" (no layers, the width of the patches put together), and the number of tokens.
-
-    Raises UserError if patches are left.
-    """
+    """A Q-Former's configuration without layers, and the number of tokens. Raises UserError if patches are left."""
     patches = (vision_config.image_size // vision_config.patch_size) ** 2
     if patches % PATCHES_PER_TOKEN:
         raise UserError(
@@ -157,9 +154,8 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     own_name = config.name_or_path
     if files.prefix:
         settings["key_mapping"] = {f"^{files.prefix}": ""}
-    size = sum(files.file_sizes())
     with readable(name, _NO_LLM):
-        model = sources.load_model(AutoModelForCausalLM, files.source, size, config=config, **settings)
+        model = sources.load_model(AutoModelForCausalLM, files, config=config, **settings)
     if files.prefix:  # else its generation config and its name are those of the whole
         model.generation_config, model.config.name_or_path = GenerationConfig.from_model_config(config), own_name
     model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts

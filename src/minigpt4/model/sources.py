@@ -137,23 +137,23 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     return kind.from_pretrained(source, trust_remote_code=False, **settings)
 
 
-def load_model(kind: Any, source: str | Path, size: int, **settings: Any) -> Any:
-    """`load` for weights of `size` bytes, with progress bars if that takes seconds.
+def load_model(kind: Any, files: Checkpoint, **settings: Any) -> Any:
+    """`load` for weights, with progress bars if that takes seconds.
 
     Raises UserError if a weight is missing: transformers would draw it at random, and log that.
     """
     report, had_bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     report.disabled = True  # it is said here, in one line
-    if size <= 1e9:
+    if sum(files.file_sizes()) <= 1e9:
         disable_progress_bar()
     try:
-        model, found = load(kind, source, output_loading_info=True, **settings)
+        model, found = load(kind, files.source, output_loading_info=True, **settings)
     finally:
         report.disabled = False
         if had_bars:
             enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
-        raise UserError(f"{source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
+        raise UserError(f"{files.source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
     return model
 
 
