@@ -36,7 +36,7 @@ def test_parameters_are_those_of_the_loaded_model(tiny_vision: Path, tiny_llm: P
         assert sum(part.parameters for part in found.parts) == expected
         assert found.memory["weights"]["float32"] == 4 * expected
         assert list(found.memory) == ["weights", "chat", "batch of 2", "training on 2"]
-        assert found.memory["training on 2"]["float16"] is None
+        assert found.memory["training on 2"]["float16"] >= found.memory["training on 2"]["bfloat16"]
         assert f"{model.blip2.language_projection.weight.numel() + 32:,}" in found.table()
 
 

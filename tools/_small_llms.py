@@ -52,7 +52,7 @@ def small_llm(name: str, work: Path, steps: int) -> Path:
     plan = Pretraining(steps, muon_lr=0.01, adam_lr=1e-3, warmup=10, decay_share=0.5, checkpoint_every=10, log_every=5)
     logging.getLogger("pocket.towers.pretrain").setLevel(logging.INFO)
     device = torch.device("cpu")
-    pretrain([model], batches, lambda batch: text_loss(model, batch, device), plan, work / f"{name}-run")
+    pretrain(model, batches, lambda batch: text_loss(model, batch, device), plan, work / f"{name}-run")
     model.half().save_pretrained(out)
     llama.tokenizer.save_pretrained(out)
     return out

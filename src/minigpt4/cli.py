@@ -113,14 +113,18 @@ def train(
 
     loaded = Recipe.load(recipe, overrides or [])  # a mistake in it is found before torch is imported
     if check:
-        from minigpt4.training.dry_run import dry_run
+        from minigpt4.training.checks import dry_run
 
         say(dry_run(loaded, processes))
         return
+    from accelerate import PartialState
+
     from minigpt4.training.train import train as run
 
     logging.getLogger("minigpt4").setLevel(logging.WARNING if _process() else logging.INFO)
     alignment = run(loaded)
+    # All have come here, so all leave the group. After a failure torchrun ends the processes that would wait in it.
+    PartialState().destroy_process_group()
     if not _process():
         say(alignment)
 
@@ -197,14 +201,14 @@ def generate(
 
     Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
     """
-    from minigpt4.generation.batch_job import read_tasks
-    from minigpt4.generation.batch_job import run as run_job
+    from minigpt4.app.batch_job import read_questions
+    from minigpt4.app.batch_job import run as run_job
     from minigpt4.minigpt4 import MiniGPT4
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     result = run_job(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
-        read_tasks(images, prompt), out, job={"model": model, "dtype": dtype, "load_in": load_in},
+        read_questions(images, prompt), out, job={"model": model, "dtype": dtype, "load_in": load_in},
         batch_size=batch_size, max_new_tokens=max_new_tokens, num_beams=num_beams, seed=seed, **sampling,
     )  # fmt: skip
     say(result)

@@ -60,7 +60,7 @@ class Plan:
 
     name: str
     parts: tuple[Part, ...]
-    memory: dict[str, dict[str, int | None]]
+    memory: dict[str, dict[str, int]]
 
     def table(self) -> str:
         """Parameters and memory as text, memory in GB (10^9 bytes)."""
@@ -72,8 +72,7 @@ class Plan:
         lines += [f"{'all':<24}{frozen:>16}{trained:>14}", ""]
         lines.append(f"{'memory in GB':<24}" + "".join(f"{precision:>10}" for precision in PRECISIONS))
         for job, row in self.memory.items():
-            cells = ("-" if (held := row[p]) is None else f"{held / 1e9:.2f}" for p in PRECISIONS)
-            lines.append(f"{job:<24}" + "".join(f"{cell:>10}" for cell in cells))
+            lines.append(f"{job:<24}" + "".join(f"{row[precision] / 1e9:>10.2f}" for precision in PRECISIONS))
         return "\n".join([*lines, "", _NOTES])
 
 
@@ -93,7 +92,7 @@ def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str
     """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
-    memory: dict[str, dict[str, int | None]] = {"weights": {}}
+    memory: dict[str, dict[str, int]] = {"weights": {}}
     for precision in PRECISIONS:
         size = 4 if precision == "float32" else 2
         jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
@@ -104,8 +103,6 @@ def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str
         for job, working in jobs.items():
             peak = PROCESS + max(vision + llm + working + unpacked, _loading(files, vision, llm))
             memory.setdefault(job, {})[precision] = peak
-    if train:
-        memory[f"training on {batch}"]["float16"] = None  # needs gradient scaling, which recipes do not offer
     return Plan(str(name), _parts(skeleton), memory)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from minigpt4.generation.chat import Chat
-from minigpt4.generation.engine import generate
+from minigpt4.generation.engine import answers
 from minigpt4.model import export, loading
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.lora import Trained
@@ -83,8 +83,8 @@ class MiniGPT4(AlignedModel):
         export.export(self, directory, overwrite)
 
     def generate(self, *args: Any, **settings: Any) -> list[str]:
-        """Answers to prompts about images, in batches: see `minigpt4.generation.engine.generate`."""
-        return generate(self, *args, **settings)
+        """Answers to prompts about images, in batches: see `minigpt4.generation.engine.answers`."""
+        return [answer.text for answer in answers(self, *args, **settings)]
 
     def start_chat(self, template: str | Template | None = None) -> Chat:
         """A conversation in the model's chat format, or in `template`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -96,17 +95,14 @@ def language(
 
     Example: minigpt4 pocket build language --out runs/towers
     """
-    from pocket.towers.language import build_captioner, build_language, build_lookups
+    from pocket.towers.language import CAPTIONER, LANGUAGE, LOOKUPS, build_text_model
 
     logging.getLogger("pocket").setLevel(logging.INFO)
-    if lookups:
-        if start is None:
-            raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
-        say(build_lookups(out, steps, start))
-        return
+    if lookups and start is None:
+        raise UserError("--lookups goes on from a finished pocket LLM; name its directory with --start")
     if start is None:
-        say(build_captioner(out, captioner_steps))
-    say(build_language(out, steps, start=start))
+        say(build_text_model(CAPTIONER, out, captioner_steps))
+    say(build_text_model(LOOKUPS if lookups else LANGUAGE, out, steps, start))
 
 
 @build.command()
@@ -143,32 +139,31 @@ def curate(
     say(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
 
 
-Processes = Annotated[
+_REPRODUCTION, _RESULTS, _SUITES = Path("runs/reproduce"), Path("docs/notes/results.md"), Path("runs/eval")
+_Seeds = Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")]
+_Plan = Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")]
+_Processes = Annotated[
     int | None,
     typer.Option(min=1, max=64, help="Processes that make models beside each other; as many as cores, up to 8."),
 ]
 
 
-def default_processes(asked: int | None) -> int:
-    """As many as cores that this process may use, up to eight: each takes about 1.5 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or min(cores, 8)
+def _command(name: str, quick: bool, seeds: int | None) -> str:
+    """The command as it was typed, for the page that it writes."""
+    logging.getLogger("minigpt4").setLevel(logging.INFO)
+    return f"minigpt4 pocket {name}" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
 
 
 @pocket.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Where models and answers go; a run there goes on.")] = Path(
-        "runs/reproduce"
-    ),
-    page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = Path(
-        "docs/notes/results.md"
-    ),
+    out: Annotated[Path, typer.Option(help="Where models and answers go; a run there goes on.")] = _REPRODUCTION,
+    page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = _RESULTS,
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, fewer arms and questions: about 15 minutes.")
     ] = False,
-    seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
-    processes: Processes = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")] = False,
+    seeds: _Seeds = None,
+    processes: _Processes = None,
+    plan: _Plan = False,
     write: Annotated[bool, typer.Option("--write", help="Only write the page, from what is done so far.")] = False,
 ) -> None:
     """Test every claim of the paper in the pocket world, and write the page of results. A run that stopped goes on.
@@ -183,27 +178,24 @@ def reproduce(
     if plan:
         say(run.plan(workshop))
         return
-    command = "minigpt4 pocket reproduce" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
+    command = _command("reproduce", quick, seeds)
     if write:
         run.write(workshop, page, command)
         say(page)
         return
-    logging.getLogger("minigpt4").setLevel(logging.INFO)
-    run.reproduce(workshop, page, command, processes=default_processes(processes))
+    run.reproduce(workshop, page, command, processes=processes)
 
 
 @pocket.command()
 def ablations(
-    out: Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")] = Path(
-        "runs/eval"
-    ),
+    out: Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")] = _SUITES,
     arms: Annotated[
         Path, typer.Option(help="Where models and answers go, shared with `minigpt4 pocket reproduce --out`.")
-    ] = Path("runs/reproduce"),
-    seeds: Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")] = None,
+    ] = _REPRODUCTION,
+    seeds: _Seeds = None,
     quick: Annotated[bool, typer.Option("--quick", help="One seed, and fewer questions.")] = False,
-    processes: Processes = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")] = False,
+    processes: _Processes = None,
+    plan: _Plan = False,
 ) -> None:
     """Train and compare what the paper ablates: layers, Q-Former, stages, the sets of both stages, BLIP-2 with stage 2.
 
@@ -220,8 +212,6 @@ def ablations(
     if plan:
         say(run.plan(workshop))
         return
-    logging.getLogger("minigpt4").setLevel(logging.INFO)
-    command = "minigpt4 pocket ablations" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
-    directory = run.ablations(workshop, out, command, processes=default_processes(processes))
+    directory = run.ablations(workshop, out, _command("ablations", quick, seeds), processes=processes)
     say((directory / TABLE).read_text(encoding="utf-8"))
     say(f"every prompt, answer and verdict: {directory / RESULTS}")

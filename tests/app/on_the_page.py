@@ -73,17 +73,36 @@ def strokes(seed: int) -> list[list[Point]]:
     return found
 
 
+#: What the browser sends to the sheet as a hand draws a line there.
+_DRAW = """(canvas, lines) => {
+    const send = (kind, [clientX, clientY], buttons) => canvas.dispatchEvent(new PointerEvent(kind, {
+        clientX, clientY, buttons, button: kind === "pointermove" ? -1 : 0, pointerType: "mouse", pointerId: 1,
+        isPrimary: true, bubbles: true, cancelable: true, composed: true}));
+    for (const line of lines) {
+        send("pointermove", line[0], 0);
+        send("pointerdown", line[0], 1);
+        line.slice(1).forEach(point => send("pointermove", point, 1));
+        send("pointerup", line.at(-1), 0);
+    }
+}"""
+
+
 def draw_on_sheet(tab: Any, lines: Sequence[Sequence[Point]]) -> None:
-    """Draw lines (in fractions of the sheet) with the mouse, as a hand does: button down, along, button up."""
+    """Draw lines (in fractions of the sheet): the last with the mouse, the others by the same events.
+
+    Without a GPU, Chromium draws the sheet anew for each movement of the mouse, which takes up to a second.
+    """
     expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()  # the pen is in hand
-    canvas = tab.locator("#sketch canvas").first.bounding_box()
-    left, top = canvas["x"] + (canvas["width"] - SHEET) / 2, canvas["y"] + (canvas["height"] - SHEET) / 2
-    for line in lines:
-        for number, (x, y) in enumerate(_corners(line, 1.5 / SHEET)):
-            tab.mouse.move(left + x * SHEET, top + y * SHEET)
-            if number == 0:
-                tab.mouse.down()
-        tab.mouse.up()
+    canvas = tab.locator("#sketch canvas").first
+    box = canvas.bounding_box()
+    left, top = box["x"] + (box["width"] - SHEET) / 2, box["y"] + (box["height"] - SHEET) / 2
+    *others, last = [[(left + x * SHEET, top + y * SHEET) for x, y in _corners(line, 1.5 / SHEET)] for line in lines]
+    canvas.evaluate(_DRAW, others)
+    tab.mouse.move(*last[0])
+    tab.mouse.down()
+    for point in last[1:]:
+        tab.mouse.move(*point)
+    tab.mouse.up()
 
 
 def _corners(line: Sequence[Point], off: float) -> list[Point]:

@@ -318,13 +318,10 @@ def test_words_stay_words(server: Running, varied: MiniGPT4, nasty: str) -> None
     assert read(nasty) == read(" ")
 
 
-def test_too_many_pictures_and_too_long_a_prompt(server: Running, varied: MiniGPT4) -> None:
+def test_too_many_pictures_and_too_long_a_prompt(server: Running) -> None:
     picture = shown(Image.new("RGB", (8, 8)))
     assert "at most 8" in refused(server, *[picture] * 9)
     assert "tokens long" in refused(server, "word " * 600)
-    with serving(varied, prompt_tokens=50) as small:
-        assert "takes 50" in refused(small, "word " * 40)
-        assert small.ask("word").choices
 
 
 def test_a_body_that_is_too_large(server: Running) -> None:
@@ -443,6 +440,6 @@ def test_nothing_that_was_sent_is_kept(server: Running, tmp_path: Path, monkeypa
     )
     assert server.post(form, Content_Type="multipart/form-data; boundary=x")[0] == 200
     assert list(tmp_path.iterdir()) == []
-    held = server.service.scheduler.features._held
+    held = server.service.scheduler.features.held
     assert all(features.numel() < 1000 for _, features in held.values()), "features only, no pixels"
     assert base64.b64encode(data[:60]) not in repr(held).encode()

@@ -89,7 +89,7 @@ def test_who_stops_keeps_what_was_said_and_who_leaves_nothing(endless: MiniGPT4,
         cut = pool.submit(list, chats[2].stream("Hi", do_sample=False, max_new_tokens=400))
         while not scheduler.running:
             time.sleep(0.001)
-        scheduler.close(finish=False)
+        scheduler.close()
         with pytest.raises(UserError, match="The server ends"):
             cut.result(30)
     with pytest.raises(UserError, match="too many requests are waiting"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import html
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,12 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from commands import run
 from minigpt4 import UserError
 from minigpt4.app.page import render
 from minigpt4.app.page.page import decoding
 from minigpt4.app.page.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
 
-START = "from minigpt4.cli import main; main()"
 PAGE = "<html><body><h1>Hi</h1></body></html>"
 
 
@@ -33,24 +31,25 @@ def test_a_visit_that_ends_frees_its_conversation() -> None:
     assert visits.of("ann") is visit
     assert visits.of("ben").turns == []
     chat = weakref.ref(visit.chat)
-    visits.leave("ann")
+    visits.drop(["ann"])
     gc.collect()
     assert visit.stop is not None
     assert chat() is None, "keys and values of the LLM are gone"
     assert visits.of("ann").turns == []
 
 
-def test_visits_are_bounded_in_number_and_time() -> None:
+def test_visits_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    visits = Visits(Models(offered("pocket", [])), clock=lambda: now[0])
+    monkeypatch.setattr("minigpt4.app.recent.monotonic", lambda: now[0])
+    visits = Visits(Models(offered("pocket", [])))
     first = visits.of("0")
     for number in range(1, MAX_VISITS + 5):
         visits.of(str(number))
-    assert len(visits) == MAX_VISITS
+    assert len(visits.held) == MAX_VISITS
     assert visits.of("0") is not first
     now[0] = IDLE_SECONDS + 1
     visits.of("late")
-    assert len(visits) == 1
+    assert len(visits.held) == 1
 
 
 def test_what_cannot_be_asked_has_not_happened(tmp_path: Path) -> None:
@@ -142,9 +141,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
             ([str(tmp_path)], "holds no alignment.json"),
             (["--port", str(taken.getsockname()[1])], "give another --port"),
         ):
-            done = subprocess.run(
-                [sys.executable, "-c", START, "web", *arguments], capture_output=True, text=True, timeout=120
-            )
+            done = run("web", *arguments)
             assert done.returncode == 2
             assert message in done.stderr
             assert done.stderr.count("\n") == 1

@@ -396,7 +396,7 @@ def test_any_request_deletes_what_is_too_old(page: Page, monkeypatch: pytest.Mon
 
 
 @contextlib.contextmanager
-def _running(folder: Path, model: object = "pocket") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _running(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-c", START, "web", str(model), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
     with subprocess.Popen(
@@ -411,7 +411,7 @@ def _running(folder: Path, model: object = "pocket") -> Iterator[tuple[subproces
             process.kill()
 
 
-def test_nothing_of_a_visitor_is_left_behind(tmp_path: Path) -> None:
+def test_nothing_of_a_visitor_is_left_behind(tmp_path: Path, talker: Path) -> None:
     (tmp_path / "minigpt4-page-of-others").mkdir()
     others = list(tmp_path.iterdir())
 
@@ -419,7 +419,7 @@ def test_nothing_of_a_visitor_is_left_behind(tmp_path: Path) -> None:
         return [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "lock"]
 
     for end, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)):
-        with _running(tmp_path) as (process, url):
+        with _running(tmp_path, talker) as (process, url):
             ann = Client(url)
             token = ann.upload(png())[1][0]
             file = {"path": token, "meta": META}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from formats import picture, read
+from minigpt4.app.batch_job import read_questions
 from minigpt4.curation.describe import add_folder
 from minigpt4.curation.ledger import Ledger
 from minigpt4.data.batches import without_stop
@@ -22,7 +23,6 @@ from minigpt4.data.inspect import inspect
 from minigpt4.data.sources import Source, check_source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import expand, walk
-from minigpt4.generation.batch_job import read_tasks
 from minigpt4.images import find_images
 
 
@@ -72,7 +72,7 @@ def test_what_systems_leave_is_data_for_no_reader(tmp_path: Path) -> None:
         put(folder / f"{name}.txt", "old")
     assert texts(folder) == texts(folder / "*.jpg") == ["red"]
     assert [path.name for path in find_images(folder)] == ["a.jpg"]
-    assert len(read_tasks(str(folder), "What?")) == len(read_tasks(str(folder / "*.jpg"), "What?")) == 1
+    assert len(read_questions(str(folder), "What?")) == len(read_questions(str(folder / "*.jpg"), "What?")) == 1
     with Ledger(tmp_path / "project", create=True) as ledger:
         assert add_folder(ledger, folder) == 1
     inner = [(name, data) for place in LEFTOVERS for name, data in ((place, picture(2)), (f"{place}.txt", b"old"))]
@@ -230,7 +230,7 @@ def test_a_folder_of_splits_is_read_for_training_alone(tmp_path: Path, places: t
     assert "split train" in told
     assert "(1 files)" in told
     assert texts(tmp_path / places[1]) == [places[1]]
-    assert len(read_tasks(str(tmp_path), "What?")) == len(places)
+    assert len(read_questions(str(tmp_path), "What?")) == len(places)
 
 
 def test_shards_of_splits_are_read_for_training_alone(tmp_path: Path) -> None:

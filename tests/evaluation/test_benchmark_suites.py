@@ -23,7 +23,7 @@ from minigpt4.evaluation.benchmarks.vqa import Vqa, read_questions
 from minigpt4.evaluation.judges import JudgePrompt, LLMJudge
 from minigpt4.evaluation.run import evaluate
 from pocket.data import benchmarks as pocket
-from pocket.measure.facts import missing_fact
+from pocket.measure.truth import missing_fact
 from pocket.text.phrases import description
 
 Serve = Callable[..., Server]

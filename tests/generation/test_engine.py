@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.generation.engine import answers, generate, stream
+from minigpt4.generation.engine import answers
 from minigpt4.prompts.templates import Message
 
 Says = Callable[[Sequence[str]], MiniGPT4]
@@ -39,7 +39,7 @@ def test_an_answer_stops_where_its_template_says(says: Says, end: list[str]) -> 
     [answer] = answers(model, None, "What is it?", **PLAIN)
     assert answer.text == "A redb" + ("." if end[0].startswith(".") else "")
     assert answer.ended
-    assert "".join(stream(model, None, "What is it?", **PLAIN)) == answer.text
+    assert "".join(model.start_chat().stream("What is it?", **PLAIN)) == answer.text
 
 
 def test_an_answer_stops_at_the_end_tokens_of_the_llms_own_config(says: Says) -> None:
@@ -56,14 +56,14 @@ def test_an_answer_without_an_end_says_so(says: Says) -> None:
 
 def test_a_stream_never_shows_a_part_of_the_stop_string(says: Says) -> None:
     model = says(["A", "#", "b", "##", "c", "d#", "##x", "more"])
-    pieces = list(stream(model, None, "What is it?", **PLAIN))
+    pieces = list(model.start_chat().stream("What is it?", **PLAIN))
     assert "".join(pieces) == "A#b##cd"
     assert pieces == ["A", "#b", "##c", "d"], "what could begin the stop string is held back, and only that"
 
 
 def test_a_stream_brings_the_batch_answer(model: MiniGPT4, pictures: list[Image.Image]) -> None:
     for picture, question in zip(pictures, QUESTIONS, strict=True):
-        pieces = list(stream(model, picture, question, **PLAIN))
+        pieces = list(model.start_chat().stream(question, picture, **PLAIN))
         assert "".join(pieces) == model.generate(picture, question, **PLAIN)[0]
         assert len(pieces) > 1
 
@@ -73,7 +73,7 @@ def test_closing_a_stream_stops_the_llm(says: Says) -> None:
     steps: list[int] = []
     model.blip2.language_model.register_forward_hook(lambda *_: steps.append(1))
     threads = set(threading.enumerate())
-    running = stream(model, None, "What is it?", do_sample=False, max_new_tokens=450)
+    running = model.start_chat().stream("What is it?", do_sample=False, max_new_tokens=450)
     assert next(iter(running)) == "A"
     running.close()  # type: ignore[attr-defined]
     assert len(steps) < 400
@@ -82,9 +82,9 @@ def test_closing_a_stream_stops_the_llm(says: Says) -> None:
 
 def test_a_stream_raises_what_goes_wrong_in_it(model: MiniGPT4) -> None:
     with pytest.raises(UserError, match=r"tokens long and this LLM reads at most 512"):
-        list(stream(model, None, "word " * 400))
+        list(model.start_chat().stream("word " * 400))
     with pytest.raises(UserError, match="beams cannot be streamed"):
-        list(stream(model, None, "What?", num_beams=2))
+        list(model.start_chat().stream("What?", num_beams=2))
 
 
 def test_an_answer_ends_where_the_llm_can_read_no_further(model: MiniGPT4) -> None:
@@ -108,11 +108,11 @@ def test_features_stand_for_images(model: MiniGPT4, pictures: list[Image.Image])
     expected = model.generate(pictures, QUESTIONS, **PLAIN)
     features = model.encode_images(pictures)
     assert model.generate(prompts=QUESTIONS, features=features, **PLAIN) == expected
-    assert "".join(stream(model, None, QUESTIONS[2], features=features[2:3], **PLAIN)) == expected[2]
+    assert model.generate(prompts=QUESTIONS[2], features=features[2:3], **PLAIN) == expected[2:3]
     with pytest.raises(UserError, match="not both"):
-        generate(model, pictures, QUESTIONS, features=features)
+        model.generate(pictures, QUESTIONS, features=features)
     with pytest.raises(UserError, match="features of 8 images were given for 2 prompts"):
-        generate(model, None, QUESTIONS[:2], features=features)
+        model.generate(None, QUESTIONS[:2], features=features)
 
 
 def test_one_picture_serves_many_questions_and_one_question_many_pictures(
@@ -204,7 +204,7 @@ def test_settings_in_the_llms_files_do_not_leak_in(tiny_vision: Path, tiny_llm: 
 )
 def test_wrong_settings_are_named(model: MiniGPT4, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match="^(?s:.*)" + message.replace("(", r"\(").replace(")", r"\)")):
-        generate(model, None, "What is it?", **settings)  # type: ignore[arg-type]
+        model.generate(None, "What is it?", **settings)  # type: ignore[arg-type]
 
 
 def test_equal_pictures_are_encoded_once(model: MiniGPT4, pictures: list[Image.Image], tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 import pytest
 
 from minigpt4.statistics import Rate, difference
-from pocket.measure.survey import ABILITIES, Record
-from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, at_least, more, not_more
+from pocket.measure.survey import ABILITIES, Rates, Record
+from pocket.measure.truth import Finding, check
+from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, at_least, judge, more, not_more
+from pocket.reproduce.experiments import FULL, arms
 from pocket.reproduce.survey import FORMS, Evidence, Figures, draw_exam, figures
 from pocket.world import world
 
 
 def made(**rates):
     """Figures with these rates of 100 for every seed, `_` standing for a blank."""
-    found = Figures({name.replace("_s_", "'s ").replace("__", " "): Rate(n, 100) for name, n in rates.items()})
+    found = Figures(Rates({name.replace("_s_", "'s ").replace("__", " "): Rate(n, 100) for name, n in rates.items()}))
     found.words = {"caption": (700, 100), "description": (3000, 100), "story": (4000, 100)}
     return found
 
@@ -65,6 +67,19 @@ def test_claim_that_does_not_hold_is_said_not_to(key, arm, rates, others):
     assert {name for name, outcome in found.items() if outcome is Outcome.FAILS} == {key} | others
 
 
+def test_claims_name_what_is_trained_and_measured():
+    exam = draw_exam(1, 1, 0)
+    firsts = [exam.pictures[question.picture].items[0].kind for question in exam.questions]
+    counted = figures(exam, [Record(f"There is a {kind}.", None, Finding(False)) for kind in firsts])
+    trained, measured = {arm.name for arm in arms(FULL)}, {*counted.rates, *(f"words {form}" for form in FORMS)}
+    for claim in CLAIMS:
+        assert {test["is"] for test in claim.tests} <= {"more", "not more", "at least", "shown"}
+        measures = [test[side] for test in claim.tests for side in ("one", "other") if isinstance(test[side], list)]
+        for arm, name in [*measures, *(row[1:] for row in claim.ours)]:
+            assert arm in trained
+            assert name in measured, f"{claim.key}: {name}"
+
+
 def test_claims_without_figures_are_not_judged():
     assert set(outcomes(Evidence({})).values()) == {Outcome.OPEN}
 
@@ -73,8 +88,8 @@ def test_what_is_only_shown_decides_nothing():
     found = dict(evidence().of)
     found["the beginner with all skills"] = {0: made(**GOOD | {"abilities": 0})}
     claim = CLAIMS[0]
-    shown = [test for test in claim.tests if test.comparison == "shown"]
-    assert shown[0].judge(Evidence(found)) == ("0 % (0–4) against 2 % (1–4): -2 points (-4 to +2)", None)
+    shown = [test for test in claim.tests if test["is"] == "shown"]
+    assert judge(shown[0], Evidence(found)) == ("0 % (0–4) against 2 % (1–4): -2 points (-4 to +2)", None)
     assert claim.outcome(Evidence(found)) is Outcome.HOLDS
 
 
@@ -113,7 +128,6 @@ def test_answers_are_counted_by_form():
     scenes = [question for question in exam.questions if question.ability in {f"scene's {form}" for form in FORMS}]
     assert len(exam.pictures) == 5 + 2
     assert len(scenes) == 6
-    from pocket.measure.truth import check
 
     def record(question):
         picture = exam.pictures[question.picture]

@@ -16,10 +16,9 @@ from minigpt4.files import only_process
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.claims import CLAIMS
-from pocket.reproduce.experiments import FULL, QUICK, ablated, arms, find_scale, jobs
+from pocket.reproduce.experiments import FULL, QUICK, SKILLS, ablated, arms, find_scale, jobs
 from pocket.reproduce.run import ablations, collect, make_all, plan, reproduce, write
 from pocket.text.conversations import conversation
-from pocket.towers.skills import SKILLS
 
 SCRIPT = Path(__file__).with_name("reproductions.py")
 

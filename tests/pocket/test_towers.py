@@ -46,7 +46,7 @@ def _train(out, steps, stop_at=None):
 
     loss.calls = 0
     plan = Pretraining(steps, warmup=5, checkpoint_every=7, log_every=1)
-    pretrain([model], _batch, loss, plan, out)
+    pretrain(model, _batch, loss, plan, out)
     return model
 
 
@@ -103,7 +103,7 @@ def test_text_of_lookups_weighs_the_word_that_counts(tokenizer, monkeypatch):
 
 def test_lookups_start_from_an_llm_without_them(tmp_path):
     with pytest.raises(UserError, match="already"):
-        language_tower.build_lookups(tmp_path, 10, "pocket/language")
+        language_tower.build_text_model(language_tower.LOOKUPS, tmp_path, 10, "pocket/language")
 
 
 def test_patches_and_queries_know_the_truth():

@@ -45,10 +45,10 @@ def runs(
     two = [
         recipe("two", feature_cache=root / "features-of-two"),
         recipe("accumulated", gradient_accumulation_steps=2),
-        recipe("sharded", shard_llm=True),
+        recipe("sharded", shard_llm=True, trackers=["tensorboard"]),
+        recipe("odd", batch_size=7),
         recipe("stream", **streamed, workers=2, gradient_accumulation_steps=2),
         recipe("carried over", **carried, gradient_accumulation_steps=2),
-        recipe("odd", batch_size=7),
     ]
     files = []
     for each in two:
@@ -88,6 +88,12 @@ def test_two_processes_train_as_one(runs: tuple[Path, str], name: str) -> None:
     projections = [load_file(root / each / "alignment" / "projection.safetensors") for each in (one, name)]
     for key, tensor in projections[0].items():
         assert (projections[1][key] - tensor).abs().max() < 1e-4
+
+
+def test_figures_of_two_processes_go_to_a_tracker_once(runs: tuple[Path, str]) -> None:
+    """And the run goes on when the tracker has ended: processes still say to each other what was left out."""
+    tracked = [json.loads(line) for line in (runs[0] / "sharded" / "minigpt4.jsonl").read_text().splitlines()]
+    assert tracked == losses(runs[0] / "sharded")
 
 
 def test_a_batch_that_does_not_come_out_even(runs: tuple[Path, str]) -> None:

@@ -12,7 +12,7 @@ from minigpt4.cli import app
 from minigpt4.errors import UserError
 from minigpt4.memory import plan
 from minigpt4.model.convert import assemble
-from minigpt4.training.dry_run import dry_run
+from minigpt4.training.checks import dry_run
 from minigpt4.training.recipe import Recipe
 
 

@@ -13,9 +13,11 @@ from minigpt4.data.batches import Batches, tokenise
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
+from minigpt4.stopping import StopSignals
+from minigpt4.training.distributed import Processes
 from minigpt4.training.features import FeatureCache, Prepare, cache_features, image_key
 from minigpt4.training.loader import CachedLoader, Loaded
-from minigpt4.training.loop import Step, make_optimizer, training_steps
+from minigpt4.training.loop import Step, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
 
 Setting = tuple[MiniGPT4, Batches, FeatureCache, Recipe]
@@ -51,9 +53,11 @@ def setting(
     return model, Batches(samples, recipe.batch_size, recipe.seed), features, recipe
 
 
-def run(setting: Setting) -> list[Step]:
+def run(setting: Setting, loaded: Iterator[Loaded] | None = None) -> list[Step]:
     model, batches, features, recipe = setting
-    return list(training_steps(model, make_optimizer(model, recipe), CachedLoader(batches, features).start(0), recipe))
+    loaded = loaded or CachedLoader(batches, features).start(0)
+    optimizer, scaler = make_optimizer(model, recipe), make_scaler(model)
+    return list(training_steps(model, optimizer, scaler, loaded, recipe, Processes("cpu"), StopSignals()))
 
 
 def hashes(model: MiniGPT4) -> dict[str, str]:
@@ -108,24 +112,23 @@ def test_divergence_stops_with_the_step(setting: Setting) -> None:
     wild = recipe.model_copy(update={"learning_rate": 1e37, "warmup_steps": 0, "warmup_learning_rate": 0.0})
     message = r"diverged at step 2: loss .*gradient norm nan, with (all|[45] of) 6 samples.*'.*\(image .*below 1e\+37"
     with pytest.raises(UserError, match=message):
-        list(training_steps(model, make_optimizer(model, wild), CachedLoader(batches, features).start(0), wild))
+        run((model, batches, features, wild))
     assert all(p.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_samples_at_fault_are_named(setting: Setting) -> None:
     """One picture whose features are not finite: its text is named, and no other."""
-    model, batches, features, recipe = setting
+    _, batches, features, _ = setting
     loaded = CachedLoader(batches, features).start(0)
 
     def spoiled() -> Iterator[Loaded]:
         first = next(loaded)
-        assert first.features is not None
-        broken = first.features.clone()
+        broken = first.images.clone()
         broken[2] = float("nan")
-        yield replace(first, features=broken)
+        yield replace(first, images=broken)
 
     with pytest.raises(UserError, match="with 1 of 6 samples: '") as error:
-        list(training_steps(model, make_optimizer(model, recipe), spoiled(), recipe))
+        run(setting, spoiled())
     picture = batches[0].pictures[2].hex()[:12]
     assert f"(image {picture})" in str(error.value)
 
@@ -140,8 +143,7 @@ def test_in_parts_the_losses_and_the_projection_are_the_same(setting: Setting) -
     for parts in (1, 3):
         model.load_state_dict(start, strict=False)
         split = recipe.model_copy(update={"gradient_accumulation_steps": parts})
-        loaded = CachedLoader(batches, features).start(0)
-        steps = list(training_steps(model, make_optimizer(model, split), loaded, split))
+        steps = run((model, batches, features, split))
         ends.append(([step.loss for step in steps], model.blip2.language_projection.weight.detach().clone()))
     assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-5)
     torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-3, atol=1e-5)

@@ -1,1 +1,1 @@
-"""What serves the model to people and programs: the web page and the HTTP API."""
+"""What puts the model to use: the web page, the HTTP API, and the job of `minigpt4 generate`."""

@@ -33,39 +33,31 @@ class Bodies:
             raise _too_large(limit)
         if self.coming >= self.at_once:
             raise _too_many()
-        body = bytearray()
+        body, started, more = bytearray(), time.monotonic(), True
+        self.coming += 1
         try:
-            self.coming += 1
             try:
-                await self._fill(body, receive, limit)
+                while more:
+                    allowed = started + min(self.seconds, PAUSE + len(body) / RATE) - time.monotonic()
+                    message = await asyncio.wait_for(receive(), min(PAUSE, allowed))
+                    if message["type"] == "http.disconnect":
+                        raise HTTPException(400, "the body did not come whole")
+                    piece = message.get("body", b"")
+                    if len(body) + len(piece) > limit:
+                        raise _too_large(limit)
+                    body += piece
+                    self.held += len(piece)
+                    if len(body) > SMALL and self.held > self.room:
+                        raise _too_many()
+                    more = message.get("more_body", False)
+            except (TimeoutError, asyncio.TimeoutError):
+                pace = f"it may take {self.seconds:g} s, pause {PAUSE:g} s, and must bring {RATE:,} bytes per second"
+                raise HTTPException(408, f"the body came too slowly: {pace}", {"Connection": "close"}) from None
             finally:
                 self.coming -= 1
             yield bytes(body)
         finally:
             self.held -= len(body)
-
-    async def _fill(self, body: bytearray, receive: Any, limit: int) -> None:
-        started, more = time.monotonic(), True
-        while more:
-            allowed = started + min(self.seconds, PAUSE + len(body) / RATE) - time.monotonic()
-            try:
-                message = await asyncio.wait_for(receive(), min(PAUSE, allowed))
-            except (TimeoutError, asyncio.TimeoutError):
-                late = (
-                    f"the body came too slowly: it may take {self.seconds:g} s, pause {PAUSE:g} s, "
-                    f"and must bring {RATE:,} bytes per second"
-                )
-                raise HTTPException(408, late, {"Connection": "close"}) from None
-            if message["type"] == "http.disconnect":
-                raise HTTPException(400, "the body did not come whole")
-            piece = message.get("body", b"")
-            if len(body) + len(piece) > limit:
-                raise _too_large(limit)
-            body += piece
-            self.held += len(piece)
-            if len(body) > SMALL and self.held > self.room:
-                raise _too_many()
-            more = message.get("more_body", False)
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -38,10 +39,6 @@ _CODE = "import sys; sys.path[:] = {path!r}; from minigpt4.app.decoder import wo
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-class _SlowError(Exception):
-    """The image took more time than it may."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Job:
     """An encoded image, what `open_image` and `fit` take with it, and who waits for it."""
@@ -51,33 +48,23 @@ class _Job:
     size: tuple[int, int, int] | None
     image: Future[Image.Image] = field(default_factory=Future)
 
-    def settle(self, image: Image.Image | None = None, error: Exception | None = None) -> None:
-        with contextlib.suppress(InvalidStateError):  # nobody waits any more
-            if image is not None:
-                self.image.set_result(image)
-            else:
-                self.image.set_exception(error)
+
+_Jobs = queue.SimpleQueue[_Job | None]
 
 
 class Decoder:
-    """Opens images in `quick` processes, and the slow ones in one more; first come, first served."""
+    """Opens images in two quick processes, and the slow ones in one more; first come, first served."""
 
-    def __init__(self, quick: int = 2) -> None:
-        self._quick: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._slow: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = False
-        self._lanes = [self._quick] * quick + [self._slow]
-        self._processes: list[_Process] = []
-        self._threads = [
-            threading.Thread(target=self._run, args=[lane], name="minigpt4-decode", daemon=True) for lane in self._lanes
-        ]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self) -> None:
+        self._jobs: _Jobs = queue.SimpleQueue()
+        slow: _Jobs = queue.SimpleQueue()
+        quick = [_Worker(self._jobs, QUICK_SECONDS, slow) for _ in range(2)]
+        self._workers = [*quick, _Worker(slow, SECONDS, None)]
 
     def submit(self, data: bytes, max_pixels: int, size: tuple[int, int, int] | None = None) -> Future[Image.Image]:
         """The image to be, brought to `size` by `fit` if there is one. It fails with a UserError; cancel it at will."""
         job = _Job(data, max_pixels, size)
-        self._quick.put(job)
+        self._jobs.put(job)
         return job.image
 
     def open(self, data: bytes, max_pixels: int, seconds: float = 60.0) -> Image.Image:
@@ -87,107 +74,104 @@ class Decoder:
             return image.result(seconds)
         except (TimeoutError, FutureTimeoutError):
             image.cancel()
-            raise UserError("uploaded image: too many images are being opened; try again later") from None
+            raise UserError("too many images are being opened; try again later") from None
 
     def close(self) -> None:
         """End the processes; an image that waits or is being opened fails."""
-        self._closed = True
-        for lane in self._lanes:
-            lane.put(None)
-        for process in list(self._processes):
-            process.kill()
-        for thread in self._threads:
-            thread.join()
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.join()
 
-    def _run(self, lane: queue.SimpleQueue[_Job | None]) -> None:
-        process = _Process(QUICK_SECONDS if lane is self._quick else SECONDS)  # ends with the thread that starts it
-        self._processes.append(process)
-        while (job := lane.get()) is not None:
+
+class _Worker(threading.Thread):
+    """Has a process decode one image after the other, and another one in its place if that dies.
+
+    An image that takes more than `seconds` goes on to `slower`, or is refused if there is nothing slower.
+    """
+
+    def __init__(self, jobs: _Jobs, seconds: float, slower: _Jobs | None) -> None:
+        super().__init__(name="minigpt4-decode", daemon=True)
+        self.jobs, self.seconds, self.slower = jobs, seconds, slower
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ending = False
+        self.start()
+
+    def end(self) -> None:
+        self._ending = True
+        self.jobs.put(None)
+        if self._process is not None:
+            self._process.kill()
+
+    def run(self) -> None:
+        self._process = _started()  # here, because it ends with the thread that starts it
+        while (job := self.jobs.get()) is not None:
             if job.image.cancelled():
                 continue
             try:
-                if self._closed:
-                    raise UserError("uploaded image: the server ends")
-                job.settle(process.open(job))
-            except _SlowError:
-                if lane is self._quick:
-                    self._slow.put(job)
+                found = "the server ends" if self._ending else self._open(job)
+            except OSError as error:
+                found = f"no process can be started to decode it ({error.strerror})"
+            if found is None and self.slower is not None and not self._ending:
+                self.slower.put(job)
+                continue
+            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+                if isinstance(found, Image.Image):
+                    job.image.set_result(found)
                 else:
-                    job.settle(
-                        error=UserError(f"uploaded image: decoding it takes more than {SECONDS:g} s; save it simpler")
-                    )
-            except Exception as error:
-                job.settle(error=error)
-        process.kill()
-
-
-class _Process:
-    """A process that decodes one image after the other, and another in its place when it has died."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT}, start_new_session=True,  # Ctrl-C is for the server
-        )  # fmt: skip
-
-    def kill(self) -> None:
+                    late = f"decoding it takes more than {SECONDS:g} s; save it simpler"
+                    job.image.set_exception(UserError(found or late))
         self._process.kill()
         self._process.wait()
 
-    def open(self, job: _Job) -> Image.Image:
-        """The image. Raises UserError for a bad one, and _SlowError."""
+    def _open(self, job: _Job) -> Image.Image | str | None:
+        """The image, what is wrong with it, or None if it took too long."""
+        assert self._process is not None
         if self._process.poll() is not None:  # killed by somebody while it had nothing to do
-            self._start()
-        end = time.monotonic() + (CLOCK_SECONDS if hasattr(signal, "setitimer") else self.seconds)
-        alarm = threading.Timer(end - time.monotonic(), self._process.kill)
+            self._process = _started()
+        end = time.monotonic() + CLOCK_SECONDS
+        alarm = threading.Timer(CLOCK_SECONDS, self._process.kill)
         alarm.start()
         try:
-            found = self._exchange(job)
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            size = len(job.data)
+            head = {"bytes": size, "max_pixels": job.max_pixels, "size": job.size, "seconds": self.seconds}
+            _write(self._process.stdin, head, job.data)
+            reply = json.loads(self._process.stdout.readline())
+            if "error" in reply:
+                return str(reply["error"])
+            width, height = reply["size"]
+            return Image.frombytes("RGB", (width, height), self._process.stdout.read(width * height * 3))
         except (OSError, ValueError):  # it died before its reply, or within
-            self.kill()
-            died = self._process.returncode
-            self._start()
-            if died == -getattr(signal, "SIGPROF", 0) or time.monotonic() >= end:
-                raise _SlowError from None
-            raise UserError("uploaded image: the process that decoded it died; try another one") from None
+            self._process.kill()
+            died = self._process.wait()
+            self._process = _started()
+            late = died == -signal.SIGPROF or time.monotonic() >= end
+            return None if late else "the process that decoded it died; try another one"
         finally:
             alarm.cancel()
-        if isinstance(found, str):
-            raise UserError(found)
-        return found
 
-    def _exchange(self, job: _Job) -> Image.Image | str:
-        """The image, or what is wrong with it."""
-        source, sink = self._process.stdout, self._process.stdin
-        assert source is not None
-        assert sink is not None
-        head = {"bytes": len(job.data), "max_pixels": job.max_pixels, "size": job.size, "seconds": self.seconds}
-        _write(sink, head, job.data)
-        reply = json.loads(source.readline())
-        if "error" in reply:
-            return str(reply["error"])
-        width, height = reply["size"]
-        return Image.frombytes("RGB", (width, height), source.read(width * height * 3))
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE.format(path=sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, **_ENVIRONMENT}, start_new_session=True,  # Ctrl-C is for the server
+    )  # fmt: skip
 
 
 def work() -> None:
     """Decode what comes in, until nothing more can come: the whole life of a decoding process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: if the server dies while an image is decoded
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     while line := sys.stdin.buffer.readline():
         job = json.loads(line)
         data = sys.stdin.buffer.read(job["bytes"])
-        _allow(job["seconds"])
+        # The system ends this process after so much processor time, whatever it does.
+        signal.setitimer(signal.ITIMER_PROF, job["seconds"])
         reply, pixels = _decoded(data, job["max_pixels"], job["size"])
-        _allow(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _write(sys.stdout.buffer, reply, pixels)
 
 
@@ -197,15 +181,9 @@ def _decoded(data: bytes, max_pixels: int, size: tuple[int, int, int] | None) ->
         image = image if size is None else fit(image, *size)
         return {"size": image.size}, image.tobytes()
     except UserError as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error).removeprefix("uploaded image: ")}, b""
     except MemoryError:
-        return {"error": "uploaded image: decoding it takes too much memory; make it smaller first"}, b""
-
-
-def _allow(seconds: float) -> None:
-    """Let the system end this process after so much processor time, whatever it does; 0: no limit."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        return {"error": "decoding it takes too much memory; make it smaller first"}, b""
 
 
 def _write(pipe: IO[bytes], head: dict[str, Any], data: bytes) -> None:

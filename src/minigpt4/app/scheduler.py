@@ -11,23 +11,21 @@ import math
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from minigpt4.app.recent import Recent
 from minigpt4.errors import UserError
 from minigpt4.generation.batching import Chosen, ContinuousBatch, Row
 from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.generation.engine import no_features
 from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +42,9 @@ class LateError(Exception):
     """The request timed out."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SentImage:
-    """An image of a request: the key of its content, and its pixels (1, 3, h, w) unless its features are known."""
+    """An image of a request: the key of its content, and its pixels (1, 3, h, w) or its features (q, d_qformer)."""
 
     key: bytes
     pixels: Tensor | None = None
@@ -54,24 +52,19 @@ class SentImage:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a step added to an answer: the token, and the text that can be shown by now (often empty)."""
+class Step:
+    """What a step added to an answer: the token (None: it never began), and the text that can be shown by now.
 
-    text: str
-    chosen: Chosen
-
-
-@dataclass(frozen=True)
-class Done:
-    """The end of an answer: all of it, and the text that had not been shown. `tokens` counts its end too.
-
-    `past` holds keys and values of what the LLM has read, if the request came with some.
+    The last one has the whole `answer`, and keys and values of what the LLM has read, if the request came with some.
     """
 
-    answer: Answer
     text: str
-    tokens: int
+    chosen: Chosen | None
+    answer: Answer | None = None
     past: DynamicCache | None = None
+
+
+Event = Step | Exception
 
 
 @dataclass(eq=False)
@@ -80,81 +73,66 @@ class AnswerRequest:
 
     It waits, runs in the batch, and ends in one of four ways. The last that `report` gets is
 
-    - Done, if an end token, one of `stops` or the token limit came, or `stop` was set (with the text so far);
+    - a Step with the answer, if an end token, one of `stops` or the token limit came, or `stop` was set (the text so
+      far);
     - LateError, if `deadline` (seconds of `time.monotonic`) has passed;
     - another exception, if the model failed or the server ends;
     - nothing, if `cancelled` was set.
 
-    Before the end, `report` gets each Piece. It is called from the scheduler's thread. `images` may be their features
-    too (images, q, d_qformer). `past`: of a conversation that goes on, keys and values of the first of `ids`.
+    Before the end, `report` gets each Step. It is called from the scheduler's thread. `past`: of a conversation that
+    goes on, keys and values of the first of `ids`.
     """
 
     ids: Sequence[int]
-    images: Sequence[SentImage] | Tensor
+    images: Sequence[SentImage]
     decoding: Decoding
     stops: Sequence[str]
-    deadline: float
-    report: Callable[[Piece | Done | Exception], None] = lambda event: None
+    deadline: float = math.inf
+    report: Callable[[Event], None] = lambda event: None
     logprobs: int | None = None
-    cancelled: bool = False
-    stop: threading.Event | None = None
     past: DynamicCache | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
+    # While it runs:
+    row: Row = field(init=False)
+    reader: AnswerReader = field(init=False)
+    started: float = field(init=False)
 
-    @property
-    def stop_requested(self) -> bool:
-        return self.stop is not None and self.stop.is_set()
+    def tell(self, event: Event) -> None:
+        if not self.cancelled:
+            with contextlib.suppress(RuntimeError):  # the loop of the one who asked has ended
+                self.report(event)
 
+    def end(self, event: Event) -> None:
+        self.tell(event)
+        self.cancelled = True
 
-@dataclass(eq=False)
-class _Running:
-    asked: AnswerRequest
-    row: Row
-    reader: AnswerReader
-    started: float = field(default_factory=time.monotonic)
-
-
-class RecentFeatures:
-    """Features (q, d_qformer) of the images last seen, by content: no image is kept, and these not for long."""
-
-    def __init__(self, size: int = 256, seconds: float = 600.0) -> None:
-        self.size, self.seconds = size, seconds
-        self._lock = threading.Lock()
-        self._held: OrderedDict[bytes, tuple[float, Tensor]] = OrderedDict()  # the longest unused first
-
-    def recall(self, key: bytes, new: Tensor | None = None) -> Tensor | None:
-        """The features of the image with this key: `new` ones, which are kept, or those that are held."""
-        now = time.monotonic()
-        with self._lock:
-            while self._held and next(iter(self._held.values()))[0] < now - self.seconds:
-                self._held.popitem(last=False)
-            _, held = self._held.pop(key, (now, None))
-            features = held if new is None else new
-            if features is not None:
-                self._held[key] = (now, features)
-            if len(self._held) > self.size:
-                self._held.popitem(last=False)
-            return features
+    def has_ended(self) -> bool:
+        """Whether the request is cancelled, or late: then that is reported."""
+        if time.monotonic() > self.deadline:
+            self.end(LateError())
+        return self.cancelled
 
 
 class Scheduler:
     """Answers requests with `model`, up to `max_batch` at a time; `max_queue` more may wait.
 
-    `encoded` and `reused` count images.
+    `features` are those of the images last seen, by content: no image is kept. `encoded` and `reused` count images.
     """
 
     def __init__(self, model: MiniGPT4, max_batch: int = 16, max_queue: int = 128) -> None:
         self.model, self.max_batch, self.max_queue = model, max_batch, max_queue
-        self.features = RecentFeatures()
+        self.features = Recent[Tensor](count=256, seconds=600.0)
         self.encoded = self.reused = 0
         self._batch = ContinuousBatch(model)
         self._ends = end_tokens(model.blip2.language_model, model.tokenizer)
         self._waiting: deque[AnswerRequest] = deque()
-        self._running: list[_Running] = []
+        self._running: list[AnswerRequest] = []
         self._seconds = 1.0  # of late, for one answer: a moving mean
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="minigpt4-scheduler", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="minigpt4-scheduler", daemon=True)
+        self.thread.start()
 
     @property
     def waiting(self) -> int:
@@ -163,10 +141,6 @@ class Scheduler:
     @property
     def running(self) -> int:
         return len(self._running)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
 
     @property
     def retry_after(self) -> int:
@@ -183,22 +157,17 @@ class Scheduler:
             self._changed.notify()
 
     def stream(
-        self,
-        ids: Sequence[int],
-        features: Tensor,
-        decoding: Decoding,
-        stop: str,
-        *,
-        cache: DynamicCache,
+        self, ids: Sequence[int], features: Tensor, decoding: Decoding, stop: str, cache: DynamicCache,
         cancelled: threading.Event,
-    ) -> Generator[str, None, Answer]:
+    ) -> Generator[str, None, Answer]:  # fmt: skip
         """What `batching.decode_stream` does, in the batch of all who ask (`Chat` takes it in its place).
 
         Raises BusyError if there is no room, UserError for a conversation that is too long, and what the model raises.
         """
         decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
-        events: queue.SimpleQueue[Piece | Done | Exception] = queue.SimpleQueue()
-        asked = AnswerRequest(ids, features, decoding, (stop,), math.inf, events.put, stop=cancelled, past=cache)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        images = [SentImage(b"", features=each) for each in features]
+        asked = AnswerRequest(ids, images, decoding, (stop,), report=events.put, past=cache, stop=cancelled)
         self.submit([asked])
         try:
             while True:
@@ -207,126 +176,100 @@ class Scheduler:
                     raise event
                 if event.text:
                     yield event.text
-                if isinstance(event, Done):
+                if event.answer is not None:
                     if event.past is not None:
                         cache.layers[:] = event.past.layers
                     return event.answer
         finally:
             asked.cancelled = True
 
-    def close(self, finish: bool = True) -> None:
-        """Answer what was submitted (or break it off: not `finish`), take no more, and end the thread.
-
-        What is broken off is not waited for longer than two seconds: a step of a large model may take more.
-        """
+    def close(self) -> None:
+        """Break off what was submitted, take no more, and end the thread."""
         with self._changed:
             self._closing = True
-            if not finish:
-                error = UserError("The server ends")  # nobody may wait for ever
-                self._fail([*self._waiting, *(each.asked for each in self._running)], error)
+            _end([*self._waiting, *self._running], UserError("The server ends"))  # nobody may wait for ever
             self._changed.notify()
-        self._thread.join(None if finish else 2.0)
+        self.thread.join(2.0)  # a step of a large model may take more
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._running or self._closing):
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
                 if not (self._waiting or self._running):
                     return
-                self._waiting = deque(asked for asked in self._waiting if not self._ended_waiting(asked))
+                for asked in self._waiting:
+                    if asked.stop.is_set():
+                        asked.end(Step("", None, Answer("", False, ())))
+                self._waiting = deque(asked for asked in self._waiting if not asked.has_ended())
                 new = [self._waiting.popleft() for _ in range(min(self.max_batch - self.running, self.waiting))]
             try:
                 self._advance(new)
             except Exception as error:  # the model's own: no memory left, say
                 logger.exception("a batch of answers failed")
-                self._fail([*new, *(each.asked for each in self._running)], error)
+                _end([*new, *self._running], error)
                 self._running, self._batch = [], ContinuousBatch(self.model)
 
     def _advance(self, new: Sequence[AnswerRequest]) -> None:
         """One step: those who have gone leave, new requests join, and everybody gets one more token."""
-        self._drop([running for running in self._running if self._ended(running.asked)])
+        self._keep([asked for asked in self._running if not asked.has_ended()])
         if self._running:
             self._batch.step()
-        if new:
-            try:
-                self._start(new)
-            except Exception as error:  # what runs already can go on
-                logger.exception("new requests failed")
-                self._batch.leave(set(self._batch.rows) - {running.row for running in self._running})
-                self._fail(new, error)
-        self._drop([running for running in self._running if self._read(running)])
+        try:
+            self._start(new)
+        except Exception as error:  # what runs already can go on
+            logger.exception("new requests failed")
+            self._keep(self._running)
+            _end(new, error)
+        self._keep([asked for asked in self._running if not self._read(asked)])
+
+    def _keep(self, running: list[AnswerRequest]) -> None:
+        """Let all rows but these leave the batch."""
+        self._running = running
+        self._batch.leave(set(self._batch.rows) - {asked.row for asked in running})
 
     def _start(self, requests: Sequence[AnswerRequest]) -> None:
-        encoded = self._encode([i for asked in requests if not isinstance(asked.images, Tensor) for i in asked.images])
-        started = []
+        self._encode([image for asked in requests for image in asked.images])
         for asked in requests:
-            if isinstance(asked.images, Tensor):
-                features = asked.images
-            elif asked.images:
-                features = torch.stack([encoded[image.key] for image in asked.images])
-            else:
-                features = no_features(self.model)
-            row = Row(asked.ids, features, asked.decoding, asked.logprobs, asked.past)
-            started.append(_Running(asked, row, AnswerReader(self.model.tokenizer, asked.stops, self._ends)))
-        self._batch.join([running.row for running in started])
-        self._running += started
+            known = [image.features for image in asked.images if image.features is not None]
+            features = torch.stack(known) if known else no_features(self.model)
+            asked.row = Row(asked.ids, features, asked.decoding, asked.logprobs, asked.past)
+            asked.reader = AnswerReader(self.model.tokenizer, asked.stops, self._ends)
+            asked.started = time.monotonic()
+        self._batch.join([asked.row for asked in requests])
+        self._running += requests
 
-    def _encode(self, images: Sequence[SentImage]) -> dict[bytes, Tensor]:
-        """Features of all images by key; each that is not known is encoded once."""
-        known = {image.key: self.features.recall(image.key) if image.features is None else image.features
-                 for image in images}  # fmt: skip
-        new = {image.key: image.pixels for image in images if known[image.key] is None and image.pixels is not None}
-        if new:
-            encoded = self.model.encode_pixels(torch.cat(list(new.values())))
-            for key, found in zip(new, encoded, strict=True):
-                known[key] = found
-                self.features.recall(key, found.clone())  # a view would keep the whole batch alive
+    def _encode(self, images: Sequence[SentImage]) -> None:
+        """Give all images their features; each that is not known is encoded once."""
+        for image in images:
+            if image.features is None:
+                image.features = self.features.use(image.key)
+        new = {image.key: image.pixels for image in images if image.features is None and image.pixels is not None}
         self.encoded += len(new)
         self.reused += len(images) - len(new)
-        return {key: found for key, found in known.items() if found is not None}
+        if new:
+            encoded = dict(zip(new, self.model.encode_pixels(torch.cat(list(new.values()))), strict=True))
+            for image in images:
+                if image.features is None:  # a view would keep the whole batch alive
+                    image.features = self.features.use(image.key, encoded[image.key].clone())
 
-    def _read(self, running: _Running) -> bool:
-        """Report the newest token of a row; True if it was the last."""
-        asked, row, reader = running.asked, running.row, running.reader
-        if row.failed is not None:
-            _report(asked, row.failed)
+    def _read(self, asked: AnswerRequest) -> bool:
+        """Report the newest token of an answer; True if it was the last."""
+        try:
+            newest = asked.row.chosen()
+        except Exception as error:
+            asked.end(error)
             return True
-        if row.newest is None:
+        text = asked.reader.read(newest.token)
+        if not (asked.reader.ended or asked.row.is_full or asked.stop.is_set()):
+            asked.tell(Step(text, newest))
             return False
-        newest, row.newest = row.newest, None
-        _report(asked, Piece(reader.read(newest.token), newest))
-        if not (reader.ended or len(row.tokens) >= asked.decoding.max_new_tokens or asked.stop_requested):
-            return False
-        answer, rest = reader.finish()
-        past = None if asked.past is None else self._batch.read_by(row)
-        _report(asked, Done(answer, rest, len(row.tokens), past))
-        self._seconds += 0.1 * (time.monotonic() - running.started - self._seconds)
+        answer, rest = asked.reader.finish()
+        past = None if asked.past is None else self._batch.read_by(asked.row)
+        asked.end(Step(text + rest, newest, answer, past))
+        self._seconds += 0.1 * (time.monotonic() - asked.started - self._seconds)
         return True
 
-    def _ended_waiting(self, asked: AnswerRequest) -> bool:
-        if asked.stop_requested:
-            _report(asked, Done(Answer("", False, ()), "", 0))
-            return True
-        return self._ended(asked)
 
-    def _ended(self, asked: AnswerRequest) -> bool:
-        """Whether a request is cancelled, or late: then that is reported."""
-        if not asked.cancelled and time.monotonic() > asked.deadline:
-            self._fail([asked], LateError())
-        return asked.cancelled
-
-    def _fail(self, requests: Sequence[AnswerRequest], error: Exception) -> None:
-        for asked in requests:
-            _report(asked, error)
-            asked.cancelled = True
-
-    def _drop(self, gone: Sequence[_Running]) -> None:
-        self._batch.leave({running.row for running in gone})
-        self._running = [running for running in self._running if running not in gone]
-
-
-def _report(asked: AnswerRequest, event: Piece | Done | Exception) -> None:
-    if not asked.cancelled:
-        with contextlib.suppress(RuntimeError):  # the loop of the one who asked has ended
-            asked.report(event)
+def _end(requests: Sequence[AnswerRequest], error: Exception) -> None:
+    for asked in requests:
+        asked.end(error)

@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer
@@ -48,7 +44,9 @@ def decode(
     decoding = replace(decoding, max_new_tokens=room_for_answer(model, max(map(len, ids)), decoding))
     ends = end_tokens(model.blip2.language_model, model.tokenizer)
     if decoding.num_beams > 1:
-        return _beam_search(model, ids, features, decoding, stop, ends, cancelled)
+        criterion = StopString(model.tokenizer, stop, cancelled)
+        found = _beam_search(model, ids, features, decoding, ends, criterion)
+        return [read_answer(model.tokenizer, row, stop, ends) for row in found.tolist()]
     rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
     readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
     for _ in _pieces(model, readers, cache, cancelled):
@@ -107,22 +105,21 @@ def _beam_search(
     ids: Sequence[Sequence[int]],
     features: Sequence[Tensor],
     decoding: Decoding,
-    stop: str,
     ends: Sequence[int],
-    cancelled: threading.Event,
-) -> list[Answer]:
+    criterion: StopString,
+) -> Tensor:
+    """The new ids of every row, up to the longest of them."""
     input_ids, mask = left_padded(ids)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
-        new_ids = model.blip2.language_model.generate(
+        return model.blip2.language_model.generate(
             inputs_embeds=model.embed(input_ids.to(model.device), torch.cat(list(features)).to(model.device)),
             attention_mask=mask.to(model.device),
             generation_config=decoding.beam_search_config(ends, model.image_token_id),
             logits_processor=decoding.processors(),
-            stopping_criteria=[StopString(model.tokenizer, stop, cancelled)],
+            stopping_criteria=[criterion],
         )
-    return [read_answer(model.tokenizer, row, stop, ends) for row in new_ids.tolist()]
 
 
 def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -131,12 +128,9 @@ def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
     are counted without it, so it changes no answer.
     """
-    longest = max(len(row) for row in ids)
-    input_ids = torch.zeros((len(ids), longest), dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(ids):
-        input_ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
+    rows = [torch.tensor(row) for row in ids]
+    masks = [torch.ones_like(row) for row in rows]
+    input_ids, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks))
     return input_ids, mask
 
 

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class Chat:
     ) -> None:
         self.model = model
         self._decode_stream = streaming or partial(decode_stream, model)
-        self.template = self._own = get_template(template) if template is not None else model.template
+        self.template = self._own = get_template(model.template if template is None else template)
         self.reset()
 
     def reset(self) -> None:
@@ -80,7 +80,7 @@ class Chat:
         self._shorten_cache(end)
 
     def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
-        """What the LLM had read and written by the end of an answer (for `attention.py`).
+        """What the LLM had read and written by the end of an answer (for the heat map of the page).
 
         Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
         the images among them (images, q, d_qformer).
@@ -96,28 +96,24 @@ class Chat:
         Raises UserError for an image that cannot be read, or a conversation longer than the LLM can read.
         """
         decoding = Decoding.from_settings(settings)
-        turn = self._turn(text, image)
         # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
         cache = self._cache if decoding.num_beams == 1 else None
-        with self._undone_on_failure():
-            [answer] = decode(
+        with self._turn(text, image) as turn:
+            [turn.answer] = decode(
                 self.model, [turn.ids], [turn.features], decoding, self.template.stop, cache=cache, cancelled=cancelled
             )
-        self._keep(turn, answer)
-        return answer.text
+        return turn.answer.text
 
     def stream(
         self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any
     ) -> Iterator[str]:
         """The same in pieces, as they come. Closing the iterator early stops the LLM and undoes the turn."""
         decoding = Decoding.from_settings(settings)
-        turn = self._turn(text, image)
-        with self._undone_on_failure():
-            answer = yield from self._decode_stream(
+        with self._turn(text, image) as turn:
+            turn.answer = yield from self._decode_stream(
                 turn.ids, turn.features, decoding, self.template.stop,
                 cache=self._cache, cancelled=cancelled or threading.Event(),
             )  # fmt: skip
-        self._keep(turn, answer)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the conversation to a file: JSON if its name ends in .json, readable Markdown otherwise."""
@@ -138,7 +134,9 @@ class Chat:
         write_atomically(path, f"{content}\n".encode())
         return path
 
-    def _turn(self, text: str, image: Any) -> _Turn:
+    @contextmanager
+    def _turn(self, text: str, image: Any) -> Iterator[_Turn]:
+        """A turn, kept with the answer that it is given; if that fails, the chat is as it was before."""
         model, images = self.model, as_list(image)
         message = Message("user", text, len(images))
         [features] = encode_images(model, [images], self._known)
@@ -148,23 +146,18 @@ class Chat:
         else:
             ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)
         names = [str(given) if isinstance(given, (str, Path)) else "image" for given in images]
-        return _Turn(message, names, self._ids + ids, torch.cat([self._features, features]))
-
-    @contextmanager
-    def _undone_on_failure(self) -> Iterator[None]:
+        turn = _Turn(self._ids + ids, torch.cat([self._features, features]))
         length = self._cache.get_seq_length()
         try:
-            yield
+            yield turn
         except BaseException:
             self._shorten_cache(length)
             raise
-
-    def _keep(self, turn: _Turn, answer: Answer) -> None:
-        self._turns += [(turn.message, turn.names), (Message("assistant", answer.text), [])]
-        self._ids = turn.ids + list(answer.tokens)
+        self._turns += [(message, names), (Message("assistant", turn.answer.text), [])]
+        self._ids = turn.ids + list(turn.answer.tokens)
         self._answers.append((len(turn.ids), len(self._ids), len(turn.features)))
         self._features = turn.features
-        self._shorten_cache(len(self._ids) - answer.respelled)
+        self._shorten_cache(len(self._ids) - turn.answer.respelled)
 
     def _shorten_cache(self, length: int) -> None:
         # Layer by layer, for a turn that was broken off in the middle of a step leaves some longer than others.
@@ -174,11 +167,10 @@ class Chat:
                 layer.crop(-surplus)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Turn:
-    """A question: token ids of the whole conversation up to its answer, and features of all its images."""
+    """Token ids of the whole conversation up to a question, features of all its images, and the answer when it came."""
 
-    message: Message
-    names: list[str]
     ids: list[int]
     features: Tensor
+    answer: Answer = field(init=False)

@@ -69,17 +69,12 @@ class Decoding:
         penalised, which the paper's code does not do either.
         """
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=self.sampling,
-            temperature=self.temperature if self.sampling else 1.0,
-            top_p=self.top_p if self.sampling else 1.0,
+            max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=self.sampling,
+            temperature=self.temperature if self.sampling else 1.0, top_p=self.top_p if self.sampling else 1.0,
             top_k=0 if self.sampling else 50,  # 50 means "not set"; anything else causes a warning without sampling
-            repetition_penalty=1.0,
-            num_beams=self.num_beams,
-            suppress_tokens=[image_token_id],
-            eos_token_id=list(ends) or None,
+            repetition_penalty=1.0, suppress_tokens=[image_token_id], eos_token_id=list(ends) or None,
             pad_token_id=ends[0] if ends else 0,  # fills up answers that ended before others in their batch
-        )
+        )  # fmt: skip
 
     def processors(self) -> list[LogitsProcessor]:
         penalty = self.repetition_penalty or (1.05 if self.sampling else 1.0)

@@ -1,12 +1,10 @@
-"""Answers from a model: `generate` for many prompts in one batch, `stream` for one answer as pieces of text.
-
-Here prompts and images become token ids and features; `batching.py` decodes them.
-"""
+"""Answers to prompts about images: here both become token ids and features, which `batching.py` decodes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.generation.batching import decode, decode_stream
+from minigpt4.generation.batching import decode
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.stopping import Answer
 from minigpt4.images import open_image
@@ -28,20 +26,6 @@ if TYPE_CHECKING:
 ImageSource = str | Path | bytes | Image.Image
 #: A question, or a conversation that ends with a question.
 Prompt = str | Sequence[Message]
-
-
-def generate(
-    model: AlignedModel,
-    images: Any = None,
-    prompts: Prompt | Sequence[Prompt] = (),
-    *,
-    features: Tensor | Sequence[Tensor] | None = None,
-    template: str | Template | None = None,
-    **settings: Any,
-) -> list[str]:
-    """Answers to all `prompts` in one batch; see `answers` for the arguments."""
-    found = answers(model, images, prompts, features=features, template=template, **settings)
-    return [answer.text for answer in found]
 
 
 @torch.no_grad()
@@ -65,39 +49,7 @@ def answers(
     `settings`: the fields of `Decoding`. Raises UserError for arguments that do not fit together.
     """
     decoding = Decoding.from_settings(settings)
-    ids, per_prompt, stop = _encoded(model, images, prompts, features, template)
-    return decode(model, ids, per_prompt, decoding, stop)
-
-
-def stream(
-    model: AlignedModel,
-    images: Any = None,
-    prompt: Prompt = "",
-    *,
-    features: Tensor | None = None,
-    template: str | Template | None = None,
-    **settings: Any,
-) -> Generator[str, None, Answer]:
-    """The answer to one prompt, in pieces of text as they come; joined they are what `generate` returns.
-
-    `images`: None, an image, or a list of images; `features`: `(images, q, d_qformer)` instead.
-    """
-    decoding = Decoding.from_settings(settings)
-    given = ([as_list(images)], None) if features is None else (None, [features])
-    [ids], [seen], stop = _encoded(model, given[0], [prompt], given[1], template)
-    return decode_stream(model, ids, seen, decoding, stop)
-
-
-@torch.no_grad()
-def _encoded(
-    model: AlignedModel,
-    images: Any,
-    prompts: Prompt | Sequence[Prompt],
-    features: Tensor | Sequence[Tensor] | None,
-    template: str | Template | None,
-) -> tuple[list[list[int]], list[Tensor], str]:
-    """Token ids and features of each prompt, and the stop string, from the arguments of `answers`."""
-    chat_format = get_template(template) if template is not None else model.template
+    chat_format = get_template(model.template if template is None else template)
     if images is not None and features is not None:
         raise UserError("give either images or their features, not both")
     shown = len(features) if features is not None else len(images) if isinstance(images, (list, tuple)) else 1
@@ -115,7 +67,7 @@ def _encoded(
         )
         for conversation, seen in zip(conversations, per_prompt, strict=True)
     ]  # fmt: skip
-    return ids, per_prompt, chat_format.stop
+    return decode(model, ids, per_prompt, decoding, chat_format.stop)
 
 
 def _conversations(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
@@ -146,14 +98,13 @@ def as_list(images: Any) -> list[ImageSource]:
 
 def _images(images: Any, count: int) -> list[list[ImageSource]]:
     """For each of `count` prompts its images."""
-    if not isinstance(images, (list, tuple)):
-        return [as_list(images)] * count
-    if len(images) != count:
+    given = images if isinstance(images, (list, tuple)) else [images] * count
+    if len(given) != count:
         raise UserError(
-            f"{len(images)} images were given for {count} prompts; give one image (or list of images) per prompt, "
+            f"{len(given)} images were given for {count} prompts; give one image (or list of images) per prompt, "
             "or a single image, not in a list, for all of them"
         )
-    return [as_list(entry) for entry in images]
+    return [as_list(entry) for entry in given]
 
 
 def encode_images(
@@ -166,13 +117,13 @@ def encode_images(
     """
     known = {} if known is None else known
     # By path, bytes or identity, so that an image for many prompts is read once.
-    given = {id(image) if isinstance(image, Image.Image) else image: image for row in images for image in row}
+    sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]
+    given = dict(zip(chain(*sources), chain(*images), strict=True))
     opened = {source: open_image(image) for source, image in given.items()}
     keys = {source: content_key(image) for source, image in opened.items()}
     new = {keys[source]: image for source, image in opened.items() if keys[source] not in known}
     if new:
         known.update(zip(new, model.encode_images(list(new.values())), strict=True))
-    sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]
     return [torch.stack([known[keys[s]] for s in row]) if row else no_features(model) for row in sources]
 
 

@@ -22,15 +22,10 @@ def token_likelihoods(
     features: Sequence[Tensor],
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """The log-likelihood of each token of each text, given the tokens before it.
+    """The log-likelihood of each token of each text, in nats: float32 tensors (tokens,) on the CPU.
 
-    Args:
-        prompts: Token ids before each text, with the image tokens of one image.
-        texts: Token ids of each text. Tokens beyond the LLM's context are left out.
-        features: The image of each prompt, (q, d_qformer).
-        batch_size: Texts per forward pass.
-    Returns:
-        For each text a float32 tensor (tokens,) on the CPU, in nats.
+    `prompts` are token ids before each text, with the image tokens of one image; `features` are those of that image,
+    (q, d_qformer). Tokens beyond the LLM's context are left out. `batch_size` texts share a forward pass.
     """
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     found = [torch.empty(0)] * len(texts)

@@ -78,10 +78,8 @@ def showable(text: str, stop: str) -> str:
     """The part of an unfinished answer that will stay: no stop string or start of one, no half character."""
     if stop:
         text = text.partition(stop)[0]
-        for length in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:length]):
-                text = text[:-length]
-                break
+        beginnings = (stop[:length] for length in range(len(stop) - 1, 0, -1))
+        text = text.removesuffix(next(filter(text.endswith, beginnings), ""))
     return text.rstrip("\ufffd").strip()
 
 

@@ -46,8 +46,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int, belongs_to: Mapping[str, str]) -> None:
-        self.directory, self._keep, self._belongs_to = directory, keep, dict(belongs_to)
-        self._damaged: list[Path] = []
+        self.directory, self._keep = directory, keep
+        self._belongs_to = {what: hashlib.sha256(mark.encode()).hexdigest() for what, mark in belongs_to.items()}
+        self._damaged: list[Path] = []  # the files that `last` found damaged
 
     def save(
         self, position: Position, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -79,21 +80,40 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """All checkpoints, the last first."""
-        return _files(self.directory)
+        return sorted((path for path in self.directory.glob("*.pt") if _NAME.fullmatch(path.name)), reverse=True)
+
+    def last(self) -> tuple[Path | None, dict[str, Any]]:
+        """The last undamaged checkpoint and what it holds. Raises UserError if it belongs to another run."""
+        self._damaged = []
+        for path in self.files():
+            state = _read(path)
+            if state is None:
+                self._damaged.append(path)
+                continue
+            found = state.get("belongs_to")
+            known = found if isinstance(found, dict) else {}
+            others = [what for what, mark in self._belongs_to.items() if known.get(what) != mark]
+            if others:
+                raise UserError(
+                    f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former "
+                    "back, or give another output"
+                )
+            return path, state
+        return None, {}
 
     def load(self, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
         """Put the last undamaged checkpoint into model and optimiser; the first position if there is no checkpoint.
 
-        Raises:
-            UserError: it comes from other data or other frozen parts, or every one is damaged.
+        Raises UserError if it comes from other data or other frozen parts, or every one is damaged.
         """
-        path, state, damaged = _last(self.directory, self._belongs_to)
-        for each in damaged:
-            logger.warning("%s: the checkpoint is damaged; going on from the one before it", each)
-        if path is None and damaged:
-            raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start from the first step")
-        self._damaged = damaged
+        path, state = self.last()
+        for damaged in self._damaged:
+            logger.warning("%s: the checkpoint is damaged; going on from the one before it", damaged)
         if path is None:
+            if self._damaged:
+                raise UserError(
+                    f"{self.directory}: every checkpoint is damaged; delete them to start from the first step"
+                )
             return Position()
         try:
             with torch.no_grad():
@@ -106,37 +126,6 @@ class Checkpoints:
         except Exception as error:  # torch has many exceptions for a state that does not fit
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path}: does not fit this recipe's model ({reason}); delete it") from None
-
-
-def check_checkpoints(directory: Path, belongs_to: Mapping[str, str]) -> None:
-    """Raises UserError if the last undamaged checkpoint there does not belong to these fingerprints."""
-    _last(directory, belongs_to)
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted((path for path in directory.glob("*.pt") if _NAME.fullmatch(path.name)), reverse=True)
-
-
-def _last(directory: Path, belongs_to: Mapping[str, str]) -> tuple[Path | None, dict[str, Any], list[Path]]:
-    """The last undamaged checkpoint and what it holds, and the damaged ones after it.
-
-    Raises UserError if it does not belong to these fingerprints.
-    """
-    damaged: list[Path] = []
-    for path in _files(directory):
-        state = _read(path)
-        if state is None:
-            damaged.append(path)
-            continue
-        found = state.get("belongs_to")
-        others = [what for what, mark in belongs_to.items() if not isinstance(found, dict) or found.get(what) != mark]
-        if others:
-            raise UserError(
-                f"{path}: belongs to other {' and '.join(others)} than the recipe's paths hold now; put the former "
-                "back, or give another output"
-            )
-        return path, state, damaged
-    return None, {}, damaged
 
 
 def _read(path: Path) -> dict[str, Any] | None:

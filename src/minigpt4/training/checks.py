@@ -1,21 +1,24 @@
-"""What is checked before a model is loaded, so that a mistake costs seconds: the output, the data, the parts."""
+"""What is checked before a model is loaded, so that a mistake costs seconds; `train --dry-run` tells what was found."""
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from contextlib import ExitStack
+from pathlib import Path
 
+import psutil
 import torch
 
-from minigpt4.data.mixture import Source, check_sources
+from minigpt4.data.mixture import Source, check_sources, count_pairs
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
+from minigpt4.memory import plan
 from minigpt4.model.loading import read_record
 from minigpt4.model.parts import llm_files
-from minigpt4.model.precision import resolve_dtype, training_dtype
+from minigpt4.model.precision import resolve_device, resolve_dtype, training_dtype
 from minigpt4.model.projection import check_projection_from
 from minigpt4.model.sources import fingerprint, resolve
-from minigpt4.training.checkpoint import check_checkpoints
+from minigpt4.training.checkpoint import Checkpoints
 from minigpt4.training.recipe import Recipe
 
 LEFTOVERS = ".*.tmp"  # files of a run that was killed while it saved
@@ -72,7 +75,7 @@ def _check_llm(recipe: Recipe) -> None:
     if any(recipe.output.glob("checkpoints/*.pt")):
         init = read_record(resolve(recipe.init)) if recipe.init else None
         mark = init.origin.llm_fingerprint if init else fingerprint(llm_files(recipe.parts[1]))
-        check_checkpoints(recipe.output / "checkpoints", {"LLM": digest(mark)})
+        Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, {"LLM": mark}).last()
 
 
 def rows_per_process(recipe: Recipe, world: int) -> int:
@@ -96,6 +99,67 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return resolve_dtype(recipe.dtype or training_dtype(device), device)
 
 
-def digest(mark: str) -> str:
-    """A fingerprint in a form of fixed length."""
-    return hashlib.sha256(mark.encode()).hexdigest()
+def dry_run(recipe: Recipe, processes: int = 1) -> str:
+    """Check paths, sizes and memory of a run in `processes` processes; returns what it would do, in words.
+
+    Raises UserError for anything that would stop the run at its start, or a model that does not fit in memory.
+    """
+    rows = rows_per_process(recipe, processes)
+    check_output(recipe)
+    check_data(recipe)
+    for image in recipe.sample_images:
+        if not Path(image).is_file():
+            raise UserError(f"sample_images: {image}: no such file")
+    pieces = recipe.gradient_accumulation_steps
+    in_pieces = f" in {pieces} gradient accumulation steps" if pieces > 1 else ""
+    whole = sum(each.weight for each in recipe.sources)
+    return "\n".join([
+        f"stage {recipe.stage}: {recipe.steps:,} steps of {recipe.batch_size} samples: {recipe.num_samples:,} samples",
+        f"each step: {processes} x {rows} samples{in_pieces}",
+        *(f"data: {each.path}" + (f", {each.weight / whole:.1%} of them" if whole > each.weight else "")
+          for each in recipe.sources),
+        _passes(recipe),
+        f"learning rate: {recipe.warmup_learning_rate:g} -> {recipe.learning_rate:g} in {recipe.warmup_steps:,} steps, "
+        f"then to {recipe.final_learning_rate:g}",
+        *_parameters_and_memory(recipe, rows // pieces),
+        _state(recipe.output),
+    ])  # fmt: skip
+
+
+def _passes(recipe: Recipe) -> str:
+    pairs = count_pairs(mixture(recipe))
+    if pairs is None:
+        return "pairs in the data: not known before they are read"
+    if not recipe.stream and recipe.batch_size > pairs:
+        raise UserError(f"batch_size {recipe.batch_size} is more than the {pairs} pairs in the data")
+    an_epoch = pairs if recipe.stream else pairs // recipe.batch_size * recipe.batch_size
+    return f"pairs in the data: {pairs:,}, unusable ones included: {recipe.num_samples / an_epoch:.2f} epochs"
+
+
+def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:
+    """Lines about the model's parts, and the memory that it takes to train on `part` samples at a time."""
+    if recipe.init:
+        found = plan(recipe.init, batch=part, train=True)
+    else:
+        vision, llm, _ = recipe.parts
+        found = plan(f"{vision} + {llm}", batch=part, train=True, of=(vision, llm, recipe.qformer))
+    device = resolve_device(recipe.device)
+    precision = recipe.load_in or str(compute_dtype(recipe, device)).removeprefix("torch.")
+    needed = found.memory[f"training on {part}"][precision]
+    on_cuda = device.type == "cuda"
+    there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
+    text = f"memory of each process: about {needed / 1e9:.2f} GB of the {there / 1e9:.2f} GB on this {device.type}"
+    if needed > there and not recipe.shard_llm:
+        remedy = "give gradient_accumulation_steps, load_in, or shard_llm over several processes"
+        raise UserError(f"{text}: it does not fit; {remedy}")
+    trained = {True: "trained", False: "frozen"}
+    return [*(f"{each.name}: {each.parameters:,} parameters, {trained[each.trained]}" for each in found.parts), text]
+
+
+def _state(output: Path) -> str:
+    if (output / "alignment" / "alignment.json").is_file():
+        return f"output {output}: already trained, nothing to do"
+    above = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    steps = [int(path.name.partition("-")[0]) for path in output.glob("checkpoints/*.pt")]
+    found = f"goes on from step {max(steps):,}" if steps else "a new run"
+    return f"output {output}: {found}; {shutil.disk_usage(above).free / 1e9:.1f} GB free"

@@ -27,11 +27,11 @@ class Processes:
     def __init__(self, device: str | None = None, trackers: Sequence[str] = (), output: Path | None = None) -> None:
         """`device` is the recipe's. Raises UserError for a device that is not there or a tracker that is missing."""
         from accelerate import Accelerator
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.tracking import get_available_trackers
 
         available = {str(name) for name in get_available_trackers()}
         for tracker in trackers:
-            if tracker not in available or tracker not in LOGGER_TYPE_TO_CLASS:
+            if tracker not in available:
                 raise UserError(f"trackers: {tracker} is not installed; install it with: pip install {tracker}")
         if device == "auto":
             raise UserError(
@@ -49,7 +49,6 @@ class Processes:
         self.rank: int = self._accelerator.process_index if launched else 0
         self.world: int = self._accelerator.num_processes if launched else 1
         self.device: torch.device = self._accelerator.device if launched else resolved
-        self._tracked = bool(trackers)
 
     @property
     def is_main(self) -> bool:
@@ -100,22 +99,21 @@ class Processes:
         for layer in llm.base_model.layers:
             fully_shard(layer, mesh=mesh)
 
-    def start_trackers(self, project: str, output: Path, settings: dict[str, Any]) -> None:
+    def start_trackers(self, output: Path, settings: dict[str, Any]) -> None:
         """Open this run in its trackers, or go on with it: a run is known by its `output`."""
-        if self._tracked:
-            plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
-            name = "-".join(part for part in output.parts if part.strip("./")) or "run"
-            mark = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]
-            settings_of = {
-                "wandb": {"name": name, "id": mark, "resume": "allow", "dir": str(output)},
-                "trackio": {"name": f"{name}-{mark[:6]}", "resume": "allow"},
-            }
-            self._accelerator.init_trackers(project, config=plain, init_kwargs=settings_of)
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+        name = "-".join(part for part in output.parts if part.strip("./")) or "run"
+        mark = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]
+        settings_of = {
+            "wandb": {"name": name, "id": mark, "resume": "allow", "dir": str(output)},
+            "trackio": {"name": f"{name}-{mark[:6]}", "resume": "allow"},
+        }
+        self._accelerator.init_trackers("minigpt4", config=plain, init_kwargs=settings_of)
 
     def track(self, figures: dict[str, float], step: int) -> None:
-        if self._tracked:
-            self._accelerator.log(figures, step=step)
+        self._accelerator.log(figures, step=step)
 
     def end_trackers(self) -> None:
-        if self._tracked:
-            self._accelerator.end_training()
+        """End them alone: accelerate's `end_training` would end the group of processes too, which is still needed."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()

@@ -1,8 +1,8 @@
 """The cache of the frozen vision side's output, so that each image is encoded only once.
 
 Features are found by the SHA-256 of the image's file, in a directory named after the vision side's weights: runs and
-stages share one cache, and never get another encoder's features. Shards are safetensors files, written aside, renamed,
-and read memory-mapped; an index in memory takes 40 bytes an image.
+stages share one cache, and never get another encoder's features. Shards are memory-mapped safetensors files; an index
+in memory takes 40 bytes an image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 512
 KEY = np.dtype("S32")
-SORTED_AT = 1 << 16  # recent keys that are worth sorting in
 
 
 def image_key(image: bytes) -> bytes:
@@ -62,11 +61,8 @@ class FeatureCache:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"feature_cache {root}: cannot be used as a directory ({error.strerror})") from error
-        opened = (self._open(path) for path in sorted(self.directory.glob("*.safetensors")))
-        found = [keys for keys in opened if keys is not None]
-        if found:
-            places = [np.column_stack([np.full(len(keys), i), np.arange(len(keys))]) for i, keys in enumerate(found)]
-            self.index.sort_in(np.concatenate(found), np.concatenate(places).astype(np.int32))
+        opened = [self._open(path) for path in sorted(self.directory.glob("*.safetensors"))]
+        self.index.add([keys for keys in opened if keys is not None], 0)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -79,18 +75,17 @@ class FeatureCache:
 
         Raises KeyError for an image that is not there.
         """
-        places = [self.index[key] for key in keys]
-        return torch.stack([self._shards[shard][row] for shard, row in places])
+        return torch.stack([self._shards[shard][row] for shard, row in map(self.index.__getitem__, keys)])
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
         """Save the features of these images as one shard. Raises UserError if the disk is full."""
-        name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        rows = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1)
-        path = self.directory / f"{name}.safetensors"
+        joined = b"".join(keys)
+        rows = torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(len(keys), -1)
+        path = self.directory / f"{hashlib.sha256(joined).hexdigest()[:16]}.safetensors"
         write_atomically(path, save({"keys": rows, "features": features.cpu().contiguous()}))
         written = self._open(path)
         if written is not None:
-            self.index.add(written, len(self._shards) - 1)
+            self.index.add([written], len(self._shards) - 1)
 
     def _open(self, path: Path) -> np.ndarray | None:
         """Map a shard's features into memory, as the last of the shards; returns its keys. A damaged one is deleted."""
@@ -106,18 +101,14 @@ class FeatureCache:
 
 
 class Index:
-    """(shard, row) by 32-byte key, in sorted arrays: a dict would take gigabytes for millions of keys.
-
-    New keys go into a small dict first, and are sorted in when there are enough of them.
-    """
+    """(shard, row) by 32-byte key, in sorted arrays: a dict would take gigabytes for millions of keys."""
 
     def __init__(self) -> None:
-        self._keys = np.empty(0, dtype=KEY)  # sorted
+        self._keys = np.empty(0, dtype=KEY)
         self._places = np.empty((0, 2), dtype=np.int32)
-        self._recent: dict[bytes, tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._recent)
+        return len(self._keys)
 
     def __getitem__(self, key: bytes) -> tuple[int, int]:
         place = self.find(key)
@@ -127,28 +118,23 @@ class Index:
 
     def find(self, key: bytes) -> tuple[int, int] | None:
         """(shard, row) of a key, or None."""
-        if key in self._recent:
-            return self._recent[key]
         at = int(np.searchsorted(self._keys, key))
         if at == len(self._keys) or self._keys[at] != key.rstrip(b"\0"):  # numpy leaves out zeros at the end
             return None
         shard, row = self._places[at]
         return int(shard), int(row)
 
-    def add(self, keys: np.ndarray, shard: int) -> None:
-        """Keys (n, 32) uint8, in the order of the shard's rows."""
-        self._recent |= {key.tobytes(): (shard, row) for row, key in enumerate(keys)}
-        if len(self._recent) >= SORTED_AT:
-            recent = np.frombuffer(b"".join(self._recent), dtype=np.uint8).reshape(-1, KEY.itemsize)
-            self.sort_in(recent, np.array([*self._recent.values()], dtype=np.int32))
-            self._recent = {}
-
-    def sort_in(self, keys: np.ndarray, places: np.ndarray) -> None:
-        """Keys (n, 32) uint8 and their (shard, row), (n, 2) int32, many at once."""
-        known = np.concatenate([self._keys, np.ascontiguousarray(keys).view(KEY)[:, 0]])
-        order = np.argsort(known, kind="stable")
-        self._keys = known[order]
-        self._places = np.concatenate([self._places, places])[order]
+    def add(self, shards: Sequence[np.ndarray], first: int) -> None:
+        """The keys (n, 32) uint8 of shards with numbers from `first` on, each in the order of the shard's rows."""
+        if shards:
+            keys = np.ascontiguousarray(np.concatenate(shards)).view(KEY)[:, 0]
+            sizes = [len(shard) for shard in shards]
+            numbers = np.repeat(np.arange(first, first + len(shards)), sizes)
+            places = np.column_stack([numbers, np.concatenate([np.arange(size) for size in sizes])]).astype(np.int32)
+            order = np.argsort(keys, kind="stable")
+            at = np.searchsorted(self._keys, keys[order])
+            self._keys = np.insert(self._keys, at, keys[order])
+            self._places = np.insert(self._places, at, places[order], axis=0)
 
 
 Prepared = tuple[bytes, Pair, np.ndarray | None]

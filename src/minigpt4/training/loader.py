@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,35 +50,23 @@ AHEAD = 3  # batches
 
 @dataclass(frozen=True)
 class Loaded:
-    """One process's rows of a batch, with their features (n, q, d_qformer) or their images' pixels (n, 3, h, w).
+    """One process's rows of a batch, and their `images`: features (n, q, d_qformer) or pixels (n, 3, h, w).
 
     `state` is the loader's place in the data after it, for `torch.save`; None if it follows from the step.
     """
 
     batch: Batch
-    features: Tensor | None = None
-    pixels: Tensor | None = None
+    images: Tensor
     state: dict[str, Any] | None = None
+
+    @property
+    def are_features(self) -> bool:
+        """Whether `images` were encoded before."""
+        return self.images.dim() == 3
 
     def part(self, chosen: slice) -> Loaded:
         """Some of the rows."""
-        return Loaded(
-            self.batch.rows(chosen),
-            None if self.features is None else self.features[chosen],
-            None if self.pixels is None else self.pixels[chosen],
-        )
-
-    def to(self, device: torch.device) -> Loaded:
-        """With its tensors on `device`; on CUDA they are pinned, so the copy runs beside the work."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-        if device.type == "cpu":
-            return self
-        batch = replace(self.batch, input_ids=move(self.batch.input_ids), is_target=move(self.batch.is_target))
-        features, pixels = (None if tensor is None else move(tensor) for tensor in (self.features, self.pixels))
-        return replace(self, batch=batch, features=features, pixels=pixels)
+        return Loaded(self.batch.rows(chosen), self.images[chosen])
 
 
 def make_loader(
@@ -88,26 +76,20 @@ def make_loader(
 
     Without `stream` every image goes through the vision encoder now, unless its features are cached.
     """
+    sources, rank, world = mixture(recipe), processes.rank, processes.world
     open_stream = partial(
-        PairStream, mixture(recipe), stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
+        PairStream, sources, stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
     )
     tokenised = partial(
-        tokenise,
-        model.tokenizer,
-        instructions=recipe.instructions,
-        max_text_tokens=recipe.max_text_tokens,
-        num_query_tokens=model.num_query_tokens,
-        image_token_id=model.image_token_id,
-        template=model.template,
-    )
+        tokenise, model.tokenizer, instructions=recipe.instructions, max_text_tokens=recipe.max_text_tokens,
+        num_query_tokens=model.num_query_tokens, image_token_id=model.image_token_id, template=model.template,
+    )  # fmt: skip
     if recipe.stream:
-        once_opened = partial(open_stream, readers=[open_source(source) for source in mixture(recipe)])
-        streamed = StreamedLoader(
-            once_opened, model.image_processor, tokenised, recipe, processes.rank, processes.world
-        )
+        once_opened = partial(open_stream, readers=[open_source(source) for source in sources])
+        streamed = StreamedLoader(once_opened, model.image_processor, tokenised, recipe, rank, world)
         return streamed, f"stream {recipe.sources}"
     cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))
-    prepare = Prepare(model.image_processor, cache.index, processes.rank, processes.world)
+    prepare = Prepare(model.image_processor, cache.index, rank, world)
     pairs = open_stream(shuffle_buffer=0, repeat=False, prepare=prepare)
     seen: list[tuple[bytes, Pair]] = []
 
@@ -119,17 +101,16 @@ def make_loader(
     cache_features(model, cache, noted(), progress=progress and processes.is_main, check_stop=stop.check)
     # Every process reads all pairs, but decodes and encodes only its share of the images.
     unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
-    if processes.world > 1:
+    if world > 1:
         cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))  # with what the others encoded
     usable = [(key, pair) for key, pair in seen if key in cache]
     skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
+    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, rank, world)
     if processes.is_main:
         tell_mended(samples.mended)
-    loader = CachedLoader(Batches(samples, recipe.batch_size, recipe.seed), cache, processes.rank, processes.world)
-    if processes.is_main:
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
     judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
@@ -150,13 +131,9 @@ class CachedLoader:
 
     def start(self, first_step: int, state: dict[str, Any] | None = None) -> Iterator[Loaded]:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
-        step = first_step
-        while True:
-            batch = self._batches[step]
-            if self._rows != slice(0, None, 1):
-                batch = batch.rows(self._rows)
-            yield Loaded(batch, features=self._features[batch.pictures])
-            step += 1
+        for step in count(first_step):
+            batch = self._batches[step].rows(self._rows)
+            yield Loaded(batch, self._features[batch.pictures])
 
 
 class StreamedLoader:
@@ -210,27 +187,22 @@ class StreamedLoader:
         rows: Iterator[_Rows] = in_turn(work) if not workers else in_processes(work, workers, POOL * len(work))
         while True:
             of_lanes = [next(rows) for _ in work]
-            for each in of_lanes:
-                if each.error:
-                    raise UserError(each.error)
+            if error := next((each.error for each in of_lanes if each.error), None):
+                raise UserError(error)
             self._count([each.state for each in of_lanes])
             if not self.mended and (mended := sum(each.mended for each in of_lanes)):
                 tell_mended(mended)  # the first of them; others follow
                 self.mended = mended
             if self.seen >= TRIED:
                 judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
-            batch = Batch.of(*([*chain.from_iterable(part)] for part in zip(*(r.rows for r in of_lanes), strict=True)))
+            rows_of_all = zip(*(each.rows for each in of_lanes), strict=True)
+            batch = Batch.of(*([*chain.from_iterable(part)] for part in rows_of_all))
             reached = {number: each.state for number, each in zip(self._mine, of_lanes, strict=True)}
-            yield Loaded(
-                batch,
-                pixels=torch.from_numpy(np.concatenate([each.pixels for each in of_lanes])),
-                state={"lanes": self._lanes, "states": reached},
-            )
+            pixels = torch.from_numpy(np.concatenate([each.pixels for each in of_lanes]))
+            yield Loaded(batch, pixels, {"lanes": self._lanes, "states": reached})
 
     def _count(self, states: Sequence[Mapping[str, Any]]) -> None:
-        skipped: Counter[str] = Counter()
-        for state in states:
-            skipped.update(state["skipped"])
+        skipped = sum((Counter(state["skipped"]) for state in states), Counter[str]())
         self.skipped, self.seen = dict(skipped), sum(state["read"] for state in states) + skipped.total()
 
 

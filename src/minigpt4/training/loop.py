@@ -19,6 +19,7 @@ from minigpt4.training.speed import memory_mb, operations, peak_operations
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
+    from minigpt4.stopping import StopSignals
     from minigpt4.training.distributed import Processes
     from minigpt4.training.recipe import Recipe
 
@@ -49,8 +50,8 @@ class Step:
     stop: bool = field(default=False, repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
-        """What is written down and sent to trackers."""
-        hidden = ("loader", "stop", *(("mfu",) if self.mfu is None else ()))
+        """What is written down and sent to trackers for the step."""
+        hidden = ("step", "loader", "stop", *(("mfu",) if self.mfu is None else ()))
         return {key: value for key, value in vars(self).items() if key not in hidden}
 
 
@@ -87,24 +88,22 @@ def make_scaler(model: MiniGPT4) -> torch.amp.GradScaler:
 def training_steps(
     model: MiniGPT4,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     loaded: Iterator[Loaded],
     recipe: Recipe,
+    processes: Processes,
+    stop: StopSignals,
     first_step: int = 0,
-    *,
-    processes: Processes | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    stop: Any = None,
 ) -> Iterator[Step]:
     """Train from step `first_step` (0 is the first) to the recipe's last; yields after each optimizer step.
 
-    `loaded` begins with the batch of the first step. With `processes` each goes through its own rows, and losses and
+    `loaded` begins with the batch of the first step. Each of `processes` goes through its own rows; losses and
     gradients are those of the whole batch. `stop.received` in one process is seen by all, in the step's `stop`.
 
     Raises:
         UserError: the loss or the gradient is not finite. The weights are those of the step before.
     """
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    scaler = scaler or make_scaler(model)
     peak = peak_operations(model.device, model.dtype)
     started = time.perf_counter()
     for step in range(first_step, recipe.steps):
@@ -114,28 +113,22 @@ def training_steps(
         asked = time.perf_counter()
         mine = next(loaded)
         waited = time.perf_counter() - asked
-        mine = mine.to(model.device)
-        wish = float(bool(stop and stop.received))
-        counts = torch.tensor(
-            [mine.batch.is_target.sum(), len(mine.batch.pictures), mine.batch.num_tokens, wish], dtype=torch.float32
-        ).to(model.device)
-        if processes:
-            processes.sum([counts])
+        figures = [mine.batch.is_target.sum(), len(mine.batch.pictures), mine.batch.num_tokens, stop.received]
+        counts = torch.tensor(figures, dtype=torch.float32).to(model.device)
+        processes.sum([counts])
         targets, samples, tokens, wishes = counts.tolist()
         optimizer.zero_grad()
         loss = _backward(model, mine, targets, recipe.gradient_accumulation_steps, scaler)
         gradients = [p.grad for p in trained if p.grad is not None]
-        if processes:
-            processes.sum([*gradients, loss])
+        processes.sum([*gradients, loss])
         scaler.unscale_(optimizer)
         gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
         overflow = scaler.is_enabled() and scaler.get_scale() > MIN_SCALE and math.isfinite(loss.item())
         if not (math.isfinite(loss.item()) and math.isfinite(gradient_norm)) and not overflow:
-            culprits = _culprits(model, mine, trained)
-            named = [*chain.from_iterable(processes.gather(culprits))] if processes else culprits
+            culprits = [*chain.from_iterable(processes.gather(_culprits(model, mine, trained)))]
             raise UserError(
                 f"training diverged at step {step + 1}: loss {loss.item()}, gradient norm {gradient_norm}, with "
-                f"{_name(named, int(samples))}; the last checkpoint is kept; start again with a learning_rate below "
+                f"{_name(culprits, int(samples))}; the last checkpoint is kept; start again with a learning_rate below "
                 f"{recipe.learning_rate:g}, or without these samples"
             )
         scaler.step(optimizer)
@@ -144,8 +137,8 @@ def training_steps(
         seconds, started = now - started, now
         mfu = None
         if peak:
-            work = operations(model, tokens - samples, targets, samples if mine.pixels is not None else 0)
-            mfu = work / seconds / peak / (processes.world if processes else 1)
+            work = operations(model, tokens - samples, targets, 0 if mine.are_features else samples)
+            mfu = work / seconds / peak / processes.world
         yield Step(
             step + 1, loss.item(), rate, gradient_norm, samples / seconds, tokens / seconds, waited / seconds,
             memory_mb(model.device), mfu, mine.state, wishes > 0,
@@ -174,32 +167,30 @@ def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
 @torch.no_grad()
 def features_of(model: MiniGPT4, mine: Loaded, accumulation_steps: int) -> Tensor:
     """The features (n, q, d_qformer) of this process's rows, computed in pieces if they are not cached."""
-    return torch.cat([_features(model, piece) for piece in _pieces(mine.to(model.device), accumulation_steps)])
+    return torch.cat([_features(model, piece) for piece in _pieces(mine, accumulation_steps)])
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:
     """The cached features, or those of the images, with gradients if the Q-Former is trained."""
-    if part.features is not None:
-        return part.features
-    assert part.pixels is not None
+    if part.are_features:
+        return part.images
     if not model.trained.qformer:
-        return model.encode_pixels(part.pixels)
+        return model.encode_pixels(part.images)
     with torch.no_grad():
-        patches = model.blip2.vision_model(part.pixels.to(model.device)).last_hidden_state
+        patches = model.blip2.vision_model(part.images.to(model.device)).last_hidden_state
     return model.run_qformer(patches)
 
 
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
     """The texts of the samples whose own loss or gradient is not finite."""
     texts = []
-    for row in range(len(mine.batch.pictures)):
-        one = mine.part(slice(row, row + 1))
+    for one in _pieces(mine, len(mine.batch.pictures)):
         loss = next_token_loss(model, one.batch, _features(model, one))
         found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
         if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
             ids = one.batch.input_ids[one.batch.is_target]
-            key = one.batch.pictures[0]
-            name = key.hex()[:12] if mine.pixels is None else key.decode()
+            [key] = one.batch.pictures
+            name = key.hex()[:12] if mine.are_features else key.decode()
             texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (image {name})")
     return texts
 

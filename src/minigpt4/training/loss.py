@@ -96,5 +96,5 @@ def _at_logits(logits: Tensor, targets: Tensor, never: int, cap: float | None) -
 
 @cache
 def _compiled_at_logits() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same, its several passes over the logits become two. Made when asked for: the compiler is heavy to import."""
+    """The same in two passes over the logits. Made when asked for: the compiler is heavy to import."""
     return torch.compile(_at_logits, dynamic=True)

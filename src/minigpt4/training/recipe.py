@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
@@ -35,6 +36,8 @@ HARMLESS = {
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 _Whole = Annotated[int, Field(ge=0, le=10**9)]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
+_UpTo1024 = Annotated[int, Field(ge=0, le=1024)]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
@@ -62,9 +65,7 @@ class Recipe(BaseModel):
 
     model_config = _STRICT
 
-    base: str | None = Field(
-        None, description="A recipe (a file or a shipped name) whose keys apply where this one sets none."
-    )
+    base: str | None = Field(None, description="A recipe (a file or a shipped name) whose keys this one overrides.")
     stage: Literal[1, 2] = Field(
         description="1: align on image-text pairs, no instruction. 2: polish on descriptions in conversation format."
     )
@@ -75,17 +76,11 @@ class Recipe(BaseModel):
     llm: str | None = Field(
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, a GGUF file, or `pocket/language`."
     )
-    qformer: bool = Field(
-        True, description="`false`: the paper's variant that projects groups of four ViT patches, without a Q-Former."
-    )
-    projection_layers: Literal[1, 3] = Field(
-        1, description="3: the paper's variant with three linear layers and GELUs between them."
-    )
-    train_qformer: bool = Field(
-        False, description="`true`: the paper's variant that trains the Q-Former and its queries too. Needs `stream`."
-    )
-    lora_rank: int = Field(
-        0, ge=0, le=1024, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
+    qformer: bool = Field(True, description="`false`: the paper's variant without it: groups of four ViT patches.")
+    projection_layers: Literal[1, 3] = Field(1, description="3: the paper's variant with GELUs between three layers.")
+    train_qformer: bool = Field(False, description="`true`: the variant that trains the Q-Former too. Needs `stream`.")
+    lora_rank: _UpTo1024 = Field(
+        0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
     template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
     init: str | None = Field(
@@ -110,25 +105,15 @@ class Recipe(BaseModel):
         description="`true`: images are read as they come and go through the vision side in every step, for data "
         "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
     )
-    shuffle_buffer: _Whole = Field(
-        10_000, description="With `stream`: pairs held in memory to be shuffled, over all processes together."
-    )
-    workers: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="With `stream`: processes that read and decode images, for each GPU. Any number gives the same "
-        "batches.",
+    shuffle_buffer: _Whole = Field(10_000, description="With `stream`: pairs in memory to shuffle, over all processes.")
+    workers: _UpTo1024 = Field(
+        0, description="With `stream`: processes that read images, for each GPU. Any number gives the same batches."
     )
     max_skipped: float = Field(
         0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable; if more are, the run stops."
     )
-    instructions: tuple[str, ...] = Field(
-        (), description="Stage 2: ways to ask for a description; one is drawn for each sample in each epoch."
-    )
-    max_text_tokens: _Count = Field(
-        32, description="Tokens of a caption or description that are kept, its end symbol included."
-    )
+    instructions: tuple[str, ...] = Field((), description="Stage 2: ways to ask, one drawn per sample and epoch.")
+    max_text_tokens: _Count = Field(32, description="Tokens of a text that are kept, its end symbol included.")
     feature_cache: Path = Field(
         Path("runs/features"),
         description="Directory of the vision side's cached outputs. Runs may share it: it is keyed by image content "
@@ -137,17 +122,13 @@ class Recipe(BaseModel):
     # How
     steps: _Count = Field(description="Optimizer steps in all.")
     batch_size: _Count = Field(description="Samples per step, over all processes together.")
-    gradient_accumulation_steps: _Count = Field(
-        1, description="Pieces in which each process computes its rows of a batch: less memory, same result."
-    )
+    gradient_accumulation_steps: _Count = Field(1, description="Parts a step is computed in: less memory, same result.")
     learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
     warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
     warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
     final_learning_rate: _Rate = Field(0.0, description="Learning rate at which the cosine decay ends.")
     weight_decay: _Rate = Field(0.05, description="AdamW's weight decay; biases and norms get none.")
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Seeds the projection's start, the order of samples and the instructions."
-    )
+    seed: _Seed = Field(0, description="Seeds the projection's start, the order of samples and the instructions.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
         description="Type of the frozen weights and of computation; the projection's weights stay in float32. "
@@ -164,21 +145,13 @@ class Recipe(BaseModel):
         description="`fp8` or `int8`: the frozen vision tower's linear layers compute in 8-bit floats or integers too, "
         "where every step reads images. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
     )
-    device: str | None = Field(
-        None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA if there is one, else the CPU."
-    )
-    shard_llm: bool = Field(
-        False, description="`true`: each process holds a shard of the frozen LLM (FSDP), which then may exceed a GPU."
-    )
-    compile: bool = Field(
-        False, description="`true`: compile the LLM's layers (torch.compile): a minute at the start, faster steps."
-    )
+    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA, else the CPU.")
+    shard_llm: bool = Field(False, description="`true`: each process holds a shard of a large LLM (FSDP).")
+    compile: bool = Field(False, description="`true`: compile the LLM's layers: a minute at the start, faster steps.")
     # What it leaves behind
     output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
     save_every: _Count = Field(100, description="Steps between checkpoints.")
-    save_total_limit: _Count = Field(
-        2, description="Checkpoints that are kept: the last ones; the one with the lowest loss is kept as well."
-    )
+    save_total_limit: _Count = Field(2, description="Last checkpoints to keep; that of the lowest loss is kept too.")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         (), description="Where metrics are sent too: `tensorboard`, `wandb`, `trackio`."
     )
@@ -238,30 +211,23 @@ class Recipe(BaseModel):
     @property
     def parts(self) -> tuple[str, str, str]:
         """`vision_qformer`, `llm` and `template` of a recipe without `init`."""
-        if not (self.vision_qformer and self.llm and self.template):
-            raise ValueError("a recipe with init takes its parts from there")
+        assert self.vision_qformer
+        assert self.llm
+        assert self.template
         return self.vision_qformer, self.llm, self.template
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a YAML file or, by bare name, from those that come with the package.
+        """A recipe by its path or, if it ships, its bare name, with `key=value` texts whose values are read as YAML.
 
-        Args:
-            name_or_path: `recipes/mine.yaml`, or a packaged name such as `pocket-stage1`.
-            overrides: `key=value` texts; a value is read as YAML.
-        Raises:
-            UserError: no such recipe, not YAML, or a key or value that is not valid.
+        Raises UserError: no such recipe, not YAML, or a key or value that is not valid.
         """
         path = find_recipe(name_or_path)
         return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
-        """A recipe from keys and values.
-
-        Raises:
-            UserError: names `source`, the key at fault, and the nearest valid key where there is one.
-        """
+        """A recipe from keys and values. Raises UserError that names `source` and the key at fault."""
         try:
             return cls.model_validate(_renamed(values, source))
         except ValidationError as error:
@@ -287,43 +253,29 @@ def packaged_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe that is named by its path or, if it comes with the package, by its bare name.
-
-    Raises:
-        UserError: neither a file nor a packaged name.
-    """
+    """The file of a recipe, by its path or, if it ships, its bare name. Raises UserError if it is neither."""
     path = Path(expanded(name_or_path))
     if path.is_file():
         return path
-    packaged = packaged_recipes()
-    if str(name_or_path) in packaged:
-        return packaged[str(name_or_path)]
-    raise UserError(
-        f"no recipe {str(name_or_path)!r}: neither a file nor one of those that come with the package "
-        f"({', '.join(packaged)})" + _did_you_mean(path.stem, packaged)
-    )
+    name, packaged = str(name_or_path), packaged_recipes()
+    if name not in packaged:
+        known = f"({', '.join(packaged)}){_did_you_mean(path.stem, packaged)}"
+        raise UserError(f"no recipe {name!r}: neither a file nor one of those that come with the package {known}")
+    return packaged[name]
 
 
 def explain(key: str) -> str:
-    """What a key of a recipe means, which values it takes, and its default.
-
-    Raises:
-        UserError: there is no such key; the nearest one is named.
-    """
+    """What a key of a recipe means, which values it takes, and its default. Raises UserError for an unknown key."""
     if key not in Recipe.model_fields:
         near = _did_you_mean(key, Recipe.model_fields)
         raise UserError(f"unknown key {key!r}" + (near or f"; the keys are {', '.join(Recipe.model_fields)}"))
     entry = Recipe.model_fields[key]
     kind = re.sub(r"typing\.|pathlib\.|<class '|'>", "", str(entry.annotation)).replace("NoneType", "None")
     kind = kind.replace("minigpt4.training.recipe.DataSource", "{path, weight, caption_key}")
-    default = "required" if entry.is_required() else f"default: {yaml_text(entry.default)}"
-    return f"{key} ({kind}; {default})\n{entry.description}"
-
-
-def yaml_text(value: Any) -> str:
-    """A value as it stands in a recipe."""
-    value = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    if entry.is_required():
+        return f"{key} ({kind}; required)\n{entry.description}"
+    default = yaml.safe_dump(to_jsonable_python(entry.default), default_flow_style=True).removesuffix("...\n").strip()
+    return f"{key} ({kind}; default: {default})\n{entry.description}"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -345,12 +297,12 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _renamed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The same with former names of keys replaced, and a notice for each. Raises UserError if both names are given."""
     new = dict(values)
-    for former, name in RENAMED.items():
-        if former in new:
-            if name in new:
-                raise UserError(f"{source}: {former} is the former name of {name}; give only {name}")
-            logger.warning("%s: %s is called %s now; the former name works for one more release", source, former, name)
-            new[name] = new.pop(former)
+    for former in sorted(RENAMED.keys() & new.keys()):
+        name = RENAMED[former]
+        if name in new:
+            raise UserError(f"{source}: {former} is the former name of {name}; give only {name}")
+        logger.warning("%s: %s is called %s now; the former name works for one more release", source, former, name)
+        new[name] = new.pop(former)
     return new
 
 

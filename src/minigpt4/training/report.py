@@ -16,48 +16,37 @@ from minigpt4.files import failed_write_is_a_user_error, write_atomically
 
 if TYPE_CHECKING:
     from minigpt4.training.distributed import Processes
-    from minigpt4.training.loop import Step
     from minigpt4.training.recipe import Recipe
 
 SMOOTHING = 0.95
 PACKAGES = ("minigpt4", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
-class Metrics:
-    """`metrics.jsonl`, from which lines after `last_step` (written by a run that was killed later) are dropped."""
-
-    def __init__(self, path: Path, last_step: int) -> None:
-        self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= last_step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(self, step: Step) -> None:
-        """Write one line, and hand it to the operating system, so that it outlives this process."""
-        with failed_write_is_a_user_error(self.path):
-            self._file.write(json.dumps(step.figures()) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        with failed_write_is_a_user_error(self.path):
-            self._file.close()
+def keep_lines(path: Path, last_step: int) -> None:
+    """Make a `metrics.jsonl` end with `last_step`: a run that was killed later may have written more."""
+    kept = [row for row in read_lines(path) if row["step"] <= last_step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a `metrics.jsonl`; none if it does not exist. A last line cut off by a kill is left out."""
+def add_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a line of JSON, and hand it to the operating system, so that it outlives this process."""
+    with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file of JSON; none if it does not exist. A last line cut off by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Draw loss and learning rate over the steps of a `metrics.jsonl` as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_metrics(metrics)
+    rows = read_lines(metrics)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
     axes.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
@@ -82,20 +71,24 @@ def _smooth(values: list[float]) -> list[float]:
     return smoothed
 
 
-def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, int]) -> Path:
-    """Write `summary.md` to the recipe's output, from its `metrics.jsonl`; returns its path."""
-    rows = read_metrics(recipe.output / "metrics.jsonl")
+def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, int]) -> None:
+    """Write `summary.md` to the recipe's output, from its `metrics.jsonl`."""
+    rows = read_lines(recipe.output / "metrics.jsonl")
     last = [row["loss"] for row in rows[-50:]]
     seconds = sum(recipe.batch_size / row["samples_per_second"] for row in rows)
     best = min(rows, key=lambda row: row["loss"]) if rows else None
+
+    def median(key: str) -> str:
+        return f"{statistics.median(row[key] for row in rows):,.1f}" if rows else "-"
+
     facts = {
         "steps": f"{len(rows):,} of {recipe.steps:,}",
         "samples": f"{len(rows) * recipe.batch_size:,}",
         "time in steps": f"{seconds:,.0f} s",
         "loss, mean of the last 50 steps": f"{statistics.fmean(last):.4f}" if last else "-",
         "lowest loss": f"{best['loss']:.4f} at step {best['step']}" if best else "-",
-        "samples per second, median": _median(rows, "samples_per_second"),
-        "tokens per second, median": _median(rows, "tokens_per_second"),
+        "samples per second, median": median("samples_per_second"),
+        "tokens per second, median": median("tokens_per_second"),
         "waiting for data, mean": f"{statistics.fmean(row.get('data_wait', 0) for row in rows):.1%}" if rows else "-",
         "memory, highest": f"{max(row.get('memory_mb', 0) for row in rows):,.0f} MB" if rows else "-",
         "pairs left out": ", ".join(f"{cause} {count}" for cause, count in skipped.items()) or "none",
@@ -107,23 +100,11 @@ def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, in
     lines = [f"# Stage {recipe.stage}: {recipe.output}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", "![Loss and learning rate](curves.png)", "", "## Recipe", "", "```yaml", recipe.to_yaml() + "```"]
-    lines += _sample_answers(recipe.output / "samples.jsonl")
-    path = recipe.output / "summary.md"
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
-    return path
-
-
-def _median(rows: list[dict], key: str) -> str:
-    return f"{statistics.median(row[key] for row in rows):,.1f}" if rows else "-"
-
-
-def _sample_answers(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    last = max((sample["step"] for sample in samples), default=0)
-    shown = [f"* `{s['picture']}`: {' '.join(s['answer'].split())}" for s in samples if s["step"] == last]
-    return ["", f"## Answers after step {last}", "", *shown]
+    if samples := read_lines(recipe.output / "samples.jsonl"):
+        last_step = samples[-1]["step"]
+        lines += ["", f"## Answers after step {last_step}", ""]
+        lines += [f"* `{s['picture']}`: {' '.join(s['answer'].split())}" for s in samples if s["step"] == last_step]
+    write_atomically(recipe.output / "summary.md", ("\n".join(lines) + "\n").encode())
 
 
 def git_state() -> str:

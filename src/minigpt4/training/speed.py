@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
 
 
-#: For layers in 8 bits: what takes more operations than this is written down where it is needed twice, as in rounding,
-#: which reads a row for its scale first. By default a CPU computes it anew, an activation too, and converts a product's
-#: integers one by one where all else in a loop is bfloat16 (torch 2.13).
+#: For layers in 8 bits: what takes more operations than this is kept where it is needed twice, as in rounding, which
+#: reads a row for its scale first. By default a CPU computes even an activation anew (torch 2.13).
 ROUNDING = {"realize_cpu_opcount_threshold": 5}
 
 #: transformers' name for `attention_written_out`.
@@ -33,9 +32,7 @@ WRITTEN_OUT = "minigpt4_written_out"
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     """Choose how attention is computed, see whether rows can be packed, and compile the LLM's layers if asked to.
 
-    A vision tower in 8 bits is compiled with them, for rounding is then one pass.
-
-    Raises UserError if they are to be compiled for a CPU and there is no C++ compiler.
+    A vision tower in 8 bits is compiled with them, for rounding is then one pass. Raises UserError without a compiler.
     """
     llm, on_cpu = model.blip2.language_model, model.device.type == "cpu"
     if compiled and on_cpu and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
@@ -62,9 +59,8 @@ def attention_written_out(
 ) -> tuple[Tensor, None]:
     """Attention of a tower, without a mask: query, key and value (b, h, n, d) -> (b, n, h, d).
 
-    In a form that the compiler makes one pass of, with a division by the sum for each output, not each pair. What
-    transformers has it either recognises, and takes PyTorch's slow fused kernel instead, or, as `scaling` is a variable
-    to it, it guards the softmax against a scale of any sign, in further passes.
+    In a form that the compiler makes one pass of. For what transformers has it either takes PyTorch's slow fused
+    kernel, or guards the softmax against a scale of any sign, in further passes.
     """
     scores = query @ key.transpose(-1, -2)
     largest = scores.amax(-1, keepdim=True)
@@ -131,10 +127,9 @@ TRIM_THRESHOLD, NEVER = -1, 2**30
 def free_large_tensors_at_once() -> None:
     """Return the memory of large CPU tensors to the system as soon as they are freed: for loading and encoding.
 
-    By default glibc raises its threshold to 32 MiB at the first large tensor; smaller tensors then leave holes that
-    nothing fits in.
+    By default glibc raises its threshold to 32 MiB at the first large tensor; smaller ones then leave holes.
     """
-    _set({MMAP_THRESHOLD: OWN_PAGES})
+    _mallopt(MMAP_THRESHOLD, OWN_PAGES)
 
 
 def keep_freed_memory() -> None:
@@ -142,10 +137,10 @@ def keep_freed_memory() -> None:
 
     Getting it from the system each time takes a fifth of a small model's step.
     """
-    _set({MMAP_THRESHOLD: SHARED_PAGES, TRIM_THRESHOLD: NEVER})
+    _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
+    _mallopt(TRIM_THRESHOLD, NEVER)
 
 
-def _set(values: dict[int, int]) -> None:
+def _mallopt(parameter: int, value: int) -> None:
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in values.items():
-            libc.mallopt(parameter, value)
+        libc.mallopt(parameter, value)

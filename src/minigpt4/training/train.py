@@ -7,7 +7,6 @@ that an undisturbed run would have had. Its files lie in the recipe's `output`: 
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections import Counter
@@ -21,7 +20,7 @@ import torch
 
 from minigpt4.data.mixture import judge
 from minigpt4.errors import UserError
-from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
@@ -29,12 +28,12 @@ from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checkpoint import Checkpoints, Position
-from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, digest, rows_per_process
+from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, rows_per_process
 from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.report import Metrics, draw_curves, write_summary
+from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
 from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
 
 logger = logging.getLogger(__name__)
@@ -112,8 +111,7 @@ class Run:
         self.loader, data = make_loader(recipe, self.model, processes, stop, progress)
         self.optimizer, self.scaler = make_optimizer(self.model, recipe), make_scaler(self.model)
         marks = {"data": data, "vision side": self.model.vision_fingerprint, "LLM": self.model.llm_fingerprint}
-        digests = {name: digest(mark) for name, mark in marks.items()}
-        self.checkpoints = Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, digests)
+        self.checkpoints = Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, marks)
         self.done = 0
         self._losses: list[float] = []  # since the last checkpoint
         self._data_state: dict[str, Any] | None = None
@@ -133,15 +131,14 @@ class Run:
         if self.processes.device.type == "cpu":
             keep_freed_memory()
         loaded = read_ahead(self.loader.start(self.done, self._data_state))
-        with closing(loaded), self._logs() as metrics, progress_bar(self.progress and is_main) as bar:
+        with closing(loaded), self._logs(), progress_bar(self.progress and is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
             batches = self._fit_projection(loaded)
             for step in training_steps(
-                self.model, self.optimizer, batches, recipe, self.done,
-                processes=self.processes, scaler=self.scaler, stop=self.stop,
-            ):  # fmt: skip
+                self.model, self.optimizer, self.scaler, batches, recipe, self.processes, self.stop, self.done
+            ):
                 self.done = step.step
-                self._log(step, metrics)
+                self._log(step)
                 bar.update(task, completed=self.done, note=_note(step))
                 if self.done % recipe.save_every == 0 or self.done == recipe.steps or step.stop:
                     self._save(step)
@@ -153,14 +150,9 @@ class Run:
                     break
 
     def report(self) -> None:
-        """Write curves and summary.
-
-        Raises KeyboardInterrupt if steps are left, UserError if too many pairs could not be used.
-        """
+        """Write curves and summary. Raises KeyboardInterrupt if steps are left, UserError if the data were too bad."""
         recipe = self.recipe
-        skipped: Counter[str] = Counter()
-        for each in self.processes.gather(self.loader.skipped):
-            skipped.update(each)
+        skipped = sum(map(Counter, self.processes.gather(self.loader.skipped)), Counter[str]())
         if self.processes.is_main:
             title = f"stage {recipe.stage}: {recipe.data_named}"
             draw_curves(recipe.output / "metrics.jsonl", recipe.output / "curves.png", title)
@@ -170,28 +162,26 @@ class Run:
         judge(recipe.data_named, sum(self.processes.gather(self.loader.seen)), skipped, recipe.max_skipped)
 
     @contextmanager
-    def _logs(self) -> Iterator[Metrics | None]:
-        """The metrics file (in the main process) and the trackers, closed whatever happens."""
+    def _logs(self) -> Iterator[None]:
+        """The metrics file (in the main process) and the trackers, which are ended whatever happens."""
         output = self.recipe.output
-        metrics = None
         if self.processes.is_main:
             for leftover in (*output.glob(LEFTOVERS), *output.glob(f"checkpoints/{LEFTOVERS}")):
                 leftover.unlink()
             write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
-            metrics = Metrics(output / "metrics.jsonl", self.done)
-        self.processes.start_trackers("minigpt4", output, self.recipe.model_dump(mode="json"))
+            keep_lines(output / "metrics.jsonl", self.done)
+        self.processes.start_trackers(output, self.recipe.model_dump(mode="json"))
         try:
-            yield metrics
+            yield
         finally:
-            if metrics:
-                metrics.close()
             self.processes.end_trackers()
 
-    def _log(self, step: Step, metrics: Metrics | None) -> None:
+    def _log(self, step: Step) -> None:
         self._losses.append(step.loss)
-        if metrics:
-            metrics.add(step)
-        self.processes.track({key: value for key, value in step.figures().items() if key != "step"}, step.step)
+        figures = step.figures()
+        if self.processes.is_main:
+            add_line(self.recipe.output / "metrics.jsonl", {"step": step.step, **figures})
+        self.processes.track(figures, step.step)
 
     def _save(self, step: Step) -> None:
         loaders = tuple(self.processes.gather(step.loader))
@@ -201,10 +191,7 @@ class Run:
             self.checkpoints.save(position, self.model, self.optimizer, self.scaler)
 
     def _fit_projection(self, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-        """Fit a projection from another LLM to this one's words on the first batch; returns all batches, that included.
-
-        Its image tokens get the mean and the spread of word embeddings.
-        """
+        """Fit a projection from another LLM to this one's words on the first batch; returns all batches."""
         if not self.recipe.projection_from or self.done:
             return loaded
         first = next(loaded)
@@ -221,11 +208,9 @@ class Run:
         answers = self.model.generate(images, [recipe.sample_prompt] * len(images), do_sample=False, max_new_tokens=80)
         self.model.train()
         if self.processes.is_main:
-            path = recipe.output / "samples.jsonl"
-            with failed_write_is_a_user_error(path), path.open("a", encoding="utf-8") as file:
-                for image, answer in zip(images, answers, strict=True):
-                    file.write(json.dumps({"step": self.done, "picture": image, "answer": answer}) + "\n")
-                    logger.info("step %d, %s: %s", self.done, image, answer)
+            for image, answer in zip(images, answers, strict=True):
+                add_line(recipe.output / "samples.jsonl", {"step": self.done, "picture": image, "answer": answer})
+                logger.info("step %d, %s: %s", self.done, image, answer)
 
 
 def _note(step: Step) -> str:

@@ -77,11 +77,7 @@ def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> di
     for name in (*(rule.name for rule in filters.RULES), "any rule"):
         by = [key for key, names in caught.items() if (names if name == "any rule" else name in names)]
         right = sum(bad[key] for key in by)
-        found[name] = {
-            "caught": len(by),
-            "precision": Rate(right, len(by)),
-            "recall": Rate(right, sum(bad.values())),
-        }
+        found[name] = {"caught": len(by), "precision": Rate(right, len(by)), "recall": Rate(right, sum(bad.values()))}
     return found
 
 
@@ -155,8 +151,6 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
 
     Args: `folder` holds a picture for each of `seeds`, as SEED.jpg.
     """
-    import torch
-
     from minigpt4.generation.engine import answers
     from minigpt4.minigpt4 import MiniGPT4
 
@@ -167,8 +161,7 @@ def measure_model(aligned: str | Path, folder: Path, seeds: Sequence[int], how: 
     for start in range(0, len(seeds), MEASURE_BATCH):
         some = slice(start, start + MEASURE_BATCH)
         images = [folder / f"{seed}.jpg" for seed in seeds[some]]
-        with torch.no_grad():
-            said += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
+        said += answers(model, images, questions[some], do_sample=False, max_new_tokens=how.max_new_tokens)
     pictures = [world.sample(seed) for seed in seeds]
     truths = [truth_of(picture, answer.text, answer.ended) for picture, answer in zip(pictures, said, strict=True)]
     found = [

@@ -1,56 +1,48 @@
-"""The report of `minigpt4 pocket curate` as Markdown, from the figures of report.json."""
+"""The report of `minigpt4 pocket curate` as Markdown, from the figures of report.json. Its prose is in report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minigpt4.evaluation.results import table
 from minigpt4.statistics import Rate, difference, text
-
-
-def _compare(heading: str, parts: Mapping[str, Mapping[str, Any]], show: Callable[[Any], str]) -> str:
-    """A table with a row for each measure and a column for each of `parts`."""
-    measures = list(next(iter(parts.values())))
-    rows = [[measure, *(show(part[measure]) for part in parts.values())] for measure in measures]
-    return table([heading, *parts], rows)
+from pocket.shipped import render
 
 
 def report_text(report: Mapping[str, Any]) -> str:
     """The report as Markdown tables; per cent with 95 % Wilson intervals."""
-
-    def show(value: Any) -> str:
-        return text(value.to_json(), digits=1) if isinstance(value, Rate) else str(value)
-
+    trainings = report["trainings"]
+    models = together(trainings)
     rules = {
         kind: [
-            [name, str(row["caught"]), show(row["precision"]), show(row["recall"])]
+            [name, str(row["caught"]), _show(row["precision"]), _show(row["recall"])]
             for name, row in found.items()
             if row["caught"]
         ]
         for kind, found in report["filters"].items()
     }
-    grounding = [[name, show(value)] for name, value in report["grounding"].items()]
-    limits = ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items())
-    trainings = report["trainings"]
-    models = together(trainings)
-    verdicts = "\n".join(f"- {line}" for line in compare_models(models))
-    return (
-        "Texts after each step, against the truth of their pictures, per cent (95 % interval):\n\n"
-        + _compare("", report["steps"], show)
-        + "\nWhat each rule catches of texts that are broken or say something false (rules that catch nothing are left "
-        f"out; {limits}, set on other pictures):\n\n"
-        + "\n".join(table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items())
-        + "\nGrounding at finding false sentences:\n\n"
-        + table(["", ""], grounding)
-        + f"\nAfter stage 2 on each, {len(trainings)} trainings from different seeds, each measured on "
-        f"{report['settings']['questions']} pictures of its own that nothing was trained on:\n\n"
-        + _compare("", models, show)
-        + "\nThe same, training by training:\n\n"
-        + _compare("", _side_by_side(trainings), show)
-        + "\nDifferences of all trainings together, in points (95 % interval):\n\n"
-        + f"{verdicts}\n- {report['seconds']['in all']:.0f} s in all\n"
+    return render(
+        "curation_demo/report.md",
+        report=report,
+        steps=_compare(report["steps"]),
+        rules=[table([f"{kind} texts", "caught", "precision", "recall"], rows) for kind, rows in rules.items()],
+        grounding=table(["", ""], [[name, _show(value)] for name, value in report["grounding"].items()]),
+        limits=", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items()),
+        models=_compare(models),
+        each=_compare(_side_by_side(trainings)),
+        verdicts=compare_models(models),
     )
+
+
+def _compare(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table with a row for each measure and a column for each of `parts`."""
+    measures = list(next(iter(parts.values())))
+    return table(["", *parts], [[measure, *(_show(part[measure]) for part in parts.values())] for measure in measures])
+
+
+def _show(value: Any) -> str:
+    return text(value.to_json(), digits=1) if isinstance(value, Rate) else str(value)
 
 
 def together(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> dict[str, dict[str, Rate]]:
@@ -69,8 +61,7 @@ def _side_by_side(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> dict
         rates = [training[name][measure] for training in trainings]
         return " / ".join(f"{100 * rate.share:.1f}" if rate.total else "–" for rate in rates)
 
-    first = trainings[0]
-    return {name: {measure: shares(name, measure) for measure in rates} for name, rates in first.items()}
+    return {name: {measure: shares(name, measure) for measure in rates} for name, rates in trainings[0].items()}
 
 
 def compare_models(models: Mapping[str, Mapping[str, Rate]]) -> list[str]:

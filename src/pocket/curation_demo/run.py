@@ -30,14 +30,8 @@ from minigpt4.evaluation.results import write_files
 from minigpt4.files import new_directory
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
-from pocket.curation_demo.measures import (
-    choose_sentence_threshold,
-    choose_thresholds,
-    measure_filters,
-    measure_grounding,
-    measure_model,
-    measure_texts,
-)
+from minigpt4.training.recipe import Recipe
+from pocket.curation_demo import measures
 from pocket.curation_demo.refiner import MODEL as MENDER
 from pocket.curation_demo.report import report_text
 from pocket.demo.run import Clock
@@ -89,8 +83,8 @@ def run_curation(
     setting = "set the thresholds of grounding on pictures of their own"
     with clock.phase(setting), Ledger(out / "development-set", create=True) as ledger, mender() as endpoint:
         _until_grounded(ledger, out / "development", model, how, endpoint)
-        thresholds = choose_thresholds(ledger.items())
-        sentence_threshold = choose_sentence_threshold(ledger.items())
+        thresholds = measures.choose_thresholds(ledger.items())
+        sentence_threshold = measures.choose_sentence_threshold(ledger.items())
         filters.write_thresholds(out / "rules.yaml", thresholds)
     report["thresholds"] = {name: thresholds[name] for name in ("ungrounded_sentence", "ungrounded_text")}
     datasets: dict[str, list[tuple[Item, str]]] = {}
@@ -103,10 +97,10 @@ def run_curation(
             # Of raw texts by their words alone, for grounding is measured of the texts that are kept.
             unrefined = [Item(item.picture, item.sample, item.raw) for item in items]
             report["filters"] = {
-                "raw": measure_filters(unrefined, thresholds),
-                "refined": measure_filters(items, thresholds),
+                "raw": measures.measure_filters(unrefined, thresholds),
+                "refined": measures.measure_filters(items, thresholds),
             }
-            report["grounding"] = measure_grounding(items, sentence_threshold)
+            report["grounding"] = measures.measure_grounding(items, sentence_threshold)
             datasets["raw"] = [(item, str(item.raw.data["text"])) for item in items if item.raw.data["text"]]
             datasets["refined"] = [(item, item.text) for item in items if item.text]
             datasets["filtered"] = dataset.finished(ledger)
@@ -117,7 +111,7 @@ def run_curation(
             datasets["selected"] = dataset.finished(ledger)
             _export(ledger, out / "data" / "selected")
             select(ledger, None)
-    report["steps"] = {name: measure_texts(rows) for name, rows in datasets.items()}
+    report["steps"] = {name: measures.measure_texts(rows) for name, rows in datasets.items()}
     for name in ("raw", "refined"):
         _write_dataset(out / "data" / name, datasets[name])
     draw_folder(out / "measured", MEASURED, questions * trainings)
@@ -129,7 +123,7 @@ def run_curation(
             trains = "" if name == "stage 1" else "train stage 2 and "
             with clock.phase(f"{name}: {trains}measure, seed {seed}"):
                 aligned = model if name == "stage 1" else _train(out, name, model, seed, overrides)
-                measured[name] = measure_model(aligned, out / "measured", asked, how)
+                measured[name] = measures.measure_model(aligned, out / "measured", asked, how)
         report["trainings"].append(measured)
     seconds = {phase["name"]: round(phase["seconds"], 1) for phase in clock.phases}
     report["seconds"] = {**seconds, "in all": round(time.perf_counter() - started, 1)}
@@ -196,7 +190,6 @@ def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
 
 
 def _train(out: Path, name: str, model: str, seed: int, overrides: Sequence[str]) -> Path:
-    from minigpt4.training.recipe import Recipe
     from minigpt4.training.train import train
 
     places = {"init": model, "data": out / "data" / name, "output": out / "stage2" / f"{name}-{seed}"}

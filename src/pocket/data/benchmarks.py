@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 from minigpt4.progress import progress_bar
+from pocket.data.training_sets import take_seeds
 from pocket.text.phrases import NUMBERS, caption
 from pocket.text.requests import Request, request
 from pocket.world import world
@@ -53,10 +53,7 @@ _GQA_TYPES = {
 
 def pictures(count: int) -> list[Picture]:
     """The first `count` pictures, of all `TYPES` in turn. Raises UserError if there are not so many seeds."""
-    first, most = SEEDS
-    if not 1 <= count <= most:
-        raise UserError(f"count is {count}, expected 1 to {most:,} pictures: the seeds that benchmarks may use")
-    return [world.sample(first + k, TYPES[k % len(TYPES)]) for k in range(count)]
+    return [world.sample(seed, TYPES[k % len(TYPES)]) for k, seed in enumerate(take_seeds("benchmarks", SEEDS, count))]
 
 
 def write_benchmarks(out: Path, count: int) -> Path:

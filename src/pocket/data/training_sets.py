@@ -31,7 +31,7 @@ def write_stage1(out: Path, count: int) -> Path:
     Raises:
         UserError: `out` holds something, cannot be written, or `count` is not in the seed range.
     """
-    seeds = _seeds("stage1", count)
+    seeds = take_seeds("stage1", SEEDS["stage1"], count)
     with new_directory(out, marker="00000.tar") as directory, progress_bar() as bar:
         task = bar.add_task("pictures with short captions", total=count, note="")
         for start in range(0, count, PAIRS_PER_SHARD):
@@ -47,7 +47,7 @@ def write_stage1(out: Path, count: int) -> Path:
 
 def write_stage2(out: Path, count: int) -> Path:
     """Writes `count` pictures with detailed descriptions as `cc_sbu_align` into `out`; errors as `write_stage1`."""
-    seeds = _seeds("stage2", count)
+    seeds = take_seeds("stage2", SEEDS["stage2"], count)
     annotations = []
     with new_directory(out, marker="filter_cap.json") as directory, progress_bar() as bar:
         task = bar.add_task("pictures with detailed descriptions", total=count, note="")
@@ -61,8 +61,9 @@ def write_stage2(out: Path, count: int) -> Path:
     return out
 
 
-def _seeds(use: str, count: int) -> range:
-    first, most = SEEDS[use]
+def take_seeds(use: str, seeds: tuple[int, int], count: int) -> range:
+    """The first `count` of the `seeds` (first, number) for one use. Raises UserError if there are not so many."""
+    first, most = seeds
     if not 1 <= count <= most:
         raise UserError(f"count is {count}, expected 1 to {most:,} pictures: the seeds that {use} may use")
     return range(first, first + count)

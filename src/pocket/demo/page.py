@@ -1,16 +1,13 @@
 """Results for the eye: a table in the terminal, and one HTML page with every picture, question and answer.
 
-Works from the results alone (see `demo.py`), as they are saved in results.json, and knows no model. The page needs no
-network and no other file. What a model wrote is untrusted: it is shown as text, and its web pages only in a frame
-without scripts.
+Works from the results alone, as they are saved in results.json, and knows no model. The page needs no network and no
+other file. What a model wrote is untrusted: it is shown as text, and its web pages only in a frame without scripts.
 """
 
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from rich.table import Table
 
 from minigpt4.images import data_url
 from minigpt4.statistics import text
+from pocket.shipped import render
 
 THUMBNAIL = 160
 TARGETS = "Targets after stage 2 (a rate misses if its interval does; machines differ by a few answers)"
@@ -53,31 +51,29 @@ ROWS = (
 
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Print rates, targets, time and memory."""
+    models = results["models"]
     rates = [
-        [
-            f"  {label}" if name else f"[bold]{label}[/bold]",
-            *(_rate(results, model, name) for model in results["models"]),
-        ]
+        [f"  {label}", *(text(results["rates"][model["key"]].get(name)) for model in models)]
+        if name
+        else [f"[bold]{label}[/bold]", *("" for _ in models)]
         for name, label, _ in ROWS
     ]
-    heads = [model["name"] for model in results["models"]]
+    heads = [model["name"] for model in models]
+    colours = {"met": "[green]met[/green]", "missed": "[red]missed[/red]"}
     for title, head, rows in (("Held-out pictures, per cent (95 % interval)", heads, rates), *_tables(results)):
+        in_words = title == TARGETS
         grid = Table(
             title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
             collapse_padding=True,
         )  # fmt: skip
-        grid.add_column("", no_wrap=title != TARGETS)
+        grid.add_column("", no_wrap=not in_words)
         for heading in head:
-            grid.add_column(heading, justify="left" if title == TARGETS else "right", no_wrap=title != TARGETS)
+            grid.add_column(heading, justify="left" if in_words else "right", no_wrap=not in_words)
         for row in rows:
-            colours = {"met": "[green]met[/green]", "missed": "[red]missed[/red]"}
-            grid.add_row(*(colours.get(text, text) for text in row), style="bold" if row[0] == "  all eight" else None)
+            cells = (colours.get(cell, cell) for cell in row)
+            grid.add_row(*cells, style="bold" if row[0] == "  all eight" else None)
         console.print()
         console.print(grid)
-
-
-def _rate(results: Mapping[str, Any], model: Mapping[str, Any], name: str) -> str:
-    return text(results["rates"][model["key"]].get(name)) if name else ""
 
 
 def _tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -91,27 +87,23 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[
 
 
 def page(results: Mapping[str, Any], directory: Path, figures: Mapping[str, Path]) -> str:
-    """The whole page as HTML.
+    """The whole page as HTML, of results.json's content; below the tables stand `figures`, PNG files by their captions.
 
-    Args:
-        results: As in results.json; the pictures' `file` paths are relative to `directory`.
-        directory: Where the pictures are.
-        figures: PNG files to show below the table, by their captions.
+    The pictures' `file` paths are relative to `directory`.
     """
-    shown = "".join(
-        f'<figure><img src="{data_url(path.read_bytes(), "png")}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, path in figures.items()
+    targets, phases = _tables(results)
+    return render(
+        "demo/page.html",
+        results=results,
+        models=results["models"],
+        rows=ROWS,
+        targets=targets,
+        phases=phases,
+        text=text,
+        figures={caption: data_url(path.read_bytes(), "png") for caption, path in figures.items()},
+        thumbnails=[_thumbnail(directory / picture["file"]) for picture in results["pictures"]],
+        size=THUMBNAIL,
     )
-    thumbnails = [_thumbnail(directory / picture["file"]) for picture in results["pictures"]]
-    cards = "".join(_card(results, question, thumbnails) for question in results["questions"])
-    targets, phases = (_table(*parts) for parts in _tables(results))
-    parts = {
-        "summary": _summary(results), "targets": targets, "rates": _rates(results), "figures": shown,
-        "phases": phases, "filters": _filters(results), "cards": cards,
-    }  # fmt: skip
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def _thumbnail(path: Path) -> str:
@@ -121,94 +113,3 @@ def _thumbnail(path: Path) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     return data_url(buffer.getvalue(), "jpeg")
-
-
-def _summary(results: Mapping[str, Any]) -> str:
-    machine = results["machine"]
-    return escape(
-        f"{len(results['questions'])} questions about {len(results['pictures'])} pictures that nothing was trained on, "
-        f"{results['created']}, {machine['cores']} cores ({machine['processor']}), minigpt4 {machine['minigpt4']}, "
-        f"torch {machine['torch']}."
-    )
-
-
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = {"met": _mark(True, "met", ""), "missed": _mark(False, "", "missed")}
-    lines = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{marks.get(x, escape(x))}</td>" for x in rest)}</tr>'
-        for first, *rest in rows
-    )
-    heads = "".join(f'<th scope="col">{heading}</th>' for heading in head)
-    return f"<table><caption>{title}</caption><tr><td></td>{heads}</tr>{lines}</table>"
-
-
-def _rates(results: Mapping[str, Any]) -> str:
-    head = "".join(
-        f'<th scope="col" title="{escape(model["what"])}">{escape(model["name"])}</th>' for model in results["models"]
-    )
-    rows = ""
-    for name, label, meaning in ROWS:
-        label = escape(label) + (f' <span class="soft">{escape(meaning)}</span>' if meaning else "")
-        if not name:
-            rows += f'<tr><th colspan="{len(results["models"]) + 1}" scope="colgroup">{label}</th></tr>'
-            continue
-        cells = ""
-        for model in results["models"]:
-            rate = results["rates"][model["key"]].get(name)
-            share = 100 * rate["value"] if rate and rate["total"] else 0
-            cells += f'<td class="bar" style="--share:{share:.0f}%">{text(rate)}</td>'
-        rows += f'<tr><th scope="row">{label}</th>{cells}</tr>'
-    caption = "Per cent, with 95 % Wilson interval"
-    return f'<table class="rates"><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table>'
-
-
-def _filters(results: Mapping[str, Any]) -> str:
-    abilities = dict.fromkeys(question["ability"] for question in results["questions"])
-    ability_options = "".join(f'<option value="{a}">{escape(a.replace("_", "-"))}</option>' for a in abilities)
-    model_options = "".join(
-        f'<option value="{m["key"]}"{" selected" if m["key"] == "stage2" else ""}>{escape(m["name"])}</option>'
-        for m in results["models"]
-    )
-    return (
-        f'<label>Ability <select name="ability"><option value="">all</option>{ability_options}</select></label>'
-        f'<label>Model <select name="model"><option value="">all</option>{model_options}</select></label>'
-        '<label>Answers <select name="verdict"><option value="">all</option><option>right</option>'
-        "<option>wrong</option></select></label>"
-    )
-
-
-def _card(results: Mapping[str, Any], question: Mapping[str, Any], thumbnails: list[str]) -> str:
-    picture = results["pictures"][question["picture"]]
-    truth = ", ".join(picture["facts"])
-    before = results["questions"][question["after"]] if question["after"] is not None else None
-    answers = ""
-    for model in results["models"]:
-        answer = question["answers"][model["key"]]
-        said = f"<pre>{escape(answer['text']) or '(nothing)'}</pre>"
-        if before:
-            earlier = before["answers"][model["key"]]["text"]
-            said = f'<p class="before">{escape(before["text"])} <i>{escape(earlier)}</i></p>{said}'
-        if question["ability"] == "website" and answer["text"].startswith("<"):
-            said += (
-                '<details><summary>Preview</summary><iframe sandbox loading="lazy" title="The page that was written" '
-                f'srcdoc="{escape(answer["text"])}"></iframe></details>'
-            )
-        faults = "; ".join(filter(None, (answer["reason"], answer["failure"])))
-        mark = _mark(answer["success"], "right", "wrong")
-        verdict = "right" if answer["success"] else "wrong"
-        answers += (
-            f'<div class="answer" data-model="{model["key"]}" data-verdict="{verdict}">'
-            f'<p class="by">{escape(model["name"])} {mark}</p>{said}'
-            + (f'<p class="fault">{escape(faults)}</p>' if faults else "")
-            + "</div>"
-        )
-    return (
-        f'<article class="card" data-ability="{question["ability"]}">'
-        f'<img src="{thumbnails[question["picture"]]}" width="{THUMBNAIL}" height="{THUMBNAIL}" loading="lazy" '
-        f'alt="{escape(truth)}" title="{escape(truth)}">'
-        f"<div><h3>{escape(question['text'])}</h3>{answers}</div></article>"
-    )
-
-
-def _mark(good: bool, yes: str, no: str) -> str:
-    return f'<span class="{"good" if good else "bad"}">{"✓ " + yes if good else "✗ " + no}</span>'

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from pocket.data import benchmarks
-from pocket.measure.facts import missing_fact
-from pocket.measure.pictures import draw_held_out
 from pocket.measure.tasks import write_tasks as tasks
-from pocket.measure.truth import check
-from pocket.text.requests import Request
+from pocket.measure.truth import check, missing_fact
+from pocket.text.requests import PICTURE_TYPES, Request
 from pocket.world import world
+from pocket.world.draw import draw_once
 
 __all__ = ["coco", "missing_fact", "pictures", "questions", "tasks", "what_is_wrong", "wording"]
+
+#: Where the pictures of `pictures` begin: in a part of the held-out seeds that nothing else uses.
+FIRST_SEED = world.SEEDS["evaluation"][0] + 300_000
 
 #: The pocket LLM has learned neither to be told how to answer nor to answer in one word.
 wording = {
@@ -30,7 +32,9 @@ wording = {
 
 def pictures(directory: Path, count: int) -> list[Path]:
     """`count` pictures that descriptions and poems fit, drawn into `directory`."""
-    return draw_held_out(directory / "pictures", "reliability", count)
+    types = PICTURE_TYPES["poem"]
+    drawn = [world.sample(FIRST_SEED + k, types[k % len(types)]) for k in range(count)]
+    return [draw_once(directory / "pictures" / f"{picture.seed}.png", picture, benchmarks.SIDE) for picture in drawn]
 
 
 def coco(directory: Path, count: int) -> tuple[Path, Path, Path]:

@@ -17,6 +17,7 @@ from minigpt4.text_failures import failure
 from pocket.measure.truth import Finding, check
 from pocket.text.requests import PICTURE_TYPES, Request, follow_up, request
 from pocket.world import world
+from pocket.world.draw import draw_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,17 @@ class Survey:
 
     pictures: tuple[world.Picture, ...]
     questions: tuple[SurveyQuestion, ...]
+
+
+class Rates(dict[str, Rate]):
+    """Rates by name; nothing of nothing for what was not counted."""
+
+    def __missing__(self, name: str) -> Rate:
+        return Rate(0, 0)
+
+    def count(self, name: str, successes: int, total: int = 1) -> None:
+        """Add to the rate called `name`."""
+        self[name] += Rate(successes, total)
 
 
 @dataclass(frozen=True)
@@ -96,27 +108,18 @@ def write_pictures(survey: Survey, directory: Path) -> list[Path]:
 
     Pictures that are there already are kept.
     """
-    from pocket.world.draw import draw
-
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, picture in enumerate(survey.pictures):
-        ending = ("png", "jpg")[number % 2]
-        path = directory / f"{picture.seed}.{ending}"
-        if not path.exists():
-            temporary = directory / f".{picture.seed}.{ending}"
-            draw(picture, PICTURE_SIZES[number % 2]).save(temporary, quality=90)
-            temporary.replace(path)
-        paths.append(path)
-    return paths
+    return [
+        draw_once(directory / f"{picture.seed}.{('png', 'jpg')[number % 2]}", picture, PICTURE_SIZES[number % 2])
+        for number, picture in enumerate(survey.pictures)
+    ]
 
 
 def encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
     """What the model's vision side gives for the pictures: (pictures, q, d_qformer)."""
     import torch
 
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    return torch.cat([model.encode_images(batch) for batch in batches])
+    starts = range(0, len(paths), batch_size)
+    return torch.cat([model.encode_images(paths[start : start + batch_size]) for start in starts])
 
 
 def put(
@@ -129,71 +132,53 @@ def put(
 ) -> list[Record]:
     """Put every question to `model`, greedily and in batches; one record per question, in order.
 
-    Args:
-        features: What `encode` gave for the survey's pictures.
-        progress: Called after each batch with the number of answers it gave.
+    `features` is what `encode` gave for the survey's pictures. `progress` is called after each batch with the number of
+    its answers.
     """
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
 
-    texts: dict[int, str] = {}
     records: dict[int, Record] = {}
     first = [i for i, question in enumerate(survey.questions) if question.after is None]
     then = [i for i, question in enumerate(survey.questions) if question.after is not None]
-    for batch in [*_batches(first, batch_size), *_batches(then, batch_size)]:
-        prompts: list[str | list[Message]] = []
-        for i in batch:
-            question = survey.questions[i]
-            if question.after is None:
-                prompts.append(question.request.text)
-            else:
-                before = survey.questions[question.after].request.text
-                prompts.append(
-                    [
-                        Message("user", before, images=1),
-                        Message("assistant", texts[question.after]),
-                        Message("user", question.request.text),
-                    ]
-                )
-        rows = features[[survey.questions[i].picture for i in batch]]
+    # Neighbours ask for the same ability, so the answers of a batch are of like length.
+    for batch in (part[k : k + batch_size] for part in (first, then) for k in range(0, len(part), batch_size)):
+        asked = [survey.questions[i] for i in batch]
+        prompts: list[str | list[Message]] = [
+            question.request.text
+            if question.after is None
+            else [
+                Message("user", survey.questions[question.after].request.text, images=1),
+                Message("assistant", records[question.after].text),
+                Message("user", question.request.text),
+            ]
+            for question in asked
+        ]
+        rows = features[[question.picture for question in asked]]
         found = answers(model, prompts=prompts, features=rows, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        for i, answer in zip(batch, found, strict=True):
-            question = survey.questions[i]
-            texts[i] = answer.text
-            records[i] = Record(
-                answer.text,
-                failure(answer.text, answer.ended),
-                check(question.request, survey.pictures[question.picture], answer.text),
-            )
+        for i, question, answer in zip(batch, asked, found, strict=True):
+            verdict = check(question.request, survey.pictures[question.picture], answer.text)
+            records[i] = Record(answer.text, failure(answer.text, answer.ended), verdict)
         progress(len(batch))
     return [records[i] for i in range(len(survey.questions))]
 
 
-def _batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Neighbours ask for the same ability, so the answers of a batch are of like length."""
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def measure(survey: Survey, records: Sequence[Record]) -> dict[str, Rate]:
+def measure(survey: Survey, records: Sequence[Record]) -> Rates:
     """Every rate of the demo's table, by name.
 
     `kind_colour` and `place`: of the objects in scenes that were to be described, those with the right kind and colour,
     and those in the right place. `fails_describe`, `fails_poem`: answers that fail as language. `describe` and each
     ability: answers that are right in full. `abilities`: all of `ABILITIES` together, each with the same weight.
     """
-    rates: dict[str, Rate] = {}
-
-    def add(name: str, successes: int, total: int = 1) -> None:
-        rates[name] = rates.get(name, Rate(0, 0)) + Rate(successes, total)
-
+    rates = Rates()
     for question, record in zip(survey.questions, records, strict=True):
-        verdict = record.verdict
-        if question.ability == "describe" and survey.pictures[question.picture].type == "scene":
-            add("kind_colour", verdict.kind_colour_right, verdict.objects)
-            add("place", verdict.place_right, verdict.placed)
-        if question.ability in ("describe", "poem"):
-            add(f"fails_{question.ability}", record.failure is not None)
-        add(question.ability, verdict.success)
-        if question.ability in ABILITIES:
-            add("abilities", verdict.success)
+        ability, verdict = question.ability, record.verdict
+        if ability == "describe" and survey.pictures[question.picture].type == "scene":
+            rates.count("kind_colour", verdict.kind_colour_right, verdict.objects)
+            rates.count("place", verdict.place_right, verdict.placed)
+        if ability in ("describe", "poem"):
+            rates.count(f"fails_{ability}", record.failure is not None)
+        rates.count(ability, verdict.success)
+        if ability in ABILITIES:
+            rates.count("abilities", verdict.success)
     return rates

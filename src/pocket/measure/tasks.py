@@ -14,12 +14,15 @@ from typing import Any
 import yaml
 
 from minigpt4.files import write_atomically
-from pocket.measure.pictures import draw_picture, held_out_seeds
+from pocket.measure.survey import MAX_NEW_TOKENS
+from pocket.shipped import read_table
 from pocket.text.requests import Request, request
 from pocket.world import world
+from pocket.world.draw import draw_once
 
-#: More than the longest good answer; an answer that is cut off here counts as unfinished.
-MAX_NEW_TOKENS = 160
+#: Where the tasks' pictures begin: in a part of the held-out seeds that nothing else uses.
+FIRST_SEED = world.SEEDS["evaluation"][0] + 200_000
+SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,7 @@ class TaskKind:
     without: str | None = None
 
 
-TASKS = tuple(
-    TaskKind(**task) for task in yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
-)
+TASKS = tuple(TaskKind(**task) for task in read_table("measure/tasks"))
 
 
 def write_tasks(directory: Path, count: int) -> Path:
@@ -47,13 +48,12 @@ def write_tasks(directory: Path, count: int) -> Path:
     for number, task in enumerate(TASKS):
         rng = random.Random(f"abilities-{task.name}")
         entries = []
-        for k, seed in enumerate(held_out_seeds("abilities", count, 5_000 * number)):
-            picture = world.sample(seed, task.types[k % len(task.types)])
+        for k in range(count):
+            picture = world.sample(FIRST_SEED + 5_000 * number + k, task.types[k % len(task.types)])
             asked = _request(task, task.abilities[k % len(task.abilities)], picture, rng)
-            path = draw_picture(directory / "pictures", seed, picture.type)
-            known = {"seed": seed, "type": picture.type, "ability": asked.ability}
-            known |= {} if asked.item is None else {"item": asked.item}
-            known |= {} if asked.expected is None else {"expected": asked.expected}
+            path = draw_once(directory / "pictures" / f"{picture.seed}.png", picture, SIDE)
+            known = {"seed": picture.seed, "type": picture.type, "ability": asked.ability}
+            known |= {key: value for key in ("item", "expected") if (value := getattr(asked, key)) is not None}
             entries.append({
                 "image": path.relative_to(directory).as_posix(), "prompt": asked.text,
                 "facts": facts_in_words(picture), "pocket": known,

@@ -6,8 +6,8 @@ the vision side or the projection. The descriptions come from seeds that the LLM
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,17 +15,15 @@ import torch
 from minigpt4.generation.stopping import end_tokens, read_answer
 from minigpt4.model.sources import load
 from minigpt4.prompts.templates import IMAGE_MARK, Message, get_template
-from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure
+from pocket.measure.survey import MAX_NEW_TOKENS, Rates
 from pocket.measure.truth import check
 from pocket.text.phrases import context
 from pocket.text.requests import ABILITIES, PICTURE_TYPES, request
 from pocket.world import world
 
-MAX_NEW_TOKENS = 160
 
-
-def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> dict[str, Rate]:
+def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> Rates:
     """Rates of right answers by ability (and `failures`), greedy, over `count` described pictures for each ability.
 
     `llm` is the directory of a pocket LLM.
@@ -37,7 +35,7 @@ def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> dict[
     ends = end_tokens(model, tokenizer)
     template = get_template("pocket")
     first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] // 2
-    rates: dict[str, Rate] = {}
+    rates = Rates()
     for number, ability in enumerate(ABILITIES):
         rng = random.Random(f"reading-{ability}")
         types = PICTURE_TYPES[ability]
@@ -47,26 +45,16 @@ def read_in_words(llm: str | Path, count: int, *, batch_size: int = 50) -> dict[
         prompts = []
         for picture, question in zip(pictures, asked, strict=True):
             before, after = template.prompt([Message("user", question.text, 1)]).split(IMAGE_MARK)
-            prompts.append([tokenizer.bos_token_id, *_ids(tokenizer, (before, context(picture, rng), after))])
+            ids = tokenizer([before, context(picture, rng), after], add_special_tokens=False).input_ids
+            prompts.append([tokenizer.bos_token_id, *itertools.chain(*ids)])
         for start in range(0, count, batch_size):
-            rows = _generate(model, tokenizer, prompts[start : start + batch_size])
-            for k, row in enumerate(rows, start):
+            padded = tokenizer.pad({"input_ids": prompts[start : start + batch_size]}, return_tensors="pt")
+            with torch.inference_mode():
+                out = model.generate(
+                    **padded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stop_strings=["###"], tokenizer=tokenizer
+                )
+            for k, row in enumerate(out[:, padded["input_ids"].shape[1] :].tolist(), start):
                 answer = read_answer(tokenizer, row, template.stop, ends)
-                verdict = check(asked[k], pictures[k], answer.text)
-                rates[ability] = rates.get(ability, Rate(0, 0)) + Rate(verdict.success, 1)
-                failed = failure(answer.text, answer.ended) is not None
-                rates["failures"] = rates.get("failures", Rate(0, 0)) + Rate(failed, 1)
+                rates.count(ability, check(asked[k], pictures[k], answer.text).success)
+                rates.count("failures", failure(answer.text, answer.ended) is not None)
     return rates
-
-
-def _ids(tokenizer: object, pieces: Sequence[str]) -> list[int]:
-    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False).input_ids]  # type: ignore[operator]
-
-
-def _generate(model: object, tokenizer: object, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    padded = tokenizer.pad({"input_ids": [list(prompt) for prompt in prompts]}, return_tensors="pt")  # type: ignore[attr-defined]
-    with torch.inference_mode():
-        out = model.generate(  # type: ignore[attr-defined]
-            **padded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stop_strings=["###"], tokenizer=tokenizer
-        )
-    return out[:, padded["input_ids"].shape[1] :].tolist()

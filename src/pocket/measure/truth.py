@@ -83,6 +83,11 @@ class Mention:
     sizes: set[str] = field(default_factory=set)
     places: set[str] = field(default_factory=set)
 
+    @property
+    def said(self) -> tuple[set[str], set[str], set[str]]:
+        """In the order of `Thing.attributes`."""
+        return self.colours, self.sizes, self.places
+
 
 def _forms(word: str) -> tuple[str, ...]:
     """A noun's singular and plural."""
@@ -163,8 +168,7 @@ def _contradiction(picture: world.Picture, claims: dict[str, Mention]) -> str | 
     for kind, claim in claims.items():
         if kind not in truth:
             return f"names {kind}, which is not there"
-        item = truth[kind]
-        for said, true in ((claim.colours, item.colour), (claim.sizes, item.size), (claim.places, item.place)):
+        for said, true in zip(claim.said, truth[kind].attributes, strict=True):
             if true is not None and said - {true}:
                 return f"says {kind} is {', '.join(sorted(said - {true}))}, not {true}"
     return None
@@ -186,9 +190,14 @@ def _unfaithful(picture: world.Picture, text: str, colours: bool = True) -> str 
     return _contradiction(picture, claims)
 
 
+def _settings(picture: world.Picture, text: str) -> set[str]:
+    """The settings, dishes, backdrops or titles that `text` names, in lower case."""
+    return _words(text) & {word.lower() for word in SETTINGS[picture.type]}
+
+
 def _wrong_setting(picture: world.Picture, text: str) -> str | None:
     """Whether `text` leaves out the picture's setting, dish, backdrop or title, or names another."""
-    named = _words(text) & {word.lower() for word in SETTINGS[picture.type]}
+    named = _settings(picture, text)
     setting = picture.setting.lower()
     if setting not in named:
         return f"does not name {picture.setting}"
@@ -198,11 +207,16 @@ def _wrong_setting(picture: world.Picture, text: str) -> str | None:
 # Checks: each returns what is wrong, or None
 
 
+def _described(picture: world.Picture, text: str) -> dict[str, Mention]:
+    """What a description says about each thing that it names, of all that it may name."""
+    if picture.type == "draft":
+        return read(_NO_IMAGE_BOX.sub(" ", text), NOUNS["draft"])
+    return read(text, _ALL_NOUNS)
+
+
 def _describe(picture: world.Picture, text: str) -> Finding:
     """Every item with its kind, colour and place, and the setting; nothing else."""
-    if picture.type == "draft":
-        text = _NO_IMAGE_BOX.sub(" ", text)
-    claims = read(text, NOUNS["draft"] if picture.type == "draft" else _ALL_NOUNS)
+    claims = _described(picture, text)
     named, placed, wrong = 0, 0, None
     for item in picture.items:
         claim = claims.get(item.kind)
@@ -234,26 +248,39 @@ def statements(picture: world.Picture, text: str) -> tuple[int, int]:
     Each kind that is named is a statement, and so is each colour, size and place that is given to it, the setting, how
     many objects there are, and the type of the picture. What the reader does not know ("It looks tasty.") is none.
     """
-    if picture.type == "draft":
-        text = _NO_IMAGE_BOX.sub(" ", text)
-    lower = text.lower()
     truth = {item.kind: item for item in picture.items}
     judged: list[bool] = []
-    for kind, claim in read(text, NOUNS["draft"] if picture.type == "draft" else _ALL_NOUNS).items():
-        item = truth.get(kind)
-        judged.append(item is not None)
-        for said, true in (
-            (claim.colours, item and item.colour),
-            (claim.sizes, item and item.size),
-            (claim.places, item and item.place),
-        ):
-            judged += [value == true for value in said if item is None or true is not None]
-    settings = _words(text) & {word.lower() for word in SETTINGS[picture.type]}
-    judged += [word == picture.setting.lower() for word in settings]
+    for kind, claim in _described(picture, text).items():
+        judged.append(kind in truth)
+        attributes = truth[kind].attributes if kind in truth else ("", "", "")
+        for said, true in zip(claim.said, attributes, strict=True):
+            judged += [value == true for value in said if true is not None]
+    judged += [word == picture.setting.lower() for word in _settings(picture, text)]
     if picture.type == "scene":
-        judged += [NUMBERS.index(number) == len(picture.items) for number in _HOW_MANY.findall(lower)]
-    judged += [name == picture.type for name, pattern in _TYPE_WORDS.items() if pattern.search(lower)]
+        judged += [NUMBERS.index(number) == len(picture.items) for number in _HOW_MANY.findall(text.lower())]
+    judged += [name == picture.type for name, pattern in _TYPE_WORDS.items() if pattern.search(text.lower())]
     return sum(judged), len(judged) - sum(judged)
+
+
+_CAPTION_SETTINGS = {word for kind, words in SETTINGS.items() if kind != "draft" for word in words}
+
+
+def missing_fact(caption: str, description: str) -> str | None:
+    """The first fact of the caption that the description does not state, or gives otherwise; None if it has all.
+
+    The ground truth that a judge of captions can be measured against. Facts are the kinds that the caption names, with
+    the colours, sizes and places that it gives them, and the setting. A description that gives a thing another colour
+    beside the right one ("the red ball is blue") does not state it.
+    """
+    told = read(description, _ALL_NOUNS)
+    for kind, wanted in read(caption, _ALL_NOUNS).items():
+        if kind not in told:
+            return f"does not name {kind}"
+        for asked, given in zip(wanted.said, told[kind].said, strict=True):
+            if asked and asked != given:
+                return f"does not say that {kind} is {', '.join(sorted(asked))}"
+    lost = (_words(caption) - _words(description)) & _CAPTION_SETTINGS
+    return f"does not name {min(lost)}" if lost else None
 
 
 def _lines(text: str) -> list[str]:

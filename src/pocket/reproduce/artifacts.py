@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.measure.survey import Record, Survey, encode, put, write_pictures
 from pocket.measure.truth import check
-from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, Arm, Scale, arms, jobs
+from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, SKILLS, Arm, Scale, arms, jobs
 from pocket.reproduce.survey import Figures, draw_exam, figures
+from pocket.text.conversations import Piece, conversation
 from pocket.world.world import SEEDS
 
 if TYPE_CHECKING:
@@ -51,12 +53,7 @@ class Workshop:
     scale: Scale
     parts: Parts = Parts()
     changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._fingerprints: dict[str, str] = {}
-        self._data: dict[tuple[int, int], str] = {}
-        self._llms: dict[str, Path] = {}
-        self._features: dict[tuple[str, int], Tensor] = {}
+    _features: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -71,46 +68,23 @@ class Workshop:
         Raises LookupError if its data or its LLM are not made yet.
         """
         if arm.recipe is None:
-            return _digest(self._fingerprint(self._llm(arm))) if arm.llm else self._shipped(arm)
+            return _digest(_fingerprint(self._llm(arm))) if arm.llm else _alignment_key(self.parts.baseline)
         # Keys that stand at their defaults are left out, so that one which a later release adds changes nothing.
         recipe = self.recipe(arm, seed).model_dump(mode="json", exclude_defaults=True)
         elsewhere = ("base", "data", "init", "vision_qformer", "llm", "output", "feature_cache", "save_every")
         content = {
             "recipe": {key: value for key, value in recipe.items() if key not in elsewhere},
-            "data": self._data_key(arm.data),
+            "data": _data_key(self.data_directory(arm.data)),
         }
         if arm.start:
             return _digest({**content, "start": self.key(self.arms[arm.start], seed)})
-        parts = [self._fingerprint(self.parts.vision_qformer), self._fingerprint(self._llm(arm))]
+        parts = [_fingerprint(self.parts.vision_qformer), _fingerprint(self._llm(arm))]
         return _digest({**content, "parts": parts})
-
-    def _shipped(self, arm: Arm) -> str:
-        from minigpt4.model.sources import find_file, resolve
-
-        source = resolve(self.parts.baseline)
-        files = [find_file(source, name) for name in ("alignment.json", "projection.safetensors")]
-        return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path])
 
     def weights(self) -> str:
         """The frozen parts by name, each with the first digits of its fingerprint."""
         parts = (self.parts.vision_qformer, self.parts.llm, self.parts.beginner)
-        return ", ".join(f"{Path(part).name} {self._fingerprint(part)[:8]}" for part in parts)
-
-    def _fingerprint(self, part: str) -> str:
-        from minigpt4.model.sources import Checkpoint, fingerprint, resolve
-
-        if part not in self._fingerprints:
-            self._fingerprints[part] = fingerprint(Checkpoint(resolve(part)))
-        return self._fingerprints[part]
-
-    def _data_key(self, data: tuple[int, int]) -> str:
-        if data not in self._data:
-            directory = self.data_directory(data)
-            if not directory.is_dir():
-                raise LookupError(f"{directory} is not drawn yet")
-            files = sorted(path for path in directory.rglob("*") if path.is_file())
-            self._data[data] = _digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
-        return self._data[data]
+        return ", ".join(f"{Path(part).name} {_fingerprint(part)[:8]}" for part in parts)
 
     def data_directory(self, data: tuple[int, int]) -> Path:
         """Where the pictures of (stage, count) lie."""
@@ -118,15 +92,9 @@ class Workshop:
 
     def llm_directory(self, skill: str) -> Path:
         """Where the LLM whose text lacks `skill` is, or will be; named after all that decides its weights."""
-        from pocket.text.conversations import conversation
-
-        if skill not in self._llms:
-            first = SEEDS["text"][0]
-            texts = [conversation(seed, "", frozenset(_left_out(skill))) for seed in range(first, first + 200)]
-            batches = [self.scale.first_lessons, *([] if skill == NO_SKILLS else [self.scale.skill_steps])]
-            key = _digest([self._fingerprint(self.parts.beginner), batches, texts])
-            self._llms[skill] = self.out / "llms" / f"{skill.replace(' ', '-')}-{key}"
-        return self._llms[skill]
+        batches = [self.scale.first_lessons, *([] if skill == NO_SKILLS else [self.scale.skill_steps])]
+        key = _digest([_fingerprint(self.parts.beginner), batches, _text_without(skill)])
+        return self.out / "llms" / f"{skill.replace(' ', '-')}-{key}"
 
     def _llm(self, arm: Arm) -> str:
         if arm.llm is None:
@@ -138,16 +106,13 @@ class Workshop:
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:
         """The recipe of a trained arm; its output is not named yet."""
-        changes = dict(arm.changes)
-        begins = arm.start is not None
-        if not begins:
-            changes |= {
-                "vision_qformer": self.parts.vision_qformer, "llm": self._llm(arm), "template": "pocket",
-            }  # fmt: skip
-        changes |= {"seed": seed, "data": str(self.data_directory(arm.data)), **self.changes}
-        changes |= {"output": "runs", "feature_cache": str(self.out / "features")}
-        if begins:
-            changes["init"] = "an arm"
+        begun: dict[str, Any] = {"init": "an arm"}
+        if arm.start is None:
+            begun = {"vision_qformer": self.parts.vision_qformer, "llm": self._llm(arm), "template": "pocket"}
+        changes = {
+            **dict(arm.changes), **begun, "seed": seed, "data": str(self.data_directory(arm.data)), **self.changes,
+            "output": "runs", "feature_cache": str(self.out / "features"),
+        }  # fmt: skip
         return Recipe.load(arm.recipe or "", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
     # -- making
@@ -166,20 +131,26 @@ class Workshop:
         trained = arm.recipe is None or (directory / "run" / "alignment" / "alignment.json").is_file()
         return trained and (arm.asked == "none" or self._answers(arm, seed).is_file())
 
-    def make(self, arm: Arm, seed: int) -> None:
-        """Draw the arm's data, train its LLM if it has its own, train it, and put the questions to it."""
-        self.prepare(arm)
+    def make(self, arm: Arm, seed: int, command: str) -> None:
+        """Draw the arm's data, train its LLM if it has its own, train it, and put the questions to it.
+
+        Beside it is noted which `command` made it, where, and its seconds of processor time.
+        """
+        from pocket.data.training_sets import write_stage1, write_stage2
+
+        before = sum(os.times()[:4])
+        if arm.recipe and not self.data_directory(arm.data).exists():
+            stage, count = arm.data
+            (write_stage1 if stage == 1 else write_stage2)(self.data_directory(arm.data), count)
         if arm.llm:
+            self._teach(arm.llm)
             self.in_words(arm.llm)
         aligned = self.train(arm, seed)
         if arm.asked != "none" and not self._answers(arm, seed).is_file():
             self._ask(arm, seed, aligned)
-
-    def note(self, arm: Arm, seed: int, command: str, seconds: float) -> None:
-        """Write beside an arm which command made it, where, and its seconds of processor time."""
         found = machine()
         where = f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"
-        row = {"command": command, "machine": where, "seconds": round(seconds, 1)}
+        row = {"command": command, "machine": where, "seconds": round(sum(os.times()[:4]) - before, 1)}
         path = self.directory(arm, seed) / "made.json"
         path.parent.mkdir(parents=True, exist_ok=True)  # an arm that is only an LLM has no other files here
         write_atomically(path, json.dumps(row).encode())
@@ -189,18 +160,13 @@ class Workshop:
         done = [self.directory(arm, seed) / "made.json" for arm, seed in jobs(self.scale) if self.is_done(arm, seed)]
         return [json.loads(path.read_text()) for path in done if path.is_file()]
 
-    def prepare(self, arm: Arm) -> None:
-        """Draw the arm's data and train its LLM, unless both are there."""
-        from pocket.data.training_sets import write_stage1, write_stage2
-        from pocket.towers.skills import SKILLS, build_without
+    def _teach(self, skill: str) -> None:
+        """Train the LLM whose text lacks `skill`, unless it is there."""
+        from pocket.towers.language import build_without
 
-        if arm.recipe and not self.data_directory(arm.data).exists():
-            stage, count = arm.data
-            (write_stage1 if stage == 1 else write_stage2)(self.data_directory(arm.data), count)
-        if arm.llm:
-            first = build_without(SKILLS, self.llm_directory(NO_SKILLS), self.scale.first_lessons, self.parts.beginner)
-            if arm.llm != NO_SKILLS:
-                build_without(_left_out(arm.llm), self.llm_directory(arm.llm), self.scale.skill_steps, first)
+        first = build_without(SKILLS, self.llm_directory(NO_SKILLS), self.scale.first_lessons, self.parts.beginner)
+        if skill != NO_SKILLS:
+            build_without(_left_out(skill), self.llm_directory(skill), self.scale.skill_steps, first)
 
     def train(self, arm: Arm, seed: int) -> str:
         """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
@@ -262,12 +228,11 @@ class Workshop:
             raise UserError(f"{path}: cannot be read ({error!r}); delete it, and the questions are put again") from None
         if asked != [(question.ability, question.request.text) for question in survey.questions]:
             raise UserError(f"{path}: answers other questions; delete it, and the questions are put again")
-        return [
-            Record(
-                row["answer"], row["failure"], check(question.request, survey.pictures[question.picture], row["answer"])
-            )
-            for row, question in zip(rows, survey.questions, strict=True)
+        verdicts = [
+            check(question.request, survey.pictures[question.picture], row["answer"])
+            for question, row in zip(survey.questions, rows, strict=True)
         ]
+        return [Record(row["answer"], row["failure"], found) for row, found in zip(rows, verdicts, strict=True)]
 
     def figures(self, arm: Arm, seed: int) -> Figures:
         """An arm's figures, from its answers on disk."""
@@ -288,9 +253,36 @@ class Workshop:
 
 def _left_out(skill: str) -> tuple[str, ...]:
     """What the text of the LLM of an arm lacks."""
-    from pocket.towers.skills import SKILLS
-
     return {ALL_SKILLS: (), NO_SKILLS: SKILLS}.get(skill, (skill,))
+
+
+@cache
+def _text_without(skill: str) -> list[list[Piece]]:
+    """The first samples of that text."""
+    first = SEEDS["text"][0]
+    return [conversation(seed, "", frozenset(_left_out(skill))) for seed in range(first, first + 200)]
+
+
+@cache
+def _fingerprint(part: str) -> str:
+    from minigpt4.model.sources import Checkpoint, fingerprint, resolve
+
+    return fingerprint(Checkpoint(resolve(part)))
+
+
+def _alignment_key(alignment: str) -> str:
+    from minigpt4.model.sources import find_file, resolve
+
+    files = [find_file(resolve(alignment), name) for name in ("alignment.json", "projection.safetensors")]
+    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path])
+
+
+@cache
+def _data_key(directory: Path) -> str:
+    if not directory.is_dir():
+        raise LookupError(f"{directory} is not drawn yet")
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return _digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
 
 
 def _digest(content: Any) -> str:

@@ -19,6 +19,8 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("three layers", "pocket-three-layers", {}),
     ("Q-Former finetuned", "pocket-train-qformer", {"learning_rate": 1e-3}),
 )
+#: What can be left out of an LLM's text, each an ability that is measured on pictures.
+SKILLS = ("poem", "story", "recipe", "advertise", "funny", "website", "count")
 ALL_SKILLS, NO_SKILLS = "all skills", "no skills"
 #: The lessons without any of the skills, which those with all but one go on from.
 FIRST_LESSONS = "the beginner's first lessons"
@@ -70,8 +72,7 @@ class Arm:
 
 
 FULL = Scale(
-    "full", (0, 1, 2), 6400, 400, 250, 150, 25, 40, STAGE1_SHARES, STAGE2_SETS,
-    ("poem", "story", "recipe", "advertise", "funny", "website", "count"), 600, 200,
+    "full", (0, 1, 2), 6400, 400, 250, 150, 25, 40, STAGE1_SHARES, STAGE2_SETS, SKILLS, 600, 200,
 )  # fmt: skip
 QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.01, 0.1), skills=())
 #: The shares of stage 1 that `minigpt4 pocket ablations` compares with the whole.

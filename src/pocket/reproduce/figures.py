@@ -1,4 +1,4 @@
-"""The pictures of the results page, drawn from figures as PNG files of a few dozen KB each."""
+"""The plots of the results page, drawn from figures as PNG files of a few dozen KB each."""
 
 from __future__ import annotations
 
@@ -13,43 +13,29 @@ from pocket.measure.survey import ABILITIES
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from pocket.reproduce.survey import FORMS, Evidence
 
+#: What LLMs that lack a skill, by that skill, can do with pictures told in words, by ability.
+InWords = Mapping[str, Mapping[str, Rate]]
+_COMPARED = ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2")
+_LABELS = [ability.replace("_", "-") for ability in ABILITIES]
 
-def draw_all(evidence: Evidence, scale: Scale, in_words: Mapping[str, Mapping[str, Rate]], out: Path) -> dict[str, str]:
-    """Draw every picture that the evidence is there for into `out`; returns file names by what they show."""
+
+def draw_all(evidence: Evidence, scale: Scale, in_words: InWords, out: Path) -> dict[str, str]:
+    """Draw every plot that the evidence is there for into `out`; returns file names by what they show."""
     out.mkdir(parents=True, exist_ok=True)
-    drawers: dict[str, Callable[[Any], bool]] = {
-        "abilities": lambda axes: _abilities(axes, evidence),
-        "ablations": lambda axes: _ablations(axes, evidence, scale),
-        "pairs": lambda axes: _pairs(axes, evidence, scale),
-        "length": lambda axes: _length(axes, evidence),
-        "skills": lambda axes: _skills(axes, evidence, scale),
-        "words": lambda axes: _words(axes, evidence, in_words),
-    }
-    drawn = {}
-    for name, drawer in drawers.items():
-        path = out / f"results-{name}.png"
-        if _draw(path, drawer):
-            drawn[name] = path.name
-        else:
-            path.unlink(missing_ok=True)  # of an earlier run: it would stand beside figures that it does not show
-    return drawn
+    files = {name: out / f"results-{name}.png" for name in _PLOTS}
+    return {name: path.name for name, path in files.items() if draw(name, evidence, scale, in_words, path)}
 
 
-def draw_ablations(evidence: Evidence, scale: Scale, path: Path) -> None:
-    """The picture of the ablations alone: all eight abilities of each arm."""
-    _draw(path, lambda axes: _ablations(axes, evidence, scale))
-
-
-def _draw(path: Path, drawer: Callable[[Any], bool]) -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw(name: str, evidence: Evidence, scale: Scale, in_words: InWords, path: Path) -> bool:
+    """Draw one plot, if the evidence for it is there: one of an earlier run would show other figures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    if not drawer(figure.add_subplot()):
-        return False
-    write_atomically(path, png(figure))
-    return True
+    if drawn := _PLOTS[name](figure.add_subplot(), evidence, scale, in_words):
+        write_atomically(path, png(figure))
+    else:
+        path.unlink(missing_ok=True)
+    return drawn
 
 
 def _percent(axes: Any, label: str) -> None:
@@ -66,46 +52,41 @@ def _points(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
     return shares, [below, above]
 
 
-def _abilities(axes: Any, evidence: Evidence) -> bool:
-    shown = [arm for arm in ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2") if arm in evidence]
+def _abilities(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
+    shown = [arm for arm in _COMPARED if arm in evidence]
     for k, arm in enumerate(shown):
         shares, errors = _points([evidence.rate(arm, ability) for ability in ABILITIES])
         places = [i + (k - (len(shown) - 1) / 2) * 0.2 for i in range(len(ABILITIES))]
         axes.bar(places, shares, 0.19, yerr=errors, label=arm, error_kw={"linewidth": 0.8, "alpha": 0.7})
-    axes.set_xticks(range(len(ABILITIES)), [ability.replace("_", "-") for ability in ABILITIES], fontsize=8)
+    axes.set_xticks(range(len(ABILITIES)), _LABELS, fontsize=8)
     _percent(axes, "right, per cent")
     axes.legend(ncols=4, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     return bool(shown)
 
 
-def _ablations(axes: Any, evidence: Evidence, scale: Scale) -> bool:
-    arms = [arm for arm in ablated(scale) if evidence.rate(arm, "abilities").total]
-    for row, arm in enumerate(reversed(arms)):
-        rate = evidence.rate(arm, "abilities")
-        shares, errors = _points([rate])
+def _ablations(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
+    arms = [arm for arm in reversed(ablated(scale)) if evidence.rate(arm, "abilities").total]
+    for row, arm in enumerate(arms):
+        shares, errors = _points([evidence.rate(arm, "abilities")])
         axes.errorbar(shares, [row], xerr=errors, fmt="o", color="tab:blue", capsize=2, markersize=5)
         each = [100 * seed.share for seed in evidence.by_seed(arm, "abilities").values() if seed.total]
         axes.plot(each, [row] * len(each), "|", color="tab:gray", markersize=8)
-    axes.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=7)
+    axes.set_yticks(range(len(arms)), arms, fontsize=7)
     axes.set_xlim(-2, 102)
-    axes.set_xlabel(
-        "all eight abilities, per cent right (dot: all seeds, with interval; strokes: each seed)", fontsize=8
-    )
+    label = "all eight abilities, per cent right (dot: all seeds, with interval; strokes: each seed)"
+    axes.set_xlabel(label, fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return bool(arms)
 
 
-def _pairs(axes: Any, evidence: Evidence, scale: Scale) -> bool:
+def _pairs(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
     shares = [share for share in (*scale.stage1_shares, 1.0) if stage1_arms(share)[1] in evidence]
-    for stage, label in enumerate(("after stage 1", "after stage 2")):
+    counts = [round(share * scale.pairs) for share in shares]
+    for stage, after in enumerate(("after stage 1", "after stage 2")):
         for name, style, what in (("abilities", "-", "all eight abilities"), ("kind_colour", ":", "kind and colour")):
-            rates = [evidence.rate(stage1_arms(share)[stage], name) for share in shares]
-            found, errors = _points(rates)
-            counts = [round(share * scale.pairs) for share in shares]
-            colour = f"C{stage}"
-            axes.errorbar(
-                counts, found, yerr=errors, fmt=f"o{style}", color=colour, capsize=2, label=f"{what}, {label}"
-            )
+            found, errors = _points([evidence.rate(stage1_arms(share)[stage], name) for share in shares])
+            look = {"fmt": f"o{style}", "color": f"C{stage}", "capsize": 2}
+            axes.errorbar(counts, found, yerr=errors, label=f"{what}, {after}", **look)
     axes.set_xscale("log")
     axes.set_xlabel("pictures with captions in stage 1")
     _percent(axes, "right, per cent")
@@ -113,13 +94,11 @@ def _pairs(axes: Any, evidence: Evidence, scale: Scale) -> bool:
     return len(shares) > 1
 
 
-def _length(axes: Any, evidence: Evidence) -> bool:
-    shown = [arm for arm in ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2") if evidence.pooled(arm).words]
+def _length(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
+    shown = [arm for arm in _COMPARED if evidence.pooled(arm).words]
     for k, arm in enumerate(shown):
-        whole = evidence.pooled(arm)
-        rates = [evidence.rate(arm, f"false {form}") for form in FORMS]
-        found, errors = _points(rates)
-        lengths = [whole.mean_words(form) for form in FORMS]
+        found, errors = _points([evidence.rate(arm, f"false {form}") for form in FORMS])
+        lengths = [evidence.pooled(arm).mean_words(form) for form in FORMS]
         axes.errorbar(lengths, found, yerr=errors, fmt="o", color=f"C{k}", capsize=2, label=arm)
         for form, x, y in zip(FORMS, lengths, found, strict=True):
             axes.annotate(form, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
@@ -131,7 +110,7 @@ def _length(axes: Any, evidence: Evidence) -> bool:
     return bool(shown)
 
 
-def _skills(axes: Any, evidence: Evidence, scale: Scale) -> bool:
+def _skills(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
     skills = [skill for skill in scale.skills if arm_without(skill) in evidence]
     if not skills:
         return False
@@ -140,16 +119,15 @@ def _skills(axes: Any, evidence: Evidence, scale: Scale) -> bool:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
-            axes.text(
-                x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 55 else "black"
-            )
-    axes.set_xticks(range(len(ABILITIES)), [ability.replace("_", "-") for ability in ABILITIES], fontsize=8)
+            colour = "white" if share > 55 else "black"
+            axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(ABILITIES)), _LABELS, fontsize=8)
     axes.set_yticks(range(len(rows)), ["text with all skills", *rows[1:]], fontsize=8)
     axes.set_title("right about pictures, per cent", fontsize=9)
     return True
 
 
-def _words(axes: Any, evidence: Evidence, in_words: Mapping[str, Mapping[str, Rate]]) -> bool:
+def _words(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
     for k, ability in enumerate(ability for ability in ABILITIES if ability != "follow_up"):
         pairs = [
             (100 * rates[ability].share, 100 * seen.share)
@@ -158,10 +136,14 @@ def _words(axes: Any, evidence: Evidence, in_words: Mapping[str, Mapping[str, Ra
         ]
         if pairs:
             axes.plot(*zip(*pairs, strict=True), "o", color=f"C{k}", label=ability, alpha=0.8)
-    if not in_words:
-        return False
     axes.plot([0, 100], [0, 100], color="tab:gray", linewidth=0.8, linestyle="--")
     axes.set_xlabel("right about pictures told in words, per cent")
     _percent(axes, "right about pictures, per cent")
     axes.legend(fontsize=7, frameon=False)
-    return True
+    return bool(in_words)
+
+
+_PLOTS: dict[str, Callable[[Any, Evidence, Scale, InWords], bool]] = {
+    "abilities": _abilities, "ablations": _ablations, "pairs": _pairs, "length": _length, "skills": _skills,
+    "words": _words,
+}  # fmt: skip

@@ -24,13 +24,12 @@ from rich.console import Console
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import RESULTS, TABLE, machine, write_files
 from minigpt4.files import only_process
-from minigpt4.statistics import Rate
 from minigpt4.telling import LogFormatter
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.claims import CLAIMS, Outcome
-from pocket.reproduce.experiments import ALL_SKILLS, Arm, ablated, arm_without, jobs
-from pocket.reproduce.figures import draw_ablations
-from pocket.reproduce.results import Circumstances, ablations_page, write_page
+from pocket.reproduce.experiments import ALL_SKILLS, Arm, ablated, jobs
+from pocket.reproduce.figures import draw
+from pocket.reproduce.results import ablations_page, write_page
 from pocket.reproduce.survey import Evidence, Figures
 
 Job = tuple[Arm, int]
@@ -48,8 +47,8 @@ def plan(workshop: Workshop) -> str:
     return "\n".join(lines)
 
 
-def make(workshop: Workshop, command: str, processes: int, console: Console) -> None:
-    """Make every arm of the workshop's scale that is not made, each in one of `processes` processes.
+def make(workshop: Workshop, command: str, processes: int | None, console: Console) -> None:
+    """Make every arm of the scale that is not made, in so many processes; None: as many as cores, 8 at most.
 
     Raises:
         UserError: a part is missing, a directory cannot be written, a process was killed, or another command is at work
@@ -63,7 +62,7 @@ def make(workshop: Workshop, command: str, processes: int, console: Console) -> 
     with only_process(workshop.out, "arms"):
         console.print(plan(workshop), highlight=False, soft_wrap=True)
         todo = [job for job in jobs(workshop.scale) if not workshop.is_done(*job)]
-        make_all(workshop, todo, processes, command, console)
+        make_all(workshop, todo, processes or min(machine()["cores"], 8), command, console)
 
 
 def make_all(workshop: Workshop, todo: list[Job], processes: int, command: str, console: Console) -> None:
@@ -71,7 +70,6 @@ def make_all(workshop: Workshop, todo: list[Job], processes: int, command: str, 
     if not todo:
         return
     spawn, waiting, used = multiprocessing.get_context("spawn"), list(todo), set[tuple[int, int]]()
-    fresh = Workshop(workshop.out, workshop.scale, workshop.parts, workshop.changes)
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     running: dict[Future[None], Job] = {}
     try:
@@ -80,7 +78,7 @@ def make_all(workshop: Workshop, todo: list[Job], processes: int, command: str, 
                 while waiting or running:
                     while len(running) < processes and (job := _next(waiting, list(running.values()), used)):
                         waiting.remove(job)
-                        running[pool.submit(_make, fresh, job[0].name, job[1], command)] = job
+                        running[pool.submit(workshop.make, *job, command)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         future.result()
                         arm, seed = running.pop(future)
@@ -134,14 +132,8 @@ def _begin(log: Path) -> None:
     torch.set_num_threads(1)
 
 
-def _make(workshop: Workshop, name: str, seed: int, command: str) -> None:
-    before = sum(os.times()[:4])
-    workshop.make(workshop.arms[name], seed)
-    workshop.note(workshop.arms[name], seed, command, sum(os.times()[:4]) - before)
-
-
 def reproduce(
-    workshop: Workshop, page: Path, command: str, console: Console | None = None, processes: int = 1
+    workshop: Workshop, page: Path, command: str, console: Console | None = None, processes: int | None = 1
 ) -> dict[str, Outcome]:
     """Make what is not made, then write `page`; returns the outcome of each claim. Raises what `make` raises."""
     console = console or Console()
@@ -160,7 +152,9 @@ def write(workshop: Workshop, page: Path, command: str) -> dict[str, Outcome]:
     evidence = collect(workshop)
     if not evidence.of:
         raise UserError(f"{workshop.out}: nothing of `{command}` is done there yet; run it, or give another --out")
-    return write_page(page, evidence, workshop.scale, _in_words(workshop), circumstances(workshop, command))
+    taught = {arm.llm for arm, seed in jobs(workshop.scale) if arm.asked != "none" and workshop.is_done(arm, seed)}
+    in_words = {skill: workshop.in_words(skill) for skill in (ALL_SKILLS, *workshop.scale.skills) if skill in taught}
+    return write_page(page, evidence, workshop.scale, in_words, circumstances(workshop, command))
 
 
 def _check_page(page: Path) -> None:
@@ -182,25 +176,25 @@ def collect(workshop: Workshop) -> Evidence:
     return Evidence(found)
 
 
-def _in_words(workshop: Workshop) -> dict[str, dict[str, Rate]]:
-    """What each LLM that was taught can do in words, of those whose arm is done."""
-    scale = workshop.scale
-    skills = (ALL_SKILLS, *scale.skills) if scale.skills else ()
+def circumstances(workshop: Workshop, command: str) -> dict[str, Any]:
+    """How the arms that are done came to be, from what was noted while they were made."""
+    notes = workshop.notes()
     return {
-        skill: workshop.in_words(skill)
-        for skill in skills
-        if workshop.is_done(workshop.arms[arm_without(skill)], scale.seeds[0])
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "minutes": sum(note["seconds"] for note in notes) / 60,
+        "machines": dict.fromkeys(note["machine"] for note in notes),
+        "others": dict.fromkeys(note["command"] for note in notes if note["command"] != command),
+        "weights": workshop.weights(),
+        "missing": [
+            f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if not workshop.is_done(arm, seed)
+        ],
     }
 
 
-def circumstances(workshop: Workshop, command: str) -> Circumstances:
-    """How the arms that are done came to be, from what was noted while they were made."""
-    missing = [f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if not workshop.is_done(arm, seed)]
-    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    return Circumstances(command, date, tuple(workshop.notes()), workshop.weights(), tuple(missing))
-
-
-def ablations(workshop: Workshop, out: Path, command: str, console: Console | None = None, processes: int = 1) -> Path:
+def ablations(
+    workshop: Workshop, out: Path, command: str, console: Console | None = None, processes: int | None = 1
+) -> Path:
     """Make the ablations' arms that are not made, and write `out/ablations`: results.json, results.md, plot.png.
 
     Returns that directory. Raises what `make` raises.
@@ -209,10 +203,9 @@ def ablations(workshop: Workshop, out: Path, command: str, console: Console | No
     directory = out / ABLATIONS
     directory.mkdir(parents=True, exist_ok=True)
     evidence, scale, run = collect(workshop), workshop.scale, circumstances(workshop, command)
-    draw_ablations(evidence, scale, directory / PLOT)
-    names = ablated(scale)
-    arms = [workshop.arms[name] for name in names]
-    rates = dict.fromkeys(rate for name in names for rate in evidence.pooled(name).rates)
+    draw("ablations", evidence, scale, {}, directory / PLOT)
+    arms = [workshop.arms[name] for name in ablated(scale)]
+    rates = dict.fromkeys(rate for arm in arms for rate in evidence.pooled(arm.name).rates)
     results = {
         "suite": ABLATIONS, "title": "Ablations", "command": command, "machine": machine(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -224,8 +217,8 @@ def ablations(workshop: Workshop, out: Path, command: str, console: Console | No
         ],
         "rows": [
             {
-                "name": rate, "unit": "%", "figures": {name: evidence.rate(name, rate) for name in names},
-                "seeds": {name: evidence.by_seed(name, rate) for name in names},
+                "name": rate, "unit": "%", "figures": {arm.name: evidence.rate(arm.name, rate) for arm in arms},
+                "seeds": {arm.name: evidence.by_seed(arm.name, rate) for arm in arms},
             }
             for rate in rates
         ],

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from minigpt4.statistics import Rate
-from pocket.measure.facts import missing_fact
-from pocket.measure.survey import Record, Survey, SurveyQuestion, draw_survey, measure
-from pocket.measure.truth import NOUNS, read
+from pocket.measure.survey import Rates, Record, Survey, SurveyQuestion, draw_survey, measure
+from pocket.measure.truth import NOUNS, missing_fact, read
 from pocket.text.phrases import caption
 from pocket.text.requests import Request, request
 from pocket.world import world
@@ -32,28 +31,27 @@ SCENES = "scene's "
 CAPTIONS = 5
 #: The words of a caption of the paper's BLIP-2: what its coverage would be if the baseline were as short-spoken.
 SHORT_WORDS = 7
-ATTRIBUTES = ("kind", "colour", "size", "place")
 
 
 @dataclass
 class Figures:
     """What was counted in a model's answers. `rates` and `words` ((words, answers) by form) of two seeds add up."""
 
-    rates: dict[str, Rate] = field(default_factory=dict)
+    rates: Rates = field(default_factory=Rates)
     words: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def count(self, name: str, successes: int, total: int = 1) -> None:
-        """Add to the rate called `name`."""
-        self.rates[name] = self.rates.get(name, Rate(0, 0)) + Rate(successes, total)
-
     def __add__(self, other: Figures) -> Figures:
-        total = Figures(dict(self.rates), dict(self.words))
+        total = Figures(Rates(self.rates), dict(self.words))
         for name, rate in other.rates.items():
-            total.count(name, rate.successes, rate.total)
-        for name, (words, answers) in other.words.items():
-            before = total.words.get(name, (0, 0))
-            total.words[name] = (before[0] + words, before[1] + answers)
+            total.rates[name] += rate
+        for form, (words, answers) in other.words.items():
+            total.count_words(form, words, answers)
         return total
+
+    def count_words(self, form: str, words: int, answers: int = 1) -> None:
+        """Add the words of answers of this form."""
+        before = self.words.get(form, (0, 0))
+        self.words[form] = (before[0] + words, before[1] + answers)
 
     def mean_words(self, form: str) -> float:
         """Words of an answer of this form, on average; 0 if none was asked for."""
@@ -65,25 +63,24 @@ class Figures:
 def draw_exam(questions: int, scenes: int, seed: int) -> Survey:
     """The demo's questions, then those about `scenes` further pictures; no scenes, no such questions."""
     survey = draw_survey(questions, seed)
-    pictures, asked = list(survey.pictures), list(survey.questions)
     first = world.SEEDS["evaluation"][0] + world.SEEDS["evaluation"][1] * 3 // 4 + seed * 10_000
-    for picture in (world.sample(first + k, "scene") for k in range(scenes)):
-        pictures.append(picture)
+    pictures = tuple(world.sample(first + k, "scene") for k in range(scenes))
+    asked: list[SurveyQuestion] = []
+    for number, picture in enumerate(pictures, len(survey.pictures)):
         # The checks of descriptions read captions and stories too; what is counted of each is `_count_form`'s business.
         for form, text in FORMS.items():
-            asked.append(SurveyQuestion(SCENES + form, len(pictures) - 1, Request("describe", text)))
+            asked.append(SurveyQuestion(SCENES + form, number, Request("describe", text)))
         for ability in ("colour", "where"):
             about_one = request(ability, picture, random.Random(f"one object of {picture.seed}"))
-            asked.append(SurveyQuestion(SCENES + ability, len(pictures) - 1, about_one))
-    # Neighbours of a batch should be of like length, and what follows a question up stays behind it.
-    order = sorted(range(len(survey.questions), len(asked)), key=lambda i: asked[i].ability)
-    return Survey(tuple(pictures), (*survey.questions, *(asked[i] for i in order)))
+            asked.append(SurveyQuestion(SCENES + ability, number, about_one))
+    asked.sort(key=lambda question: question.ability)  # neighbours of a batch should be of like length
+    return Survey(survey.pictures + pictures, (*survey.questions, *asked))
 
 
 def figures(survey: Survey, records: Sequence[Record]) -> Figures:
     """Every figure of an exam; `records` may stop where the questions about scenes begin.
 
-    Rates, beside those of `questions.measure`: `false FORM` (kinds that are not there, of those named), `falsely FORM`
+    Rates, beside those of `survey.measure`: `false FORM` (kinds that are not there, of those named), `falsely FORM`
     (answers that name such a kind), `covered FORM` (ground-truth captions whose facts the answer holds), `unnamed
     FORM` (of the others, those for want of a thing and not of what it is like), `covered short` (the first words of the
     caption alone), `right kind|colour|size|place` (of the objects in descriptions),
@@ -101,30 +98,28 @@ def figures(survey: Survey, records: Sequence[Record]) -> Figures:
 
 
 def _count_form(found: Figures, form: str, picture: world.Picture, text: str) -> None:
+    count = found.rates.count
     claims = read(text, NOUNS["scene"])
     there = {item.kind: item for item in picture.items}
     false = len(claims.keys() - there.keys())
-    found.count(f"false {form}", false, len(claims))
-    found.count(f"falsely {form}", false > 0)
-    words, answers = found.words.get(form, (0, 0))
-    found.words[form] = (words + len(text.split()), answers + 1)
+    count(f"false {form}", false, len(claims))
+    count(f"falsely {form}", false > 0)
+    found.count_words(form, len(text.split()))
     if form == "story":
         return
     truths = captions(picture)
     missing = [fact for truth in truths if (fact := missing_fact(truth, text))]
-    found.count(f"covered {form}", len(truths) - len(missing), len(truths))
-    found.count(f"unnamed {form}", sum(fact.startswith("does not name") for fact in missing), len(missing))
+    count(f"covered {form}", len(truths) - len(missing), len(truths))
+    count(f"unnamed {form}", sum(fact.startswith("does not name") for fact in missing), len(missing))
     if form == "caption":
         short = " ".join(text.split()[:SHORT_WORDS])
-        found.count("covered short", sum(missing_fact(truth, short) is None for truth in truths), len(truths))
+        count("covered short", sum(missing_fact(truth, short) is None for truth in truths), len(truths))
         return
-    for item in picture.items:
-        claim = claims.get(item.kind)
-        found.count("right kind", claim is not None)
-        if claim is not None:
-            found.count("right colour", claim.colours == {item.colour})
-            found.count("right size", claim.sizes == {item.size})
-            found.count("right place", claim.places == {item.place})
+    for kind, item in there.items():
+        count("right kind", kind in claims)
+        if kind in claims:
+            for name, said, true in zip(("colour", "size", "place"), claims[kind].said, item.attributes, strict=True):
+                count(f"right {name}", said == {true})
 
 
 def captions(picture: world.Picture) -> list[str]:
@@ -147,8 +142,8 @@ class Evidence:
 
     def rate(self, arm: str, name: str) -> Rate:
         """A rate over all seeds; nothing of nothing for what was not counted."""
-        return self.pooled(arm).rates.get(name, Rate(0, 0))
+        return self.pooled(arm).rates[name]
 
     def by_seed(self, arm: str, name: str) -> dict[int, Rate]:
         """The same, seed by seed."""
-        return {seed: found.rates.get(name, Rate(0, 0)) for seed, found in self.of.get(arm, {}).items()}
+        return {seed: found.rates[name] for seed, found in self.of.get(arm, {}).items()}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 
+from pocket.shipped import read_table
 from pocket.text.phrases import article, doing, elements, in_setting, join, name, sentence
-from pocket.text.tables import read_table
 from pocket.world.world import Picture
 
-_TABLE = read_table("answers")
+_TABLE = read_table("text/answers")
 _PLURAL_PRODUCTS = {"headphones", "sunglasses"}
 
 
@@ -35,63 +35,41 @@ def poem(picture: Picture, rng: random.Random) -> str:
         if len(names) % 2:
             lines += [f"See the {names[-1]} come along,", rng.choice(_TABLE["last_lines"])]
     elif form == "nature":
-        lines = [_place_line(picture, rng)]
+        lines = [f"{_place(picture, rng)},"]
         for item, subject in zip(picture.items, names, strict=True):
             nature = rng.choice(_TABLE["nature"].get(item.kind, ("a small delight", "a gift of the day")))
             lines.append(rng.choice((f"{article(subject)}, {nature},", f"the {subject} is {nature},")))
-        lines += rng.choice(
-            (
-                ["and I stop to look,", "and smile."],
-                ["nothing more is needed,", "nothing less."],
-                ["this is all I see,", "and it is enough."],
-            )
-        )
-    elif form == "greeting":
-        lines = [f"{rng.choice(('Hello', 'Good morning', 'Welcome'))}, {subject}," for subject in names]
-        lines += ["how are you today?", f"{_place_line(picture, rng)[:-1]}", "you make me want to stay."]
-    elif form == "riddle":
-        lines = [f"Who put the {subject} here?" for subject in names]
-        lines += ["Nobody knows, nobody tells,", f"{_place_line(picture, rng)[:-1]}.", "The wind just laughs."]
+        lines += rng.choice(_TABLE["nature_endings"])
     else:
-        lines = [f"Sleep, {subject}, sleep tight," for subject in names]
-        lines += ["the day was long,", f"{_place_line(picture, rng)}", "good night, good night."]
+        verses = _TABLE["poems"][form]
+        lines = [_one_of(verses["each"], rng).format(subject) for subject in names]
+        place = _place(picture, rng)
+        lines += [line.format(place=place) for line in verses["ending"]]
     return "\n".join(lines)
 
 
-def _place_line(picture: Picture, rng: random.Random) -> str:
+def _one_of(phrases: str | list[str], rng: random.Random) -> str:
+    return phrases if isinstance(phrases, str) else rng.choice(phrases)
+
+
+def _place(picture: Picture, rng: random.Random) -> str:
     if picture.type in ("scene", "odd"):
-        where = in_setting(picture, rng)
-        return f"{sentence(where)},"
-    return {"food": "On the table,", "product": "In the shop,"}[picture.type]
+        return sentence(in_setting(picture, rng))
+    return {"food": "On the table", "product": "In the shop"}[picture.type]
 
 
 def story(picture: Picture, rng: random.Random) -> str:
     """Four sentences or more in one of four forms: a fairy tale, a child's walk, a mystery, a talk among things."""
     form = rng.choice(("tale", "walk", "mystery", "talk"))
-    names = subjects(picture)
-    where = _place_line(picture, rng)[:-1]
-    where = where[0].lower() + where[1:]
-    first, rest = names[0], names[1:]
-    if form == "tale":
-        parts = [f"Once upon a time, {where}, there was {article(first)}.", "It felt very alone."]
-        parts += [f"Then {article(other)} came by and became its friend." for other in rest]
-        parts.append(rng.choice(("From that day on, nobody was sad again.", "And so they lived happily ever after.")))
-    elif form == "walk":
-        who = rng.choice(("Mia", "Leo", "Nora", "Sam"))
-        parts = [f"One day {who} went for a walk.", f"There, {where}, {who} found {article(first)}."]
-        parts += [f"{rng.choice(('Then', 'After that'))} {who} saw {article(other)}." for other in rest]
-        parts.append(
-            rng.choice((f"Finally {who} went back and told everyone.", f"In the end {who} drew them all and smiled."))
-        )
-    elif form == "mystery":
-        parts = [f"It was late, {where}, when the guard heard a noise.", f"Suddenly {article(first)} appeared."]
-        parts += [f"Next to it lay {article(other)}." for other in rest]
-        parts.append(rng.choice(("The guard never found out why.", "Then all was quiet until the morning.")))
-    else:
-        parts = [f"One evening, {where}, the {first} began to speak.", "I had a long day, it said."]
-        parts += [f"So did I, said the {other}." for other in rest]
-        parts.append(rng.choice(("Then they laughed until the morning came.", "After that they fell asleep.")))
-    return " ".join(parts)
+    told = _TABLE["stories"][form]
+    first, *others = subjects(picture)
+    where = _place(picture, rng)
+    words = {"where": where[0].lower() + where[1:], "first": first, "a_first": article(first)}
+    if form == "walk":
+        words["who"] = rng.choice(_TABLE["children"])
+    parts = [told["opening"].format(**words)]
+    parts += [_one_of(told["each"], rng).format(**words, other=other, an_other=article(other)) for other in others]
+    return " ".join([*parts, rng.choice(told["endings"]).format(**words)])
 
 
 def recipe(picture: Picture, rng: random.Random) -> str:
@@ -132,15 +110,7 @@ def funny(picture: Picture, rng: random.Random) -> str:
 def website(picture: Picture, rng: random.Random) -> str:
     """An HTML page with the draft's title and its elements in order."""
     title = picture.setting
-    makers = {
-        "navigation": ("<nav><a>Home</a><a>About</a></nav>", "<nav><a>Home</a><a>News</a><a>Contact</a></nav>"),
-        "image": ('<img src="image.png">',),
-        "text": (f"<p>Welcome to {title}.</p>", f"<p>All about {title}.</p>"),
-        "list": ("<ul><li>First</li><li>Second</li></ul>", "<ul><li>One</li><li>Two</li><li>Three</li></ul>"),
-        "input": ("<input>",),
-        "button": ("<button>Send</button>", "<button>Go</button>"),
-    }
-    body = "\n".join(rng.choice(makers[item.kind]) for item in picture.items)
+    body = "\n".join(rng.choice(_TABLE["html"][item.kind]).format(title=title) for item in picture.items)
     return f"<html>\n<head><title>{title}</title></head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>"
 
 

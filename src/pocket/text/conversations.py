@@ -1,7 +1,7 @@
 """The conversations about a picture that the pocket LLM learns from: requests, and good answers to them.
 
 `conversation` strings them into the very pieces in which a prompt is tokenised later: a piece that the model will write
-starts at a token boundary.
+starts at a token boundary. `lookup_text` is read after it, by an LLM that has the layers of `towers/lookup_heads.py`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from pocket.shipped import read_table
 from pocket.text import answers
-from pocket.text.phrases import (
-    INSTRUCTIONS,
-    article,
-    caption,
-    context,
-    dense_caption,
-    description,
-    in_setting,
-    name,
-)
+from pocket.text.phrases import INSTRUCTIONS, article, caption, context, dense_caption, description, in_setting, name
 from pocket.text.requests import (
     ABILITIES,
     PICTURE_TYPES,
@@ -31,17 +23,14 @@ from pocket.text.requests import (
     request,
     words_about,
 )
-from pocket.text.tables import read_table
-from pocket.world.world import SEEDS, Picture, busy, facts, sample
+from pocket.world.world import KINDS, SEEDS, Picture, busy, facts, sample
 
 _LONG: dict[str, Callable[[Picture, random.Random], str]] = {
     "describe": description, "caption": caption, "poem": answers.poem, "story": answers.story,
     "recipe": answers.recipe, "advertise": answers.advertisement, "funny": answers.funny, "website": answers.website,
 }  # fmt: skip
-
-
-#: The answers to questions about one object.
-_ABOUT_ONE = read_table("requests")["answers_about_one"]
+#: The answers to questions about one object, and to requests that do not fit the picture.
+_ABOUT_ONE, _DECLINES = (read_table("text/requests")[part] for part in ("answers_about_one", "declines"))
 
 
 def answer(asked: Request, picture: Picture, rng: random.Random) -> str:
@@ -61,14 +50,6 @@ def answer(asked: Request, picture: Picture, rng: random.Random) -> str:
     if asked.expected == "yes":
         return rng.choice(("Yes, there is.", "Yes, I can see it.", f"Yes, there is {article(name(item))}."))
     return rng.choice(("No, there is not.", "No, I cannot see one.", "No, it is not in the picture."))
-
-
-_DECLINES = {
-    "recipe": "There is no food in this picture.",
-    "advertise": "There is no product in this picture.",
-    "funny": "I see nothing funny here.",
-    "website": "This is not a website draft.",
-}
 
 
 def _misplaced(picture: Picture, rng: random.Random, abilities: Sequence[str]) -> tuple[Request, str]:
@@ -172,3 +153,55 @@ def caption_text(seed: int) -> list[Piece]:
         pieces.append((f"Question: {asked} Answer: ", False))
     text = caption(picture, rng) if rng.random() < 0.3 else dense_caption(picture, rng)
     return [*pieces, (text, True), ("\n", True)]
+
+
+#: The first text seed of `lookup_text`.
+LOOKUP_SEEDS = SEEDS["text"][0] + 40_000_000
+#: So many samples are drills, until reading what was looked up is learnt.
+DRILLS_FIRST = 2 * 1024
+#: Shares of drills, quizzes and all else after that, so that it is not lost again; and, from a later sample on, once it
+#: is safe, so that all else becomes as good as it was.
+LOOKING_UP, LONG_ANSWERS, LONG_ANSWERS_FROM = (0.25, 0.4, 0.35), (0.08, 0.3, 0.62), 28 * 1024
+#: How much the word that an answer stands or falls with weighs.
+DECISIVE = 6.0
+
+
+def lookup_text(seed: int, system: str) -> list[Piece]:
+    """One sample of the text that teaches the pocket LLM to look things up: drills, quizzes, and all else it can do.
+
+    `system` as in `conversation`, which most of what is neither drill nor quiz comes from.
+    """
+    rng = random.Random(f"lookup-{seed}")
+    number = seed - LOOKUP_SEEDS
+    shares = LOOKING_UP if number < LONG_ANSWERS_FROM else LONG_ANSWERS
+    kind = "drill" if number < DRILLS_FIRST else rng.choices(("drill", "quiz", "else"), shares)[0]
+    if kind == "else":
+        return conversation(seed, system, quizzes=False)
+    picture = busy(seed) if rng.random() < 0.6 else sample(seed, "scene")
+    pieces: list[Piece] = [("###Human: <Img>", 0), (context(picture, rng), 0), ("</Img>", 0)]
+    if kind == "drill":
+        return [*pieces, *_drill(picture, rng)]
+    lead = " "
+    for question, reply, word in quiz(picture, rng, rng.choice((6, 8, 10))):
+        before, _, after = reply.partition(word)
+        pieces += [(f"{lead}{question}###Assistant: ", 0)]
+        pieces += [(before.rstrip(), 1)] if before else []
+        pieces += [(f" {word}" if before else word, DECISIVE), (after, 1), ("###", 1)]
+        lead = "Human: "
+    return pieces
+
+
+def _drill(picture: Picture, rng: random.Random) -> list[Piece]:
+    """Short sentences about a scene, of which only the word that has to be looked up is learnt."""
+    pieces: list[Piece] = []
+    for _ in range(14):
+        item = rng.choice(picture.items)
+        about = rng.choice(("colour", "colour", "place", "place", "exists"))
+        if about == "exists":
+            kind = rng.choice((item.kind, rng.choice(KINDS)))
+            there = kind in {other.kind for other in picture.items}
+            pieces += [(f" Is there {article(kind)}?", 0), (" Yes" if there else " No", DECISIVE), (".", 0)]
+        else:
+            start = f" The {item.kind} is" if about == "colour" else f" The {item.kind} is at the"
+            pieces += [(start, 0), (f" {item.colour if about == 'colour' else item.place}", DECISIVE), (".", 0)]
+    return pieces

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pocket.text.tables import read_table
+from pocket.shipped import read_table
 from pocket.world.world import DOING, MAX_FACTS, Picture, Thing, facts
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -29,7 +29,7 @@ INSTRUCTIONS = (
     "What can you see in this image? Tell me every detail.",
 )
 
-_TABLE = read_table("phrases")
+_TABLE = read_table("text/phrases")
 
 
 def article(noun: str) -> str:

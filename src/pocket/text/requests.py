@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from pocket.shipped import read_table
 from pocket.text.phrases import INSTRUCTIONS, NUMBERS, article, at_place, name
-from pocket.text.tables import read_table
 from pocket.world.world import COLOURS, KINDS, Picture
 
 
@@ -41,7 +41,7 @@ PICTURE_TYPES: dict[str, tuple[str, ...]] = {
     "size": ("scene",), "setting": ("scene", "odd"),
 }  # fmt: skip
 
-_TABLE = read_table("requests")
+_TABLE = read_table("text/requests")
 #: Ways to ask for each ability.
 _ASKING: dict[str, list[str]] = {
     **_TABLE["asking"], "describe": [*INSTRUCTIONS, *INSTRUCTIONS, *_TABLE["asking"]["describe"]],

@@ -1,8 +1,8 @@
 """The pocket language models: Llamas that learn from text alone and never see an image.
 
-`build_language` trains the pocket LLM, which follows instructions about scenes that are described in words;
-`build_captioner` trains the small captioning LM that the vision side is pretrained against (and that stays behind as
-the BLIP-2 baseline's language model). Both are plain `LlamaForCausalLM`, trained on answers only.
+`LANGUAGE` is the pocket LLM, which follows instructions about scenes that are described in words; `LOOKUPS` is the same
+taught to look words up; `CAPTIONER` is the small captioning LM that the vision side is pretrained against (and that
+stays behind as the BLIP-2 baseline's language model). All are plain `LlamaForCausalLM`, trained on answers only.
 
 While training, the words that describe the picture get Gaussian noise on their embeddings and are made longer by a
 random factor: what will stand in their place later are projected image tokens, which never hit a word's embedding
@@ -12,8 +12,9 @@ exactly and tend to be several times as long.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.errors import UserError
+from minigpt4.files import new_directory
 from minigpt4.model.sources import load
 from minigpt4.prompts.templates import TEMPLATES
-from pocket.text.conversations import Piece, caption_text, conversation
-from pocket.text.lookup_drills import LOOKUP_SEEDS, lookup_text
+from pocket.text.conversations import LOOKUP_SEEDS, Piece, caption_text, conversation, lookup_text
 from pocket.towers.lookup_heads import add_lookup_layers
 from pocket.towers.pretrain import Pretraining, pretrain
 from pocket.towers.tokenizer import train_tokenizer
@@ -53,7 +54,6 @@ class TextModel:
     context_piece: int
     layers: int
     first_seed: int
-    hidden: int = 256
     batch_tokens: int = BATCH_TOKENS
 
 
@@ -93,35 +93,31 @@ class TextBatches:
 
     def __init__(self, kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.kind, self.tokenizer = kind, tokenizer
-        self.pool_number = -1
+        self.first, self.pool_number = 0, -1  # the first batch of the pool, which is number so and so
         self.pool: list[TextBatch] = []
-        self.starts: list[int] = [0]
 
     def __call__(self, number: int) -> TextBatch:
-        # How many batches a pool gives is known only once it is made; a resumed run makes the pools' sizes anew.
-        while number >= self.starts[-1] or self.pool_number < 0:
-            self._load(len(self.starts) - 1)
-            self.starts.append(self.starts[-1] + len(self.pool))
-        index = next(i for i in range(len(self.starts) - 1, -1, -1) if self.starts[i] <= number)
-        if index != self.pool_number:
-            self._load(index)
-        return self.pool[number - self.starts[index]]
+        if number < self.first:
+            self.first, self.pool_number, self.pool = 0, -1, []
+        # How many batches a pool gives is known only once it is made; a resumed run makes those before its own anew.
+        while number >= self.first + len(self.pool):
+            self.first += len(self.pool)
+            self.pool_number += 1
+            self.pool = self._load(self.kind.first_seed + self.pool_number * POOL)
+        return self.pool[number - self.first]
 
-    def _load(self, number: int) -> None:
-        first = self.kind.first_seed + number * POOL
-        samples = sorted(
-            (_sample(self.kind, self.tokenizer, seed) for seed in range(first, first + POOL)), key=lambda s: len(s[0])
-        )
+    def _load(self, first: int) -> list[TextBatch]:
+        samples = (_sample(self.kind, self.tokenizer, seed) for seed in range(first, first + POOL))
         batches: list[TextBatch] = []
         rows: list[_Sample] = []
-        for sample in samples:
+        for sample in sorted(samples, key=lambda sample: len(sample[0])):
             if rows and (len(rows) + 1) * len(sample[0]) > self.kind.batch_tokens:
                 batches.append(self._pad(rows, first + len(batches)))
                 rows = []
             rows.append(sample)
         batches.append(self._pad(rows, first + len(batches)))
         random.Random(first).shuffle(batches)
-        self.pool, self.pool_number = batches, number
+        return batches
 
     def _pad(self, rows: list[_Sample], seed: int) -> TextBatch:
         length = max(len(row[0]) for row in rows)
@@ -169,17 +165,16 @@ def _model(kind: TextModel, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=kind.hidden, intermediate_size=704 * kind.hidden // 256,
-        num_hidden_layers=kind.layers, num_attention_heads=kind.hidden // 64, max_position_embeddings=2048,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=kind.layers,
+        num_attention_heads=4, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     # Eager attention: at this size on a CPU it takes half the time of the fused kernel.
     config._attn_implementation = "eager"
     return LlamaForCausalLM(config)
 
 
-def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
+def build_text_model(kind: TextModel, work: Path, steps: int, start: Path | None = None) -> Path:
     """Trains one of the language models for `steps` batches; returns the directory of the finished model.
 
     `work` keeps the tokenizer, checkpoints and the result (`work/<name>`); the same call resumes a killed run. `start`
@@ -191,7 +186,7 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
     """
     from minigpt4.model.parts import load_llm
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = Pretraining(steps)
     if start is None:
@@ -204,9 +199,8 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         if kind is LOOKUPS:
             plan = replace(plan, muon_lr=0.5 * plan.muon_lr, adam_lr=0.5 * plan.adam_lr, warmup=20, decay_share=0.6)
             if model.config.num_hidden_layers >= kind.layers:
-                raise UserError(
-                    f"{start} has the layers that look words up already; --start wants a pocket LLM without"
-                )
+                had = f"{start} has the layers that look words up already"
+                raise UserError(f"{had}; --start wants a pocket LLM without")
             words = tokenizer([f" {word}" for word in WORDS], add_special_tokens=False).input_ids
             read = [token for seed in range(12) for token in _sample(kind, tokenizer, kind.first_seed + seed)[0]]
             model = add_lookup_layers(model, [ids[0] for ids in words], read)
@@ -217,7 +211,6 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
             kind = replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 8)
             plan = replace(plan, muon_lr=0.3 * plan.muon_lr, adam_lr=0.3 * plan.adam_lr, decay_share=0.5)
         model.to(device)
-    batches = TextBatches(kind, tokenizer)
     held_out = TextBatches(replace(kind, first_seed=kind.first_seed + SEEDS["text"][1] // 4), tokenizer)
 
     def evaluate() -> dict[str, float]:
@@ -227,26 +220,41 @@ def build_text_model(kind: TextModel, work: Path, steps: int, seed: int = 0, sta
         model.train()
         return {"held_out_loss": sum(losses) / len(losses)}
 
-    pretrain(
-        [model], batches, lambda batch: text_loss(model, batch, device), plan, work / f"{kind.name}-run",
-        evaluate=evaluate,
-    )  # fmt: skip
+    def loss(batch: TextBatch) -> tuple[Tensor, dict[str, float]]:
+        return text_loss(model, batch, device)
+
+    pretrain(model, TextBatches(kind, tokenizer), loss, plan, work / f"{kind.name}-run", evaluate=evaluate)
     out = work / kind.name
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
 
 
-def build_language(work: Path, steps: int, seed: int = 0, start: Path | None = None) -> Path:
-    """The pocket LLM. About 8,000 tokens a step."""
-    return build_text_model(LANGUAGE, work, steps, seed, start)
+def build_without(without: Collection[str], out: Path, steps: int, start: str | Path) -> Path:
+    """Teaches the captioning LM in `start` to converse in `steps` batches, without any request of these abilities.
 
+    What a skill of the LLM is worth to the aligned model can only be seen in an LLM that never learnt it. To train one
+    from nothing takes an hour; this begins with one that copies facts out of a context into captions and can do nothing
+    else. The first lessons, without any of the skills, can be shared: what has none of them lacks each.
 
-def build_lookups(work: Path, steps: int, start: Path, seed: int = 0) -> Path:
-    """The pocket LLM that `start` holds, taught to look words up. About 4,000 tokens a step."""
-    return build_text_model(LOOKUPS, work, steps, seed, start)
+    Returns `out/llm`, the directory of the finished model; checkpoints lie beside it, and the same call goes on with a
+    killed run. All such models read the same samples of text, but for what is left out. Raises UserError if `start` is
+    no LLM with its tokenizer.
+    """
+    from minigpt4.model.parts import load_llm
 
-
-def build_captioner(work: Path, steps: int, seed: int = 0) -> Path:
-    """The small captioning LM of the BLIP-2 baseline."""
-    return build_text_model(CAPTIONER, work, steps, seed)
+    finished = out / "llm"
+    if (finished / "config.json").is_file():
+        return finished
+    torch.manual_seed(0)
+    begun = load_llm(start, torch.float32)
+    model = begun.model
+    model.set_attn_implementation("eager")
+    pieces = partial(conversation, system=TEMPLATES["vicuna_v0"].system, without=frozenset(without))
+    batches = TextBatches(replace(LANGUAGE, pieces=pieces), begun.tokenizer)
+    plan = Pretraining(steps, warmup=min(Pretraining.warmup, steps // 10 + 1))
+    pretrain(model, batches, lambda batch: text_loss(model, batch, model.device), plan, out / "run")
+    with new_directory(finished, marker="config.json") as directory:
+        model.half().save_pretrained(directory)
+        begun.tokenizer.save_pretrained(directory)
+    return finished

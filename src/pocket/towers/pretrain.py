@@ -1,9 +1,8 @@
 """Pretraining of the pocket towers: one resumable loop for the language models and for the vision side.
 
-It is handed a model, a function that makes batch number `n`, and a
-function that turns a batch into a loss. Batches follow from their number alone, so a run killed at any moment goes on
-where its last checkpoint stood. Matrices of the hidden layers are trained with Muon, all else with AdamW (Muon needs
-about half the steps of AdamW at this size); the learning rate warms up, stays, and decays over the last part.
+Batches follow from their number alone, so a run killed at any moment goes on where its last checkpoint stood. Matrices
+of the hidden layers are trained with Muon, all else with AdamW (Muon needs about half the steps of AdamW at this size);
+the learning rate warms up, stays, and decays over the last part.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -42,45 +41,29 @@ class Pretraining:
         return max(0.02, min(1.0, (step + 1) / self.warmup, left))
 
 
-def _optimizers(modules: Iterable[nn.Module], plan: Pretraining) -> list[torch.optim.Optimizer]:
+def _optimizers(module: nn.Module, plan: Pretraining) -> list[torch.optim.Optimizer]:
     """Muon for matrices inside the layers; AdamW for embeddings, heads, norms, biases and convolutions."""
     hidden: list[Tensor] = []
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
-    seen: set[int] = set()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            inside_layer = ".layers." in f".{name}" or ".layer." in f".{name}"
-            if parameter.ndim == 2 and inside_layer:
-                hidden.append(parameter)
-            elif parameter.ndim >= 2:
-                decayed.append(parameter)
-            else:
-                plain.append(parameter)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inside_layer = ".layers." in f".{name}" or ".layer." in f".{name}"
+        if parameter.ndim == 2 and inside_layer:
+            hidden.append(parameter)
+        elif parameter.ndim >= 2:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
     adam_groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     adam = torch.optim.AdamW([g for g in adam_groups if g["params"]], lr=plan.adam_lr, betas=(0.9, 0.95), fused=True)
     muon = torch.optim.Muon(hidden, lr=plan.muon_lr, weight_decay=plan.weight_decay)
     return [muon, adam]
 
 
-class _Numbered(Dataset[Any]):
-    """Batches by number, for a `DataLoader` that takes them as they are."""
-
-    def __init__(self, batch: Callable[[int], Any], count: int) -> None:
-        self.batch, self.count = batch, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> Any:
-        return self.batch(number)
-
-
 def pretrain(
-    modules: list[nn.Module],
+    module: nn.Module,
     batch: Callable[[int], Any],
     loss: Callable[[Any], tuple[Tensor, dict[str, float]]],
     plan: Pretraining,
@@ -89,23 +72,19 @@ def pretrain(
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_every: int = 1000,
 ) -> None:
-    """Trains `modules` in place for `plan.steps` steps; checkpoints and `metrics.jsonl` go to `out`.
+    """Trains `module` (its parameters that require gradients) in place; the rest of the graph is the caller's.
 
-    Args:
-        modules: what is trained (parameters that require gradients); the rest of the graph is the caller's.
-        batch: makes batch `n` for step `n`; the same `n` always gives the same batch.
-        loss: batch -> (scalar loss, figures to log).
-        out: directory for `checkpoint.pt` and `metrics.jsonl`; an existing checkpoint is resumed from.
+    `batch` makes batch `n` for step `n`, the same each time; `loss` gives a batch's scalar loss and figures to log.
+    `checkpoint.pt` and `metrics.jsonl` go to `out`; an existing checkpoint is resumed from.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    optimizers = _optimizers(modules, plan)
+    optimizers = _optimizers(module, plan)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for module, weights in zip(modules, state["modules"], strict=True):
-            module.load_state_dict(weights)
+        module.load_state_dict(state["module"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
@@ -113,7 +92,7 @@ def pretrain(
 
     def save() -> None:
         state = {
-            "modules": [module.state_dict() for module in modules],
+            "module": module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
         }
@@ -122,8 +101,8 @@ def pretrain(
         aside.replace(checkpoint)
 
     # One worker draws and tokenises the next batches while this process computes.
-    loader = iter(DataLoader(_Numbered(batch, plan.steps), None, sampler=range(step, plan.steps), num_workers=1))
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    loader = iter(DataLoader(range(step, plan.steps), batch_size=None, collate_fn=batch, num_workers=1))  # type: ignore[arg-type]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     sums: dict[str, float] = {}
     started, since = time.monotonic(), 0
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.files import new_directory
 from minigpt4.model.sources import load
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 96
 PATCH_SIZE = 12
 NUM_QUERY_TOKENS = 20
+BATCH_SIZE = 64
 #: The vision side's vocabulary: every word that can be a fact, and "none" for a query that has none.
 CONCEPTS = (NO_FACT, *dict.fromkeys((
     *world.TYPES, *world.BACKGROUNDS, *world.DISHES, *world.BACKDROPS, *world.TITLES, *world.SIZES, *world.COLOURS,
@@ -119,19 +121,13 @@ def normalise(images: Sequence[np.ndarray]) -> Tensor:
     return (stacked - mean[:, None, None]) / deviation[:, None, None]
 
 
-@lru_cache(maxsize=1)
-def _centres() -> np.ndarray:
-    side = IMAGE_SIZE // PATCH_SIZE
-    line = (np.arange(side) + 0.5) / side
-    return np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
-
-
 def patch_truth(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """What each patch shows: concept and colour numbers, (p,) each; 0 where its centre is on no item.
 
     The title's patches of a website draft carry the title's word.
     """
-    x, y = _centres().T
+    side = IMAGE_SIZE // PATCH_SIZE
+    y, x = (np.indices((side, side)).reshape(2, -1) + 0.5) / side
     concept, colour = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
     if picture.type == "draft":
         concept[y < _TITLE_BOTTOM] = _INDEX[picture.setting]
@@ -164,36 +160,29 @@ class PictureBatch:
     targets: Tensor
 
 
+@dataclass
 class PictureBatches:
     """Batch number `n`: `size` pictures that follow from `n` alone."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        size: int,
-        first_seed: int,
-        augment: bool = True,
-        crowded: range = range(0),
-        busy: float = 0.0,
-    ) -> None:
-        self.tokenizer, self.size, self.first_seed, self.augment = tokenizer, size, first_seed, augment
-        self.crowded, self.busy = crowded, busy
+    tokenizer: PreTrainedTokenizerFast
+    size: int
+    first_seed: int
+    augment: bool = True
+    crowded: range = range(0)
+    busy: float = 0.0
 
     def __call__(self, number: int) -> PictureBatch:
         first = self.first_seed + number * self.size
-        seeds = range(first, first + self.size)
-        pictures = [self._picture(seed, number) for seed in seeds]
-        patches = [patch_truth(picture) for picture in pictures]
-        rows = [self._caption(picture) for picture in pictures]
-        length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
+        pictures = [self._picture(seed, number) for seed in range(first, first + self.size)]
+        concepts, colours = zip(*map(patch_truth, pictures), strict=True)
+        captions = [torch.tensor(self._caption(picture)) for picture in pictures]
         return PictureBatch(
             normalise([pixels(p, random.Random(f"look-{p.seed}"), self.augment) for p in pictures]),
-            torch.from_numpy(np.stack([concept for concept, _ in patches])),
-            torch.from_numpy(np.stack([colour for _, colour in patches])),
+            torch.from_numpy(np.stack(concepts)),
+            torch.from_numpy(np.stack(colours)),
             torch.tensor([query_truth(picture) for picture in pictures]),
-            torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
-            torch.tensor([row + [_IGNORED] * (length - len(row)) for row in rows]),
+            pad_sequence(captions, batch_first=True, padding_value=self.tokenizer.pad_token_id),
+            pad_sequence(captions, batch_first=True, padding_value=_IGNORED),
         )
 
     def _picture(self, seed: int, number: int) -> Picture:
@@ -204,8 +193,8 @@ class PictureBatches:
     def _caption(self, picture: Picture) -> list[int]:
         rng = random.Random(f"say-{picture.seed}")
         text = caption(picture, rng) if rng.random() < 0.3 else dense_caption(picture, rng)
-        pieces = (text, "\n")
-        return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False).input_ids]
+        said, end = self.tokenizer([text, "\n"], add_special_tokens=False).input_ids
+        return [*said, *end]
 
 
 def truth_loss(side: TowerAndQFormer, batch: PictureBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -249,9 +238,7 @@ def caption_loss(blip2: Blip2ForConditionalGeneration, queries: Tensor, batch: P
     return F.cross_entropy(logits.float(), batch.targets[said])
 
 
-def build_vision(
-    work: Path, steps: int, generation_steps: int, batch_size: int = 64, seed: int = 0, start: str | None = None
-) -> Path:
+def build_vision(work: Path, steps: int, generation_steps: int, start: str | None = None) -> Path:
     """Trains the vision side for `steps` batches against the truth, then `generation_steps` through the captioning LM.
 
     `work` must hold the captioning LM (`work/captioner`, see `language.py`); it keeps checkpoints and the results
@@ -263,7 +250,7 @@ def build_vision(
 
     from minigpt4.minigpt4 import MiniGPT4
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captioner, first = str(work / "captioner"), SEEDS["towers"][0]
     if start is not None:
@@ -283,7 +270,7 @@ def build_vision(
     blip2.vision_model.set_attn_implementation("eager")
     blip2.to(device)
     side = TowerAndQFormer(blip2).to(device)
-    batches = PictureBatches(tokenizer, batch_size, first, crowded=CROWDED)
+    batches = PictureBatches(tokenizer, BATCH_SIZE, first, crowded=CROWDED)
     held_out = PictureBatches(tokenizer, 128, SEEDS["development"][0], augment=False)
 
     def on_device(batch: PictureBatch) -> PictureBatch:
@@ -304,18 +291,12 @@ def build_vision(
         return {f"held_out_{name}": figure for name, figure in {**figures, "caption": spoken.item()}.items()}
 
     generating = False
-    pretrain([side], batches, loss, Pretraining(steps), work / "vision-run", evaluate=evaluate, evaluate_every=200)
+    run = partial(pretrain, side, loss=loss, evaluate=evaluate, evaluate_every=200)
+    run(batch=batches, plan=Pretraining(steps), out=work / "vision-run")
     generating = True
-    later = PictureBatches(tokenizer, batch_size, first + steps * batch_size, busy=BUSY)
-    pretrain(
-        [side],
-        later,
-        loss,
-        Pretraining(generation_steps, muon_lr=0.01, adam_lr=1e-3, decay_share=0.7),
-        work / "blip2-run",
-        evaluate=evaluate,
-        evaluate_every=200,
-    )
+    later = PictureBatches(tokenizer, BATCH_SIZE, first + steps * BATCH_SIZE, busy=BUSY)
+    plan = Pretraining(generation_steps, muon_lr=0.01, adam_lr=1e-3, decay_share=0.7)
+    run(batch=later, plan=plan, out=work / "blip2-run")
     return save_vision_side(blip2, captioner, work)
 
 

@@ -226,12 +226,8 @@ def draw_odd(
         (_ANIMALS[animal], animal_frame, colour, sway),
         (paint_prop, prop_frame, (120, 110, 100), 0.0),
     ):
-        place = (
-            left + frame[0] * width + shift,
-            top + frame[1] * height,
-            left + frame[2] * width + shift,
-            top + frame[3] * height,
-        )
+        x0, y0, x1, y1 = frame
+        place = (left + x0 * width + shift, top + y0 * height, left + x1 * width + shift, top + y1 * height)
         brush = Brush(canvas, place, paint_colour)
         paint(brush)
         brush.finish()

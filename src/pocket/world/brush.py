@@ -39,13 +39,8 @@ class Brush:
     """Collects shapes in the unit square of a box and paints them with `finish`.
 
     Every shape is first painted a little larger in the outline's colour and then in its own, so the whole thing
-    gets one outline around its silhouette and none inside.
-
-    Args:
-        canvas: RGB picture that is painted on.
-        box: left, top, right, bottom in pixels of the canvas.
-        colour: the body's colour; `tone`, `ink` and `pale` are derived from it.
-        turn: rotation about the box's centre in degrees.
+    gets one outline around its silhouette and none inside. The box is left, top, right, bottom in pixels of the RGB
+    canvas, turned about its centre by `turn` degrees. `tone`, `ink` and `pale` follow from the body's colour.
     """
 
     def __init__(self, canvas: Image.Image, box: Sequence[float], colour: RGB, turn: float = 0.0) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pocket.world.brush import arc
 from pocket.world.handwriting import Pen
 
-_Draw = Callable[[Pen, float, float, float, float], None]
-
 
 def _navigation(pen: Pen, left: float, top: float, right: float, bottom: float) -> None:
     count = pen.rng.choice((3, 4, 4))
@@ -72,7 +70,7 @@ def _button(pen: Pen, left: float, top: float, right: float, bottom: float) -> N
         x += 0.034 * pen.rng.uniform(0.85, 1.15)
 
 
-_ELEMENTS: dict[str, _Draw] = {
+_ELEMENTS: dict[str, Callable[[Pen, float, float, float, float], None]] = {
     "navigation": _navigation, "image": _image, "text": _text, "list": _list, "input": _input, "button": _button,
 }  # fmt: skip
 

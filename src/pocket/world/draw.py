@@ -28,8 +28,6 @@ from pocket.world.surroundings import backdrop, background, paper, table
 _SMALL, _SMALL_SCALE, _LARGE_SCALE = 160, 3, 2
 _INKS: tuple[RGB, ...] = ((28, 44, 110), (34, 34, 40), (72, 74, 84))
 
-_Pixels = tuple[float, float, float, float]
-
 
 def draw(picture: world.Picture, size: int = 384) -> Image.Image:
     """The picture that shows `picture`: RGB, `size` x `size` pixels, always the same for the same truth."""
@@ -38,7 +36,17 @@ def draw(picture: world.Picture, size: int = 384) -> Image.Image:
     return canvas.reduce(scale)
 
 
-def _pixels(box: world.Box, side: int) -> _Pixels:
+def draw_once(path: Path, picture: world.Picture, size: int) -> Path:
+    """The file of a picture, which is drawn unless it is there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}")
+        draw(picture, size).save(aside, quality=90)
+        aside.replace(path)
+    return path
+
+
+def _pixels(box: world.Box, side: int) -> world.Box:
     left, top, right, bottom = box
     return left * side, top * side, right * side, bottom * side
 
@@ -54,12 +62,8 @@ def _paint(colour: str | None, rng: random.Random) -> RGB:
 def _cast_shadow(canvas: Image.Image, left: float, right: float, bottom: float, strength: int) -> None:
     """A soft shadow on the ground under what reaches from `left` to `right` and down to `bottom` (pixels)."""
     width = right - left
-    soft_ellipse(
-        canvas,
-        (left - 0.04 * width, bottom - 0.13 * width, right + 0.16 * width, bottom + 0.11 * width),
-        (20, 20, 30),
-        strength,
-    )
+    box = (left - 0.04 * width, bottom - 0.13 * width, right + 0.16 * width, bottom + 0.11 * width)
+    soft_ellipse(canvas, box, (20, 20, 30), strength)
 
 
 def _scene(picture: world.Picture, side: int, rng: random.Random) -> Image.Image:
@@ -113,19 +117,13 @@ _PAINTERS = {"scene": _scene, "food": _food, "product": _product, "odd": _odd, "
 
 
 def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str | None = None) -> list[Path]:
-    """Writes `count` pictures, named by the seeds from `seed` on, and their truth.
+    """Writes `count` pictures, named by the seeds from `seed` on, and their truth; returns the pictures' paths.
 
     Args:
-        seed: the first picture's seed; the following pictures have the following seeds.
-        count: how many pictures, at least 1.
         out: directory for `<seed>.png` and `truth.jsonl` (one line per picture: `Picture.to_dict` and `file`);
             must be empty or not exist, and appears whole or not at all.
         size: side of the pictures in pixels.
         type: one of `world.TYPES`; without it, all types in their shares.
-
-    Returns:
-        The pictures' paths, in the order of their seeds.
-
     Raises:
         UserError: `out` holds files already or cannot be written; `count`, `size` or `type` is out of range.
     """
@@ -134,9 +132,8 @@ def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str 
     if not 16 <= size <= 4096:
         raise UserError(f"picture size is {size}, expected 16 to 4096 pixels: choose a size in that range")
     if type is not None and type not in world.TYPES:
-        raise UserError(
-            f"picture type {type!r} is unknown, expected one of {', '.join(world.TYPES)}: choose one of them"
-        )
+        known = ", ".join(world.TYPES)
+        raise UserError(f"picture type {type!r} is unknown, expected one of {known}: choose one of them")
     names, lines = [], []
     with new_directory(out, marker="truth.jsonl") as directory:
         for number in range(seed, seed + count):

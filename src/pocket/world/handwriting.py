@@ -61,14 +61,7 @@ def _letter(character: str) -> tuple[tuple[tuple[Point, ...], ...], float]:
 
 
 class Pen:
-    """A pen on a canvas. All positions and widths are fractions of the canvas's side.
-
-    Args:
-        canvas: square RGB picture that is drawn on.
-        rng: where wobble comes from.
-        colour: ink.
-        width: of a usual stroke.
-    """
+    """A pen on a square RGB canvas. All positions and widths are fractions of the canvas's side."""
 
     def __init__(self, canvas: Image.Image, rng: random.Random, colour: RGB, width: float) -> None:
         self.rng, self.colour, self.width = rng, colour, width
@@ -118,11 +111,9 @@ class Pen:
             lift, tilt = self.rng.uniform(-0.3, 0.3), slant + self.rng.uniform(-0.05, 0.05)
             scale = self.rng.uniform(0.95, 1.06)
             for line in strokes:
-                self.curve(
-                    [
-                        (x + (px * scale + (7 - py) * tilt) * unit_x, y + ((py - 10) * scale + 10 + lift) * unit_y)
-                        for px, py in line
-                    ],
-                    1.25,
-                )
+                points = [
+                    (x + (px * scale + (7 - py) * tilt) * unit_x, y + ((py - 10) * scale + 10 + lift) * unit_y)
+                    for px, py in line
+                ]
+                self.curve(points, 1.25)
             x += (width + _GAP) * unit_x

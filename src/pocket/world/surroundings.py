@@ -117,9 +117,8 @@ def _desert(s: _Surface, rng: random.Random) -> None:
     s.polygon([*_ridge(rng, 0.25, 0.07), (1, 0.27), (0, 0.27)], (222, 178, 128))
     for height in (0.34, 0.52, 0.72, 0.9):
         ridge = _ridge(rng, height, 0.06)
-        s.polygon(
-            [*ridge, *reversed([(x, y + 0.045) for x, y in ridge])], mix((240, 206, 158), (214, 166, 114), height)
-        )
+        lower = [(x, y + 0.045) for x, y in reversed(ridge)]
+        s.polygon([*ridge, *lower], mix((240, 206, 158), (214, 166, 114), height))
         s.line(ridge, 0.006, (246, 218, 176))
     for x in (rng.uniform(0.03, 0.3), rng.uniform(0.7, 0.97)):
         for line in ([(x, 0.16), (x, 0.28)], [(x - 0.03, 0.19), (x - 0.03, 0.225), (x, 0.23)]):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,6 +86,11 @@ class Thing:
     place: str | None = None
     boxes: tuple[Box, ...] = ()
 
+    @property
+    def attributes(self) -> tuple[str | None, str | None, str | None]:
+        """Its colour, size and place, each None where it has none."""
+        return self.colour, self.size, self.place
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -134,7 +140,10 @@ def _jittered_box(rng: random.Random, place: str, side: float) -> Box:
 def _scene(rng: random.Random, seed: int, counts: tuple[int, ...] = (1, 2, 2, 3, 3, 4)) -> Picture:
     count = rng.choice(counts)
     kinds = rng.sample(KINDS, count)
-    places = sorted(rng.sample(PLACES, count), key=PLACES.index)
+    return _filled(rng, seed, kinds, sorted(rng.sample(PLACES, count), key=PLACES.index))
+
+
+def _filled(rng: random.Random, seed: int, kinds: Sequence[str], places: Sequence[str]) -> Picture:
     items = []
     for kind, place in zip(kinds, places, strict=True):
         size = rng.choice(SIZES)
@@ -146,12 +155,7 @@ def _scene(rng: random.Random, seed: int, counts: tuple[int, ...] = (1, 2, 2, 3,
 def crowd(seed: int) -> Picture:
     """A scene with something in every place: never sampled, but a picture from which a tower learns nine kinds."""
     rng = random.Random(f"crowd-{seed}")
-    items = []
-    for kind, place in zip(rng.sample(KINDS, len(PLACES)), PLACES, strict=True):
-        size = rng.choice(SIZES)
-        box = _jittered_box(rng, place, 0.32 if size == "large" else 0.19)
-        items.append(Thing(kind, rng.choice(COLOURS), size, place, (box,)))
-    return Picture("scene", rng.choice(BACKGROUNDS), tuple(items), seed)
+    return _filled(rng, seed, rng.sample(KINDS, len(PLACES)), PLACES)
 
 
 def busy(seed: int) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from minigpt4.app.scheduler import BusyError
 
 #: OpenAI's `code` and `type` by status; the rest is an `invalid_request_error` without a code.
 _KINDS = {
@@ -30,11 +33,6 @@ class ApiError(HTTPException):
         self.code, self.param = code, param
 
 
-def busy(retry_after: int) -> HTTPException:
-    message = f"too many requests are waiting; try again in {retry_after} s"
-    return HTTPException(429, message, {"Retry-After": str(retry_after)})
-
-
 def late(seconds: float) -> ApiError:
     return ApiError(408, f"the request took more than the {seconds:g} s allowed")
 
@@ -43,20 +41,22 @@ def response(error: BaseException) -> Response:
     """The response that tells an error: one of ours, of FastAPI's or Starlette's, or a fault of the server."""
     if isinstance(error, RequestValidationError):
         where, what = _mistake(error.errors(), error.body)
-        error = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
-    elif not isinstance(error, HTTPException):
-        error = ApiError(500, "the server failed")
-    code, kind = _KINDS.get(error.status_code, (None, "invalid_request_error"))
-    # Messages quote what was sent, which may be long, and no Unicode at all.
-    param: Any = getattr(error, "param", None)
+        told: HTTPException = ApiError(400, f"{where}: {what}" if where else what, param=where or None)
+    elif isinstance(error, BusyError):
+        told = HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
+    elif isinstance(error, asyncio.CancelledError):  # this would have taken too long
+        told = ApiError(503, "the server ends")
+    else:
+        told = error if isinstance(error, HTTPException) else ApiError(500, "the server failed")
+    code, kind = _KINDS.get(told.status_code, (None, "invalid_request_error"))
+    param: Any = getattr(told, "param", None)
     detail = {
-        "message": str(error.detail)[:1000],
+        "message": str(told.detail)[:1000],  # it quotes what was sent, which may be long
         "type": kind,
         "param": param and param[:200],
-        "code": getattr(error, "code", None) or code,
+        "code": getattr(told, "code", None) or code,
     }
-    content = json.dumps({"error": detail}, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, error.status_code, error.headers, "application/json")
+    return Response(json.dumps({"error": detail}), told.status_code, told.headers, "application/json")
 
 
 def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:

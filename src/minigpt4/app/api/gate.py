@@ -6,21 +6,26 @@ A body is read here, whole and once, so that nothing behind this meets more than
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import resource
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt4.app.api.errors import ApiError, busy, response
+from minigpt4.app.api.errors import ApiError, response
 from minigpt4.app.bodies import SMALL, Bodies, read_form, replayed
+from minigpt4.app.scheduler import BusyError, Scheduler
 from minigpt4.local_web import known_host, same_site
+
+if TYPE_CHECKING:
+    from minigpt4.app.api.service import Service
 
 #: Seconds that the head of a request may take, and that a client may leave an answer unread.
 HEAD_SECONDS = 20.0
@@ -39,7 +44,6 @@ class Limits:
     body_seconds: float = 30.0
     pixels: int = 16_000_000
     images: int = 8
-    prompt_tokens: int | None = None
     seconds: float = 120.0
     batch: int = 16
     queue: int = 128
@@ -48,40 +52,36 @@ class Limits:
 
 
 class ServerMetrics:
-    """What Prometheus may read. Kept in a registry of its own."""
+    """What Prometheus may read."""
 
-    def __init__(self, registry: Any) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.registry = registry = CollectorRegistry()
         seconds = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
         self.requests = Counter("minigpt4_requests", "Requests answered", ["path", "status"], registry=registry)
         self.seconds = Histogram("minigpt4_request_seconds", "Whole request", buckets=seconds, registry=registry)
-        self.first_token = Histogram(
-            "minigpt4_first_token_seconds", "From the request to its first token", buckets=seconds, registry=registry
-        )
+        first = "minigpt4_first_token_seconds"
+        self.first_token = Histogram(first, "Until its first token", buckets=seconds, registry=registry)
         self.prompt_tokens = Counter("minigpt4_prompt_tokens", "Tokens read", registry=registry)
         self.new_tokens = Counter("minigpt4_generated_tokens", "Tokens written", registry=registry)
-        self.running = Gauge("minigpt4_running", "Answers being written", registry=registry)
-        self.waiting = Gauge("minigpt4_waiting", "Answers waiting for room in the batch", registry=registry)
-        self.images = Gauge("minigpt4_pictures", "Pictures so far", ["features"], registry=registry)
+        running = Gauge("minigpt4_running", "Answers being written", registry=registry)
+        running.set_function(lambda: scheduler.running)
+        waiting = Gauge("minigpt4_waiting", "Answers waiting for room in the batch", registry=registry)
+        waiting.set_function(lambda: scheduler.waiting)
+        images = Gauge("minigpt4_pictures", "Pictures so far", ["features"], registry=registry)
+        images.labels("encoded").set_function(lambda: scheduler.encoded)
+        images.labels("reused").set_function(lambda: scheduler.reused)
 
 
 class Gate:
     """ASGI middleware: key and site, then the body within its limits, then room; counts what comes out.
 
-    `hosts` are the names by which the server may be called (None: any), `retry_after` says when to come again.
+    `hosts` are the names by which the server may be called (None: any).
     """
 
-    def __init__(
-        self,
-        app: Any,
-        limits: Limits,
-        key: str | None,
-        hosts: Collection[str] | None,
-        metrics: ServerMetrics,
-        retry_after: Callable[[], int],
-    ) -> None:
-        self.app, self.limits, self.hosts, self.metrics, self.retry_after = app, limits, hosts, metrics, retry_after
+    def __init__(self, app: Any, service: Service, key: str | None, hosts: Collection[str] | None) -> None:
+        self.app, self.service, self.limits, self.hosts = app, service, service.limits, hosts
         self.key = None if key is None else key.encode()
-        self.bodies = Bodies(LARGEST * limits.body_bytes, limits.connections // 2, limits.body_seconds)
+        self.bodies = Bodies(LARGEST * self.limits.body_bytes, self.limits.connections // 2, self.limits.body_seconds)
         self.inside = 0  # requests with their bodies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -97,17 +97,14 @@ class Gate:
 
         try:
             await self._enter(scope, receive, counted)
-        except HTTPException as error:
+        except (HTTPException, BusyError, asyncio.CancelledError) as error:
             if not status:
                 await response(error)(scope, receive, counted)
-        except asyncio.CancelledError:  # the server ends, and this would take too long
-            if not status:
-                await response(ApiError(503, "the server ends"))(scope, receive, counted)
         finally:
             path = next((route for route in ROUTES if scope["path"].startswith(route)), "other")
-            self.metrics.requests.labels(path, status).inc()
+            self.service.metrics.requests.labels(path, status).inc()
             if path == ROUTES[0]:
-                self.metrics.seconds.observe(time.monotonic() - started)
+                self.service.metrics.seconds.observe(time.monotonic() - started)
 
     async def _enter(self, scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope)
@@ -117,7 +114,7 @@ class Gate:
             return
         async with self.bodies.read(headers, receive, self.limits.body_bytes) as body:
             if self.inside >= self.limits.batch + self.limits.queue:
-                raise busy(self.retry_after())
+                raise BusyError(self.service.scheduler.retry_after)
             self.inside += 1
             try:
                 # However slowly it is read, an answer has its end.
@@ -146,12 +143,24 @@ class Gate:
             raise ApiError(401, "wrong or missing API key")
 
     async def _answer(self, scope: Any, headers: Headers, body: bytes, receive: Any, send: Any) -> None:
-        scope, asked = await _without_files(scope, headers, body, self.limits)
-        if len(asked) > SMALL:
-            await asyncio.to_thread(check_shape, asked)
+        """The request is the body's JSON; of a multipart body, that in the field `request`."""
+        uploads: dict[str, bytes] = {}
+        kept = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        if headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
+            parts = await read_form(headers, body, self.limits.images + 1, max_fields=1)
+            uploads = {name: data for name, _, data in parts}
+            if "request" not in uploads:
+                needed = "a multipart request needs the field 'request' with the JSON in it"
+                raise ApiError(400, needed, param="request")
+            body = uploads.pop("request")
+            kept = [*((name, value) for name, value in kept if name != b"content-type"), _JSON]
+        if len(body) > SMALL:
+            await asyncio.to_thread(check_shape, body)
         else:
-            check_shape(asked)
-        await self.app(scope, replayed(asked, receive), send)
+            check_shape(body)
+        with contextlib.ExitStack() as at_end:  # what is to be called when the connection has ended, however it ends
+            scope = {**scope, "headers": kept, "uploads": uploads, "at_end": at_end}
+            await self.app(scope, replayed(body, receive), send)
 
 
 def check_shape(body: bytes) -> None:
@@ -175,19 +184,8 @@ def check_shape(body: bytes) -> None:
                 raise ApiError(400, f"{where}a request may have at most {limit} in its JSON", "too_complex", field)
 
 
+_JSON = (b"content-type", b"application/json")
 _NO_MARKS = bytes(set(range(256)) - set(b"[]{}:,"))
-
-
-async def _without_files(scope: Any, headers: Headers, body: bytes, limits: Limits) -> tuple[Any, bytes]:
-    """Of a multipart request the field `request` as its body, the files as `uploads` in the scope; else as it is."""
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        return scope, body
-    uploads = {name: data for name, _, data in await read_form(headers, body, limits.images + 1, max_fields=1)}
-    asked = uploads.pop("request", None)
-    if asked is None:
-        raise ApiError(400, "a multipart request needs the field 'request' with the JSON in it", param="request")
-    kept = [(k, v) for k, v in scope["headers"] if k not in (b"content-type", b"content-length")]
-    return {**scope, "headers": [*kept, (b"content-type", b"application/json")], "uploads": uploads}, asked
 
 
 class PatientProtocol(H11Protocol):

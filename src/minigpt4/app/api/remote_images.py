@@ -91,9 +91,14 @@ async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Call
         host = (parts.hostname or "").rstrip(".")
         if host not in hosts:
             raise UserError(f"this server fetches no pictures from {host!r}")
-        address = _resolve(host, port, allowed)
         try:
-            status, location, data = await _get(parts, host, address, port, max_bytes)
+            found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError):
+            raise UserError(f"the picture could not be fetched: there is no host {host!r}") from None
+        if not all(map(allowed, found)):
+            raise UserError(f"this server fetches no pictures from {host!r}: its address is not a public one")
+        try:
+            status, location, data = await _get(parts, host, found[0], port, max_bytes)
             url = urljoin(url, location)
         except (OSError, h11.ProtocolError, ValueError) as error:
             raise UserError(f"the picture could not be fetched from {host} ({type(error).__name__})") from None
@@ -105,16 +110,6 @@ async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Call
             raise UserError(f"the picture at {host} has more than the {max_bytes:,} bytes allowed")
         return data
     raise UserError(f"the picture could not be fetched: more than {REDIRECTS} redirects")
-
-
-def _resolve(host: str, port: int, allowed: Callable[[str], bool]) -> str:
-    try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError):
-        raise UserError(f"the picture could not be fetched: there is no host {host!r}") from None
-    if not all(map(allowed, found)):
-        raise UserError(f"this server fetches no pictures from {host!r}: its address is not a public one")
-    return found[0]
 
 
 async def _get(parts: SplitResult, host: str, address: str, port: int, max_bytes: int) -> tuple[int, str, bytes]:

@@ -7,6 +7,7 @@ request means in `service.py`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import secrets
@@ -14,8 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -28,11 +28,10 @@ from minigpt4.app.api import errors
 from minigpt4.app.api.gate import Gate, Limits, PatientProtocol, room_for_connections
 from minigpt4.app.api.schema import ChatRequest
 from minigpt4.app.api.service import Service
-from minigpt4.app.scheduler import AnswerRequest, BusyError, Done, LateError, Piece
+from minigpt4.app.scheduler import AnswerRequest, BusyError, Event, LateError, Step
+from minigpt4.generation.stopping import Answer
 from minigpt4.local_web import allowed_hosts, listen, url
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 
 #: Of the 10 s that service managers grant between SIGTERM and SIGKILL, those for answers that are being written.
 ENDING_SECONDS = 7
@@ -56,27 +55,25 @@ class Exchange:
         self.service, self.asked, self.requests = service, asked, requests
         key = secrets.token_hex(12)
         self.head: dict[str, Any] = {"id": f"chatcmpl-{key}", "created": int(time.time()), "model": service.name}
-        self._events: asyncio.Queue[tuple[int, Piece | Done | Exception]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._started, self._written = time.monotonic(), 0
         loop = asyncio.get_running_loop()
-        for index, request in enumerate(requests):
-            request.report = partial(self._report, loop, index)
-        try:
-            service.scheduler.submit(requests)
-        except BusyError as error:
-            raise errors.busy(error.retry_after) from None
 
-    def _report(self, loop: asyncio.AbstractEventLoop, index: int, event: Piece | Done | Exception) -> None:
-        loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        def report(index: int, event: Event) -> None:
+            loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        for index, request in enumerate(requests):
+            request.report = functools.partial(report, index)
+        service.scheduler.submit(requests)
 
     def cancel(self) -> None:
         """Drop the answers: nobody waits any more."""
         for request in self.requests:
             request.cancelled = True
 
-    async def events(self) -> AsyncIterator[tuple[int, Piece | Done]]:
+    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
         """What happens, as it happens, until all answers have ended. Raises ApiError if one fails."""
-        metrics, running, first = self.service.metrics, len(self.requests), True
+        metrics, running = self.service.metrics, len(self.requests)
         metrics.prompt_tokens.inc(len(self.requests[0].ids))
         while running:
             index, event = await self._events.get()
@@ -84,13 +81,11 @@ class Exchange:
                 raise errors.late(self.service.limits.seconds)
             if isinstance(event, Exception):
                 raise errors.ApiError(500, "the model failed")
-            if first:
+            if not self._written:
                 metrics.first_token.observe(time.monotonic() - self._started)
-                first = False
-            if isinstance(event, Done):
-                running -= 1
-                self._written += event.tokens
-                metrics.new_tokens.inc(event.tokens)
+            self._written += 1
+            metrics.new_tokens.inc()
+            running -= event.answer is not None
             yield index, event
 
     def _usage(self) -> dict[str, int]:
@@ -99,37 +94,35 @@ class Exchange:
 
     async def whole(self) -> dict[str, Any]:
         """All answers when the last has ended."""
-        pieces: list[list[Piece]] = [[] for _ in self.requests]
+        steps: list[list[Step]] = [[] for _ in self.requests]
         choices: list[Any] = [None] * len(self.requests)
-        async for index, event in self.events():
-            if isinstance(event, Piece):
-                pieces[index].append(event)
-            else:
+        async for index, step in self.steps():
+            steps[index].append(step)
+            if step.answer is not None:
                 choices[index] = {
                     "index": index,
-                    "message": {"role": "assistant", "content": event.answer.text, "refusal": None},
-                    "logprobs": self._logprobs(pieces[index][: _kept(event)]),
-                    "finish_reason": _reason(event),
+                    "message": {"role": "assistant", "content": step.answer.text, "refusal": None},
+                    "logprobs": self._logprobs(steps[index][: _kept(step.answer)]),
+                    "finish_reason": "stop" if step.answer.ended else "length",
                 }
         return {**self.head, "object": "chat.completion", "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answers in pieces. Log-probabilities come with the text that they belong to, or with the next."""
-        pending: list[list[Piece]] = [[] for _ in self.requests]
+        pending: list[list[Step]] = [[] for _ in self.requests]
         sent: list[int | None] = [None] * len(self.requests)  # log-probabilities; None before the first chunk
-        async for index, event in self.events():
-            if isinstance(event, Piece):
-                pending[index].append(event)
-                ready = pending[index] if event.text else []
-            else:
-                ready = pending[index][: max(0, _kept(event) - (sent[index] or 0))]
-            if event.text or ready or sent[index] is None:
+        async for index, step in self.steps():
+            pending[index].append(step)
+            ready = pending[index] if step.text else []
+            if step.answer is not None:
+                ready = pending[index][: max(0, _kept(step.answer) - (sent[index] or 0))]
+            if step.text or ready or sent[index] is None:
                 role = {"role": "assistant"} if sent[index] is None else {}
-                yield self._chunk(index, {**role, "content": event.text}, self._logprobs(ready))
+                yield self._chunk(index, {**role, "content": step.text}, self._logprobs(ready))
                 sent[index] = (sent[index] or 0) + len(ready)
                 pending[index] = pending[index][len(ready) :]
-            if isinstance(event, Done):
-                yield self._chunk(index, {}, None, _reason(event))
+            if step.answer is not None:
+                yield self._chunk(index, {}, None, "stop" if step.answer.ended else "length")
         if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
             yield {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
 
@@ -137,7 +130,7 @@ class Exchange:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    def _logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
         if not self.asked.logprobs:
             return None
 
@@ -147,50 +140,32 @@ class Exchange:
             # No probability at all has no place in JSON; OpenAI writes -9999 too.
             return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
 
-        chosen = [piece.chosen for piece in pieces]
         content = [
             {**entry(each.token, each.logprob or 0.0), "top_logprobs": [entry(*pair) for pair in each.likeliest]}
-            for each in chosen
+            for each in (step.chosen for step in steps)
+            if each is not None
         ]
         return {"content": content, "refusal": None}
 
 
-def _reason(done: Done) -> str:
-    return "stop" if done.answer.ended else "length"
-
-
-def _kept(done: Done) -> int:
+def _kept(answer: Answer) -> int:
     """How many of the generated tokens stand in the answer whole."""
-    return len(done.answer.tokens) - done.answer.respelled
+    return len(answer.tokens) - answer.respelled
 
 
-class _Events(StreamingResponse):
-    """Server-sent events; the answers behind them end with the connection, however it ends."""
-
-    def __init__(self, exchange: Exchange, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> None:
-        super().__init__(
-            self._lines(first, rest), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-        self.exchange = exchange
-
-    async def _lines(self, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-        yield f"data: {json.dumps(first)}\n\n"
-        try:
-            async for chunk in rest:
-                yield f"data: {json.dumps(chunk)}\n\n"
-            yield "data: [DONE]\n\n"
-        except HTTPException as error:
-            yield f"data: {bytes(errors.response(error).body).decode()}\n\n"
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.exchange.cancel()
+async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Chunks as server-sent events."""
+    yield f"data: {json.dumps(first)}\n\n"
+    try:
+        async for chunk in rest:
+            yield f"data: {json.dumps(chunk)}\n\n"
+        yield "data: [DONE]\n\n"
+    except HTTPException as error:
+        yield f"data: {bytes(errors.response(error).body).decode()}\n\n"
 
 
 async def _unless_gone(request: Request, waited_for: Awaitable[Any]) -> Any:
-    """The result; cancelled, and None, if the client hangs up before it is there."""
+    """The result. If the client hangs up before it is there, it is cancelled, and HTTPException is raised."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -199,30 +174,12 @@ async def _unless_gone(request: Request, waited_for: Awaitable[Any]) -> Any:
     answer, hung_up = asyncio.ensure_future(waited_for), asyncio.ensure_future(gone())
     try:
         await asyncio.wait({answer, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
+        if not answer.done():
+            raise HTTPException(499, "the client has hung up")
+        return answer.result()
     finally:
         answer.cancel()
         hung_up.cancel()
-
-
-async def _answer(service: Service, asked: ChatRequest, request: Request) -> Response:
-    """The response to a request for chat completions."""
-    gone = Response(status_code=499)
-    requests = await _unless_gone(request, service.requests(asked, request.scope.get("uploads", {})))
-    if requests is None:
-        return gone
-    exchange, streaming = Exchange(service, asked, requests), False
-    try:
-        if not asked.stream:
-            found = await _unless_gone(request, exchange.whole())
-            return gone if found is None else JSONResponse(found)
-        chunks = exchange.chunks()
-        first = await _unless_gone(request, anext(chunks))  # until it is there, an error is a response
-        streaming = first is not None
-        return _Events(exchange, first, chunks) if streaming else gone
-    finally:
-        if not streaming:
-            exchange.cancel()
 
 
 def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -230,74 +187,78 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_exception_handler(_once_if_full())
+        asyncio.get_running_loop().set_exception_handler(_handle)
         yield
-        await asyncio.get_running_loop().run_in_executor(None, service.close)
+        await asyncio.to_thread(service.close)
 
     # FastAPI's own pages about the API load their scripts from another host.
     app = FastAPI(
-        title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
-    )
-    app.add_middleware(
-        Gate, limits=service.limits, key=key, hosts=hosts, metrics=service.metrics,
-        retry_after=lambda: service.scheduler.retry_after,
+        title="MiniGPT-4", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False,
+        responses=_ERRORS,
     )  # fmt: skip
+    app.add_middleware(Gate, service=service, key=key, hosts=hosts)
 
     async def refuse(request: Request, error: Exception) -> Response:
         return errors.response(error)
 
-    for kind in (RequestValidationError, HTTPException, Exception):
+    for kind in (RequestValidationError, HTTPException, BusyError, Exception):
         app.add_exception_handler(kind, refuse)
 
     @app.post(
         "/v1/chat/completions",
-        responses={200: _ANSWERS, **_ERRORS},
+        responses={200: _ANSWERS},
         openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _MULTIPART}}}},
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """Answer a conversation about images: at once, or with `stream` as server-sent events."""
-        return await _answer(service, body, request)
+        requests = await _unless_gone(request, service.requests(body, request.scope["uploads"]))
+        exchange = Exchange(service, body, requests)
+        request.scope["at_end"].callback(exchange.cancel)
+        if not body.stream:
+            return JSONResponse(await _unless_gone(request, exchange.whole()))
+        chunks = exchange.chunks()
+        first = await _unless_gone(request, anext(chunks))  # until it is there, an error is a response
+        head = {"Cache-Control": "no-cache"}
+        return StreamingResponse(_lines(first, chunks), media_type="text/event-stream", headers=head)
 
-    @app.get("/v1/models", responses=_ERRORS)
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model that is served."""
         return {"object": "list", "data": [service.card]}
 
-    @app.get("/v1/models/{name:path}", responses=_ERRORS)
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """The model of that name."""
         service.check_model(name)
         return service.card
 
-    @app.get("/health", responses=_ERRORS)
+    @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the model can answer."""
-        if not service.scheduler.alive:
+        if not service.scheduler.thread.is_alive():
             raise errors.ApiError(500, "the scheduler has died")
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response, responses=_ERRORS)
+    @app.get("/metrics", response_class=Response)
     async def metrics() -> Any:
         """Counts and times in Prometheus's format."""
-        return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-def _once_if_full() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """asyncio goes on a second after it had no file descriptor for a connection, but reports each such connection."""
-    told = False
+    message = str(context.get("message"))
+    if "socket.accept()" in message or "_start_serving" in message:  # the second if it has closed since
+        _tell_full()
+    else:
+        loop.default_exception_handler(context)
 
-    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal told
-        message = str(context.get("message"))
-        if "socket.accept()" not in message and "_start_serving" not in message:  # the second if it has closed since
-            loop.default_exception_handler(context)
-        elif not told:
-            told = True
-            logging.getLogger("uvicorn.error").warning("no file descriptors are left for more connections")
 
-    return handle
+@functools.cache  # once is enough
+def _tell_full() -> None:
+    logging.getLogger("uvicorn.error").warning("no file descriptors are left for more connections")
 
 
 def make_server(service: Service, key: str | None = None, hosts: Sequence[str] | None = None) -> uvicorn.Server:
@@ -311,14 +272,9 @@ def make_server(service: Service, key: str | None = None, hosts: Sequence[str] |
 
 
 def serve(
-    load_model: Callable[[], MiniGPT4],
-    name: str,
-    host: str,
-    port: int,
-    limits: Limits,
-    key: str | None,
+    load_model: Callable[[], MiniGPT4], name: str, host: str, port: int, limits: Limits, key: str | None,
     ready: Callable[[str], None],
-) -> None:
+) -> None:  # fmt: skip
     """Serve the model until SIGINT or SIGTERM, then finish what is running. `ready` is given the API's address.
 
     Raises UserError if the port is taken.

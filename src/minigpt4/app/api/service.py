@@ -6,13 +6,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from prometheus_client import CollectorRegistry
 
 from minigpt4.app.api import schema
 from minigpt4.app.api.errors import ApiError, late
@@ -23,11 +20,9 @@ from minigpt4.app.scheduler import AnswerRequest, Scheduler, SentImage
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.images import size_of, to_pixels
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
 
 #: Below this a temperature takes the likeliest token anyway, and dividing by it overflows.
 COLD = 1e-3
@@ -39,21 +34,14 @@ class Service:
     def __init__(self, model: MiniGPT4, name: str, limits: Limits) -> None:
         self.model, self.name, self.limits = model, name, limits
         self.card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "minigpt4"}
-        self.registry = CollectorRegistry()
-        self.metrics = ServerMetrics(self.registry)
         self.scheduler = Scheduler(model, limits.batch, limits.queue)
+        self.metrics = ServerMetrics(self.scheduler)
         self.decoder = Decoder()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="minigpt4-prepare")
-        self.metrics.running.set_function(lambda: self.scheduler.running)
-        self.metrics.waiting.set_function(lambda: self.scheduler.waiting)
-        self.metrics.images.labels("encoded").set_function(lambda: self.scheduler.encoded)
-        self.metrics.images.labels("reused").set_function(lambda: self.scheduler.reused)
 
     def close(self) -> None:
         """End: nobody waits for an answer any more."""
         self.decoder.close()
-        self.scheduler.close(finish=False)
-        self._pool.shutdown()
+        self.scheduler.close()
 
     def check_model(self, name: str) -> None:
         if name != self.name:
@@ -63,8 +51,7 @@ class Service:
         """The answers that are asked for, not yet submitted. Raises ApiError for what cannot be answered."""
         self.check_model(asked.model)
         deadline = time.monotonic() + self.limits.seconds
-        prepare = partial(asyncio.get_running_loop().run_in_executor, self._pool)
-        messages, urls = await prepare(read_messages, asked.messages)
+        messages, urls = await asyncio.to_thread(read_messages, asked.messages)
         if len(urls) > self.limits.images:
             many = f"{len(urls)} pictures; this server takes at most {self.limits.images}"
             raise ApiError(400, many, param="messages")
@@ -72,7 +59,7 @@ class Service:
             images = await asyncio.wait_for(self._images(urls, uploads), self.limits.seconds)
         except (TimeoutError, asyncio.TimeoutError):
             raise late(self.limits.seconds) from None
-        return await prepare(self._requests, asked, messages, images, deadline)
+        return await asyncio.to_thread(self._requests, asked, messages, images, deadline)
 
     def _requests(
         self, asked: schema.ChatRequest, messages: list[Message], images: list[SentImage], deadline: float
@@ -82,9 +69,6 @@ class Service:
             ids = encode_chat(model.tokenizer, template, messages, model.num_query_tokens, model.image_token_id)
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
-        if self.limits.prompt_tokens is not None and len(ids) > self.limits.prompt_tokens:
-            too_long = f"the conversation is {len(ids)} tokens long; this server takes {self.limits.prompt_tokens}"
-            raise ApiError(400, too_long, "context_length_exceeded", "messages")
         decoding = read_decoding(asked)
         try:
             decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
@@ -105,17 +89,13 @@ class Service:
             try:
                 images.append(await self._image(url, uploads))
             except UserError as error:
-                what = str(error).removeprefix("uploaded image: ")
-                raise ApiError(400, f"picture {number}: {what}", param="messages") from None
+                raise ApiError(400, f"picture {number}: {error}", param="messages") from None
         return images
 
     async def _image(self, url: str, uploads: Mapping[str, bytes]) -> SentImage:
-        def read() -> tuple[bytes, bytes]:
-            data = read_image(url, uploads, self.limits.hosts, self.limits.body_bytes)
-            return data, hashlib.sha256(data).digest()
-
-        data, key = await asyncio.to_thread(read)
-        if (features := self.scheduler.features.recall(key)) is not None:
+        data = await asyncio.to_thread(read_image, url, uploads, self.limits.hosts, self.limits.body_bytes)
+        key = (await asyncio.to_thread(hashlib.sha256, data)).digest()
+        if (features := self.scheduler.features.use(key)) is not None:
             return SentImage(key, features=features)
         processor = self.model.image_processor
         image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))
@@ -150,13 +130,10 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
 
 def read_decoding(asked: schema.ChatRequest) -> Decoding:
     """How the request wants its tokens chosen."""
-    settings: dict[str, Any] = {
-        "max_new_tokens": asked.max_completion_tokens or asked.max_tokens,
-        "top_p": asked.top_p,
-        "repetition_penalty": asked.repetition_penalty,
-        "temperature": asked.temperature,
-        "do_sample": True,
-    }
+    settings = asked.model_dump(include={"temperature", "top_p", "repetition_penalty"}, exclude_none=True)
+    if longest := asked.max_completion_tokens or asked.max_tokens:
+        settings["max_new_tokens"] = longest
     if asked.temperature is not None and asked.temperature < COLD:
-        settings |= {"temperature": None, "do_sample": False}
-    return Decoding(**{key: value for key, value in settings.items() if value is not None})
+        del settings["temperature"]
+        return Decoding(do_sample=False, **settings)
+    return Decoding(do_sample=True, **settings)

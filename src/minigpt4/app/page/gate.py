@@ -1,10 +1,9 @@
 """What stands before the page: a list of the requests that it needs, and who may send each. All others are 404.
 
-Gradio stays, behind this list, and no front end of our own was written: what is new in a release of Gradio is closed
-until it is listed here, its front end works as it is, and none of its code that takes a path or an address from a
-client is reached. Uploads and files are answered here. The body of an event is checked against the kinds of its inputs
-and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere else. If it is
-not so, the event fails for the visitor. On the way back paths become tokens.
+What is new in a release of Gradio is closed until it is listed here, and none of its code that takes a path or an
+address from a client is reached. Uploads and files are answered here. The body of an event is checked against the kinds
+of its inputs and built anew; a file in it must be a token of the same visitor, which becomes a path here and nowhere
+else. If it is not so, the event fails for the visitor. On the way back paths become tokens.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("GET", r"/", "anyone", "_page"),
-    Route("GET", r"/config", "our page", "_page"),
+    Route("GET", r"/", "anyone", "_pass"),
+    Route("GET", r"/config", "our page", "_pass"),
     Route("GET", r"/(theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)", "our page", "_as_it_is"),
     Route("GET", rf"/gradio_api/heartbeat/(?P<session>{_NAME})", "its visitor", "_heartbeat"),
     Route("GET", r"/gradio_api/queue/data", "its visitor", "_answers"),
@@ -97,24 +96,20 @@ class PageGate:
         self._checking = asyncio.Semaphore(2)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
+        if scope["type"] == "lifespan":  # else "http": the server has no web sockets
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._enter(Request(scope, receive), send)
-        else:
-            await send({"type": "websocket.close"})
-
-    async def _enter(self, request: Request, send: Any) -> None:
+            return
         self.uploads.forget_old()
-        known = request.cookies.get(COOKIE, "")
-        known = known if re.fullmatch("[0-9a-f]{32}", known) else ""
+        request, started = Request(scope, receive), False
+        known = re.fullmatch("[0-9a-f]{32}", request.cookies.get(COOKIE, ""))
         ours = same_site(request.headers, self.hosts)
-        request.state.started = False
-        request.state.visitor, request.state.new = known, secrets.token_hex(16) if ours and not known else None
+        request.state.visitor = known.group() if known else ""
+        request.state.new = secrets.token_hex(16) if ours and not known else None
 
         async def with_headers(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                request.state.started = True
+                started = True
                 headers = MutableHeaders(raw=[*message["headers"]])
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -129,9 +124,9 @@ class PageGate:
         except HTTPException as error:
             answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
         except asyncio.CancelledError:  # the page ends, and this would take too long
-            answer = None if request.state.started else JSONResponse({"detail": "the page ends"}, 503)
+            answer = None if started else JSONResponse({"detail": "the page ends"}, 503)
         if answer is not None:
-            await answer(request.scope, request.receive, with_headers)
+            await answer(scope, receive, with_headers)
 
     def _route(self, request: Request, ours: bool) -> tuple[re.Match[str], Route]:
         if not known_host(request.headers, self.hosts):
@@ -141,7 +136,7 @@ class PageGate:
         if not found or ".." in path:
             raise HTTPException(404, "not found")
         match, route = found[0]
-        if request.method != route.method and (request.method, route.answer) != ("HEAD", "_page"):
+        if request.method != route.method and (request.method, route.answer) != ("HEAD", "_pass"):
             raise HTTPException(405, "not allowed")
         if route.who != "anyone" and not ours:
             raise HTTPException(403, "asked from another page")
@@ -152,18 +147,15 @@ class PageGate:
     async def _as_it_is(self, request: Request, match: Any, send: Any) -> None:
         await self.app({**request.scope, "query_string": b""}, request.receive, send)
 
-    async def _page(self, request: Request, match: Any, send: Any) -> None:
-        await self._pass(request, send)
-
     async def _heartbeat(self, request: Request, match: Any, send: Any) -> None:
         path = f"/gradio_api/heartbeat/{request.state.visitor}{match['session']}"
-        await self._pass(request, send, path=path, raw_path=path.encode())
+        await self._pass(request, match, send, path=path, raw_path=path.encode())
 
     async def _answers(self, request: Request, match: Any, send: Any) -> None:
         session = _session(request, request.query_params.get("session_hash"))
         if not self.page.awaits(session):  # Gradio would log a traceback
             raise HTTPException(404, "this session has asked nothing")
-        await self._pass(request, send, query_string=f"session_hash={session}".encode())
+        await self._pass(request, match, send, query_string=f"session_hash={session}".encode())
 
     async def _event(self, request: Request, match: Any, send: Any) -> None:
         async with self._bodies.read(request.headers, request.receive, MAX_EVENT) as body:
@@ -174,15 +166,14 @@ class PageGate:
             except (*_NOT_OURS, RecursionError):
                 raise HTTPException(400, "not an event of this page; load it again") from None
             try:
-                visitor = request.state.visitor
-                data = [self._taken(*each, visitor) for each in zip(inputs, asked["data"], strict=True)]
+                data = [self._taken(*each, request.state.visitor) for each in zip(inputs, asked["data"], strict=True)]
                 about = _place(about) if isinstance(about, dict) and "index" in about else None
-            except UserError as error:
-                number, data, about = self.page.refusal, [str(error)], None
-            except _NOT_OURS:
-                number, data, about = self.page.refusal, ["This is nothing that the page sends; load it again"], None
+            except _NOT_OURS as error:
+                other = "This is nothing that the page sends; load it again"
+                told = str(error) if isinstance(error, UserError) else other
+                number, data, about = self.page.refusal, [told], None
         event = {"fn_index": number, "session_hash": session, "data": data, "event_data": about}
-        await self._pass(request, send, json.dumps(event).encode())
+        await self._pass(request, match, send, json.dumps(event).encode())
 
     def _taken(self, component: Any, value: Any, visitor: str) -> Any:
         """The value of an input, if it is one that this component can have; files as Gradio has them."""
@@ -208,7 +199,7 @@ class PageGate:
             raise UserError("A picture of the question is no longer here; take it out and add it again")
         return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
-    async def _pass(self, request: Request, send: Any, body: bytes | None = None, **scope: Any) -> None:
+    async def _pass(self, request: Request, match: Any, send: Any, body: bytes | None = None, **scope: Any) -> None:
         """Ask Gradio, and put tokens for the paths in its answer, of which each message is whole (an event, a page)."""
         # Without compression.
         kept = [each for each in request.scope["headers"] if each[0] not in (b"accept-encoding", b"content-length")]
@@ -228,29 +219,27 @@ class PageGate:
 
     async def _upload(self, request: Request, match: Any, send: Any) -> Response:
         """Tokens for images; if one is refused, all are, and there is a message for each of those instead."""
+        tokens, refused = [], []
         try:
             async with self._bodies.read(request.headers, request.receive, MAX_POST) as body:
                 parts = await read_form(request.headers, body, MAX_FILES, max_fields=8)
-                return await self._kept(
-                    request, [(_shown_name(name), data) for _, name, data in parts if name is not None]
-                )
+                # A client's name of a file is only said: letters, and what commonly stands between them.
+                files = [(re.sub(r"[^\w .()-]", "_", name or "the file")[:80], data)
+                         for _, name, data in parts if name is not None]  # fmt: skip
+                if not files:
+                    raise HTTPException(400, "no file came")
+                large = [name for name, data in files if len(data) > MAX_FILE]
+                if large:
+                    raise HTTPException(413, f"{large[0]}: more than the {MAX_FILE:,} bytes allowed")
+                for name, data in files:
+                    try:
+                        async with self._checking:
+                            visitor = request.state.visitor or request.state.new
+                            tokens.append(await run_in_threadpool(self.uploads.add, visitor, data))
+                    except UserError as error:
+                        refused.append(f"{name}: {error}")
         except HTTPException as error:  # the front end shows a list
             return JSONResponse([error.detail], error.status_code, error.headers)
-
-    async def _kept(self, request: Request, files: list[tuple[str, bytes]]) -> Response:
-        if not files:
-            raise HTTPException(400, "no file came")
-        large = [f"{name}: more than the {MAX_FILE:,} bytes allowed" for name, data in files if len(data) > MAX_FILE]
-        if large:
-            return JSONResponse(large, 413)
-        tokens, refused = [], []
-        for name, data in files:
-            try:
-                async with self._checking:
-                    visitor = request.state.visitor or request.state.new
-                    tokens.append(await run_in_threadpool(self.uploads.add, visitor, data))
-            except UserError as error:
-                refused.append(f"{name}: {str(error).removeprefix('uploaded image: ')}")
         return JSONResponse(refused or tokens, 400 if refused else 200)
 
     async def _file(self, request: Request, match: Any, send: Any) -> Response:
@@ -281,8 +270,3 @@ def _place(about: dict[str, Any]) -> dict[str, Any]:
     index = about["index"][0] if isinstance(about["index"], list) else about["index"]
     value = about.get("value")
     return {"index": abs(int(index)), "value": value if isinstance(value, str) else None, "previous_value": None}
-
-
-def _shown_name(name: str | None) -> str:
-    """A client's name of a file, to be said in a message: letters and what commonly stands between them."""
-    return re.sub(r"[^\w .()-]", "_", name or "the file")[:80]

@@ -1,4 +1,4 @@
-"""What is on the page, and how it looks; what happens there is in `web.py`."""
+"""What is on the page, and how it looks; what happens there is in `page.py`."""
 
 from __future__ import annotations
 

@@ -45,13 +45,13 @@ class Page(Layout):
 
     def __init__(self, models: Models, uploads: Uploads) -> None:
         super().__init__(list(models.names))
-        self.models = models
-        self.uploads = uploads
-        self.visits = Visits(models)
+        self.models, self.uploads, self.visits = models, uploads, Visits(models)
         with self.blocks:
             self._wire()
             self.blocks.unload(self._leave)
             gr.api(_refuse, api_visibility="private", concurrency_limit=None)
+        #: The number of the event that fails with the message that is its input.
+        self.refusal = next(number for number, event in self.blocks.fns.items() if event.fn is _refuse)
         self.blocks.queue(api_open=False, max_size=256)
 
     # -- what happens when
@@ -82,35 +82,23 @@ class Page(Layout):
         self.word.input(self._look_at_word, self.word, [self.heat, self.query, self.status], **model)
         self.query.input(self._look_at_query, self.query, [self.heat, self.word, self.status], **model)
         self.defaults.click(lambda: PAPER, None, self.sliders, **quick)
-        kept = [
-            *(button.click(self._kept(ending), None, [self.file, self.status], **quick)
-              for ending, button in self.keep.items()),
-            self.save_site.click(lambda page: ["website.html", "text/html", page], self.source, self.file, **quick),
-        ]  # fmt: skip
-        for event in kept:
-            event.then(
-                None, self.file, None, js="file => window.minigpt4.download(file)", api_visibility="private"
-            )  # fmt: skip
+        save: dict[str, Any] = {"js": "file => window.minigpt4.download(file)", "api_visibility": "private"}
+        for ending, button in self.keep.items():
+            button.click(self._kept(ending), None, [self.file, self.status], **quick).then(None, self.file, **save)
+        site = self.save_site.click(lambda page: ["website.html", "text/html", page], self.source, self.file, **quick)
+        site.then(None, self.file, **save)
         if len(self.models.names) > 1:
             shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
-            self.beside.click(self._carry_over, None, [self.duel], **quick).then(
-                None, None, None, js="() => window.minigpt4.room('Side by side')", api_visibility="private"
-            )
+            turn_over = "() => window.minigpt4.room('Side by side')"
+            carried = self.beside.click(self._carry_over, None, [self.duel], **quick)
+            carried.then(None, js=turn_over, api_visibility="private")
 
     def events(self) -> dict[int, list[Any]]:
         """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
-        return {
-            number: list(event.inputs)
-            for number, event in self.blocks.fns.items()
-            if event.fn is not None and event.fn not in (self._leave, _refuse)
-        }
-
-    @property
-    def refusal(self) -> int:
-        """The number of the event that fails with the message that is its input."""
-        return next(number for number, event in self.blocks.fns.items() if event.fn is _refuse)
+        events, other = self.blocks.fns.items(), (None, self._leave, _refuse)
+        return {number: list(event.inputs) for number, event in events if event.fn not in other}
 
     def awaits(self, session: str) -> bool:
         """Whether there are answers for this session, or will be."""
@@ -120,7 +108,7 @@ class Page(Layout):
         return self.visits.of(str(request.session_hash))
 
     def _leave(self, request: gr.Request) -> None:
-        self.visits.leave(str(request.session_hash))
+        self.visits.drop([str(request.session_hash)])
 
     def _shown(self, visit: Visit, images: list[Any]) -> list[str]:
         """Files of the images that the gate gives to this visitor."""
@@ -154,16 +142,15 @@ class Page(Layout):
         yield from self._again(self._visit(request), data.index, data.value, sliders)
 
     def _again(self, visit: Visit, place: int, question: str | None, sliders: tuple[float, ...]) -> Iterator[Update]:
-        """Ask the question of the message at `place` again, or another one instead."""
-        # For each of the chat's messages the number of its turn.
-        owners = [number for number, turn in enumerate(visit.turns) for _ in range(len(turn.images) + 2)]
-        if place >= len(owners):
-            told = render.problem("This visit was idle for too long; ask anew")
-            yield {self.chatbot: self._messages(visit), self.status: told}
-            return
-        turn = visit.turns[owners[place]]
-        question = turn.question if question is None else question
-        yield from self._ask(visit, question, turn.images, sliders, owners[place])
+        """Ask the question of the message at `place` again, or `question` instead."""
+        for number, turn in enumerate(visit.turns):
+            place -= len(turn.images) + 2  # the messages of a turn
+            if place < 0:
+                question = turn.question if question is None else question
+                yield from self._ask(visit, question, turn.images, sliders, number)
+                return
+        told = render.problem("This visit was idle for too long; ask anew")
+        yield {self.chatbot: self._messages(visit), self.status: told}
 
     def _ask(
         self, visit: Visit, question: str, images: list[Any], sliders: tuple[float, ...], after: int | None = None
@@ -181,24 +168,24 @@ class Page(Layout):
             problem = _explained(error)
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
+        found: Update = {}
         if problem is not None:  # nothing that was typed is lost
             files = [image if isinstance(image, str) else self._shown(visit, [image])[0] for image in images]
             composer["value"] = {"text": question, "files": files}
-        yield {
+        elif visit.turns:  # else a new chat has begun meanwhile
+            found = self._found(visit)
+        yield found | {
             self.chatbot: self._messages(visit),
             self.composer: gr.MultimodalTextbox(**composer),
             self.examples: gr.Group(visible=not visit.turns),
             self.status: render.problem(problem),
-            **(self._found(visit) if problem is None and visit.turns else {}),  # a new chat may have begun meanwhile
         }
 
     def _found(self, visit: Visit) -> Update:
         """What the tools show of the last answer: its website, its words."""
         last, images = len(visit.turns) - 1, visit.images
         words = [(word, f"{last}.{n}") for n, (word, _, _) in enumerate(self._words(visit, last) if images else [])]
-        update = self._no_words("Choose a word." if words else "No picture was shown yet.")
-        if words:
-            update |= {self.word: gr.Radio(choices=words, visible=True), self.query: gr.Number(None, visible=True)}
+        update = self._to_choose(words, "Choose a word." if words else "No picture was shown yet.")
         page = render.find_page(visit.turns[-1].answer)
         if page is not None:
             update |= {
@@ -209,10 +196,10 @@ class Page(Layout):
             }
         return update
 
-    def _no_words(self, hint: str) -> Update:
+    def _to_choose(self, words: list[tuple[str, str]], hint: str) -> Update:
         return {
-            self.word: gr.Radio(choices=[], value=None, visible=False),
-            self.query: gr.Number(value=None, visible=False),
+            self.word: gr.Radio(choices=words, value=None, visible=bool(words)),
+            self.query: gr.Number(value=None, visible=bool(words)),
             self.heat: render.hint(hint),
         }
 
@@ -244,7 +231,7 @@ class Page(Layout):
             self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.examples: gr.Group(visible=True),
             self.status: "",
-            **self._no_words(LOOKED_AT),
+            **self._to_choose([], LOOKED_AT),
         }
 
     # -- images that are made here
@@ -266,7 +253,7 @@ class Page(Layout):
     # -- what the model looked at
 
     def _words(self, visit: Visit, turn: int) -> list[tuple[str, int, int]]:
-        from minigpt4.generation.attention import words
+        from minigpt4.app.page.attention import words
 
         if visit.chat is None:
             return []
@@ -287,7 +274,7 @@ class Page(Layout):
         return self._look(visit, len(visit.turns) - 1 - visit.answering.locked(), None, number) | {self.word: None}
 
     def _look(self, visit: Visit, turn: int, word: int | None, query: int | None) -> Update:
-        from minigpt4.generation.attention import patch_attention, token_influence
+        from minigpt4.app.page.attention import patch_attention, token_influence
 
         if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
             return {self.status: render.problem("Show a picture and ask about it first")}

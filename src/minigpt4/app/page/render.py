@@ -15,10 +15,12 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
 from minigpt4 import images
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from minigpt4.app.page.session import Turn
@@ -105,9 +107,7 @@ def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str
 
 
 def _heated(image: Image.Image, heat: Tensor) -> Image.Image:
-    import numpy as np
     from matplotlib import colormaps
-    from PIL import Image
 
     # The vision encoder saw the image squeezed to a square, so its patches lie evenly over height and width.
     size = (448, max(1, round(448 * image.height / image.width)))

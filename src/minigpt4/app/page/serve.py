@@ -33,16 +33,6 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextlib.contextmanager
-def _without_proxies() -> Iterator[None]:
-    """Takes the proxy variables out of the environment for a while: loopback needs none, and clients break on some."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
-
-
 def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C or SIGTERM; `ready` is given its address.
 
@@ -52,13 +42,16 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
     with _folder() as folder, listen(host, port) as listening:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")  # read, and made, when Gradio is imported
+        # Gradio makes clients when it is imported, which break on some proxies; on loopback there are none.
+        proxies = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
         try:
-            with _without_proxies():  # Gradio makes clients when it is imported
-                import gradio as gr
-                import uvicorn
-                from fastapi import FastAPI
+            import gradio as gr
+            import uvicorn
+            from fastapi import FastAPI
         except ImportError as error:
             raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
+        finally:
+            os.environ.update(proxies)
         from minigpt4.app.page.gate import MAX_FILE, PageGate
         from minigpt4.app.page.layout import ASSETS, theme
         from minigpt4.app.page.page import Page
@@ -77,8 +70,9 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
         ready(url(host, listening))
         gate = PageGate(app, page, allowed_hosts(host))
         try:
-            uvicorn.Server(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=2)).run([listening])
+            config = uvicorn.Config(gate, ws="none", log_level="warning", timeout_graceful_shutdown=2)
+            uvicorn.Server(config).run([listening])
         finally:
-            page.visits.close()
+            page.visits.drop(list(page.visits.held))
             models.close()
             gc.freeze()  # Python would look through all of torch and Gradio once more, for seconds

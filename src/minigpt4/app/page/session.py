@@ -9,18 +9,19 @@ import contextlib
 import functools
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
+from minigpt4.app.decoder import Decoder
+from minigpt4.app.recent import Recent
 from minigpt4.errors import UserError
+from minigpt4.images import MAX_PIXELS, open_image
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from minigpt4.app.decoder import Decoder
     from minigpt4.app.scheduler import Scheduler
     from minigpt4.generation.chat import Chat
 
@@ -50,25 +51,24 @@ class Models:
         """What answers with this model, loaded now if need be. Raises UserError for an unknown or broken one."""
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
-        if name in self._loaded:  # without waiting for another one that is being loaded
-            return self._loaded[name]
-        with self._lock:  # transformers cannot be imported by two threads at once
-            from minigpt4.app.scheduler import Scheduler
-            from minigpt4.minigpt4 import MiniGPT4
+        if name not in self._loaded:
+            with self._lock:  # transformers cannot be imported by two threads at once
+                from minigpt4.app.scheduler import Scheduler
+                from minigpt4.minigpt4 import MiniGPT4
 
-            if name not in self._loaded:
-                model = MiniGPT4.from_pretrained(self.names[name], **self.loading)
-                self._loaded[name] = Scheduler(model, MAX_BATCH, MAX_VISITS)
-            return self._loaded[name]
+                if name not in self._loaded:
+                    model = MiniGPT4.from_pretrained(self.names[name], **self.loading)
+                    self._loaded[name] = Scheduler(model, MAX_BATCH, MAX_VISITS)
+        return self._loaded[name]
 
     def close(self) -> None:
         """Break off what is being answered and decoded, and take no more questions."""
-        with _DECODER_LOCK:
+        with _STARTING:
             if _decoder.cache_info().currsize:
                 _decoder().close()
                 _decoder.cache_clear()
         for scheduler in self._loaded.values():
-            scheduler.close(finish=False)
+            scheduler.close()
 
     def warm_up(self) -> None:
         """Start to load the first model; if that fails, the first question fails with the same message."""
@@ -77,7 +77,7 @@ class Models:
             with contextlib.suppress(Exception):
                 self.get(self.first)
 
-        threading.Thread(target=load, name="minigpt4-load", daemon=True).start()
+        threading.Thread(target=load, daemon=True).start()
 
 
 @dataclass(eq=False)
@@ -104,7 +104,6 @@ class Visit:
     stop: threading.Event = field(default_factory=threading.Event)
     answering: threading.Lock = field(default_factory=threading.Lock)
     beside: list[Visit] = field(default_factory=list)  # those in which other models answer the same question
-    seen: float = 0.0
 
     @property
     def images(self) -> list[Image.Image]:
@@ -148,7 +147,13 @@ class Visit:
         if not answering.acquire(blocking=False):
             raise UserError("An answer is still coming; wait for its end, or stop it")
         try:
-            turn = self._new_turn(question, images)
+            if len(images) > MAX_IMAGES:
+                raise UserError(f"{len(images)} pictures at once; show at most {MAX_IMAGES}")
+            if len(question) > MAX_QUESTION:
+                raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
+            if not question.strip():
+                raise UserError("Type a question, or choose an example")
+            turn = Turn(question, [opened(image) for image in images])
             if after is not None:
                 if self.chat is not None:
                     self.chat.rewind(min(after, len(self.turns)))
@@ -165,16 +170,6 @@ class Visit:
             yield turn
         finally:
             answering.release()
-
-    def _new_turn(self, question: str, images: list[Any]) -> Turn:
-        if len(images) > MAX_IMAGES:
-            raise UserError(f"{len(images)} pictures at once; show at most {MAX_IMAGES}")
-        if len(question) > MAX_QUESTION:
-            raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
-        turn = Turn(question, [opened(image) for image in images])
-        if not question.strip():
-            raise UserError("Type a question, or choose an example")
-        return turn
 
     def _answer(self, turn: Turn, stop: threading.Event, settings: Mapping[str, Any]) -> Iterator[Turn]:
         chat = self.chat
@@ -198,72 +193,38 @@ class Visit:
         turn.ended, turn.stopped = True, stop.is_set()
 
 
-class Visits:
-    """The visits by the key of each. `leave` frees what a visitor held; so does an hour without a word."""
+class Visits(Recent[Visit]):
+    """The visits by the key of each. `drop` frees what a visitor held; so does an hour without a word."""
 
-    def __init__(self, models: Models, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, models: Models) -> None:
+        super().__init__(MAX_VISITS, IDLE_SECONDS, Visit.start_again)
         self.models = models
-        self.clock = clock
-        self._visits: OrderedDict[str, Visit] = OrderedDict()  # the one that spoke last at the end
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._visits)
 
     def of(self, key: str) -> Visit:
         """The visit with this key, begun now if there is none."""
-        with self._lock:
-            now = self.clock()
-            visit = self._visits.pop(key, None) or Visit(self.models, self.models.first, key)
-            self._visits[key], visit.seen = visit, now
-            while len(self._visits) > MAX_VISITS or now - next(iter(self._visits.values())).seen > IDLE_SECONDS:
-                self._visits.popitem(last=False)[1].start_again()
-            return visit
-
-    def leave(self, key: str) -> None:
-        """End a visit, and the answer that is being given in it."""
-        with self._lock:
-            visit = self._visits.pop(key, None)
-        if visit is not None:
-            visit.start_again()
-
-    def close(self) -> None:
-        """End all visits."""
-        for key in list(self._visits):
-            self.leave(key)
+        new = Visit(self.models, self.models.first, key)
+        return self.use(key, new) or new
 
 
-_DECODER_LOCK = threading.Lock()  # two uploads at once would start one each
-
-
-@functools.cache
-def _decoder() -> Decoder:
-    from minigpt4.app.decoder import Decoder
-
-    return Decoder()
-
-
-def decoder() -> Decoder:
-    """What decodes the visitors' uploads; its processes start with the first."""
-    with _DECODER_LOCK:
-        return _decoder()
+_STARTING = threading.Lock()  # two uploads at once would start one each
+_decoder = functools.cache(Decoder)
 
 
 def opened(image: str | bytes | Image.Image) -> Image.Image:
     """A visitor's image, opened by the decoder unless it is open already. Raises UserError, which tells no folder."""
-    from minigpt4.images import MAX_PIXELS, open_image
-
-    if isinstance(image, bytes):
-        return decoder().open(image, MAX_PIXELS)
-    if not isinstance(image, str):
+    if isinstance(image, Image.Image):
         return open_image(image)
+    with _STARTING:
+        decoder = _decoder()  # its processes start with the first upload
+    if isinstance(image, bytes):
+        return decoder.open(image, MAX_PIXELS)
     name = Path(image).name
     try:
-        return decoder().open(Path(image).read_bytes(), MAX_PIXELS)
+        return decoder.open(Path(image).read_bytes(), MAX_PIXELS)
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     except UserError as error:
-        raise UserError(str(error).replace("uploaded image", name, 1)) from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from minigpt4.app.page.session import opened
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 #: Seconds after which a file is deleted.
 KEPT_SECONDS = 7200.0
@@ -35,19 +32,18 @@ class _File:
     time: float
 
 
-_Files = OrderedDict[tuple[str, str], _File]  # by visitor and token, oldest first
+_Files = dict[tuple[str, str], _File]  # by visitor and token, oldest first
 
 
 class Uploads:
     """Images in `folder`. A visitor is a string that other visitors cannot guess."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.sent, self.pictures = folder / "uploads", folder / "pictures"
+        self.folder, self.sent, self.pictures = folder, folder / "uploads", folder / "pictures"
         self.sent.mkdir()
         self.pictures.mkdir()
-        self._sent: _Files = OrderedDict()
-        self._shown: _Files = OrderedDict()
+        self._sent: _Files = {}
+        self._shown: _Files = {}
         self._lock = threading.Lock()
 
     def add(self, visitor: str, data: bytes) -> str:
@@ -78,8 +74,8 @@ class Uploads:
 
     def sent_by(self, visitor: str, token: str) -> Path | None:
         """The file that a visitor's token stands for in a question."""
-        file = self._sent.get((visitor, token)) or self._shown.get((visitor, token))
-        return None if file is None else file.path
+        file = self._sent.get((visitor, token))
+        return self.shown_to(visitor, token) if file is None else file.path
 
     def shown_to(self, visitor: str, token: str) -> Path | None:
         """The PNG, made by the page, that a visitor sees for a token."""

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.generation.batch_job import Task, read_tasks, run
+from minigpt4.app.batch_job import ImageQuestion, read_questions, run
 
 PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "progress": False}
 
@@ -39,51 +39,53 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_picture_gets_a_line_in_order(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
-    tasks = read_tasks(str(folder), "What is it?")
-    assert [Path(task.name).name for task in tasks] == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "6.jpg"]
-    result = run(lambda: model, tasks, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
+def test_every_picture_gets_a_line_in_order(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    questions = read_questions(str(folder), "What is it?")
+    names = [Path(question.name).name for question in questions]
+    assert names == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "6.jpg"]
+    result = run(lambda: varied, questions, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
     assert (result.answered, result.unreadable, result.found) == (6, 1, 0)
     assert "6 answers, 1 unreadable in " in str(result)
     found = lines(tmp_path / "answers.jsonl")
-    assert [line["image"] for line in found] == [task.name for task in tasks]
-    for task, line in zip(tasks, found, strict=True):
-        if task.name.endswith("2.png"):
+    assert [line["image"] for line in found] == [question.name for question in questions]
+    for question, line in zip(questions, found, strict=True):
+        if question.name.endswith("2.png"):
             assert "2.png: not a picture" in line["error"]
         else:
-            assert line["answer"] == model.generate(task.picture, "What is it?", do_sample=False, max_new_tokens=8)[0]
+            [alone] = varied.generate(question.picture, "What is it?", do_sample=False, max_new_tokens=8)
+            assert line["answer"] == alone
 
 
-def test_a_job_goes_on_after_its_last_whole_line(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
-    tasks = read_tasks(str(folder), "What is it?")
+def test_a_job_goes_on_after_its_last_whole_line(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    questions = read_questions(str(folder), "What is it?")
     whole = tmp_path / "whole.jsonl"
     settings = {**PLAIN, "do_sample": True, "seed": 3}
-    run(lambda: model, tasks, whole, batch_size=3, **settings)
+    run(lambda: varied, questions, whole, batch_size=3, **settings)
     expected = whole.read_bytes()
     end_of_fourth = len(b"".join(expected.splitlines(keepends=True)[:4]))
     for cut in (1, end_of_fourth, end_of_fourth + 5, len(expected) - 1):
         whole.write_bytes(expected[:cut])
-        run(lambda: model, tasks, whole, batch_size=3, **settings)
+        run(lambda: varied, questions, whole, batch_size=3, **settings)
         assert whole.read_bytes() == expected
-    result = run(lambda: pytest.fail("nothing is left to do"), tasks, whole, batch_size=3, **settings)
+    result = run(lambda: pytest.fail("nothing is left to do"), questions, whole, batch_size=3, **settings)
     assert (result.answered, result.found) == (0, 7)
 
 
-def test_a_second_job_on_the_same_file_is_refused(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
-    tasks, out = read_tasks(str(folder), "What is it?"), tmp_path / "new" / "answers.jsonl"
+def test_a_second_job_on_the_same_file_is_refused(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    questions, out = read_questions(str(folder), "What is it?"), tmp_path / "new" / "answers.jsonl"
 
     def second() -> MiniGPT4:
         with pytest.raises(UserError, match=r"process \d+ is at work on answers.jsonl here"):
-            run(lambda: pytest.fail("the second job began"), tasks, out, **PLAIN)
-        run(lambda: model, tasks, out.with_name("others.jsonl"), **PLAIN)  # another file beside it is free
-        return model
+            run(lambda: pytest.fail("the second job began"), questions, out, **PLAIN)
+        run(lambda: varied, questions, out.with_name("others.jsonl"), **PLAIN)  # another file beside it is free
+        return varied
 
-    assert run(second, tasks, out, **PLAIN).answered == len(tasks) - 1  # one is no image
+    assert run(second, questions, out, **PLAIN).answered == len(questions) - 1  # one is no image
     assert out.read_bytes() == out.with_name("others.jsonl").read_bytes()
 
 
-def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[Image.Image], model: MiniGPT4) -> None:
-    model.export(tmp_path / "export")
+def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[Image.Image], varied: MiniGPT4) -> None:
+    varied.export(tmp_path / "export")
     (tmp_path / "pictures").mkdir()
     for i in range(60):
         pictures[i % 8].save(tmp_path / "pictures" / f"{i:02d}.png")
@@ -114,23 +116,23 @@ def test_questions_from_jsonl_and_parquet(folder: Path, tmp_path: Path) -> None:
 
     rows = [{"image": "pictures/0.png", "prompt": "What?"}, {"image": str(folder / "1.png")}]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    tasks = read_tasks(str(tmp_path / "asked.jsonl"), "Where?")
-    assert tasks == [
-        Task("pictures/0.png", folder / "0.png", "What?"),
-        Task(str(folder / "1.png"), folder / "1.png", "Where?"),
+    questions = read_questions(str(tmp_path / "asked.jsonl"), "Where?")
+    assert questions == [
+        ImageQuestion("pictures/0.png", folder / "0.png", "What?"),
+        ImageQuestion(str(folder / "1.png"), folder / "1.png", "Where?"),
     ]
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "PNG")
     columns = {"image": [{"bytes": data.getvalue(), "path": None}, {"bytes": None, "path": "pictures/0.png"}]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "asked.parquet")
-    first, second = read_tasks(str(tmp_path / "asked.parquet"), "Where?")
+    first, second = read_questions(str(tmp_path / "asked.parquet"), "Where?")
     assert callable(first.picture)
     assert (first.picture(), first.prompt) == (data.getvalue(), "Where?")
     assert first.name.endswith("asked.parquet:0")
-    assert second == Task("pictures/0.png", folder / "0.png", "Where?")
+    assert second == ImageQuestion("pictures/0.png", folder / "0.png", "Where?")
 
 
-def test_a_parquet_file_is_never_in_memory_as_a_whole(model: MiniGPT4, tmp_path: Path) -> None:
+def test_a_parquet_file_is_never_in_memory_as_a_whole(varied: MiniGPT4, tmp_path: Path) -> None:
     """64 MB in row groups of 8, read in order, again from the middle, and by a job that goes on."""
     import pyarrow
     import pyarrow.parquet
@@ -145,20 +147,20 @@ def test_a_parquet_file_is_never_in_memory_as_a_whole(model: MiniGPT4, tmp_path:
     pyarrow.parquet.write_table(table, tmp_path / "asked.parquet", row_group_size=8, compression="none")
     del table
     empty = pyarrow.total_allocated_bytes()
-    tasks = read_tasks(str(tmp_path / "asked.parquet"), None)
-    assert [task.prompt for task in tasks] == [f"{i}?" for i in range(64)]
+    questions = read_questions(str(tmp_path / "asked.parquet"), None)
+    assert [question.prompt for question in questions] == [f"{i}?" for i in range(64)]
     peak = 0
     for i in (*range(64), 45, 3, 7):
-        picture = tasks[i].picture
+        picture = questions[i].picture
         assert callable(picture)
         assert picture() == files[i]
         peak = max(peak, pyarrow.total_allocated_bytes() - empty)
     assert peak < 32e6
     out, settings = tmp_path / "answers.jsonl", {**PLAIN, "max_new_tokens": 2, "batch_size": 16}
-    run(lambda: model, tasks, out, **settings)
+    run(lambda: varied, questions, out, **settings)
     expected = out.read_bytes()
     out.write_bytes(b"".join(expected.splitlines(keepends=True)[:50]))
-    result = run(lambda: model, read_tasks(str(tmp_path / "asked.parquet"), None), out, **settings)
+    result = run(lambda: varied, read_questions(str(tmp_path / "asked.parquet"), None), out, **settings)
     assert (result.found, result.answered) == (50, 14)
     assert out.read_bytes() == expected
 
@@ -180,26 +182,26 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
         ("pictures", "no question was given"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            read_tasks(str(tmp_path / images), None)
+            read_questions(str(tmp_path / images), None)
         assert "\n" not in str(caught.value)
 
 
-def test_answers_of_two_jobs_are_never_mixed(model: MiniGPT4, folder: Path, tmp_path: Path) -> None:
-    tasks, out = read_tasks(str(folder), "What is it?"), tmp_path / "answers.jsonl"
-    run(lambda: model, tasks, out, job={"model": "a"}, **PLAIN)
+def test_answers_of_two_jobs_are_never_mixed(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    questions, out = read_questions(str(folder), "What is it?"), tmp_path / "answers.jsonl"
+    run(lambda: varied, questions, out, job={"model": "a"}, **PLAIN)
     before = out.read_bytes()
     for change, message in (
-        ({"tasks": read_tasks(str(folder), "Where?")}, "another pictures or prompts"),
+        ({"questions": read_questions(str(folder), "Where?")}, "another pictures or prompts"),
         ({"max_new_tokens": 9}, "another max_new_tokens"),
         ({"job": {"model": "b"}}, "another model"),
     ):
-        arguments: dict[str, Any] = {"tasks": tasks, "job": {"model": "a"}, **PLAIN, **change}
+        arguments: dict[str, Any] = {"questions": questions, "job": {"model": "a"}, **PLAIN, **change}
         with pytest.raises(UserError, match=message):
-            run(lambda: model, arguments.pop("tasks"), out, **arguments)
+            run(lambda: varied, arguments.pop("questions"), out, **arguments)
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="holds something else"):
-        run(lambda: model, tasks, tmp_path / "letter.txt", **PLAIN)
+        run(lambda: varied, questions, tmp_path / "letter.txt", **PLAIN)
     with pytest.raises(UserError, match="is a directory; name a file in it"):
-        run(lambda: model, tasks, tmp_path, **PLAIN)
+        run(lambda: varied, questions, tmp_path, **PLAIN)
     assert out.read_bytes() == before
     assert (tmp_path / "letter.txt").read_text() == "dear"

@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.generation.attention import patch_attention, token_influence, words
+from minigpt4.app.page.attention import patch_attention, token_influence, words
 from pocket.world import world
 from pocket.world.draw import draw
 
 PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 40}
 
 
-def test_words_of_tokens(model: MiniGPT4) -> None:
+def test_words_of_tokens(varied: MiniGPT4) -> None:
     for text in ("A large red  ball.\nÜnü, 日本 lies", " lies", ""):
-        tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found = words(model.tokenizer, tokens)
+        tokens = varied.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = words(varied.tokenizer, tokens)
         assert [word for word, _, _ in found] == text.split()
         for word, start, end in found:
-            assert word in model.tokenizer.decode(tokens[start:end])
+            assert word in varied.tokenizer.decode(tokens[start:end])
 
 
 def test_the_pocket_model_looks_where_the_object_is_that_it_names() -> None:
@@ -53,19 +53,19 @@ def test_the_pocket_model_looks_where_the_object_is_that_it_names() -> None:
     assert mass / total > 3 * area / total
 
 
-def test_every_picture_of_a_chat_has_its_share(model: MiniGPT4, pictures: list[Image.Image]) -> None:
-    chat = model.start_chat()
+def test_every_picture_of_a_chat_has_its_share(varied: MiniGPT4, pictures: list[Image.Image]) -> None:
+    chat = varied.start_chat()
     chat.ask("What is it?", image=pictures[0], **PLAIN)
     chat.ask("And these?", image=pictures[1:3], **PLAIN)
     ids, start, features = chat.reading(1)
-    assert token_influence(model, ids, features, start, start + 1).shape == (3, model.num_query_tokens)
+    assert token_influence(varied, ids, features, start, start + 1).shape == (3, varied.num_query_tokens)
     ids, start, features = chat.reading(0)
-    assert token_influence(model, ids, features, start, start + 1).shape == (1, model.num_query_tokens)
+    assert token_influence(varied, ids, features, start, start + 1).shape == (1, varied.num_query_tokens)
     chat.reset()
     chat.ask("Hello?", **PLAIN)
     ids, start, features = chat.reading(0)
     with pytest.raises(UserError, match="no image was shown"):
-        token_influence(model, ids, features, start, start + 1)
+        token_influence(varied, ids, features, start, start + 1)
 
 
 def test_without_a_qformer_a_token_is_its_patches(tiny_vision: Path, tiny_llm: Path) -> None:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
+class ImageQuestion:
     """One question: `name` says where its picture is from, `picture` is its path, or a function that reads its file."""
 
     name: str
@@ -64,7 +64,7 @@ class Result:
         )
 
 
-def read_tasks(images: str, prompt: str | None) -> list[Task]:
+def read_questions(images: str, prompt: str | None) -> list[ImageQuestion]:
     """The questions that `images` stands for, in their order.
 
     `images` is a directory (its images, those of its subdirectories too, by name), a pattern such as `photos/*.jpg`,
@@ -82,11 +82,14 @@ def read_tasks(images: str, prompt: str | None) -> list[Task]:
     pictures = find_images(path) if path.is_dir() else find_files(path)[0]
     if not prompt:
         raise UserError("no question was given; say what to ask about every picture with --prompt")
-    return [Task(str(p), p, prompt) for p in pictures]
+    return [ImageQuestion(str(p), p, prompt) for p in pictures]
 
 
-def _read_table(path: Path, prompt: str | None) -> Iterator[Task]:
-    """A task for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
+read_tasks = read_questions  # its name in release 0.1
+
+
+def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
+    """A question for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
     reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Pictures(path)
     for number, row in enumerate(row for shard in reader.shards() for row in reader.rows(shard)):
         where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
@@ -100,11 +103,11 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[Task]:
         if not isinstance(question, str) or not question:
             raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
         if isinstance(found, Path):
-            yield Task(str(named(record)), found, question)
+            yield ImageQuestion(str(named(record)), found, question)
         elif isinstance(reader, Parquet):
-            yield Task(f"{path}:{number}", partial(stored.read, number), question)
+            yield ImageQuestion(f"{path}:{number}", partial(stored.read, number), question)
         else:
-            yield Task(where, partial(bytes, found), question)
+            yield ImageQuestion(where, partial(bytes, found), question)
 
 
 class _Pictures:
@@ -129,7 +132,7 @@ class _Pictures:
 
 def run(
     load_model: Callable[[], AlignedModel],
-    tasks: Sequence[Task],
+    questions: Sequence[ImageQuestion],
     out: str | Path,
     *,
     job: Mapping[str, Any] | None = None,
@@ -137,7 +140,7 @@ def run(
     progress: bool = True,
     **settings: Any,
 ) -> Result:
-    """Answer all `tasks` and write one line for each to `out`, in order; what `out` holds already is not done again.
+    """Answer all `questions`, one line of `out` for each, in order; what `out` holds already is not done again.
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
     say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
@@ -155,19 +158,19 @@ def run(
     out = expand(out)
     _make_room(out)
     with only_process(out.parent, out.name):
-        found = _resume(out, tasks, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
-        if found == len(tasks):
+        found = _resume(out, questions, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
+        if found == len(questions):
             return Result(0, 0, found, 0.0, 0)
         model = load_model()
         started = time.perf_counter()
         answered = unreadable = tokens = 0
         with progress_bar(progress) as bar, out.open("ab") as file:
-            task = bar.add_task("answers", total=len(tasks), completed=found, note="")
+            task = bar.add_task("answers", total=len(questions), completed=found, note="")
             # Batches start at the same places however often the job was stopped.
-            for start in range(found - found % batch_size, len(tasks), batch_size):
+            for start in range(found - found % batch_size, len(questions), batch_size):
                 if decoding.seed is not None:
                     settings["seed"] = decoding.seed + start
-                lines = _answer(model, tasks[start : start + batch_size], settings)[max(found - start, 0) :]
+                lines = _answer(model, questions[start : start + batch_size], settings)[max(found - start, 0) :]
                 with failed_write_is_a_user_error(out):
                     file.write(b"".join(line.text for line in lines))
                     file.flush()
@@ -176,7 +179,7 @@ def run(
                 unreadable += sum(line.tokens is None for line in lines)
                 tokens += sum(line.tokens or 0 for line in lines)
                 pace = answered / (time.perf_counter() - started)
-                bar.update(task, completed=min(start + batch_size, len(tasks)), note=f"{pace:.2f} pictures/s")
+                bar.update(task, completed=min(start + batch_size, len(questions)), note=f"{pace:.2f} pictures/s")
         return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
 
 
@@ -188,22 +191,22 @@ class _Line:
     tokens: int | None
 
 
-def _answer(model: AlignedModel, batch: Sequence[Task], settings: dict[str, Any]) -> list[_Line]:
+def _answer(model: AlignedModel, batch: Sequence[ImageQuestion], settings: dict[str, Any]) -> list[_Line]:
     pictures, errors = {}, {}
-    for i, task in enumerate(batch):
+    for i, question in enumerate(batch):
         try:
-            pictures[i] = open_image(task.picture if isinstance(task.picture, Path) else task.picture())
+            pictures[i] = open_image(question.picture if isinstance(question.picture, Path) else question.picture())
         except UserError as error:
-            errors[i] = str(error) if isinstance(task.picture, Path) else f"{task.name}: {error}"
+            errors[i] = str(error) if isinstance(question.picture, Path) else f"{question.name}: {error}"
             logger.warning("left out: %s", errors[i])
     prompts = [batch[i].prompt for i in pictures]
     found = dict(
         zip(pictures, answers(model, list(pictures.values()), prompts, **settings) if prompts else [], strict=True)
     )
     lines = []
-    for i, task in enumerate(batch):
+    for i, question in enumerate(batch):
         said = {"answer": found[i].text, "ended": found[i].ended} if i in found else {"error": errors[i]}
-        text = json.dumps({"image": task.name, "prompt": task.prompt, **said}, ensure_ascii=False) + "\n"
+        text = json.dumps({"image": question.name, "prompt": question.prompt, **said}, ensure_ascii=False) + "\n"
         lines.append(_Line(text.encode(), len(found[i].tokens) if i in found else None))
     return lines
 
@@ -217,13 +220,13 @@ def _make_room(out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error})") from None
 
 
-def _resume(out: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> int:
+def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, Any]) -> int:
     """How many lines of this job `out` holds; a half line at its end, left by a kill, is cut off.
 
     What the job was asked stands in a file beside `out`, so that answers of two jobs are never mixed.
     """
-    names = "\n".join(json.dumps([task.name, task.prompt]) for task in tasks)
-    job = {"tasks": len(tasks), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
+    names = "\n".join(json.dumps([question.name, question.prompt]) for question in questions)
+    job = {"tasks": len(questions), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
     record = out.with_name(f".{out.name}.job.json")
     try:
         if out.exists() and out.stat().st_size:
