@@ -75,9 +75,6 @@ class Record(BaseModel):
                 )
 
 
-_RECORD = TypeAdapter(Record)
-
-
 def assemble(
     kind: type[Model],
     vision_qformer: str | Path,
@@ -144,12 +141,9 @@ def read_record(name: str | Path) -> Record:
             f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
         )
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
-    record = check(_RECORD, content, f"{source}: {ALIGNMENT_FILE}")
-    inside = {
-        part: str(Path(source, place).resolve())
-        for part, place in (("vision_qformer", record.origin.vision_qformer), ("llm", record.origin.llm))
-        if place == "." or place.startswith("./")
-    }
+    record = check(TypeAdapter(Record), content, f"{source}: {ALIGNMENT_FILE}")
+    inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
+    inside = {part: str(Path(source, place).resolve()) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 
