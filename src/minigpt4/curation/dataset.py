@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import table
 from minigpt4.files import new_directory
@@ -23,12 +23,12 @@ from minigpt4.images import open_image
 SPLITS = ("train", "validation")
 
 
-def finished(ledger: Ledger) -> list[tuple[Item, str]]:
+def finished(ledger: Ledger) -> list[tuple[Description, str]]:
     """The items to export, with their final texts: kept by rules and selection, not rejected in review.
 
     Of several texts of an image it is the one that a person accepted, or else the best grounded, or the first.
     """
-    best: dict[str, tuple[tuple[bool, float], Item, str]] = {}
+    best: dict[str, tuple[tuple[bool, float], Description, str]] = {}
     for item in ledger.items():
         if item.kept and (text := (item.final or "").strip()):
             worth = bool(item.reviews), item.grounding["whole"] if item.grounding else -math.inf
@@ -77,7 +77,7 @@ def write_dataset(
     return dict(counts)
 
 
-def _folder_row(image_id: str, item: Item, text: str) -> dict[str, Any]:
+def _folder_row(image_id: str, item: Description, text: str) -> dict[str, Any]:
     return {
         "file_name": f"{image_id}.jpg", "text": text, "raw_text": item.raw.data["text"],
         "source_name": item.picture.name, "grounding": item.grounding["whole"] if item.grounding else None,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.curation.ledger import Ledger, Picture
+from minigpt4.curation.ledger import Ledger, LedgerImage
 from minigpt4.data.formats import read_annotations
 from minigpt4.data.pairs import unusable_text
 from minigpt4.endpoint import Endpoint, Unanswered
@@ -118,13 +118,13 @@ def describe(
         turn, failures = ledger.next_turn("describe") if redo else 0, ledger.next_turn("describe-failed")
         counts = {"described": 0, "continued": 0, "left out": 0, "done before": len(pictures) * samples - len(todo)}
 
-        def keep(tasks: Sequence[tuple[Picture, int]], found: Described) -> None:
+        def keep(tasks: Sequence[tuple[LedgerImage, int]], found: Described) -> None:
             counts["described"] += ledger.add("describe", settings, [(key, 0, found[key]) for key in found], turn)
             counts["continued"] += sum(data["continuations"] > 0 for data in found.values())
             counts["left out"] += len(tasks) - len(found)
             bar.update(task, advance=len(tasks), note=f"{counts['continued']} continued")
 
-        def keep_one(one: tuple[Picture, int], found: Described | Unanswered) -> None:
+        def keep_one(one: tuple[LedgerImage, int], found: Described | Unanswered) -> None:
             if isinstance(found, Unanswered):
                 row = ((one[0].name, one[1]), 0, {"reason": str(found), "tokens": found.tokens})
                 ledger.add("describe-failed", settings, [row], failures)
@@ -144,7 +144,7 @@ def describe(
         return counts
 
 
-def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Picture, int]]) -> Described:
+def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
     """Descriptions of those whose picture is there, written together."""
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
@@ -175,7 +175,7 @@ def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Pict
     return dict(zip(keys, found, strict=True))
 
 
-def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[Picture, int]) -> Described:
+def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[LedgerImage, int]) -> Described:
     """The description of one picture, if it is there."""
     picture, sample = one
     data = picture.read_if_there()

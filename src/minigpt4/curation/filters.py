@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.curation import language
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
@@ -98,7 +98,7 @@ def difference_hash(image: Image.Image) -> np.ndarray:
     return np.packbits(small[:, :-1] > small[:, 1:]).view(np.uint64)
 
 
-def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]:
+def image_hashes(ledger: Ledger, items: Sequence[Description]) -> dict[str, np.ndarray]:
     """The hash of every image that can be read, by its name; each is decoded once in the life of a project."""
     known = {event.picture: np.array(event.data["hash"], dtype=np.uint64) for event in ledger.events("hash")}
     settings = ledger.settings("hash", {"side": HASH_SIDE})
@@ -113,7 +113,7 @@ def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]
     return known
 
 
-def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
+def measure_all(items: Sequence[Description], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
     """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
     names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
     table = np.array([hashes[name] for name in names])
@@ -196,7 +196,9 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
     return out / "stats.md"
 
 
-def _examples(rule: FilterRule, threshold: float | None, having: list[tuple[float, Item]], count: int = 3) -> list[str]:
+def _examples(
+    rule: FilterRule, threshold: float | None, having: list[tuple[float, Description]], count: int = 3
+) -> list[str]:
     """How many texts the rule catches, and the `count` texts nearest to the threshold on either side."""
     if threshold is None:
         return ["Switched off."]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minigpt4.curation.describe import Describing, model_fingerprint
 from minigpt4.curation.language import sentences
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import open_image
@@ -97,12 +97,12 @@ def ground(
 
 
 def _ground_batch(
-    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int
+    model: MiniGPT4, instruction: str, batch: Sequence[Description], features: ImageFeatures, others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
     drawn = [(item, features.with_others(item.picture.name)) for item in batch if item.text.strip()]
     features.load(itertools.chain.from_iterable(names[: 1 + others] for _, names in drawn))  # in one batch
-    compared: list[tuple[Item, list[Tensor]]] = []
+    compared: list[tuple[Description, list[Tensor]]] = []
     for item, names in drawn:
         if features.get(names[0]) is not None:
             found = (one for name in names if (one := features.get(name)) is not None)

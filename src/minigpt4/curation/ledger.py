@@ -47,7 +47,7 @@ COMMIT;
 
 
 @dataclass(frozen=True)
-class Picture:
+class LedgerImage:
     """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
 
     name: str
@@ -88,10 +88,10 @@ class Event:
 
 
 @dataclass
-class Item:
+class Description:
     """Where one text of one picture stands: the newest event of each step that belongs to the present text."""
 
-    picture: Picture
+    picture: LedgerImage
     sample: int
     raw: Event
     refined: Event | None = None
@@ -274,13 +274,13 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- reading
 
-    def pictures(self, names: Iterable[str] = ()) -> list[Picture]:
+    def pictures(self, names: Iterable[str] = ()) -> list[LedgerImage]:
         """All pictures, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
         wanted = set(names)
         if unknown := wanted - {name for name, _, _ in rows}:
             raise UserError(f"{self.project}: there is no picture named {min(unknown)!r}")
-        return [Picture(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
+        return [LedgerImage(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
 
     def events(self, *steps: str) -> list[Event]:
         """All events (of these steps), oldest first."""
@@ -302,15 +302,15 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """(step, settings) by id."""
         return {key: (step, json.loads(value)) for key, step, value in self._rows("SELECT * FROM settings")}
 
-    def items(self, names: Iterable[str] = ()) -> list[Item]:
+    def items(self, names: Iterable[str] = ()) -> list[Description]:
         """Where every text stands, in the order of the pictures and samples; `names` as in `pictures`."""
         pictures = {picture.name: picture for picture in self.pictures(names)}
         order = {name: number for number, name in enumerate(pictures)}
-        items: dict[tuple[str, int], Item] = {}
+        items: dict[tuple[str, int], Description] = {}
         for event in self.events():
             key = (event.picture, event.sample)
             if event.step == "describe" and event.picture in pictures:
-                items[key] = Item(pictures[event.picture], event.sample, event)
+                items[key] = Description(pictures[event.picture], event.sample, event)
             elif key in items:
                 items[key].apply(event)
         return [items[key] for key in sorted(items, key=lambda key: (order[key[0]], key[1]))]

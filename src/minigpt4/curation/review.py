@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.labelling import LabellingDesk, TakenError, labelling_app, serve_app
 from minigpt4.statistics import agreements
@@ -43,7 +43,7 @@ class ReviewDesk(LabellingDesk):
     def image(self, index: int) -> bytes:
         return self.items[index].picture.read()
 
-    def is_shared(self, item: Item) -> bool:
+    def is_shared(self, item: Description) -> bool:
         """Whether everyone decides on this text. It is drawn by its image's name, so it stays when texts are added."""
         drawn = hashlib.sha256(f"{item.picture.name} {item.sample}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") / 2**32 < self.shared
@@ -108,7 +108,7 @@ class ReviewDesk(LabellingDesk):
             self._record(self.items[last], reviewer, "undo", None)
             return last
 
-    def _record(self, item: Item, reviewer: str, verdict: str, text: str | None) -> None:
+    def _record(self, item: Description, reviewer: str, verdict: str, text: str | None) -> None:
         data = {"reviewer": reviewer, "verdict": verdict, "text": text}
         turn = self.ledger.next_turn("review")
         self.ledger.add("review", self._settings, [(item.key, item.source.seq, data)], turn)

@@ -68,7 +68,7 @@ class ModelReply:
 
 
 #: Takes what came of an item: a reply, UserError for an image that cannot be read, Unanswered from an endpoint.
-Record = Callable[[Item, ModelReply | UserError | Unanswered], None]
+OnReply = Callable[[Item, ModelReply | UserError | Unanswered], None]
 Images = Sequence[Image.Image]
 Texts = Sequence[str]
 Replies = list[ModelReply]
@@ -84,7 +84,7 @@ class Answerer(ABC):
         """Free the model's memory; it is loaded again if it is asked again."""
 
     @abstractmethod
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         """Put every item to the model; what comes of it goes to `record` as soon as it is there."""
 
 
@@ -119,7 +119,7 @@ class LocalAnswerer(Answerer):
     def seed(self, sample: int) -> int:
         return self.settings.seed + 1_000_003 * sample
 
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         groups: dict[tuple[int, bool], list[Item]] = {}
         for item in items:
             groups.setdefault((item.max_new_tokens, bool(item.options)), []).append(item)
@@ -294,7 +294,7 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         """As for all models. Raises UserError as `Endpoint.ask_each`."""
 
         def work(item: Item) -> ModelReply | UserError:

@@ -47,7 +47,7 @@ class Origin:
     llm_fingerprint: _Digest
 
 
-class Record(BaseModel):
+class AlignmentRecord(BaseModel):
     """What `alignment.json` says. `export` is the place of an export, which holds the frozen parts itself, or None."""
 
     origin: Origin
@@ -131,7 +131,7 @@ def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) ->
         write_record(model, new, model.origin, model.trained)
 
 
-def read_record(name: str | Path) -> Record:
+def read_record(name: str | Path) -> AlignmentRecord:
     """The record of an alignment or export, with the places of parts that it holds itself as paths."""
     source = sources.resolve(name)
     content = sources.read_json(source, ALIGNMENT_FILE)
@@ -141,7 +141,7 @@ def read_record(name: str | Path) -> Record:
             f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
         )
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
-    record = check(TypeAdapter(Record), content, f"{source}: {ALIGNMENT_FILE}")
+    record = check(TypeAdapter(AlignmentRecord), content, f"{source}: {ALIGNMENT_FILE}")
     inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
     inside = {part: str(Path(source, place).resolve()) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
