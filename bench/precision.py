@@ -25,7 +25,7 @@ from minigpt4.images import open_image
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.quantization import FORMATS, LOAD_IN, quantize_linears
-from minigpt4.training.features import picture_key
+from minigpt4.training.features import image_key
 from minigpt4.training.loss import next_token_loss
 from pocket.data.training_sets import write_stage1
 
@@ -63,7 +63,7 @@ def loaded(held: str, at_end: bool) -> MiniGPT4:
 def through(model: MiniGPT4, pairs: list[Pair], features: Tensor) -> Found:
     """What comes of the pictures' features (n, q, d)."""
     set_trainable(model, 1)
-    keys = [picture_key(pair.picture) for pair in pairs]
+    keys = [image_key(pair.picture) for pair in pairs]
     samples = tokenise(
         model.tokenizer, list(zip(keys, [pair.text for pair in pairs], strict=True)), (), max_text_tokens=64,
         num_query_tokens=model.num_query_tokens, image_token_id=model.image_token_id,

@@ -318,6 +318,13 @@ def test_an_image_that_is_refused_costs_that_image(serve: Callable[..., Server],
         Endpoint(serve("error:400,There is no model image-1.").url, "image-1").ask(IMAGE, max_tokens=5, temperature=0)
 
 
+@pytest.mark.parametrize("model", ["m", "age", "support"])
+def test_a_models_name_inside_of_a_word_is_part_of_the_word(serve: Callable[..., Server], model: str) -> None:
+    server = serve("error:400,You uploaded an unsupported image.")
+    with pytest.raises(Unanswered, match="unsupported image"):
+        Endpoint(server.url, model).ask(IMAGE, max_tokens=5, temperature=0)
+
+
 def test_a_refusal_after_answers_is_about_one_conversation(serve: Callable[..., Server]) -> None:
     endpoint = Endpoint(serve("ok", "error:400,bad request").url, "any")
     endpoint.ask(TALK, max_tokens=5, temperature=0)

@@ -1,8 +1,10 @@
-"""Files and directories that appear whole or not at all: permissions, killed writers, and those still at work."""
+"""Paths as they are written, and files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 
 from minigpt4 import files
 from minigpt4.errors import UserError
-from minigpt4.files import new_directory
+from minigpt4.files import expand, new_directory, read_file
+from minigpt4.images import find_image
 
 #: Writes half a directory, says so, and waits to be killed; "late" is after the earlier directory was moved aside.
 WRITER = """
@@ -111,3 +114,57 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
         os.umask(former)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
     assert modes == {"deep": 0o750, "model.safetensors": 0o640, "m": 0o640}
+
+
+def test_paths_as_people_and_systems_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setattr(files, "_DRIVES", tmp_path)
+    (tmp_path / "c").mkdir()
+    odd = tmp_path / "a\\b 'c' $DATA.jpg"
+    odd.touch()
+    for written, meant in (
+        ("~/a", tmp_path / "a"),
+        ("$DATA/a", Path("/data/a")),
+        ("run-${DATA}", Path("run-/data")),
+        ("$NOBODY/a", Path("$NOBODY/a")),
+        ('"~/a b"', tmp_path / "a b"),
+        (" 'x' \n", Path("x")),
+        (r"my\ chat.md", Path("my chat.md")),
+        (r"sub\a.jpg", Path("sub/a.jpg")),
+        (r"sub\(1).jpg", Path("sub/(1).jpg")),
+        ((tmp_path / "ä b.jpg").as_uri(), tmp_path / "ä b.jpg"),
+        ("file:/tmp/a", Path("/tmp/a")),
+        (r"C:\Users\me\a b.jpg", tmp_path / "c/Users/me/a b.jpg"),
+        ("file:///C:/Users/me/a%20b.jpg", tmp_path / "c/Users/me/a b.jpg"),
+        (r"D:\a.jpg", Path("D:/a.jpg")),
+        (r"\\wsl.localhost\Ubuntu\home\me", Path("/home/me")),
+        ("file://wsl%24/Ubuntu/home/me", Path("/home/me")),
+        ("{000..002}.tar", Path("{000..002}.tar")),
+        ("hub:owner/name:split", Path("hub:owner/name:split")),
+        (str(odd), odd),
+    ):
+        assert expand(written) == meant, written
+    with pytest.raises(UserError, match="no home directory is known for ~"):
+        expand("~nobody-here/a")
+
+
+def test_a_dropped_file_is_found_as_each_terminal_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "it's my (photo) #1.png"
+    path.touch()
+    escaped = re.sub(r"([ '()#])", r"\\\1", str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in (
+        str(path), f"{path} ", f'"{path}"', f'"{path}" ', shlex.quote(str(path)), f"{escaped} ", path.as_uri(),
+        f"'{path.as_uri().replace('%27', chr(39))}", f'"{path.as_uri()}" ', str(path).replace("/", "\\"),
+        "~/it's my (photo) #1.png", f"file://localhost{path.as_uri().removeprefix('file://')}",
+    ):  # fmt: skip
+        assert expand(text) == path, text
+
+
+def test_a_name_in_a_table_tells_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    with pytest.raises(UserError, match=r"\$TOKEN\.jpg: no such file"):
+        read_file(find_image(tmp_path, "$TOKEN.jpg"), 10)
+    with pytest.raises(UserError, match=r"secret\.jpg: no such file"):
+        read_file("$TOKEN.jpg", 10)

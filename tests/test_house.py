@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import sys
 from pathlib import Path
 
-SRC = Path(__file__).parent.parent / "src"
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+SCRIPTS = sorted([*ROOT.glob("bench/*.py"), *ROOT.glob("tools/*.py")])
 #: The floors, lowest first; files at the library's root that are not named here are the ground.
 FLOORS = (
     ("prompts",), ("model", "memory"), ("data",), ("generation", "training", "minigpt4", "vllm"),
@@ -45,3 +51,12 @@ def test_no_circle_of_files() -> None:
         for module in free:
             del below[module]
     assert not below, f"a circle, and the files above it: {sorted(below)}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_benches_and_tools_name_what_there_is(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(script.parent)
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, script.stem, module)  # where dataclasses look for it
+    spec.loader.exec_module(module)

@@ -7,9 +7,7 @@ import fcntl
 import json
 import os
 import pty
-import re
 import select
-import shlex
 import struct
 import subprocess
 import sys
@@ -21,7 +19,6 @@ import pytest
 from PIL import Image
 
 from commands import run
-from minigpt4.terminal import dropped
 from speaking import endless_llm
 
 MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
@@ -162,17 +159,3 @@ def test_a_terminal_can_stop_an_answer_go_on_and_remember(alignment: Path, tmp_p
         screen.say("Well?", "Ye\r\n")
         screen.say("/system default", "(no system text)\r\n")
         screen.quit()
-
-
-def test_a_dropped_file_is_found_as_each_terminal_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "it's my (photo) #1.png"
-    path.touch()
-    escaped = re.sub(r"([ '()#])", r"\\\1", str(path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for text in (
-        str(path), f"{path} ", f'"{path}"', f'"{path}" ', shlex.quote(str(path)), f"{escaped} ", path.as_uri(),
-        f"'{path.as_uri().replace('%27', chr(39))}", f'"{path.as_uri()}" ', str(path).replace("/", "\\"),
-        "~/it's my (photo) #1.png", f"file://localhost{path.as_uri().removeprefix('file://')}",
-    ):  # fmt: skip
-        assert dropped(text) == path or dropped(text).samefile(path), text
-    assert str(dropped("'not there.png' ")) == "not there.png"

@@ -21,7 +21,7 @@ from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.cli import eval_
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.telling import LogFormatter, say, shown
 from minigpt4.training.cli import recipes
 
@@ -30,8 +30,9 @@ class _Commands(TyperGroup):
     """Tells a user's mistake and Ctrl-C apart from errors: one line on stderr, exit code 2 or 130."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """`~` is the home directory also where no shell has said so: `--out=~/x`, a quoted path, no shell at all."""
-        return super().parse_args(ctx, [re.sub("^(--[a-z-]+=)?(~(?:/.*)?)$", _at_home, arg) for arg in args])
+        """`~/x`, `$DATA/x` and file:// URLs are paths also where no shell has seen them: `--out=~/x`, a quoted path."""
+        path = r"^(--[a-z-]+=)?((?:~|\$\w+|\$\{\w+\})(?:/.*)?|file:/.*)$"
+        return super().parse_args(ctx, [re.sub(path, _expanded, arg) for arg in args])
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -57,9 +58,9 @@ def _process() -> str:
     return "" if rank == "0" else f" (process {rank})"
 
 
-def _at_home(option: re.Match[str]) -> str:
+def _expanded(option: re.Match[str]) -> str:
     try:
-        return (option[1] or "") + expanded(option[2])
+        return (option[1] or "") + str(expand(option[2]))
     except UserError as mistake:
         raise typer.BadParameter(str(mistake)) from None
 
@@ -146,10 +147,10 @@ def chat(
     Example: minigpt4 chat pocket picture.png
     """
     from minigpt4.images import open_image
-    from minigpt4.terminal import Terminal, dropped
+    from minigpt4.terminal import Terminal
 
     if picture is not None:
-        picture = dropped(str(picture))
+        picture = expand(picture)
         open_image(picture)  # a wrong path is known before the model is loaded
     from minigpt4.minigpt4 import MiniGPT4
 

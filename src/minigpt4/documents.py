@@ -24,8 +24,17 @@ def read_document(path: str | Path, largest: int = LARGEST_JSON) -> Any:
 
     Raises UserError if the file is missing, too large, or not of its format as a whole: file and line are named.
     """
-    is_yaml = Path(path).suffix in (".yaml", ".yml")
-    return read_yaml(path) if is_yaml else parse_json(_read_text(path, largest), str(path))
+    if Path(path).suffix in (".yaml", ".yml"):
+        return read_yaml(path)
+    text = _read_text(path, largest)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{path}: broken JSON (nested too deeply)") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{path}: broken JSON ({str(error).partition(';')[0]})") from None
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -38,18 +47,6 @@ def _read_text(path: str | Path, largest: int) -> str:
         return read_file(path, largest, "a YAML or JSON file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
-
-
-def parse_json(text: str, name: str) -> Any:
-    """What a JSON text holds. Raises UserError that names it as `name`, and the line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}:{error.lineno}: broken JSON ({error.msg})") from None
-    except RecursionError:
-        raise UserError(f"{name}: broken JSON (nested too deeply)") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise UserError(f"{name}: broken JSON ({str(error).partition(';')[0]})") from None
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -104,6 +101,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         text = super().construct_scalar(node)
+        if node.tag.endswith((":int", ":float")) and len(text) > _LONGEST_NUMBER:  # their arithmetic takes minutes
+            raise _mistake(f"a number of {len(text)} characters", node)
         if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
             raise _mistake("a character that no text holds", node)
         return text
@@ -116,18 +115,6 @@ class _Loader(yaml.SafeLoader):
                     raise _mistake(f"the key {key.value!r} stands there twice", key)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def _number(loader: _Loader, node: Any) -> Any:
-    """An integer or a float of a length that numbers have: of longer ones the arithmetic alone takes minutes."""
-    if len(str(node.value)) > _LONGEST_NUMBER:
-        raise _mistake(f"a number of {len(node.value)} characters", node)
-    whole = node.tag.endswith("int")
-    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
-
-
-for _tag in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
 
 
 def _mistake(problem: str, where: Any) -> yaml.YAMLError:

@@ -295,11 +295,10 @@ class Endpoint:
         status, told = error.status_code, _words(error)[:300]
         for secret in self._secrets:  # some servers repeat the key that they were given
             told = told.replace(secret, "...")
-        about = told.replace(self.model, "")
+        about = re.sub(rf"(?<![\w-]){re.escape(self.model)}(?![\w-])", "", told)  # a name may hold "image"
         shown = any(isinstance(message["content"], list) for message in sent["messages"])
-        this_one = any(
-            pattern.search(about) for pattern in (_POLICY, _TOO_LONG, _LIMIT_REACHED, *([_IMAGE] if shown else []))
-        )
+        causes = (_POLICY, _TOO_LONG, _LIMIT_REACHED, *([_IMAGE] if shown else []))
+        this_one = any(cause.search(about) for cause in causes)
         if status == 413 or (status in (400, 415, 422) and this_one) or (status == 403 and _POLICY.search(about)):
             return Unanswered(f"refused with HTTP {status}: {told}", paid, refused=True)
         if self._answered and status in (400, 415, 422):  # it answers others, so this is about this conversation

@@ -8,12 +8,13 @@ import glob
 import math
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO
 from urllib.parse import unquote
@@ -26,18 +27,17 @@ _LEFT_BY_SYSTEMS = {
     "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found", "thumbs.db",
     "ehthumbs.db", "desktop.ini", "system volume information", "__pycache__", "icon\r", "cvs",
 }  # fmt: skip
+#: Where WSL mounts the drives of Windows.
+_DRIVES = Path("/mnt")
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".bak", ".swp", ".orig", "~")
 
 
 def is_leftover(name: str | PurePath) -> bool:
     """Whether a name in a folder or an archive, or a part of it, is of what systems leave there: never data."""
-    parts = PurePath(name).parts
     return any(
-        (part.startswith(".") and part not in (".", ".."))
-        or part.startswith("~$")
-        or part.lower() in _LEFT_BY_SYSTEMS
-        or part.lower().endswith(_UNFINISHED)
-        for part in parts
+        part.startswith((".", "~$")) or part in _LEFT_BY_SYSTEMS or part.endswith(_UNFINISHED)
+        for part in map(str.lower, PurePath(name).parts)
+        if part != ".."
     )
 
 
@@ -76,40 +76,61 @@ def find_files(path: Path, remedy: str = "") -> tuple[list[Path], Path]:
 
     Raises UserError if there is nothing, or a shard of the range is missing.
     """
-    source, numbers = str(path), _RANGE.search(str(path))
     if path.is_file():
         return [path], path.parent
     fixed = next((i for i, part in enumerate(path.parts) if set(part) & set("*?") or _RANGE.search(part)), None)
     if fixed is None:
-        raise UserError(f"{source}: no such file or directory, and no file fits it as a pattern{remedy}")
+        raise UserError(f"{path}: no such file or directory, and no file fits it as a pattern{remedy}")
     root = Path(*path.parts[:fixed])
-    if numbers:
+    if numbers := _RANGE.search(str(path)):
         first, last = numbers.groups()
-        names = [_RANGE.sub(str(n).zfill(len(first)), source, count=1) for n in range(int(first), int(last) + 1)]
+        names = [_RANGE.sub(f"{n:0{len(first)}}", str(path), count=1) for n in range(int(first), int(last) + 1)]
         missing = [name for name in names if not Path(name).is_file()]
         if not names:
-            raise UserError(f"{source}: the range is empty; write the smaller number first")
+            raise UserError(f"{path}: the range is empty; write the smaller number first")
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise UserError(f"{source}: {len(missing)} of {len(names)} shards are missing: {listed}")
+            raise UserError(f"{path}: {len(missing)} of {len(names)} shards are missing: {listed}")
         return [Path(name) for name in names], root
     found = sorted(file for file in root.glob(str(PurePath(*path.parts[fixed:]))) if file.is_file())
     found = [file for file in found if not is_leftover(file.relative_to(root))]
     if not found:
-        raise UserError(f"{source}: the pattern matches no file")
+        raise UserError(f"{path}: the pattern matches no file")
     return found, root
 
 
-def expand(path: str | Path) -> Path:
-    r"""The path that people, shells and other systems write: `~`, `file:///a.jpg`, quotes around it, `folder\a.jpg`.
+def expand(path: str | Path, *, variables: bool = True) -> Path:
+    r"""The path that people, shells, terminals and other systems write; of several readings the first that exists.
 
-    Raises UserError as `expanded` does.
+    `~/a.jpg`, `$DATA/a.jpg`, `"a b.jpg"`, `a\ b.jpg`, `file:///a%20b.jpg`, `folder\a.jpg`; in WSL `C:\a.jpg` too.
+    Without `variables` a `$` stays: a stranger's table learns nothing of this machine's environment.
+
+    Raises UserError if no home directory is known for `~`.
     """
     text = str(path)
-    if not os.path.lexists(text):
-        text = re.sub(r"""^\s*(["']?)(?:file://(?:localhost)?)?(.*?)\1\s*$""", lambda found: found[2], text, flags=re.S)
-        text = (unquote(text) if "file://" in str(path) else text).replace("\\", "/" if os.sep == "/" else "\\")
-    return Path(expanded(text))
+    if os.path.lexists(text):
+        return Path(text)
+    readings = [text.strip().strip("'\"").replace("\\", "/")]
+    with suppress(ValueError):  # a quote without its second one
+        escaped = re.search(r"""\\[\s'"]""", text)  # with other signs a backslash is rather a separator
+        readings.insert(0 if escaped else 1, " ".join(shlex.split(text)))
+    local = [_here(os.path.expandvars(reading) if variables else reading) for reading in readings]
+    try:
+        paths = [Path(reading).expanduser() for reading in local]
+    except RuntimeError:
+        raise UserError(f"{path}: no home directory is known for ~; give the whole path") from None
+    return next(filter(os.path.lexists, paths), paths[0])
+
+
+def _here(text: str) -> str:
+    """This system's path for a file:// URL, and in WSL for a path of Windows."""
+    if text.startswith("file:/"):
+        text = unquote(re.sub("^file:(//localhost)?/*(?=/)", "", text))
+    text = re.sub(r"^//?wsl(\$|\.localhost)/[^/]+", "", text)
+    if drive := re.match("/?([A-Za-z]):/", text):
+        mounted = _DRIVES / drive[1].lower()
+        return str(mounted / text[drive.end() :]) if mounted.is_dir() else text
+    return text
 
 
 def encoding_of(start: bytes) -> str:
@@ -126,9 +147,9 @@ def decode_text(data: bytes, name: str) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
         there = " ".join(data[max(0, error.start - 12) : error.start + 12].decode("cp1252", "replace").split())
         guess = f"as cp1252 it reads {there!r}" if encoding == "utf-8-sig" else "it is cut off"
+        line = data.count(b"\n", 0, error.start) + 1
         where = f"{name}, line {line}" if b"\n" in data.strip() else name
         raise UserError(f"{where}: is not UTF-8 ({guess}); save it as UTF-8") from None
     if "\0" in text:
@@ -140,40 +161,25 @@ class TooLargeError(UserError):
     """A file has more bytes than are read of its kind."""
 
 
-def expanded(path: str | Path) -> str:
-    """The path with the home directory for a leading `~`: no shell has put it there in files, or in `key=~/x`.
-
-    Raises UserError if there is none.
-    """
-    try:
-        return str(Path(path).expanduser() if str(path).startswith("~") else path)
-    except RuntimeError:
-        raise UserError(f"{path}: no home directory is known for ~; give the whole path") from None
-
-
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
     """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
 
     Raises TooLargeError if there are more than `largest`, and UserError if `path` is missing, no regular file, or
     cannot be read; `what` it should be is for the message.
     """
+    path = expand(path, variables=isinstance(path, str))  # a Path may come from a stranger's table
     try:
-        path = expand(path)
         status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: is a directory; give the path of {what}")
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is a device or a pipe; give the path of {what}")
-        with path.open("rb") as file:
-            data = file.read(min(status.st_size, largest) + 1)
-    except FileNotFoundError:
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                data = file.read(min(status.st_size, largest) + 1)
+    except (FileNotFoundError, ValueError):  # a name with a NUL byte too
         raise UserError(f"{path}: no such file; give the path of {what}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UserError:
-        raise
-    except ValueError:  # a NUL byte
-        raise UserError(f"{path}: no file has such a name; give the path of {what}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise UserError(f"{path}: is {kind}; give the path of {what}")
     if len(data) > largest:
         raise TooLargeError(f"{path}: has more than the {largest:,} bytes that are read of {what}")
     return data
@@ -188,7 +194,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     Raises UserError if `path` exists and is not empty, unless `overwrite` is set and it holds the file `marker`, that
     is, unless it is an earlier one of the same sort: nothing else is ever deleted.
     """
-    path = Path(expanded(path))
+    path = expand(path)
     _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")
@@ -197,50 +203,45 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
             raise UserError(f"{path}: exists and is not empty; give another directory, or overwrite=True")
         if not (path / marker).is_file():
             raise UserError(f"{path}: holds no {marker}, so it is not overwritten; give another directory")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, lock = _own_directory(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        inside = temporary / "new"
-        inside.mkdir()
-        yield inside
-        for file in inside.rglob("*"):  # safetensors writes its files for their owner alone
-            if file.is_file():
-                file.chmod(inside.stat().st_mode & 0o666)
-        if path.exists():
-            path.rename(temporary / "old")
-        inside.rename(path)
-    except Exception as error:
-        # safetensors wraps the operating system's error in its own exception
-        if isinstance(error, OSError) or "os error" in str(error):
-            raise UserError(f"{path}: cannot be written ({error}); nothing was changed") from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            inside = _own_directory(path, stack) / "new"
+            inside.mkdir()
+            yield inside
+            for file in inside.rglob("*"):  # safetensors writes its files for their owner alone
+                if file.is_file():
+                    file.chmod(inside.stat().st_mode & 0o666)
+            if path.exists():
+                path.rename(inside.with_name("old"))
+            inside.rename(path)
+        except Exception as error:
+            # safetensors wraps the operating system's error in its own exception
+            if isinstance(error, OSError) or "os error" in str(error):
+                raise UserError(f"{path}: cannot be written ({error}); nothing was changed") from None
+            raise
 
 
-def _own_directory(path: Path) -> tuple[Path, int | None]:
-    """A new directory beside `path`, and a lock on it that ends with this process; no lock where there are none."""
+def _own_directory(path: Path, stack: ExitStack) -> Path:
+    """A new directory beside `path`, locked and there until `stack` is closed."""
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         lock = _lock(temporary)
         if lock is None or temporary.exists():  # else another process took it for a leftover before it was locked
-            return temporary, lock
+            break
         os.close(lock)
+    if lock is not None:
+        stack.callback(os.close, lock)
+    stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 def _clear_up(path: Path) -> None:
     """Take away the temporary directories of killed processes, and put back what such a one had moved from `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):  # another process may be clearing up the same
-            if not left.is_dir() or not {inner.name for inner in left.iterdir()} <= {"new", "old"}:
-                continue  # not made here
-            lock = _lock(left)
-            if lock is None:
+            made_here = left.is_dir() and {inner.name for inner in left.iterdir()} <= {"new", "old"}
+            if not made_here or (lock := _lock(left)) is None:
                 continue
             try:
                 if not path.exists() and (left / "old").is_dir():
@@ -253,17 +254,25 @@ def _clear_up(path: Path) -> None:
 def _lock(directory: Path) -> int | None:
     """Lock a directory until the returned descriptor is closed; None if another process has it, or without locks."""
     try:
-        import fcntl  # not on Windows
-
         descriptor = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
+    except OSError:  # it is gone, or this is Windows
         return None
+    with suppress(OSError):
+        if _locked(descriptor):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _locked(file: int | IO[str]) -> bool:
+    """Take the lock on an open file or directory, or keep it; False if another process has it."""
+    import fcntl  # not on Windows
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -299,17 +308,6 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 #: A process that was killed leaves its data readers for about a second, and with them its locks.
 ORPHANS_SECONDS = 3.0
-
-
-def _locked(file: IO[str]) -> bool:
-    """Take the lock on an open file, or keep it; False if another process has it."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

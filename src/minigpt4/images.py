@@ -15,6 +15,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,12 @@ LARGEST_IMAGE = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 #: What cameras and browsers send. Pillow decodes some kinds of BMP and PPM in Python, for minutes.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
-_ORIENTATION = 0x0112
-_TURNS = dict(enumerate(
-    (
-        Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
-    ),
-    start=2,
-))  # fmt: skip
+#: How an image is turned that has this number as its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 #: How the names of such files end, in any case: what cameras, browsers and Windows write.
 PICTURE_ENDINGS = (
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif",
@@ -88,25 +87,18 @@ def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         elif ending in _RAW_ENDINGS:
             left_out.append(path)
         elif ending not in _TEXT_ENDINGS:
-            kind = _kind_of_file(path)
-            if kind in FORMATS:
-                images.append(path)
-            elif ending in _OTHER_ENDINGS or kind in ("HEIC", "JPEG XL", "JPEG 2000"):
-                left_out.append(path)
+            with suppress(OSError), path.open("rb") as file:
+                kind = kind_of(file.read(512))
+                if kind in FORMATS:
+                    images.append(path)
+                elif ending in _OTHER_ENDINGS or kind in ("HEIC", "JPEG XL", "JPEG 2000"):
+                    left_out.append(path)
     return images, left_out
-
-
-def _kind_of_file(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return kind_of(file.read(512))
-    except OSError:
-        return None
 
 
 def tell_left_out(left_out: Sequence[Path]) -> str:
     """Files that look like images and are not read, in words."""
-    named = ", ".join(str(path) for path in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    named = ", ".join(map(str, left_out[:3])) + (", ..." if len(left_out) > 3 else "")
     return f"{len(left_out)} files left out that look like images ({named}); save them as JPEG or PNG"
 
 
@@ -116,11 +108,11 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises UserError if there is no such folder, or no image in it.
     """
     images, left_out = sort_images(walk(folder))
-    if left_out and images:
-        logger.warning("%s: %s", folder, tell_left_out(left_out))
     if not images:
         why = f"; {tell_left_out(left_out)}" if left_out else f" ({', '.join(PICTURE_ENDINGS[:10])}, ...)"
         raise UserError(f"{folder}: holds no pictures{why}")
+    if left_out:
+        logger.warning("%s: %s", folder, tell_left_out(left_out))
     return images
 
 
@@ -130,20 +122,16 @@ def find_image(folder: Path, name: str, *, inside: bool = False) -> Path:
     With `inside`, one outside of the folder, which `../` or a link leads to, is refused: another's dataset takes no
     file of this machine along. Raises UserError that names the path that was tried.
     """
-    path = folder / name if os.path.isfile(folder / name) else folder / expand(name)  # noqa: PTH113 - long names too
-    try:
-        if inside and not path.parent.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path}: lies outside of {folder}")
-        if not os.path.isfile(path):  # noqa: PTH113
+    path = folder / name
+    if not os.path.isfile(path):  # noqa: PTH113 - long names too
+        path = folder / expand(name, variables=False)
+    if not os.path.isfile(path):  # noqa: PTH113
+        with suppress(OSError, ValueError):  # reading it says what is wrong
             listing = _listing(path.parent, path.parent.stat().st_mtime_ns)
             names = [fold(name) for name in (path.name, *(f"{path.name}.{ending}" for ending in PICTURE_ENDINGS))]
             path = next((path.with_name(listing[name]) for name in names if name in listing), path)
-        if inside and not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path}: leads out of {folder}")
-    except UserError:
-        raise
-    except (OSError, ValueError):
-        pass  # reading it says what is wrong
+    if inside and os.path.lexists(path) and not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: leads out of {folder}")
     return path
 
 
@@ -168,23 +156,17 @@ def open_image(
     if isinstance(source, Image.Image):
         _check_size(source, "image", max_pixels)
         return _upright(_to_rgb(source, "image"), source)
-    if isinstance(source, bytes):
-        name, data = "uploaded image", source
-    else:
-        name = str(source)
-        data = read_image(source)
+    name, data = ("uploaded image", source) if isinstance(source, bytes) else (str(source), read_image(source))
     if not data:
         raise UserError(f"{name}: the file is empty; a picture ({', '.join(formats[:4])}, ...) was expected")
     try:
         return _decode(data, name, max_pixels, formats)
-    except _DamagedError as error:
+    except _DamagedError:
         whole = _without_metadata(data)
-        if whole == data:
-            raise UserError(str(error)) from None
-        try:
-            return _decode(whole, name, max_pixels, formats)
-        except _DamagedError:
-            raise UserError(str(error)) from None
+        with suppress(_DamagedError):
+            if whole != data:
+                return _decode(whole, name, max_pixels, formats)
+        raise
 
 
 class _DamagedError(UserError):
@@ -196,6 +178,11 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
         warnings.simplefilter("ignore")  # about bombs, where _check_size is stricter, and about metadata
         try:
             image = Image.open(io.BytesIO(data), formats=formats)
+            _check_size(image, name, max_pixels)
+            image.load()
+            return _upright(_to_rgb(image, name), image)
+        except UserError:
+            raise
         except UnidentifiedImageError:
             kind = kind_of(data)
             if kind in formats:
@@ -206,51 +193,37 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
             raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
-        except Exception as error:  # decoders of broken headers raise what they like
-            raise _damaged(f"{name}: broken picture ({error}); save or download it again", error) from None
-        _check_size(image, name, max_pixels)
-        try:
-            image.load()
         except MemoryError:
             raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
-        except Exception as error:  # those of broken data too: OSError, SyntaxError, struct.error, ...
-            raise _damaged(f"{name}: broken or truncated picture ({error}); save or download it again", error) from None
-        try:
-            return _upright(_to_rgb(image, name), image)
-        except MemoryError:
-            raise UserError(f"{name}: decoding it takes more memory than there is; make it smaller first") from None
-
-
-def _damaged(told: str, error: Exception) -> UserError:
-    """Metadata that unpack to far more than they are stay refused; other damage may be theirs alone."""
-    return UserError(told) if re.search("too large|too much memory", str(error), re.I) else _DamagedError(told)
+        except Exception as error:  # decoders of broken files raise what they like
+            # Metadata that unpack to far more than they are stay refused; other damage may be theirs alone.
+            bomb = re.search("too large|too much memory", str(error), re.I)
+            told = f"{name}: broken or truncated picture ({error}); save or download it again"
+            raise (UserError if bomb else _DamagedError)(told) from None
 
 
 def _without_metadata(data: bytes) -> bytes:
     """A PNG or JPEG file with nothing but what its pixels need; other files as they are."""
-    kept, at = [data[:8]], 8
-    if kind_of(data) == "PNG":
-        while at + 12 <= len(data):
-            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-            if data[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-                kept.append(data[at:end])
-            at = end
-        return b"".join(kept)
-    if kind_of(data) == "JPEG":
-        kept, at = [data[:2]], 2
-        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-            mark, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            if not (0xE1 <= mark <= 0xEF and mark != 0xEE) and mark != 0xFE:  # APP14 says how colours are coded
-                kept.append(data[at:end])
-            at = end
-        return b"".join([*kept, data[at:]])
-    return data
+    kind = kind_of(data)
+    at = {"PNG": 8, "JPEG": 2}.get(str(kind), len(data))
+    kept = [data[:at]]
+    while kind == "PNG" and at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(data[at:end])
+        at = end
+    while kind == "JPEG" and at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        mark, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if mark == 0xEE or not (0xE1 <= mark <= 0xEF or mark == 0xFE):  # APP14 says how colours are coded
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
     """The image turned as the EXIF tag of `source` says, if one can be read; nothing of the metadata is written."""
     try:
-        turn: Any = source.getexif().get(_ORIENTATION)
+        turn: Any = source.getexif().get(ExifTags.Base.Orientation)
         turn = int(turn[0] if isinstance(turn, (tuple, list)) else turn)
     except Exception:  # damaged metadata raise what they like, and cost no image
         return image
@@ -269,9 +242,8 @@ def read_image(path: str | Path) -> bytes:
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise UserError(
-            f"{name}: {width} x {height} is more than the {max_pixels:,} pixels allowed; make it smaller first"
-        )
+        told = f"is more than the {max_pixels:,} pixels allowed"
+        raise UserError(f"{name}: {width} x {height} {told}; make it smaller first")
     if max(width, height) > MAX_SIDE:
         raise UserError(f"{name}: {width} x {height}: a side may have {MAX_SIDE:,} pixels; make it smaller first")
 

@@ -8,7 +8,7 @@ import secrets
 import statistics
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.resources import files
@@ -23,9 +23,9 @@ from minigpt4.local_web import allowed_hosts, known_host, listen, same_site, url
 
 try:
     import uvicorn
-    from fastapi import Body, FastAPI, HTTPException, Query, Request, Response
+    from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
     from fastapi.responses import HTMLResponse, JSONResponse
-    from starlette.datastructures import MutableHeaders
+    from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.requests import ClientDisconnect
 except ImportError:  # told when the page is asked for; people's judgements are read without it
     CAN_SERVE = False
@@ -43,7 +43,7 @@ class TakenError(ValueError):
 
 
 class LabellingDesk(ABC):
-    """Hands out things to judge, by their index, and records decisions. Safe to use from several threads.
+    """Hands out `total` things to judge, by their index, and records decisions. Safe to use from several threads.
 
     `html` is the package and file of what `labelling.html` shows of a thing; `thing` and `judge` are what requests and
     answers call a thing and a person.
@@ -54,12 +54,8 @@ class LabellingDesk(ABC):
     thing: str
     judge: str
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """How many things there are to judge."""
+    def __init__(self, total: int) -> None:
+        self.total, self.lock = total, threading.RLock()
 
     @abstractmethod
     def image(self, index: int) -> Path | bytes:
@@ -91,7 +87,7 @@ class LabellingDesk(ABC):
 
     def order(self, person: str) -> Sequence[int]:
         """The order in which this person judges."""
-        return range(len(self))
+        return range(self.total)
 
     def next(self, person: str) -> int | None:
         """The first thing that waits for this person, or None."""
@@ -101,13 +97,16 @@ class LabellingDesk(ABC):
     def progress(self, person: str) -> dict[str, Any]:
         """Counts, the seconds that remain at this person's pace, and how far people agree."""
         with self.lock:
-            waiting = sum(self.waits(person, index) for index in range(len(self)))
+            waiting = sum(self.waits(person, index) for index in range(self.total))
             left = seconds_left(self.times(person), waiting)
-            return {"total": len(self), "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
+            return {"total": self.total, "waiting": waiting, "seconds left": left, "agreement": self.agreement()}
 
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
-    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names."""
+    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names.
+
+    Requests of other sites are refused, and bodies that are too long or not plain JSON.
+    """
     if not CAN_SERVE:
         raise UserError("the page needs a web server: pip install fastapi uvicorn")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -118,17 +117,34 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     for name, text in parts.items():
         page = page.replace(f"__{name}__", text)
     allowed = f"img-src 'self' data:; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-    app.add_middleware(Guard, hosts=allowed_hosts(host), policy=f"default-src 'none'; {allowed}")
+    headers = {
+        "Content-Security-Policy": f"default-src 'none'; {allowed}", "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }  # fmt: skip
+    hosts = allowed_hosts(host)
     for error, status in ((UserError, 507), (TakenError, 409), (ValueError, 400)):
         app.add_exception_handler(error, lambda _, raised, status=status: JSONResponse({"detail": str(raised)}, status))
+
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if not known_host(request.headers, hosts):
+            response: Response = JSONResponse({"detail": "asked by a name that is not this page's"}, 400)
+        elif not same_site(request.headers, hosts):
+            response = JSONResponse({"detail": "asked from another page"}, 403)
+        else:
+            response = await answer(request)
+        response.headers.update(headers)
+        return response
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
 
     def shown(name: str, index: int | None) -> dict[str, Any]:
         found = None if index is None else desk.look(name, within(index))
         return {desk.thing: found, "progress": desk.progress(name)}
 
+    @validate_call
     def within(index: int) -> int:
-        if not 0 <= index < len(desk):
-            raise HTTPException(404, f"there are {len(desk)} to judge")
+        if not 0 <= index < desk.total:
+            raise HTTPException(404, f"there are {desk.total} to judge")
         return index
 
     @app.get("/", response_class=HTMLResponse)
@@ -144,17 +160,18 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         return shown(person(name), index)
 
     @app.post(f"/api/{desk.thing}s/{{index}}")
-    def decide(index: int, decision: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+    def decide(index: int, decision: dict[str, Any] = Depends(sent)) -> dict[str, Any]:  # noqa: B008
         name = person(decision.pop(desk.judge, None))
         validate_call(desk.decide)(name, within(index), **decision)
         return shown(name, desk.next(name))
 
     @app.post("/api/back")
-    def back(name: str = Body(alias=desk.judge), index: int | None = Body(None)) -> dict[str, Any]:
-        found = desk.back(person(name), None if index is None else within(index))
+    def back(asked: dict[str, Any] = Depends(sent)) -> dict[str, Any]:  # noqa: B008
+        name, index = person(asked.get(desk.judge)), asked.get("index")
+        found = desk.back(name, None if index is None else within(index))
         if found is None:
             raise HTTPException(404, "there is nothing to go back to")
-        return shown(person(name), found)
+        return shown(name, found)
 
     @app.get("/pictures/{index}", response_class=Response)
     def image(index: int) -> Any:
@@ -171,56 +188,22 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     return app
 
 
-class Guard:
-    """ASGI middleware: refuses requests from other sites, and bodies that are too long or not plain JSON."""
-
-    def __init__(self, app: Any, hosts: Collection[str] | None, policy: str) -> None:
-        self.app, self.hosts = app, hosts
-        self.headers = {
-            "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store",
-        }  # fmt: skip
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":  # only "lifespan": there are no web sockets
-            await self.app(scope, receive, send)
-            return
-
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
-            await send(message)
-
-        try:
-            messages = [{"type": "http.request", "body": await self._checked_body(Request(scope, receive))}]
-        except HTTPException as error:
-            refusal = JSONResponse({"detail": error.detail}, error.status_code, {"Connection": "close"})
-            await refusal(scope, receive, guarded)
-            return
-
-        async def read() -> Any:
-            return messages.pop() if messages else await receive()
-
-        await self.app(scope, read, guarded)
-
-    async def _checked_body(self, request: Request) -> bytes:
-        """The body of a request. Raises HTTPException if the request is refused."""
-        if not known_host(request.headers, self.hosts):
-            raise HTTPException(400, "asked by a name that is not this page's")
-        if not same_site(request.headers, self.hosts):
-            raise HTTPException(403, "asked from another page")
-        if request.method in ("GET", "HEAD"):
-            return b""
-        body = bytearray()
-        with suppress(ClientDisconnect):  # the rest is missing, and nobody reads the answer
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise HTTPException(413, f"a request holds at most {MAX_BODY:,} bytes")
-        try:
-            json.dumps(json.loads(body), ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError):  # broken or deep, a lone surrogate, an infinite number
-            raise HTTPException(400, "JSON of plain texts and numbers was expected") from None
-        return bytes(body)
+async def sent(request: Request) -> dict[str, Any]:
+    """The JSON object that a request sends. Raises HTTPException for anything else."""
+    body = bytearray()
+    with suppress(ClientDisconnect):  # the rest is missing, and nobody reads the answer
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, f"a request holds at most {MAX_BODY:,} bytes", {"Connection": "close"})
+    try:
+        found = json.loads(body)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # broken or deep, a lone surrogate, an infinite number
+        raise HTTPException(400, "JSON of plain texts and numbers was expected") from None
+    if not isinstance(found, dict):
+        raise HTTPException(422, "a JSON object was expected")
+    return found
 
 
 def serve_app(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:

@@ -20,12 +20,7 @@ def progress_bar(enabled: bool = True) -> progress.Progress:
     Each task has a field `note`: `add_task(..., note="")`, `update(task, note="loss 0.43")`.
     """
     console = Console(stderr=True)
-    columns = (
-        _Shown("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        _Shown("{task.fields[note]}", markup=False),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
+    title, note = _Shown("{task.description}", markup=False), _Shown("{task.fields[note]}", markup=False)
+    times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
+    columns = title, progress.BarColumn(), progress.MofNCompleteColumn(), note, *times
     return progress.Progress(*columns, console=console, disable=not (enabled and console.is_terminal))

@@ -39,10 +39,7 @@ def agreements(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
     """`agreement` of every two judges that have cases in common. A case: verdicts by judge."""
     cases = list(cases)
     judges = sorted({judge for case in cases for judge in case})
-    found = (
-        agreement(one, other, [(case[one], case[other]) for case in cases if one in case and other in case])
-        for one, other in combinations(judges, 2)
-    )
+    found = (agreement(a, b, [(case.get(a), case.get(b)) for case in cases]) for a, b in combinations(judges, 2))
     return [pair for pair in found if pair["cases"]]
 
 

@@ -39,6 +39,5 @@ class LogFormatter(logging.Formatter):
     """Log records that are safe to print; those of this package are one line each, but for a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
         ours = record.name.startswith("minigpt4") and not record.exc_info
         return shown(super().format(record), lines=not ours)

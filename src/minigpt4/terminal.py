@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.documents import explain
 from minigpt4.errors import UserError
-from minigpt4.files import expand, expanded
+from minigpt4.files import expand
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
@@ -57,7 +54,7 @@ class Terminal:
             "/system": self._system,
             "/settings": self._settings,
             "/reset": self._reset,
-            "/export": lambda path: say(f"saved in {self.chat.save(dropped(path))}", err=True),
+            "/export": lambda path: say(f"saved in {self.chat.save(expand(path))}", err=True),
         }
 
     def run(self) -> None:
@@ -120,7 +117,7 @@ class Terminal:
         self.pending = [] if self.last_image is None else [self.last_image]
 
     def _image(self, path: str) -> None:
-        image = dropped(path)
+        image = expand(path)
         open_image(image)  # a broken image is reported now, not at the next question
         self.last_image = image
         self.pending.append(image)
@@ -135,16 +132,6 @@ class Terminal:
         self.settings = changed_settings(self.settings, text)
         values = asdict(Decoding.from_settings(self.settings))
         say("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
-
-
-def dropped(text: str) -> Path:
-    """The path that was typed, or dropped on a terminal: as in `expand`, escaped for a shell, with a drive (in WSL)."""
-    words = [text, text.strip().strip("'\"")]
-    with suppress(ValueError):  # a quote without its second
-        words.append(" ".join(shlex.split(text)))
-    paths = [str(expand(word)) for word in words]
-    paths += [re.sub("^/?([A-Za-z]):/", lambda drive: f"/mnt/{drive[1].lower()}/", path) for path in paths]
-    return Path(next(filter(os.path.exists, paths), expanded(words[1])))
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
@@ -184,17 +171,14 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
     paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
     try:
-        path = Path(os.environ.get("XDG_STATE_HOME") or expanded("~/.local/state")) / "minigpt4" / "history"
+        path = expand(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "minigpt4" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         history = FileHistory(path)
     except (OSError, UserError) as error:
         say(f"(no history: {error})", err=True)
+    completer = NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths)
     return PromptSession(
-        history=history,
-        output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
-        multiline=True,
-        key_bindings=keys,
-        completer=NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths),
-        complete_while_typing=False,
-    )
+        history=history, output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr), multiline=True,
+        key_bindings=keys, completer=completer, complete_while_typing=False,
+    )  # fmt: skip

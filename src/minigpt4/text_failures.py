@@ -37,14 +37,19 @@ _CLOSED_BEFORE = re.compile(r"(?<!\d)[.!?…][\"')\]”’]*\s+\S")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?…])[\"')\]”’]*\s+|\n+")
 
 
+def words(text: str) -> list[str]:
+    """The words of `text` in lower case."""
+    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+
+
 def failure(text: str, ended: bool) -> str | None:
     """What is wrong with `text`, plain or HTML, as language: the first of `KINDS` that fits; None if nothing is.
 
     `ended` says whether the model stopped by itself, rather than at the limit of new tokens.
     """
     text = text.strip()
-    words = re.findall(r"[^\W_]+(?:['-]+[^\W_]+)*", text.lower())
-    if not words:
+    said = re.findall(r"[^\W_]+(?:['-]+[^\W_]+)*", text.lower())
+    if not said:
         return "empty"
     if not ended:
         return "no end"
@@ -54,9 +59,9 @@ def failure(text: str, ended: bool) -> str | None:
             return "repetition"
         unclosed = "<html" in text and not text.endswith("</html>")
         return "fragment" if unclosed or not text.endswith(">") else None
-    if _says_twice(text) or _loops(words):
+    if _says_twice(text) or _loops(said):
         return "repetition"
-    if _breaks_off(text, words[-1]):
+    if _breaks_off(text, said[-1]):
         return "fragment"
     return "language drift" if _drifts(text) else None
 
@@ -87,7 +92,7 @@ def _foreign_letters(text: str) -> float:
 
 def _lacks_english(text: str, least: int) -> bool:
     """Whether a text of `least` words or more has next to no English function words."""
-    spoken = re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+    spoken = words(text)
     return len(spoken) >= least and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken)
 
 
@@ -108,8 +113,7 @@ def _loops(words: list[str]) -> bool:
     for size in range(1, len(words) // 2 + 1):
         times = 3 if size < 5 else 2
         for start in range(len(words) - size * times + 1):
-            unit = words[start : start + size]
-            if all(words[start + k * size : start + (k + 1) * size] == unit for k in range(1, times)):
+            if words[start : start + size * times] == times * words[start : start + size]:
                 return True
     return False
 
@@ -123,6 +127,4 @@ def _breaks_off(text: str, last_word: str) -> bool:
     if _STOP.search(text):
         # "I can see a." is unfinished too; "The ball is red." is not.
         return last_word in {"a", "an", "the", "and", "or", "of"}
-    if text[-1] in ",;:-–—":
-        return True
-    return bool(_CLOSED_BEFORE.search(text)) or last_word in _DANGLING
+    return text[-1] in ",;:-–—" or bool(_CLOSED_BEFORE.search(text)) or last_word in _DANGLING

@@ -12,6 +12,7 @@ from minigpt4.curation import filters, language
 from minigpt4.curation.filters import DEFAULTS, caught_by, difference_hash, filter_items, load_thresholds, measure_all
 from minigpt4.curation.ledger import Ledger
 from minigpt4.errors import UserError
+from minigpt4.text_failures import words
 
 GOOD = "The picture shows a red ball in a meadow. A large green tree stands on the right, and the sky is mild."
 
@@ -61,7 +62,7 @@ def test_each_rule_catches_its_own(tmp_path: Path, pictures: Path, text: str, ru
 def test_sentences_cover_the_text() -> None:
     text = 'It is 3 p.m. now! "A cat," she said… Then\n- a list\n\n...'
     for start, end in language.sentences(text):
-        assert language.words(text[start:end])
+        assert words(text[start:end])
         assert text[start:end] == text[start:end].strip()
     plain = "One ball. Two cups at 3.5 cm? No"
     assert [plain[start:end] for start, end in language.sentences(plain)] == ["One ball.", "Two cups at 3.5 cm?", "No"]

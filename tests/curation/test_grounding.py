@@ -55,7 +55,7 @@ def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Pat
         assert ground(ledger, alignment)["scored"] == 0
         for item in ledger.items():
             assert item.grounding is not None
-            assert [item.text[start:end] for start, end, _ in item.grounding.data["sentences"]] == [
+            assert [item.text[start:end] for start, end, _ in item.grounding["sentences"]] == [
                 sentence + "." for sentence in item.text.rstrip(".").split(". ")
             ]
         one = ground(ledger, alignment, others=2, only=["1"])

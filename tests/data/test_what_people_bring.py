@@ -22,7 +22,7 @@ from minigpt4.data.batches import without_stop
 from minigpt4.data.inspect import inspect
 from minigpt4.data.sources import Source, check_source, open_source
 from minigpt4.errors import UserError
-from minigpt4.files import expand, walk
+from minigpt4.files import walk
 from minigpt4.images import find_images
 
 
@@ -243,6 +243,69 @@ def test_shards_of_splits_are_read_for_training_alone(tmp_path: Path) -> None:
     assert "split test, validation" in open_source(Source(str(tmp_path / "held"))).notes[1]
 
 
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_a_table_whose_column_names_splits_is_read_for_training_alone(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "a.jpg", picture(1))
+    names = ["test", "val", "train", "restval", "train", "dev"]
+    rows = [{"filename": "a.jpg", "raw": f"{name} {i}", "Split": name} for i, name in enumerate(names)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        table(path, **{key: [row[key] for row in rows] for key in rows[0]})
+    elif kind == "csv":
+        put(path, "".join(",".join(line) + "\n" for line in (rows[0].keys(), *(row.values() for row in rows))))
+    else:
+        lines = [json.dumps(row) for row in rows]
+        put(path, "\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    source = Source(str(path), caption_key="raw")
+    expected = ["train 2", "restval 3", "train 4"]
+    assert [found.text for found in read(path, key="raw")[0]] == expected
+    reader = open_source(source)
+    parts = [item for part in (0, 1) for shard in reader.shards() for item in reader.read(shard, part, 2, 1)]
+    assert sorted(item.text for item in parts if not isinstance(item, str)) == sorted(expected)
+    assert reader.count() is None
+    check_source(source, 1)
+    left_out = "left out: test (1 rows of the column split), validation (2 rows of the column split)"
+    assert left_out in caplog.text
+    assert left_out in str(inspect(source))
+    assert len(read_questions(str(path), "What?")) == len(names)
+
+
+def test_karpathys_files(tmp_path: Path) -> None:
+    rows = [
+        {"filepath": "val2014", "sentids": [1], "filename": f"{i}.jpg", "imgid": i, "split": split,
+         "sentences": [{"tokens": ["a"], "raw": f"{split} {i}"}, {"tokens": ["b"], "raw": f"b {i}"}]}
+        for i, split in enumerate(("test", "restval", "val", "train"))
+    ]  # fmt: skip
+    for i in range(4):
+        put(tmp_path / "val2014" / f"{i}.jpg", picture(i))
+    for indent in (None, 2):
+        put(tmp_path / "dataset_coco.json", json.dumps({"images": rows, "dataset": "coco"}, indent=indent))
+        found, skipped = read(tmp_path / "dataset_coco.json")
+        assert [pair.text for pair in found] == ["restval 1", "b 1", "train 3", "b 3"]
+        assert [pair.picture for pair in found] == [picture(i) for i in (1, 1, 3, 3)]
+        assert not skipped
+
+
+def test_a_table_of_held_out_splits_alone_is_read_and_told(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", picture(1))
+    for name, told in (("dev", "validation"), ("train", ""), ("2014", "")):
+        put(tmp_path / "a.csv", f"image,caption,split\na.jpg,red,{name}\n")
+        assert texts(tmp_path / "a.csv") == ["red"]
+        reader = open_source(Source(str(tmp_path / "a.csv")))
+        assert reader.notes == ("reads a.csv", *((f"reads what is named as split {told}",) if told else ()))
+        assert reader.count() == 1
+
+
+def test_a_long_table_is_not_searched_for_splits_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigpt4.data.sources.SPLIT_ROWS", 3)
+    put(tmp_path / "a.jpg", picture(1))
+    for names in (["test"] * 5 + ["train", "val"], ["train"] * 5 + ["val"], ["test"] * 5):
+        put(tmp_path / "a.csv", "image,caption,split\n" + "".join(f"a.jpg,{name},{name}\n" for name in names))
+        assert set(texts(tmp_path / "a.csv")) == ({"train"} if "train" in names else {"test"})
+
+
 ANSWER = "A red picture."
 PARTS = [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]
 ADDRESS = "data:image/png;base64," + base64.b64encode(picture(1)).decode()
@@ -315,19 +378,3 @@ def test_signs_of_a_heading_alone_are_no_text_and_line_ends_are_one(tmp_path: Pa
     rows = [{"image": "a.jpg", "text": text} for text in (" ### ", "one\r\ntwo\rthree")]
     put(tmp_path / "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert texts(tmp_path / "x.jsonl", stage=2) == ["one\ntwo\nthree"]
-
-
-def test_paths_as_people_and_systems_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    odd = put(tmp_path / "a\\b 'c'.jpg", picture(1))
-    for written, meant in (
-        ("~/a", tmp_path / "a"),
-        ('"~/a b"', tmp_path / "a b"),
-        (" 'x' \n", Path("x")),
-        (r"sub\a.jpg", Path("sub/a.jpg")),
-        ((tmp_path / "ä b.jpg").as_uri(), tmp_path / "ä b.jpg"),
-        (str(odd), odd),
-    ):
-        assert expand(written) == meant
-    with pytest.raises(UserError, match="no home directory is known for ~"):
-        expand("~nobody-here/a")

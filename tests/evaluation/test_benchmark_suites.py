@@ -16,7 +16,7 @@ import pytest
 from endpoint import Server
 from evaluating import figures, picture_folder, results, run
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coco import read_coco
 from minigpt4.evaluation.benchmarks.coverage import Coverage
 from minigpt4.evaluation.benchmarks.hallucination import Hallucination
 from minigpt4.evaluation.benchmarks.vqa import Vqa, read_questions
@@ -49,7 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_pocket_files_are_read_without_a_fault_and_tell_the_truth(files: Path) -> None:
     pictures = {picture.seed: picture for picture in pocket.pictures(12)}
-    captions, instances = read_captions(files / pocket.CAPTIONS), read_instances(files / pocket.INSTANCES)
+    captions = read_coco(files / pocket.CAPTIONS, instances=False)
+    instances = read_coco(files / pocket.INSTANCES, instances=True)
     assert not captions.faults + instances.faults
     assert all(2 <= len(texts) <= 5 for texts in captions.of_image.values())
     for seed, picture in pictures.items():
@@ -74,7 +75,7 @@ def test_more_pictures_than_seeds_are_refused(tmp_path: Path) -> None:
 
 def test_a_full_description_covers_every_caption_and_that_of_another_picture_none(files: Path) -> None:
     pictures = pocket.pictures(12)
-    captions = read_captions(files / pocket.CAPTIONS).of_image
+    captions = read_coco(files / pocket.CAPTIONS, instances=False).of_image
     told = [description(picture, random.Random(picture.seed)) for picture in pictures]
     for number, picture in enumerate(pictures):
         for caption in captions[picture.seed]:

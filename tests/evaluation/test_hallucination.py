@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from minigpt4.evaluation.benchmarks.coco import Annotations, vocabulary
+from minigpt4.evaluation.benchmarks.coco import Annotations, Vocabulary
 from minigpt4.evaluation.benchmarks.hallucination import (
     SAMPLINGS,
     count_objects,
@@ -15,7 +15,7 @@ from minigpt4.evaluation.benchmarks.hallucination import (
     yes_or_no,
 )
 
-WORDS = vocabulary(["dog", "cat", "person", "frisbee", "car"])
+WORDS = Vocabulary(["dog", "cat", "person", "frisbee", "car"])
 
 
 def test_chair_by_hand():

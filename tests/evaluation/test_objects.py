@@ -2,14 +2,14 @@
 
 import pytest
 
-from minigpt4.evaluation.benchmarks.coco import Vocabulary, coco_names, plural, vocabulary, with_article
+from minigpt4.evaluation.benchmarks.coco import Vocabulary, coco_names, plural, with_article
 
 CATEGORIES = sorted({category for category in coco_names().values() if category is not None})
 
 
 @pytest.fixture(scope="module")
 def coco() -> Vocabulary:
-    return vocabulary(CATEGORIES)
+    return Vocabulary(CATEGORIES)
 
 
 def test_the_table_has_all_eighty_categories_each_named_by_itself():
@@ -71,11 +71,11 @@ def test_plurals(word, expected):
 
 
 def test_a_subset_of_cocos_categories_keeps_the_synonyms_and_the_compounds():
-    assert vocabulary(["dog"]).mentions("A puppy eats a hot dog; a woman watches.") == ["dog"]
+    assert Vocabulary(["dog"]).mentions("A puppy eats a hot dog; a woman watches.") == ["dog"]
 
 
 def test_other_categories_are_found_by_their_names():
-    assert vocabulary(["teapot", "headphones"]).mentions("Teapots and a pair of headphones, a puppy") == [
+    assert Vocabulary(["teapot", "headphones"]).mentions("Teapots and a pair of headphones, a puppy") == [
         "teapot",
         "headphones",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import read_captions, read_instances
+from minigpt4.evaluation.benchmarks.coco import read_coco
 from minigpt4.evaluation.benchmarks.vqa import AOKVQA, GQA, VQA, read_questions
 from minigpt4.evaluation.items import DUPLICATE, MALFORMED
 
@@ -119,7 +119,8 @@ def test_captions_in_order_and_by_picture(tmp_path):
     annotations = [
         {"id": 10, "image_id": 2, "caption": "Two\n dogs "}, {"id": 11, "image_id": 2, "caption": "A pair of dogs"},
     ]  # fmt: skip
-    found = read_captions(write(tmp_path / "captions.json", {"images": IMAGES, "annotations": annotations}))
+    path = write(tmp_path / "captions.json", {"images": IMAGES, "annotations": annotations})
+    found = read_coco(path, instances=False)
     assert found.of_image == {1: [], 2: ["Two dogs", "A pair of dogs"]}
     assert found.file_names == {1: "1.jpg", 2: "2.jpg"}
     assert not found.faults
@@ -133,7 +134,7 @@ def test_wrong_captions_are_named(tmp_path):
     ]  # fmt: skip
     images = [*IMAGES, {"id": 1, "file_name": "x.jpg"}, 3]
     path = write(tmp_path / "captions.json", {"images": images, "annotations": annotations})
-    found = read_captions(path)
+    found = read_coco(path, instances=False)
     assert found.of_image == {1: ["A dog"], 2: []}
     faults = [(fault.kind, fault.where.split(": ")[1], fault.reason) for fault in found.faults]
     assert [(kind, where) for kind, where, _ in faults] == [
@@ -153,7 +154,7 @@ def test_instances(tmp_path):
         {"id": 3, "image_id": 1, "category_id": 99},
     ]  # fmt: skip
     content = {"images": IMAGES, "annotations": annotations, "categories": categories}
-    found = read_instances(write(tmp_path / "instances.json", content))
+    found = read_coco(write(tmp_path / "instances.json", content), instances=True)
     assert found.categories == ("dog", "person")
     assert found.of_image == {1: ["dog"], 2: []}
     assert ["99" in fault.reason for fault in found.faults] == [True]
@@ -162,4 +163,4 @@ def test_instances(tmp_path):
 def test_a_captions_file_is_no_instances_file(tmp_path):
     path = write(tmp_path / "captions.json", {"images": IMAGES, "annotations": []})
     with pytest.raises(UserError, match=r"captions\.json: holds no list 'categories'"):
-        read_instances(path)
+        read_coco(path, instances=True)

@@ -67,7 +67,7 @@ def test_an_export_by_the_command_is_that_of_the_model_in_memory(
 def test_a_full_disk_while_shards_are_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest shard, which comes after others, finds no room."""
     monkeypatch.setattr(from_files, "SMALLEST_SHARD", 2000)
-    monkeypatch.setattr(from_files, "LARGEST_SHARD", 2000)
+    monkeypatch.setattr(from_files.exporting, "SHARD_SIZE", 2000)
     convert(tmp_path / "made")
     sizes = [path.stat().st_size for path in sorted((tmp_path / "made").glob("model-*.safetensors"))]
     assert sizes.index(max(sizes)) > 2, "some are written before it"

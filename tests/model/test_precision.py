@@ -61,7 +61,7 @@ def test_fewer_bits_on_the_devices_that_bitsandbytes_serves() -> None:
     for device in ("cpu", "cuda", "mps"):
         assert device in bitsandbytes.supported_torch_devices
         check_load_in("4bit", torch.device(device))
-    with pytest.raises(UserError, match="works on cuda, cpu and mps, not on xpu"):
+    with pytest.raises(UserError, match="works on cuda and cpu and mps, not on xpu"):
         check_load_in("4bit", torch.device("xpu"))
 
 

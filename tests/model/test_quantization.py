@@ -111,17 +111,17 @@ def test_compiled_it_computes_the_same(form: str) -> None:
 
 
 def test_devices_without_8_bits() -> None:
-    check_float8("cpu", None)
+    check_load_in("fp8", torch.device("cpu"))
     for capability in ((8, 9), (9, 0), (12, 0)):
-        check_float8("cuda", capability)
+        check_float8(capability)
     with pytest.raises(UserError, match=r"of compute capability 8\.9 or higher .*, and this one has 8\.0; use"):
-        check_float8("cuda", (8, 0))
-    with pytest.raises(UserError, match="works on cuda and, slowly, on the cpu, not on mps; use load_in='8bit'"):
-        check_float8("mps", None)
+        check_float8((8, 0))
+    with pytest.raises(UserError, match="works on cuda and cpu, not on mps; use load_in='8bit'"):
+        check_load_in("fp8", torch.device("mps"))
     with pytest.raises(UserError, match=r"vision_load_in='fp8' needs .* this one has 8\.0; leave it out"):
-        check_float8("cuda", (8, 0), "vision_load_in")
+        check_float8((8, 0), "vision_load_in")
     check_load_in("int8", torch.device("cpu"))
-    with pytest.raises(UserError, match="load_in='int8' works on the cpu, not on cuda; use load_in='8bit'"):
+    with pytest.raises(UserError, match="load_in='int8' works on cpu, not on cuda; use load_in='8bit'"):
         check_load_in("int8", torch.device("cuda"))
-    with pytest.raises(UserError, match="vision_load_in='int8' works on the cpu, not on mps; leave it out"):
+    with pytest.raises(UserError, match="vision_load_in='int8' works on cpu, not on mps; leave it out"):
         check_load_in("int8", torch.device("mps"), "vision_load_in")

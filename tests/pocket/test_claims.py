@@ -1,7 +1,7 @@
 import pytest
 
 from minigpt4.statistics import Rate, difference
-from pocket.measure.survey import ABILITIES, Rates, Record
+from pocket.measure.survey import ABILITIES, Judged, Rates
 from pocket.measure.truth import Finding, check
 from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, at_least, judge, more, not_more
 from pocket.reproduce.experiments import FULL, arms
@@ -70,7 +70,7 @@ def test_claim_that_does_not_hold_is_said_not_to(key, arm, rates, others):
 def test_claims_name_what_is_trained_and_measured():
     exam = draw_exam(1, 1, 0)
     firsts = [exam.pictures[question.picture].items[0].kind for question in exam.questions]
-    counted = figures(exam, [Record(f"There is a {kind}.", None, Finding(False)) for kind in firsts])
+    counted = figures(exam, [Judged(f"There is a {kind}.", None, Finding(False)) for kind in firsts])
     trained, measured = {arm.name for arm in arms(FULL)}, {*counted.rates, *(f"words {form}" for form in FORMS)}
     for claim in CLAIMS:
         assert {test["is"] for test in claim.tests} <= {"more", "not more", "at least", "shown"}
@@ -136,7 +136,7 @@ def test_answers_are_counted_by_form():
         text = f"There is a {item.size} {item.colour} {item.kind} at the {item.place}."
         if question.ability == "scene's story":
             text += f" Once a {absent} came."
-        return Record(text, None, check(question.request, picture, text))
+        return Judged(text, None, check(question.request, picture, text))
 
     found = figures(exam, [record(question) for question in exam.questions])
     assert found.rates["false description"] == Rate(0, 2)

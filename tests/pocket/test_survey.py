@@ -9,7 +9,7 @@ from pocket.measure.survey import (
     ABILITIES,
     FIRST_QUESTIONS,
     MAX_NEW_TOKENS,
-    Record,
+    Judged,
     draw_survey,
     measure,
     put,
@@ -26,7 +26,7 @@ def records(survey, reply):
     for question in survey.questions:
         picture = survey.pictures[question.picture]
         text = reply(question, picture)
-        found.append(Record(text, failure(text, ended=True), check(question.request, picture, text)))
+        found.append(Judged(text, failure(text, ended=True), check(question.request, picture, text)))
     return found
 
 

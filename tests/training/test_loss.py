@@ -238,7 +238,7 @@ def test_packed_attention_is_that_of_every_family_that_may_use_it(kind: str) -> 
     embeddings = torch.randn(3, 9, 32, requires_grad=True)
     asked, wanted = torch.tensor([3, 6, 12, 13]), torch.randn(4, 32)
     padded = llm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[is_real][asked]
-    packed = packer.hidden_states(embeddings[is_real], Packing.from_mask(is_real), asked)
+    packed = packer.hidden_states(embeddings[is_real], Packing(is_real), asked)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     expected, found = (torch.autograd.grad((hidden * wanted).sum(), embeddings)[0] for hidden in (padded, packed))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -199,7 +199,7 @@ def export(
     if form not in ("cc_sbu_align", "imagefolder"):
         raise UserError(f"there is no format {form!r}; choose cc_sbu_align or imagefolder")
     with _open(project) as ledger:
-        _print(write_dataset(ledger, out, form, validation=validation, license=license))  # type: ignore[arg-type]
+        _print(write_dataset(ledger, out, form, validation=validation, license=license))
     say(f"the dataset is in {out}")
 
 

@@ -7,58 +7,52 @@ from __future__ import annotations
 
 import io
 import json
-import logging
+import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import table
 from minigpt4.files import new_directory
 from minigpt4.images import open_image
 
-logger = logging.getLogger(__name__)
-
-Format = Literal["cc_sbu_align", "imagefolder"]
 SPLITS = ("train", "validation")
 
 
-def finished(ledger: Ledger) -> list[tuple[Item, str]]:
+def finished(ledger: Ledger) -> list[tuple[Description, str]]:
     """The items to export, with their final texts: kept by rules and selection, not rejected in review.
 
     Of several texts of an image it is the one that a person accepted, or else the best grounded, or the first.
     """
-    best: dict[str, tuple[tuple[bool, float], Item, str]] = {}
+    best: dict[str, tuple[tuple[bool, float], Description, str]] = {}
     for item in ledger.items():
-        text = item.final
-        if not item.kept or text is None or not text.strip():
-            continue
-        worth = (bool(item.reviews), item.grounding.data["whole"] if item.grounding is not None else float("-inf"))
-        if item.picture.name not in best or worth > best[item.picture.name][0]:
-            best[item.picture.name] = (worth, item, text.strip())
+        if item.kept and (text := (item.final or "").strip()):
+            worth = bool(item.reviews), item.grounding["whole"] if item.grounding else -math.inf
+            if item.picture.name not in best or worth > best[item.picture.name][0]:
+                best[item.picture.name] = worth, item, text
     return [(item, text) for _, item, text in best.values()]
 
 
 def write_dataset(
-    ledger: Ledger, out: Path, form: Format, *, validation: float = 0.0, license: str | None = None
+    ledger: Ledger, out: Path, form: str, *, validation: float = 0.0, license: str | None = None
 ) -> dict[str, int]:
     """Write the finished texts and their images into `out`, a new directory; returns counts by split.
 
-    With `validation` (a share below 1) a `cc_sbu_align` has two directories, `train` and `validation`, and an image
-    folder two splits. Images that are gone are left out, with a warning. Raises UserError if nothing is left.
+    `form` is "cc_sbu_align" or "imagefolder". With `validation` (a share below 1) a `cc_sbu_align` has two directories,
+    `train` and `validation`, and an image folder two splits. Images that are gone are left out, with a warning. Raises
+    UserError if nothing is left.
     """
     counts: Counter[str] = Counter()
     rows: dict[Path, list[dict[str, Any]]] = {}
     is_folder = form == "imagefolder"
     with new_directory(out, marker="README.md" if is_folder else "filter_cap.json") as directory:
         for item, text in finished(ledger):
-            try:
-                jpeg = _jpeg(item.picture.read())
-            except UserError as error:
-                logger.warning("left out: %s", error)
+            data = item.picture.read_if_there()
+            if data is None:
                 counts["left out"] += 1
                 continue
             split = "validation" if int(item.picture.sha256[:8], 16) / 2**32 < validation else "train"
@@ -68,28 +62,26 @@ def write_dataset(
             counts[split] += 1
             # Plain numbers, as in the released set: names in a project may hold anything.
             image_id = str(sum(counts[name] for name in SPLITS))
-            (images / f"{image_id}.jpg").write_bytes(jpeg)
+            (images / f"{image_id}.jpg").write_bytes(_jpeg(data))
             row = _folder_row(image_id, item, text) if is_folder else {"image_id": image_id, "caption": text}
             rows.setdefault(where, []).append(row)
         if not counts["train"]:
             raise UserError(f"{ledger.project}: there is no finished text to export")
         for where, part in rows.items():
-            if is_folder:
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-                (where / "metadata.jsonl").write_text(lines, encoding="utf-8")
-            else:
-                text = json.dumps({"annotations": part}, indent=1, ensure_ascii=False)
-                (where / "filter_cap.json").write_text(text, encoding="utf-8")
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+            annotations = json.dumps({"annotations": part}, indent=1, ensure_ascii=False)
+            name, text = ("metadata.jsonl", lines) if is_folder else ("filter_cap.json", annotations)
+            (where / name).write_text(text, encoding="utf-8")
         if is_folder:
             (directory / "README.md").write_text(dataset_card(ledger, counts, license), encoding="utf-8")
     return dict(counts)
 
 
-def _folder_row(image_id: str, item: Item, text: str) -> dict[str, Any]:
-    grounding = item.grounding.data["whole"] if item.grounding is not None else None
+def _folder_row(image_id: str, item: Description, text: str) -> dict[str, Any]:
     return {
         "file_name": f"{image_id}.jpg", "text": text, "raw_text": item.raw.data["text"],
-        "source_name": item.picture.name, "grounding": grounding, "reviewed": bool(item.reviews),
+        "source_name": item.picture.name, "grounding": item.grounding["whole"] if item.grounding else None,
+        "reviewed": bool(item.reviews),
     }  # fmt: skip
 
 

@@ -7,14 +7,13 @@ so a run that is stopped goes on with the pictures that have none.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.curation.ledger import Ledger, Picture
+from minigpt4.curation.ledger import Ledger, LedgerImage
 from minigpt4.data.formats import read_annotations
 from minigpt4.data.pairs import unusable_text
 from minigpt4.endpoint import Endpoint, Unanswered
@@ -26,8 +25,6 @@ from minigpt4.stopping import StopSignals
 
 if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
-
-logger = logging.getLogger(__name__)
 
 BATCH = 32
 #: Descriptions as the ledger keeps them, by the picture's name and the sample.
@@ -58,7 +55,6 @@ def add_folder(ledger: Ledger, folder: Path) -> int:
         name = path.relative_to(folder).with_suffix("").as_posix()
         named[name if name not in named else path.relative_to(folder).as_posix()] = path
     refused = ledger.add_pictures(named.items())
-    _warn_refused(refused)
     if len(refused) == len(named):
         raise UserError(f"{folder}: holds no picture that can be opened")
     return len(named) - len(refused)
@@ -80,23 +76,15 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
             refused[image_id] = str(error)
         if cause := unusable_text(image_id, caption):
             refused[image_id] = cause.detail
-    refused |= ledger.add_pictures((name, file) for name, file in files.items() if name not in refused)
-    _warn_refused(refused)
+    left_out = ledger.add_pictures(files.items(), refused)
     settings = ledger.settings("describe", {"model": "imported", "from": str(directory.resolve())})
     rows = [
         ((image_id, sample), 0, {"text": text, "tokens": None, "continuations": 0, "ended": True})
         for image_id, texts in captions.items()
         for sample, text in enumerate(texts)
-        if image_id not in refused
+        if image_id not in left_out
     ]
     return ledger.add("describe", settings, rows)
-
-
-def _warn_refused(refused: dict[str, str]) -> None:
-    for name, reason in list(refused.items())[:5]:
-        logger.warning("left out: %s (%s)", name, reason)
-    if len(refused) > 5:
-        logger.warning("left out: %d more", len(refused) - 5)
 
 
 def describe(
@@ -130,13 +118,13 @@ def describe(
         turn, failures = ledger.next_turn("describe") if redo else 0, ledger.next_turn("describe-failed")
         counts = {"described": 0, "continued": 0, "left out": 0, "done before": len(pictures) * samples - len(todo)}
 
-        def keep(tasks: Sequence[tuple[Picture, int]], found: Described) -> None:
+        def keep(tasks: Sequence[tuple[LedgerImage, int]], found: Described) -> None:
             counts["described"] += ledger.add("describe", settings, [(key, 0, found[key]) for key in found], turn)
             counts["continued"] += sum(data["continuations"] > 0 for data in found.values())
             counts["left out"] += len(tasks) - len(found)
             bar.update(task, advance=len(tasks), note=f"{counts['continued']} continued")
 
-        def keep_one(one: tuple[Picture, int], found: Described | Unanswered) -> None:
+        def keep_one(one: tuple[LedgerImage, int], found: Described | Unanswered) -> None:
             if isinstance(found, Unanswered):
                 row = ((one[0].name, one[1]), 0, {"reason": str(found), "tokens": found.tokens})
                 ledger.add("describe-failed", settings, [row], failures)
@@ -156,13 +144,13 @@ def describe(
         return counts
 
 
-def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Picture, int]]) -> Described:
+def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
     """Descriptions of those whose picture is there, written together."""
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
 
-    pictures = {picture.name: picture for picture, _ in batch}
-    opened = {name: data for name, picture in pictures.items() if (data := _open(picture)) is not None}
+    pictures = dict.fromkeys(picture for picture, _ in batch)
+    opened = {each.name: data for each in pictures if (data := each.read_if_there()) is not None}
     keys = [(picture.name, sample) for picture, sample in batch if picture.name in opened]
     if not keys:
         return {}
@@ -187,10 +175,10 @@ def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Pict
     return dict(zip(keys, found, strict=True))
 
 
-def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[Picture, int]) -> Described:
+def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[LedgerImage, int]) -> Described:
     """The description of one picture, if it is there."""
     picture, sample = one
-    data = _open(picture)
+    data = picture.read_if_there()
     if data is None:
         return {}
     shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
@@ -221,11 +209,3 @@ def model_fingerprint(model: MiniGPT4) -> str:
     for tensor in model.blip2.language_projection.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _open(picture: Picture) -> bytes | None:
-    try:
-        return picture.read()
-    except UserError as error:
-        logger.warning("left out: %s", error)
-        return None

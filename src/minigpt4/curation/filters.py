@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +19,14 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.curation import language
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.images import open_image
 from minigpt4.progress import progress_bar
 from minigpt4.telling import shown
-from minigpt4.text_failures import failure, foreign_share
-
-logger = logging.getLogger(__name__)
+from minigpt4.text_failures import failure, foreign_share, words
 
 HASH_SIDE = 16
 
@@ -101,7 +98,7 @@ def difference_hash(image: Image.Image) -> np.ndarray:
     return np.packbits(small[:, :-1] > small[:, 1:]).view(np.uint64)
 
 
-def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]:
+def image_hashes(ledger: Ledger, items: Sequence[Description]) -> dict[str, np.ndarray]:
     """The hash of every image that can be read, by its name; each is decoded once in the life of a project."""
     known = {event.picture: np.array(event.data["hash"], dtype=np.uint64) for event in ledger.events("hash")}
     settings = ledger.settings("hash", {"side": HASH_SIDE})
@@ -109,16 +106,14 @@ def image_hashes(ledger: Ledger, items: Sequence[Item]) -> dict[str, np.ndarray]
     with progress_bar() as bar:
         task = bar.add_task("hash images", total=len(missing), note="")
         for name, image in missing.items():
-            try:
-                known[name] = difference_hash(open_image(image.read()))
+            if (data := image.read_if_there()) is not None:
+                known[name] = difference_hash(open_image(data))
                 ledger.add("hash", settings, [((name, 0), 0, {"hash": known[name].tolist()})])
-            except UserError as error:
-                logger.warning("left out: %s", error)
             bar.advance(task)
     return known
 
 
-def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
+def measure_all(items: Sequence[Description], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
     """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
     names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
     table = np.array([hashes[name] for name in names])
@@ -126,25 +121,20 @@ def measure_all(items: Sequence[Item], hashes: Mapping[str, np.ndarray]) -> list
     seen: Counter[str] = Counter()
     found: list[dict[str, float | None]] = []
     for item in items:
-        text, words = item.text, language.words(item.text)
-        grounding = item.grounding.data if item.grounding is not None else {}
+        text, said = item.text, words(item.text)
+        grounding = item.grounding or {}
         found.append({
-            "too_short": len(words),
-            "too_long": len(words),
+            "too_short": len(said), "too_long": len(said),
             "unfinished": int(failure(text, item.ended) in ("fragment", "no end", "empty")),
-            "fragments": language.count_fragments(text),
-            "repeated_ngrams": language.repeated_share(text),
+            "fragments": language.count_fragments(text), "repeated_ngrams": language.repeated_share(text),
             "repeated_sentences": language.count_repeated_sentences(text),
             "apology": language.count(language.APOLOGIES, text),
             "assistant_talk": language.count(language.ASSISTANT_TALK, text),
-            "non_english": foreign_share(text),
-            "markup": language.count(language.MARKUP, text),
-            "duplicate_picture": nearest.get(item.picture.name),
-            "duplicate_text": seen[" ".join(words)],
-            "ungrounded_sentence": grounding.get("lowest"),
-            "ungrounded_text": grounding.get("whole"),
+            "non_english": foreign_share(text), "markup": language.count(language.MARKUP, text),
+            "duplicate_picture": nearest.get(item.picture.name), "duplicate_text": seen[" ".join(said)],
+            "ungrounded_sentence": grounding.get("lowest"), "ungrounded_text": grounding.get("whole"),
         })  # fmt: skip
-        seen[" ".join(words)] += 1
+        seen[" ".join(said)] += 1
     return found
 
 
@@ -206,7 +196,9 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
     return out / "stats.md"
 
 
-def _examples(rule: FilterRule, threshold: float | None, having: list[tuple[float, Item]], count: int = 3) -> list[str]:
+def _examples(
+    rule: FilterRule, threshold: float | None, having: list[tuple[float, Description]], count: int = 3
+) -> list[str]:
     """How many texts the rule catches, and the `count` texts nearest to the threshold on either side."""
     if threshold is None:
         return ["Switched off."]

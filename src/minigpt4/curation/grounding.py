@@ -8,7 +8,6 @@ the image speaks against it. (In the plain difference a rare word would weigh mo
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from minigpt4.curation.describe import Describing, model_fingerprint
 from minigpt4.curation.language import sentences
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import open_image
@@ -28,8 +27,6 @@ from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
 from minigpt4.stopping import StopSignals
-
-logger = logging.getLogger(__name__)
 
 BATCH, SEED = 32, 0
 
@@ -100,12 +97,12 @@ def ground(
 
 
 def _ground_batch(
-    model: MiniGPT4, instruction: str, batch: Sequence[Item], features: ImageFeatures, others: int
+    model: MiniGPT4, instruction: str, batch: Sequence[Description], features: ImageFeatures, others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
     drawn = [(item, features.with_others(item.picture.name)) for item in batch if item.text.strip()]
     features.load(itertools.chain.from_iterable(names[: 1 + others] for _, names in drawn))  # in one batch
-    compared: list[tuple[Item, list[Tensor]]] = []
+    compared: list[tuple[Description, list[Tensor]]] = []
     for item, names in drawn:
         if features.get(names[0]) is not None:
             found = (one for name in names if (one := features.get(name)) is not None)
@@ -138,10 +135,8 @@ class ImageFeatures:
         for name in dict.fromkeys(names):
             if name not in self._found:
                 self._found[name] = None
-                try:
-                    opened[name] = open_image(self._images[name].read())
-                except UserError as error:
-                    logger.warning("left out: %s", error)
+                if (data := self._images[name].read_if_there()) is not None:
+                    opened[name] = open_image(data)
         if opened:
             self._found |= dict(zip(opened, self._model.encode_images(list(opened.values())), strict=True))
 

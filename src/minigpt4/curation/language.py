@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from minigpt4.text_failures import words
+
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
 #: Phrases about a mistake, or a refusal, instead of an image.
 APOLOGIES = re.compile(
@@ -27,11 +29,6 @@ MARKUP = re.compile(
 )
 
 
-def words(text: str) -> list[str]:
-    """The words of `text` in lower case."""
-    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
-
-
 def sentences(text: str) -> list[tuple[int, int]]:
     """(start, end) of every sentence or line of `text` that holds a word."""
     return [match.span() for match in _SENTENCE.finditer(text) if words(match.group())]
@@ -53,10 +50,10 @@ def count_repeated_sentences(text: str) -> int:
     return len(said) - len(set(said))
 
 
-def repeated_share(text: str, size: int = 4) -> float:
-    """The share of runs of `size` words that repeat an earlier run, 0 to 1."""
+def repeated_share(text: str) -> float:
+    """The share of runs of four words that repeat an earlier run, 0 to 1."""
     spoken = words(text)
-    runs = [tuple(spoken[start : start + size]) for start in range(len(spoken) - size + 1)]
+    runs = list(zip(spoken, spoken[1:], spoken[2:], spoken[3:], strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.images import open_image, read_image
+
+logger = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
@@ -44,7 +47,7 @@ COMMIT;
 
 
 @dataclass(frozen=True)
-class Picture:
+class LedgerImage:
     """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
 
     name: str
@@ -60,6 +63,14 @@ class Picture:
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise UserError(f"{self.path}: the picture was changed since it was added")
         return data
+
+    def read_if_there(self) -> bytes | None:
+        """As `read`, but None, with a warning, where that raises UserError."""
+        try:
+            return self.read()
+        except UserError as error:
+            logger.warning("left out: %s", error)
+            return None
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,14 @@ class Event:
 
 
 @dataclass
-class Item:
+class Description:
     """Where one text of one picture stands: the newest event of each step that belongs to the present text."""
 
-    picture: Picture
+    picture: LedgerImage
     sample: int
     raw: Event
     refined: Event | None = None
-    grounding: Event | None = None
+    grounding: dict[str, Any] | None = None  # as `measure_grounding` returns it
     verdict: Event | None = None
     selection: Event | None = None
     reviews: dict[str, Event] = field(default_factory=dict)
@@ -137,7 +148,7 @@ class Item:
         elif event.source != self.source.seq:
             return
         elif event.step == "ground":
-            self.grounding = event
+            self.grounding = event.data
         elif event.step == "filter":
             self.verdict = event
         elif event.step == "select":
@@ -199,20 +210,23 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- writing
 
-    def add_pictures(self, files: Iterable[tuple[str, Path]]) -> dict[str, str]:
-        """Add (name, file); returns why those that cannot be opened were left out, by name.
+    def add_pictures(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
+        """Add (name, file); returns the names of those that were left out, with warnings of some.
 
-        A picture that is there already stays. Raises UserError if its name belongs to a picture with other content.
+        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. A picture
+        that is there already stays. Raises UserError if its name belongs to a picture with other content.
         """
-        refused: dict[str, str] = {}
+        causes = {**(refused or {})}
         known = {picture.name: picture.sha256 for picture in self.pictures()}
         rows = []
         for name, path in files:
+            if name in causes:
+                continue
             try:
                 data = read_image(path)
                 open_image(data)
             except UserError as error:
-                refused[name] = str(error)
+                causes[name] = str(error)
                 continue
             digest = hashlib.sha256(data).hexdigest()
             if known.setdefault(name, digest) != digest:
@@ -223,7 +237,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             self._db.executemany(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
             )
-        return refused
+        for name, cause in list(causes.items())[:5]:
+            logger.warning("left out: %s (%s)", name, cause)
+        if len(causes) > 5:
+            logger.warning("left out: %d more", len(causes) - 5)
+        return set(causes)
 
     def settings(self, step: str, value: Mapping[str, Any]) -> str:
         """The id under which these settings of `step` are recorded."""
@@ -247,11 +265,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         ]
         before = self._db.total_changes
         with self._told(), self._db:
-            self._db.executemany(
-                "INSERT OR IGNORE INTO events (picture, sample, step, source, settings, turn, data, at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._db.executemany("INSERT OR IGNORE INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         return self._db.total_changes - before
 
     def next_turn(self, step: str) -> int:
@@ -260,13 +274,13 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- reading
 
-    def pictures(self, names: Iterable[str] = ()) -> list[Picture]:
+    def pictures(self, names: Iterable[str] = ()) -> list[LedgerImage]:
         """All pictures, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
         wanted = set(names)
         if unknown := wanted - {name for name, _, _ in rows}:
             raise UserError(f"{self.project}: there is no picture named {min(unknown)!r}")
-        return [Picture(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
+        return [LedgerImage(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
 
     def events(self, *steps: str) -> list[Event]:
         """All events (of these steps), oldest first."""
@@ -288,15 +302,15 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """(step, settings) by id."""
         return {key: (step, json.loads(value)) for key, step, value in self._rows("SELECT * FROM settings")}
 
-    def items(self, names: Iterable[str] = ()) -> list[Item]:
+    def items(self, names: Iterable[str] = ()) -> list[Description]:
         """Where every text stands, in the order of the pictures and samples; `names` as in `pictures`."""
         pictures = {picture.name: picture for picture in self.pictures(names)}
         order = {name: number for number, name in enumerate(pictures)}
-        items: dict[tuple[str, int], Item] = {}
+        items: dict[tuple[str, int], Description] = {}
         for event in self.events():
             key = (event.picture, event.sample)
             if event.step == "describe" and event.picture in pictures:
-                items[key] = Item(pictures[event.picture], event.sample, event)
+                items[key] = Description(pictures[event.picture], event.sample, event)
             elif key in items:
                 items[key].apply(event)
         return [items[key] for key in sorted(items, key=lambda key: (order[key[0]], key[1]))]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from minigpt4.curation.language import APOLOGIES, ASSISTANT_TALK, count, similarity
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.progress import progress_bar
 
@@ -40,14 +40,14 @@ def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
     return "drift" if similarity(raw, reply.text) < min_similarity else None
 
 
-def estimate(items: Sequence[Item]) -> dict[str, int]:
+def estimate(items: Sequence[Description]) -> dict[str, int]:
     """What refining these costs at most: requests and tokens. An answer is taken to be as long as its text."""
     texts = sum(estimate_tokens(item.raw.data["text"]) for item in items)
     prompts = texts + len(items) * estimate_tokens(INSTRUCTION)
     return {"requests": len(items), "prompt tokens": prompts, "answer tokens": texts}
 
 
-def _judge_again(ledger: Ledger, settings: str, items: Sequence[Item], min_similarity: float) -> int:
+def _judge_again(ledger: Ledger, settings: str, items: Sequence[Description], min_similarity: float) -> int:
     """Judge recorded answers by another `min_similarity`, without asking again; returns how many verdicts changed."""
     rows = []
     for item in items:
@@ -95,13 +95,13 @@ def refine(
         counts: Counter[str] = Counter()
         total = 0
 
-        def work(item: Item) -> Reply:
+        def work(item: Description) -> Reply:
             raw = item.raw.data["text"]
             talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": raw}]
             name, limit = f"{settings}-{item.raw.seq}", 2 * estimate_tokens(raw) + 64
             return endpoint.ask(talk, max_tokens=limit, temperature=TEMPERATURE, name=name)
 
-        def record(item: Item, found: Reply | Unanswered) -> bool:
+        def record(item: Description, found: Reply | Unanswered) -> bool:
             nonlocal total
             if isinstance(found, Unanswered):
                 counts["unanswered"] += 1

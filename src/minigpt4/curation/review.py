@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.labelling import LabellingDesk, TakenError, labelling_app, serve_app
 from minigpt4.statistics import agreements
@@ -32,21 +32,18 @@ class ReviewDesk(LabellingDesk):
     html = "minigpt4.curation", "review.html"
 
     def __init__(self, ledger: Ledger, shared: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
         self.ledger, self.shared, self.clock = ledger, shared, clock
         self.items = [item for item in ledger.items() if item.kept and item.text.strip()]
+        super().__init__(len(self.items))
         if not self.items:
             raise UserError(f"{ledger.project}: there is no text to review; describe, refine and filter first")
         self._settings = ledger.settings("review", {"shared": shared})
         self._leases: dict[int, tuple[str, float]] = {}  # reviewer, until when
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def image(self, index: int) -> bytes:
         return self.items[index].picture.read()
 
-    def is_shared(self, item: Item) -> bool:
+    def is_shared(self, item: Description) -> bool:
         """Whether everyone decides on this text. It is drawn by its image's name, so it stays when texts are added."""
         drawn = hashlib.sha256(f"{item.picture.name} {item.sample}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") / 2**32 < self.shared
@@ -81,7 +78,7 @@ class ReviewDesk(LabellingDesk):
                 "raw": raw, "written": item.text, "mine": mine["verdict"],
                 "text": mine["text"] if mine["verdict"] == "edit" else item.text,
                 "changes": differences(raw, item.text) if raw != item.text else [],
-                "sentences": item.grounding.data["sentences"] if item.grounding is not None else [],
+                "sentences": item.grounding["sentences"] if item.grounding else [],
             }  # fmt: skip
 
     def decide(self, reviewer: str, index: int, source: int, verdict: str, text: EditedText = None) -> None:
@@ -111,7 +108,7 @@ class ReviewDesk(LabellingDesk):
             self._record(self.items[last], reviewer, "undo", None)
             return last
 
-    def _record(self, item: Item, reviewer: str, verdict: str, text: str | None) -> None:
+    def _record(self, item: Description, reviewer: str, verdict: str, text: str | None) -> None:
         data = {"reviewer": reviewer, "verdict": verdict, "text": text}
         turn = self.ledger.next_turn("review")
         self.ledger.add("review", self._settings, [(item.key, item.source.seq, data)], turn)

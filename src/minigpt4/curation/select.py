@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigpt4.curation.grounding import ImageFeatures
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 
@@ -58,7 +58,7 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
     `model` gives the features that are clustered. Raises UserError if there are too few texts.
     """
     with ledger.lock("select"):
-        items, candidates = ledger.items(), list[Item]()
+        items, candidates = ledger.items(), list[Description]()
         chosen: dict[tuple[str, int], float] = {}
         if best is not None:
             allowed = [item for item in items if item.verdict is not None and not item.verdict.data["caught"]]
@@ -79,13 +79,13 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
         return {"selected": len(chosen), "candidates": len(candidates), "changed": len(rows)}
 
 
-def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
+def best_samples(items: Sequence[Description]) -> tuple[list[Description], np.ndarray]:
     """The best text of each image, and their qualities, 0 to 1: the mean of the ranks by grounding and by fluency.
 
     Grounding is that of the whole text: its least supported sentence is mostly a harmless filler that fits any image.
     Raises UserError for an item without grounding.
     """
-    measured = [item.grounding.data for item in items if item.grounding is not None]
+    measured = [item.grounding for item in items if item.grounding]
     if missing := len(items) - len(measured):
         raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
     scores = np.zeros(len(items))
@@ -100,7 +100,7 @@ def best_samples(items: Sequence[Item]) -> tuple[list[Item], np.ndarray]:
     return [items[i] for i in chosen], scores[chosen]
 
 
-def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Item], count: int) -> np.ndarray:
+def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Description], count: int) -> np.ndarray:
     if count < 2 or model is None:
         return np.zeros(len(items), dtype=int)
     features = ImageFeatures(MiniGPT4.from_pretrained(model), ledger)

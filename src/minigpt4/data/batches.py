@@ -45,7 +45,7 @@ class Samples:
         return len(self.pictures)
 
     def fingerprint(self) -> str:
-        """Changes when any picture, token or prompt does, or their order."""
+        """Changes with any picture, token or prompt, and with their order."""
         digest = hashlib.sha256(b"".join(self.pictures))
         own = ([i, *ids] for i, ids in sorted(self.own_prompts.items()))
         for ids in (*self.targets, *self.prompts, *own):
@@ -55,19 +55,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, padded on the right.
+    """One step's samples, padded on the right."""
 
-    Attributes:
-        pictures: picture keys, one per sample.
-        input_ids: (batch, length) int64; each row is prompt (with its image placeholders), target, padding.
-        is_target: (batch, length) bool; the tokens that the loss is on.
-        num_tokens: how many of the ids are not padding.
-    """
-
-    pictures: list[bytes]
-    input_ids: Tensor
-    is_target: Tensor
-    num_tokens: int
+    pictures: list[bytes]  # their keys
+    input_ids: Tensor  # (batch, length) int64; each row is prompt (with its image placeholders), target, padding
+    is_target: Tensor  # (batch, length) bool; the tokens that the loss is on
+    num_tokens: int  # ids that are not padding
 
     @classmethod
     def of(cls, pictures: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:
@@ -104,9 +97,8 @@ def tokenise(
     format of stage 2; without it, that of the paper.
 
     A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
-    generates; where the tokenizer puts a space before every text, the end symbol is tokenised with its text (as in the
-    original). Both together are cut at `max_text_tokens`, so a text that is cut teaches no end. In stage 2 texts are
-    rid of the template's stop string (see `without_stop`).
+    generates; where the tokenizer puts a space before every text, together (as in the original). They are cut at
+    `max_text_tokens`, so a text that is cut teaches no end. Stage 2's texts are rid of the stop string.
     """
 
     def prompt_ids(prompt: str) -> list[int]:

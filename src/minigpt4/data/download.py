@@ -1,7 +1,6 @@
 """Download of stage 1's images from the web: BLIP's two caption lists, fetched by img2dataset into tar shards.
 
-img2dataset (an optional dependency) runs in its own process; started again, it fetches the missing shards. It cannot
-read the lists as they are, one JSON array of many gigabytes, so they are rewritten as parquet files first.
+img2dataset cannot read the lists as they are, one JSON array of many gigabytes, so they are written as parquet first.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from minigpt4.files import new_directory
 
 _BLIP = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/datasets"
 ROWS = 1_000_000  # of a list in one parquet file
-
-
 #: The lists that the paper's stage 1 took its pairs from, with BLIP's captions, and what to do with them.
 LISTS = f"""\
 cc_sbu: Conceptual Captions 3M and 12M, SBU (1256 shards of 10,000)
@@ -47,7 +44,7 @@ def download(
 
     Args:
         captions: A JSON array, or JSON lines, of objects with `url` and `caption`.
-        out: Directory of the shards; those of an earlier call are kept.
+        out: Directory of the shards. Those of an earlier call are kept, and the missing ones fetched.
         processes, threads: Of img2dataset; each thread holds one connection.
         image_size: Larger images are reduced to this shorter side, in pixels.
         timeout: Seconds per image.
@@ -84,13 +81,12 @@ def _write_rows(captions: Path, rows: Path, limit: int | None) -> None:
 
     with new_directory(rows, marker="00000.parquet") as directory:
         entries = islice(read_list(captions), limit)
-        for number in range(sys.maxsize):
-            piece = list(islice(entries, ROWS))
-            if not piece:
-                break
-            columns = {"url": [url for url, _ in piece], "caption": [caption for _, caption in piece]}
-            pyarrow.parquet.write_table(pyarrow.table(columns), directory / f"{number:05d}.parquet")
-        if not number:
+        pieces = iter(lambda: list(islice(entries, ROWS)), [])
+        for number, piece in enumerate(pieces):
+            urls, texts = zip(*piece, strict=True)
+            table = pyarrow.table({"url": pyarrow.array(urls), "caption": pyarrow.array(texts)})
+            pyarrow.parquet.write_table(table, directory / f"{number:05d}.parquet")
+        if not any(directory.iterdir()):
             raise UserError(f"{captions}: holds no pair of url and caption")
 
 

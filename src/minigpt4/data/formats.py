@@ -1,8 +1,7 @@
 """The formats that pairs come in, each cut into shards that can be read apart from each other.
 
-A reader knows its shards and reads one of them, or every n-th record of one; what gives no pair is told by cause, in
-its place. One record, however hostile, takes a bounded memory. Readers hold no open files, so they travel to other
-processes. Whether an image can be decoded shows when it is opened.
+What gives no pair is told by cause, in its place. One record, however hostile, takes a bounded memory. Readers hold no
+open files, so they travel to other processes. Whether an image can be decoded shows when it is opened.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ import functools
 import io
 import json
 import math
+import os
 import re
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, TextIO
@@ -27,7 +28,7 @@ from minigpt4.data.pairs import (
     BROKEN_LINE,
     LARGEST_RECORD,
     NO_PICTURE,
-    NO_TEXT,
+    SPLIT_KEY,
     TEXT_ENDINGS,
     TEXT_KEYS,
     TOO_LARGE,
@@ -35,16 +36,18 @@ from minigpt4.data.pairs import (
     TURN_KEYS,
     Cause,
     Pair,
+    Record,
     lowered,
     make_pairs,
     parse_record,
     read_beside,
-)  # fmt: skip
+    split_of,
+)
 from minigpt4.data.workers import datasets_library
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
-from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS, find_image, fold, read_image
+from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS, find_image, read_image
 
 #: Where a row's image is looked for: a path (from the file's own directory), bytes, a `data:` address, datasets'
 #: {"bytes", "path"}, or a list of one of them. Keys count in any case.
@@ -74,21 +77,27 @@ class Reader(ABC):
     caption_key: str | None = None
     notes: tuple[str, ...] = ()  # what is read and what is not, for people
 
-    @abstractmethod
     def shards(self) -> list[Any]:
         """The parts that can be read apart from each other."""
+        return list(self.files)
 
     @abstractmethod
+    def records(self, shard: Any, part: int, parts: int) -> Iterator[Record | Cause]:
+        """Every `parts`-th record of a shard from number `part` on, or the cause why there is none."""
+
     def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
         """The pairs of every `parts`-th record of a shard from number `part` on, or the causes why there are none."""
+        for record in self.records(shard, part, parts):
+            yield from [record] if isinstance(record, Cause) else make_pairs(record, stage, self.caption_key)
 
-    @abstractmethod
     def count(self) -> int | None:
         """How many records there are, if that can be known in a moment."""
+        return None
 
-    @abstractmethod
     def keys(self) -> list[str]:
         """Keys of the first record."""
+        records = (record for shard in self.shards()[:1] for record in self.records(shard, 0, 1))
+        return next((list(record.fields) for record in records if isinstance(record, Record)), [])
 
 
 # -- images
@@ -119,6 +128,9 @@ def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | byte
         return _fetch(value)
     if re.match(r"https?:|data:", value):
         return Cause(NO_PICTURE, f"{name}: {value[:80]} is not a file; download the pictures first (img2dataset)")
+    inner = record.get("filepath")
+    if isinstance(inner, str) and value == record.get("filename") and os.path.isdir(directory / inner):  # noqa: PTH112
+        directory /= inner  # a folder, in Karpathy's files
     try:
         return find_image(directory, value)
     except UserError as error:
@@ -153,53 +165,36 @@ def _fetch(address: str) -> bytes | Cause:
 # -- files
 
 
-@dataclass(frozen=True)
 class Tars(Reader):
     """img2dataset's tar shards: `key.jpg` (or another image) beside `key.json` or `key.txt`; streamed, not unpacked."""
 
-    def shards(self) -> list[Path]:
-        return list(self.files)
-
-    def read(self, shard: Path, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
+    def records(self, shard: Path, part: int, parts: int) -> Iterator[Record | Cause]:
         with shard.open("rb") as file:
             for number, (stem, members) in enumerate(_tar_records(file)):
                 if stem is None:
                     if part == 0:
                         yield Cause(BROKEN_SHARD, f"{shard}: cut off or broken; fetch it again")
                 elif number % parts == part:
-                    yield from self._pairs(file, f"{shard}/{stem}", members, stage)
+                    yield self._record(file, f"{shard}/{stem}", members)
 
-    def _pairs(
-        self, file: BinaryIO, name: str, members: Mapping[str, tuple[int, int]], stage: int
-    ) -> list[Pair] | list[Cause]:
-        if members.get("picture", (0, 0))[1] > LARGEST_IMAGE:
-            return [Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")]
-        if max([size for ending, (_, size) in members.items() if ending != "picture"], default=0) > LARGEST_RECORD:
-            return [Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")]
-
-        def read(ending: str) -> bytes | None:
-            return _read(file, *members[ending]) if ending in members else None
-
-        record, trouble = read_beside(read, name, self.caption_key)
-        picture = read("picture") or Cause(NO_PICTURE, f"{name}: the archive holds no picture of that name")
-        return make_pairs(name, picture, record, stage, self.caption_key, trouble)
+    def _record(self, file: BinaryIO, name: str, members: dict[str, tuple[int, int]]) -> Record | Cause:
+        picture: bytes | Cause = Cause(NO_PICTURE, f"{name}: the archive holds no picture of that name")
+        if place := members.pop("picture", None):
+            if place[1] > LARGEST_IMAGE:
+                return Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")
+            picture = _read(file, *place)
+        if any(size > LARGEST_RECORD for _, size in members.values()):
+            return Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")
+        texts = {ending: partial(_read, file, *place) for ending, place in members.items()}
+        return Record(name, picture, *read_beside(texts, name, self.caption_key))
 
     def count(self) -> int | None:
         """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
         try:
             files = [file.with_name(f"{file.stem}_stats.json") for file in self.files]
-            stats = [parse_record(read_file(file, LARGEST_RECORD), str(file)) for file in files]
-            return sum(int(shard["successes"]) for shard in stats if isinstance(shard, dict))
+            return sum(int(read_document(file, LARGEST_RECORD)["successes"]) for file in files)
         except (UserError, ValueError, KeyError, TypeError):
             return None
-
-    def keys(self) -> list[str]:
-        with self.files[0].open("rb") as file, suppress(tarfile.TarError):
-            for name, place, size in tar_members(file):
-                if name.lower().endswith(".json") and size <= LARGEST_RECORD:
-                    record = parse_record(_read(file, place, size), name)
-                    return list(record) if isinstance(record, dict) else []
-        return []
 
 
 def holds_pairs(path: Path) -> bool:
@@ -218,28 +213,25 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
     The members of a record stand next to each other, as img2dataset writes them. Where `tar` wrote all images before
     all texts, up to WAITING records wait for their other half.
     """
-    key, members = "", dict[str, tuple[int, int]]()
+    key = ""
     waiting: dict[str, dict[str, tuple[int, int]]] = {}
-    broken = False
 
     def ended() -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-        if key:
-            whole = {**members, **waiting.pop(key, {})}
-            if ("picture" in whole and len(whole) > 1) or len(waiting) >= WAITING:
-                yield key, whole
-            else:
-                waiting[key] = whole
+        members = waiting.get(key, {})
+        if ("picture" in members and len(members) > 1) or len(waiting) > WAITING:
+            yield key, waiting.pop(key)
 
+    broken = False
     try:
         for name, place, size in tar_members(file):
             stem, _, ending = name.rpartition(".")
-            ending = ending.lower()
             if not stem or is_leftover(name):
                 continue
             if stem != key:
                 yield from ended()
-                key, members = stem, {}
-            ending = "picture" if ending in PICTURE_ENDINGS and size else ending
+                key = stem
+            members = waiting.setdefault(key, {})
+            ending = "picture" if ending.lower() in PICTURE_ENDINGS and size else ending.lower()
             if ending in ("picture", *TEXT_ENDINGS):
                 members.setdefault(ending, (place, size))
     except tarfile.TarError:
@@ -283,39 +275,27 @@ def _read(file: BinaryIO, place: int, size: int) -> bytes:
     return file.read(size)
 
 
-@dataclass(frozen=True)
 class Descriptions(Reader):
-    """cc_sbu_align: `filter_cap.json` beside `image/`. One shard, for it is small."""
+    """cc_sbu_align: `filter_cap.json` beside `image/`."""
 
-    def shards(self) -> list[Path]:
-        return [file.parent for file in self.files]
-
-    def read(self, shard: Path, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
-        return read_items(shard, part, parts, stage=stage)
+    def records(self, shard: Path, part: int, parts: int) -> Iterator[Record | Cause]:
+        images = shard.parent / "image"
+        for image_id, caption in read_annotations(shard.parent)[part::parts]:
+            try:
+                path = find_image(images, image_id, inside=True)
+                yield Record(str(path), load_picture(path), {"image_id": image_id, "caption": caption})
+            except UserError as error:
+                yield Cause(NO_PICTURE, f"{images}/{image_id}: {error}")
 
     def count(self) -> int:
         return sum(len(read_annotations(file.parent)) for file in self.files)
 
-    def keys(self) -> list[str]:
-        return ["image_id", "caption"]
 
-
-def read_items(directory: str | Path, part: int = 0, parts: int = 1, *, stage: int = 2) -> Iterator[Pair | Cause]:
-    """Every `parts`-th pair of a cc_sbu_align from number `part` on, or the cause why there is none.
+def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
+    """`(image_id, caption)` of every annotation of a cc_sbu_align.
 
     Raises UserError if the directory does not have that layout.
     """
-    for image_id, caption in read_annotations(directory)[part::parts]:
-        name = f"{directory}/image/{image_id}"
-        try:
-            path = find_image(Path(directory) / "image", image_id, inside=True)
-            yield from make_pairs(str(path), load_picture(path), {"caption": caption}, stage)
-        except UserError as error:
-            yield Cause(NO_PICTURE, f"{name}: {error}")
-
-
-def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
-    """`(image_id, caption)` of every annotation of a cc_sbu_align; errors as `read_items`."""
     path = Path(directory) / "filter_cap.json"
     if not Path(directory).is_dir():
         raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
@@ -333,50 +313,32 @@ def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Folder(Reader):
-    """Images, each beside a `.json`, `.txt` or `.caption` of the same name, in any depth. `texts` are those files."""
+    """Images, each beside a `.json`, `.txt` or `.caption` of the same name, in any depth.
 
-    texts: tuple[Path, ...] = ()
+    `beside` has each image's path and those of its texts; a shard is a part of it, so `files` can stay empty.
+    """
 
-    @functools.cached_property
-    def beside(self) -> list[list[str]]:
-        """Each image, and the text files that share its name: `a.txt` or `a.jpg.txt` beside `a.jpg`."""
-        named: dict[str, list[str]] = {}
-        for path in self.texts:
-            named.setdefault(fold(str(path.with_suffix(""))), []).append(str(path))
-        return [
-            [str(image), *(named.get(fold(str(image.with_suffix("")))) or named.get(fold(str(image))) or ())]
-            for image in self.files
-        ]
+    beside: tuple[list[str], ...] = ()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": (), "caption_key": self.caption_key, "notes": (), "texts": ()}  # the files are in the shards
+    def shards(self) -> list[tuple[list[str], ...]]:
+        return [self.beside[i : i + FOLDER_SHARD] for i in range(0, len(self.beside), FOLDER_SHARD)]
 
-    def shards(self) -> list[list[list[str]]]:
-        return [self.beside[i : i + FOLDER_SHARD] for i in range(0, len(self.files), FOLDER_SHARD)]
-
-    def read(self, shard: list[list[str]], part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
-        for image, *texts in shard[part::parts]:
+    def records(self, shard: tuple[list[str], ...], part: int, parts: int) -> Iterator[Record | Cause]:
+        for image, *paths in shard[part::parts]:
+            texts: dict[str, Callable[[], bytes]] = {}
+            for path in paths:
+                ending = path.rpartition(".")[2].lower()
+                texts.setdefault(ending, partial(read_file, Path(path), LARGEST_RECORD, "a text"))
             try:
-                record, trouble = self._record(image, texts)
-            except UserError as error:
-                yield Cause(TOO_LONG if isinstance(error, TooLargeError) else NO_TEXT[stage - 1], error)
+                record, trouble = read_beside(texts, image.rpartition(".")[0], self.caption_key)
+            except TooLargeError as error:
+                yield Cause(TOO_LONG, error)
                 continue
             trouble = trouble or ("" if texts else f"{image}: no .txt or .json of the same name beside it")
-            yield from make_pairs(image, load_picture(Path(image)), record, stage, self.caption_key, trouble)
-
-    def _record(self, image: str, texts: list[str]) -> tuple[dict[str, Any], str]:
-        paths = {text.rpartition(".")[2].lower(): text for text in reversed(texts)}
-
-        def read(ending: str) -> bytes | None:
-            return read_file(paths[ending], LARGEST_RECORD, "a text") if ending in paths else None
-
-        return read_beside(read, image.rpartition(".")[0], self.caption_key)
+            yield Record(image, load_picture(Path(image)), record, trouble)
 
     def count(self) -> int:
-        return len(self.files)
-
-    def keys(self) -> list[str]:
-        return list(self._record(self.beside[0][0], self.beside[0][1:])[0])
+        return len(self.beside)
 
 
 # -- tables
@@ -384,28 +346,39 @@ class Folder(Reader):
 
 @dataclass(frozen=True)
 class Table(Reader):
-    """What formats with a row for each pair have in common."""
+    """What formats with a row for each pair have in common. `train_alone` leaves rows of held-out splits out."""
 
-    def read(self, shard: Any, part: int, parts: int, stage: int) -> Iterator[Pair | Cause]:
-        for row in islice(self.rows(shard), part, None, parts):
-            if isinstance(row, Cause):
-                yield row
-            else:
-                name, record, directory = row
-                found = locate(record, directory, name)
-                picture = load_picture(found) if isinstance(found, Path) else found
-                yield from make_pairs(name, picture, record, stage, self.caption_key)
-
-    def keys(self) -> list[str]:
-        rows = (row for shard in self.shards()[:1] for row in self.rows(shard))
-        return next((list(row[1]) for row in rows if not isinstance(row, Cause)), [])
+    train_alone: bool = False
 
     @abstractmethod
     def rows(self, shard: Any) -> Iterator[Row | Cause]:
         """Each row, with its keys `lowered`, or the cause why there is none."""
 
+    def records(self, shard: Any, part: int, parts: int) -> Iterator[Record | Cause]:
+        for row in islice(filter(self._is_read, self.rows(shard)), part, None, parts):
+            if isinstance(row, Cause):
+                yield row
+            else:
+                name, fields, directory = row
+                found = locate(fields, directory, name)
+                yield Record(name, load_picture(found) if isinstance(found, Path) else found, fields)
 
-@dataclass(frozen=True)
+    def _is_read(self, row: Row | Cause) -> bool:
+        return not self.train_alone or isinstance(row, Cause) or split_of(row[1].get(SPLIT_KEY)) in ("", "train")
+
+    def splits(self) -> Iterator[str]:
+        """The split of each row, as its column names it."""
+        rows = (row for shard in self.shards() for row in self.rows(shard))
+        return (split_of(row[1].get(SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
+
+    def count(self) -> int | None:
+        return None if self.train_alone else self.count_rows()
+
+    def count_rows(self) -> int | None:
+        """`count` with the rows of all splits."""
+        return None
+
+
 class JsonLines(Table):
     """A JSON object on each line, with an image and a text. A shard is the lines that start in a stretch of bytes."""
 
@@ -419,7 +392,7 @@ class JsonLines(Table):
             record = parse_record(line, name)
             yield record if isinstance(record, Cause) else (name, lowered(record), path.parent)
 
-    def count(self) -> int:
+    def count_rows(self) -> int:
         return sum(1 for path, start in self.shards() for _ in read_lines(path, start, start + LINES_SHARD))
 
 
@@ -430,8 +403,8 @@ def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tu
     """
     with path.open("rb") as file:
         if encoding_of(file.read(2)) == "utf-16":
-            with path.open(encoding="utf-16", errors="replace") as text:
-                lines = enumerate(iter(lambda: read_line(text), ""), 1) if not start else ()
+            with _open_text(path, "replace") as text:
+                lines = enumerate(iter(partial(read_line, text), ""), 1) if not start else ()
                 yield from ((number, line.encode("utf-8", "replace")) for number, line in lines if line.strip())
             return
         file.seek(max(start - 1, 0))
@@ -457,12 +430,8 @@ def read_line(file: IO[AnyStr], end: float = math.inf) -> AnyStr:
     return line
 
 
-@dataclass(frozen=True)
 class Json(Table):
-    """A JSON array of objects, as LLaVA's lists are. A shard is a file."""
-
-    def shards(self) -> list[Path]:
-        return list(self.files)
+    """A JSON array of objects, as LLaVA's lists are, or one under `images`, as in Karpathy's. A shard is a file."""
 
     def rows(self, shard: Path) -> Iterator[Row | Cause]:
         for number, record in enumerate(json_records(shard)):
@@ -472,22 +441,25 @@ class Json(Table):
             else:
                 yield Cause(BROKEN_LINE, f"{name}: a JSON object was expected")
 
-    def count(self) -> None:
-        return None
-
 
 def json_records(path: Path) -> Iterator[Any]:
-    """The values in a JSON array, or on lines of their own, however many there are.
+    """The values in a JSON array (or that of an object that begins with `images`), or on lines of their own.
 
     Raises UserError if the file cannot be read, is not JSON, or one value is larger than LARGEST_RECORD.
     """
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
-        with path.open(encoding=encoding_of(_start(path))) as file:
+        with _open_text(path) as file:
+            named = re.match(r'\s*\{\s*"images"\s*:\s*\[', file.read(100))
+            file.seek(0)
+            if named:
+                file.read(named.end())
             while more := file.read(PIECE):
                 text, at = text[at:] + more, 0
                 while True:
                     while at < len(text) and text[at] in " \t\r\n,[]":
+                        if named and text[at] == "]":
+                            return
                         at += 1
                     try:
                         value, at = decoder.raw_decode(text, at)
@@ -502,82 +474,62 @@ def json_records(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: is not JSON from here on: {text[at : at + 40]!r}")
 
 
-def _start(path: Path) -> bytes:
+def _open_text(path: Path, errors: str = "strict") -> TextIO:
     with path.open("rb") as file:
-        return file.read(2)
+        encoding = encoding_of(file.read(2))
+    return path.open(encoding=encoding, errors=errors, newline="")
 
 
-@dataclass(frozen=True)
 class Csv(Table):
-    """Separated values with a header: a column for the image's path and one for its text.
+    """Separated values with a header: a column for the image's path and one for its text. A shard is a file.
 
     The separator is the one of `,` `;` tab `|` that is most frequent in the header, or that of a line `sep=;` before.
     """
 
-    def shards(self) -> list[Path]:
-        return list(self.files)
-
     def rows(self, shard: Path) -> Iterator[Row | Cause]:
-        with shard.open(encoding=encoding_of(_start(shard)), errors="surrogateescape", newline="") as file:
-            lines = _CsvLines(file)
+        taken = 0  # characters of this record, which may have several lines
+
+        def next_line() -> str:
+            nonlocal taken
+            line = read_line(file)
+            taken += len(line)
+            if taken > LARGEST_RECORD:
+                raise csv.Error(TOO_LONG)
+            return line
+
+        with _open_text(shard, "surrogateescape") as file:
+            lines = iter(next_line, "")
             first = read_line(file)
             named = re.match(r"sep=(.)\s*$", first, re.IGNORECASE)
             separator = named[1] if named else max(",;\t|", key=first.count)
             rows = csv.reader(lines if named else chain([first], lines), delimiter=separator, skipinitialspace=True)
             head: list[str] | None = None
             while True:
-                lines.taken = 0
+                taken = 0
                 try:
                     row = next(rows, None)
+                    if row is None:
+                        return
+                    name = f"{shard}:{rows.line_num}"
+                    for cell in row if head else ():
+                        if not cell.isascii():
+                            decode_text(cell.encode("utf-8", "surrogateescape"), name)
                 except csv.Error as error:
                     yield Cause(BROKEN_LINE, f"{shard}:{rows.line_num}: {error}")
-                    continue
+                except UserError as error:
+                    yield Cause(BROKEN_LINE, error)
                 except UnicodeError as error:
                     yield Cause(BROKEN_SHARD, f"{shard}: {error}")
                     return
-                if row is None:
-                    return
-                name = f"{shard}:{rows.line_num}"
-                if row and head:
-                    told = _not_utf8(row, name)
-                    yield told or (name, lowered(dict(zip(head, row))), shard.parent)  # noqa: B905 - short ones too
-                head = head or [cell.strip() for cell in row]
+                else:
+                    if row and head:
+                        yield name, lowered(dict(zip(head, row))), shard.parent  # noqa: B905 - short ones too
+                    head = head or [cell.strip() for cell in row]
 
-    def count(self) -> int:
+    def count_rows(self) -> int:
         return sum(1 for file in self.files for _ in self.rows(file))
 
 
-def _not_utf8(row: list[str], name: str) -> Cause | None:
-    try:
-        for cell in row:
-            if not cell.isascii():
-                decode_text(cell.encode("utf-8", "surrogateescape"), name)
-    except UserError as error:
-        return Cause(BROKEN_LINE, error)
-    return None
-
-
-@dataclass
-class _CsvLines:
-    """The lines of a CSV file; a record (of one or more) that is too long ends in an error, and the next follows."""
-
-    file: TextIO
-    taken: int = 0  # characters of this record
-
-    def __iter__(self) -> _CsvLines:
-        return self
-
-    def __next__(self) -> str:
-        line = read_line(self.file)
-        self.taken += len(line)
-        if self.taken > LARGEST_RECORD:
-            raise csv.Error(TOO_LONG)
-        if not line:
-            raise StopIteration
-        return line
-
-
-@dataclass(frozen=True)
 class Parquet(Table):
     """Parquet files; a shard is a row group."""
 
@@ -593,7 +545,11 @@ class Parquet(Table):
         except UserError as error:
             yield Cause(BROKEN_SHARD, error)
 
-    def count(self) -> int:
+    def splits(self) -> Iterator[str]:
+        rows = (row for file in self.files for row in parquet_rows(file, {SPLIT_KEY}))
+        return (split_of(lowered(row).get(SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
+
+    def count_rows(self) -> int:
         return sum(_parquet(file).metadata.num_rows for file in self.files)
 
     def keys(self) -> list[str]:
@@ -620,7 +576,7 @@ class Hub(Table):
                 yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
                 number += 1
 
-    def count(self) -> int | None:
+    def count_rows(self) -> int | None:
         splits = _load_hub(self.name, self.split).info.splits or {}
         return splits[self.split].num_examples if self.split in splits else None
 

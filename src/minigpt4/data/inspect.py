@@ -1,14 +1,10 @@
-"""A look at a source before training on it: counts, captions, pictures, problems, and a contact sheet.
-
-Knows nothing about models: lengths are in words.
-"""
+"""A look at a source before training on it: counts, captions, pictures, problems, and a contact sheet."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from minigpt4.data.pairs import Cause, Pair
-from minigpt4.data.sources import Reader, Source, open_source
+from minigpt4.data.mixture import tell
+from minigpt4.data.pairs import Cause
+from minigpt4.data.sources import Source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import kind_of, open_image
@@ -33,32 +30,29 @@ class Inspection:
 
     shards: int
     known: int | None  # pairs in all, if the source says
+    notes: tuple[str, ...]  # of the reader
     pairs: int = 0
     words: list[int] = field(default_factory=list)  # of each text
     sides: list[int] = field(default_factory=list)  # the shorter side of each picture, pixels
     formats: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)  # where each problem came first
+    problems: Counter[Cause] = field(default_factory=Counter)  # each with its first place
     shown: list[tuple[Image.Image, str]] = field(default_factory=list)
-    notes: tuple[str, ...] = ()  # of the reader
 
     def __str__(self) -> str:
         in_all = "" if self.known is None else f" of {self.known}" + " records" * (self.known < self.pairs)
         lines = [*map(shown, self.notes), f"shards: {self.shards}", f"pairs looked at: {self.pairs}{in_all}"]
         if self.words:
             lines += [f"words in a text: {_spread(self.words)}", f"shorter side in pixels: {_spread(self.sides)}"]
-            lines.append("pictures: " + ", ".join(f"{name} {count}" for name, count in self.formats.most_common()))
+            lines.append("pictures: " + tell(self.formats))
         if self.forms:
-            lines.append("forms: " + ", ".join(f"{name} {count}" for name, count in self.forms.most_common()))
+            lines.append("forms: " + tell(self.forms))
         return "\n".join([*lines, *(self.told or ["no problems"])])
 
     @property
     def told(self) -> list[str]:
         """A line for each problem."""
-        return [
-            shown(f"problem: {cause} {n}, first at {self.first[cause]}") for cause, n in self.problems.most_common()
-        ]
+        return [shown(f"problem: {cause} {n}, first at {cause.detail}") for cause, n in self.problems.most_common()]
 
 
 def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 24) -> Inspection:
@@ -67,53 +61,42 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
     Raises UserError if there is no source, or no pair at all in what was looked at.
     """
     reader = open_source(source)
-    found = Inspection(len(reader.shards()), reader.count(), notes=reader.notes)
+    found = Inspection(len(reader.shards()), reader.count(), reader.notes)
     seen: set[bytes] = set()
     last = ""
     every = 1  # of the usable pairs one is kept for the sheet; it doubles whenever twice as many are kept as wanted
-    for place, item in islice(_items(reader, stage), limit):
+    for item in islice((item for shard in reader.shards() for item in reader.read(shard, 0, 1, stage)), limit):
         found.pairs += 1
-        problem = None if isinstance(item, Pair) else str(item)
-        if isinstance(item, Cause) and item.detail:
-            place = item.detail
-        if isinstance(item, Pair):
-            digest = hashlib.sha256(item.picture).digest()
-            try:
-                picture = open_image(item.picture)
-            except UserError as error:
-                problem = f"unreadable picture ({str(error).partition(': ')[2].partition(';')[0].partition(' (')[0]})"
-            else:
-                found.words.append(len(item.text.split()))
-                found.sides.append(min(picture.size))
-                found.formats[kind_of(item.picture) or "?"] += 1
-                if stage == 2:
-                    form = "conversation" if item.messages else "instruction" if item.instruction else "description"
-                    found.forms[form] += 1
-                if digest in seen and item.name != last:  # captions of one picture share its name
-                    problem = "a picture that came before"
-                elif stage == 2 and any("###" in text for text in (item.text, *(m.text for m in item.messages))):
-                    problem = f"### in a text ({STOPS})"
-                seen.add(digest)
-                last = item.name
-                if (len(found.words) - 1) % every == 0:
-                    found.shown.append((ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
-                    if len(found.shown) == 2 * shown:
-                        found.shown, every = found.shown[::2], 2 * every
-            place = item.name
-        if problem:
-            found.problems[problem] += 1
-            found.first.setdefault(problem, place)
+        if isinstance(item, Cause):
+            found.problems[item] += 1
+            continue
+        try:
+            picture = open_image(item.picture)
+        except UserError as error:
+            why = str(error).partition(": ")[2].partition(";")[0].partition(" (")[0]
+            found.problems[Cause(f"unreadable picture ({why})", item.name)] += 1
+            continue
+        found.words.append(len(item.text.split()))
+        found.sides.append(min(picture.size))
+        found.formats[kind_of(item.picture) or "?"] += 1
+        if stage == 2:
+            found.forms["conversation" if item.messages else "instruction" if item.instruction else "description"] += 1
+        digest = hashlib.sha256(item.picture).digest()
+        if digest in seen and item.name != last:  # captions of one picture share its name
+            found.problems[Cause("a picture that came before", item.name)] += 1
+        elif stage == 2 and any("###" in text for text in (item.text, *(m.text for m in item.messages))):
+            found.problems[Cause(f"### in a text ({STOPS})", item.name)] += 1
+        seen.add(digest)
+        last = item.name
+        if (len(found.words) - 1) % every == 0:
+            found.shown.append((ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
+            if len(found.shown) == 2 * shown:
+                found.shown, every = found.shown[::2], 2 * every
     if not found.words:
         raise UserError(f"data {source.path}: none of {found.pairs} pairs can be used ({'; '.join(found.told)})")
     places = np.linspace(0, len(found.shown) - 1, min(shown, len(found.shown))).round().astype(int)
     found.shown = [found.shown[place] for place in places]
     return found
-
-
-def _items(reader: Reader, stage: int) -> Iterator[tuple[str, Pair | str]]:
-    for number, shard in enumerate(reader.shards()):
-        for row, item in enumerate(reader.read(shard, 0, 1, stage)):
-            yield f"number {row} of shard {number}" + (f" ({shard})" if isinstance(shard, Path) else ""), item
 
 
 def _spread(values: list[int]) -> str:

@@ -2,8 +2,7 @@
 
 The order follows from the seed, the rank and the number of processes alone. `datasets` goes through the shards of a
 source and knows where it stands there. Mixing and shuffling are done here, in blocks: `datasets`' own shuffle buffer
-forgets what it holds when a run is resumed, and its interleaving repeats a source in the same order for ever. Knows
-nothing about formats (see `sources.py`), tokens or models.
+forgets what it holds when a run is resumed, and its interleaving repeats a source in the same order for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from minigpt4.data.pairs import Cause, Pair
 from minigpt4.data.sources import Reader, Source, check_source, open_source
-from minigpt4.data.workers import Chunk, datasets_library, in_processes
+from minigpt4.data.workers import Chunk, datasets_library, read_shares
 from minigpt4.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ def tell(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{cause} {number}" for cause, number in Counter(skipped).most_common())
 
 
-def _plain(skipped: Mapping[str, int]) -> dict[str, int]:
-    """The causes as plain strings: a checkpoint, in which the state lies, holds no classes of ours."""
-    return {str(cause): number for cause, number in skipped.items()}
-
-
 def tell_first(skipped: Mapping[str, int]) -> str:
     """Where each cause came first and what was wrong there, in words, as far as that is known."""
     details = (getattr(cause, "detail", "") for cause, _ in Counter(skipped).most_common(3))
     return "".join(f"; {detail}" for detail in details if detail)
+
+
+def _plain(skipped: Mapping[str, int]) -> dict[str, int]:
+    """The causes as plain strings: a checkpoint, in which the state lies, holds no classes of ours."""
+    return {str(cause): number for cause, number in skipped.items()}
 
 
 def judge(path: str, seen: int, skipped: Counter[str], most: float) -> None:
@@ -88,8 +88,8 @@ class PairStream:
         rank, world_size: this process takes its share of every source; together they see every pair once a pass.
         workers: processes that read (and `prepare`); 0 reads in this one.
         repeat: start a source again, in a new order, when it is through.
-        prepare: is applied to every pair, in the worker, and what it returns is yielded in its place: decode the
-            picture there. A UserError from it skips the pair as an unreadable picture.
+        prepare: is applied to every pair, in the worker, and its result takes the pair's place: decode the picture
+            there. A UserError from it skips the pair as an unreadable picture.
         max_skipped_share: a source of which more than this share is skipped ends the run with a UserError.
         readers: those of `sources`, for who opens many streams of the same; opened here by default.
 
@@ -118,38 +118,33 @@ class PairStream:
         self.skipped: Counter[str] = Counter()
         self._settings: dict[str, Any] = {
             "sources": [[source.path, source.weight, source.caption_key] for source in sources],
-            "stage": stage,
-            "seed": seed,
-            "shuffle_buffer": shuffle_buffer,
-            "rank": rank,
-            "world_size": world_size,
-            "workers": workers,
-            "repeat": repeat,
-        }
+            "stage": stage, "seed": seed, "shuffle_buffer": shuffle_buffer, "rank": rank, "world_size": world_size,
+            "workers": workers, "repeat": repeat,
+        }  # fmt: skip
         readers = readers or [open_source(source) for source in sources]
         shares = max(workers, 1)
         shuffle = shuffle_buffer > 1
+        block = math.ceil(shuffle_buffer / shares) if shuffle else UNSHUFFLED_BLOCK
+        size = CHUNK if workers else 1  # in this process a pair is prepared when it is asked for, no sooner
 
         def share(process: int) -> _Share:
             passes = [
                 _Passes(source.path, reader, stage, (seed, i), process, world_size * shares, shuffle, max_skipped_share)
                 for i, (source, reader) in enumerate(zip(sources, readers, strict=True))
             ]
-            block = math.ceil(shuffle_buffer / shares) if shuffle else UNSHUFFLED_BLOCK
-            size = CHUNK if workers else 1  # in this process a pair is prepared when it is asked for, no sooner
             return _Share(passes, [s.weight for s in sources], (seed, process), block, shuffle, repeat, prepare, size)
 
         self._shares = [share(rank * shares + worker) for worker in range(shares)]
-        self._in_processes = workers > 0
         self._states: list[dict[str, Any] | None] = [None] * shares
         self._turn = self._offset = self.yielded = 0
         self._max_skipped = max_skipped_share
 
     def __iter__(self) -> Iterator[Any]:
-        done = [False] * len(self._shares)
-        chunks = self._chunks()
-        while True:
-            chunk = next(chunks)
+        number = len(self._shares)
+        turns = [(self._turn + i) % number for i in range(number)]
+        starts = [partial(self._shares[i].chunks, self._states[i]) for i in turns]
+        done = [False] * number
+        for chunk in read_shares(starts, self._settings["workers"], 2 * number):
             while self._offset < len(chunk.items):
                 self._offset += 1
                 yield chunk.items[self._offset - 1]
@@ -159,7 +154,7 @@ class PairStream:
             self.yielded += len(chunk.items)
             self._states[self._turn] = chunk.state
             done[self._turn] = chunk.done
-            self._turn, self._offset = (self._turn + 1) % len(self._shares), 0
+            self._turn, self._offset = (self._turn + 1) % number, 0
             seen = self.yielded + self.skipped.total()
             if seen >= TRIED or all(done):
                 judge(", ".join(path for path, *_ in self._settings["sources"]), seen, self.skipped, self._max_skipped)
@@ -168,14 +163,8 @@ class PairStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where this rank's stream stands after the last pair that it yielded: small, and good for JSON."""
-        return {
-            "settings": self._settings,
-            "shares": list(self._states),
-            "turn": self._turn,
-            "offset": self._offset,
-            "yielded": self.yielded,
-            "skipped": _plain(self.skipped),
-        }
+        here = {"turn": self._turn, "offset": self._offset, "yielded": self.yielded}
+        return {"settings": self._settings, "shares": [*self._states], **here, "skipped": _plain(self.skipped)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Raises UserError if it belongs to a stream of other settings, and says which."""
@@ -187,15 +176,6 @@ class PairStream:
         self._states = list(state["shares"])
         self._turn, self._offset = state["turn"], state["offset"]
         self.yielded, self.skipped = state["yielded"], Counter(state["skipped"])
-
-    def _chunks(self) -> Iterator[Chunk]:
-        """What the shares yield, each in its turn, beginning with the one whose turn it is."""
-        turns = [(self._turn + i) % len(self._shares) for i in range(len(self._shares))]
-        work = [(self._shares[i], self._states[i]) for i in turns]
-        if not self._in_processes:
-            share, state = work[0]
-            return share.chunks(state)
-        return in_processes(work, len(work), 2 * len(work))
 
 
 @dataclass
@@ -232,16 +212,15 @@ class _Share:
                 if position:
                     skipped.clear()  # what reading this block left out was told with its first chunk
                 items = []
-                for i, place in enumerate(order):
+                for i, place in enumerate(order, 1):
                     pair, block[place] = block[place], None
                     following.extend(islice(draw, 1))
-                    if i < position:
+                    if i <= position:
                         continue
                     assert pair is not None  # each place comes once
                     items += self._prepared(pair, skipped)
-                    if (i + 1) % self.size == 0 and i + 1 < len(block):
-                        here = {"block": number, "position": i + 1, "sources": starts}
-                        yield Chunk(items, here, skipped)
+                    if i % self.size == 0 and i < len(block):
+                        yield Chunk(items, {"block": number, "position": i, "sources": starts}, skipped)
                         items, skipped = [], Counter()
                 following.extend(draw)
                 number, position, starts = number + 1, 0, next_starts
@@ -250,8 +229,7 @@ class _Share:
         except (UserError, OSError) as error:
             yield Chunk([], None, Counter(), error=str(error))
         while True:
-            here = {"block": number, "position": 0, "sources": starts}
-            yield Chunk([], here, Counter(), done=True)
+            yield Chunk([], {"block": number, "position": 0, "sources": starts}, Counter(), done=True)
 
     def _draw(self, number: int, skipped: Counter[str]) -> Iterator[Pair]:
         """The pairs of a block in the order in which they are read."""
@@ -293,9 +271,6 @@ class _Passes:
     shuffle: bool
     max_skipped_share: float
 
-    def __post_init__(self) -> None:
-        self.load(None)
-
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Stand where `state` says, or at the start."""
         state = state or {"pass": 0, "seen": 0, "skipped": {}, "through": False, "position": None}
@@ -304,13 +279,9 @@ class _Passes:
         self._dataset: IterableDataset | None = None
 
     def state(self) -> dict[str, Any]:
-        return {
-            "pass": self._pass,
-            "seen": self._seen,
-            "skipped": _plain(self._skipped),
-            "through": self.through,
-            "position": self._dataset.state_dict() if self._dataset is not None else self._position,
-        }
+        position = self._position if self._dataset is None else self._dataset.state_dict()
+        here = {"pass": self._pass, "seen": self._seen, "skipped": _plain(self._skipped)}
+        return {**here, "through": self.through, "position": position}
 
     def next_pair(self, skipped: Counter[str], repeat: bool) -> Pair | None:
         """The next usable pair; None when one pass is through and `repeat` is not set."""

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from minigpt4.errors import UserError
-from minigpt4.files import decode_text
+from minigpt4.files import TooLargeError, decode_text
 from minigpt4.images import LARGEST_IMAGE
 from minigpt4.prompts.templates import Message
 
@@ -25,7 +25,13 @@ CAPTION_KEYS = (
 #: What an answer answers, and conversations.
 QUESTION_KEYS = ("instruction", "question", "prompt", "query")
 TURN_KEYS = ("messages", "conversations", "conversation", "texts")
-TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json"}
+#: The column that may name a row's split, and what splits are called; other names are of none.
+SPLIT_KEY = "split"
+_SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json", SPLIT_KEY}
 NO_PICTURE, TOO_LARGE, TOO_LONG, BROKEN_LINE = "no picture", "picture too large", "text too long", "broken line"
 NO_TEXT = ("no caption", "no description")  # by stage
 #: Bytes of a record's text (a line, a JSON beside a picture), and characters of what is learnt of it.
@@ -66,6 +72,19 @@ class Pair:
     messages: tuple[Message, ...] = ()
 
 
+@dataclass(frozen=True)
+class Record:
+    """What there is for one image: the bytes of its file, or why there are none, and fields with its texts.
+
+    The fields' keys are `lowered`. `trouble` says what was wrong where no text is.
+    """
+
+    name: str
+    picture: bytes | Cause
+    fields: Mapping[str, Any]
+    trouble: str = ""
+
+
 def parse_record(data: bytes, name: str) -> dict[str, Any] | Cause:
     """The JSON object in `data`, or why there is none."""
     if len(data) > LARGEST_RECORD:
@@ -79,24 +98,27 @@ def parse_record(data: bytes, name: str) -> dict[str, Any] | Cause:
     return record if isinstance(record, dict) else Cause(BROKEN_LINE, f"{name}: a JSON object was expected")
 
 
-def read_beside(read: Callable[[str], bytes | None], name: str, key: str | None) -> tuple[dict[str, Any], str]:
-    """The record that stands beside an image, and what is wrong with it.
+def read_beside(texts: Mapping[str, Callable[[], bytes]], name: str, key: str | None) -> tuple[dict[str, Any], str]:
+    """The fields that stand beside an image, and what is wrong with them.
 
-    `read` gives the file of one of TEXT_ENDINGS, or None. A .json without a text leaves the text to the next ending.
+    `texts` read its files, by those of TEXT_ENDINGS that are there. A .json without a text leaves it to the next one.
     """
     record: dict[str, Any] = {}
     trouble = ""
     for ending in TEXT_ENDINGS:
-        if _texts(record, key) or _turns(record) is not None or (data := read(ending)) is None:
+        if ending not in texts or _texts(record, key) or _turns(record) is not None:
             continue
-        if ending == "json":
-            parsed = parse_record(data, f"{name}.json")
-            record, trouble = ({}, parsed.detail) if isinstance(parsed, Cause) else (lowered(parsed), "")
-        else:
-            try:
-                record["caption"] = decode_text(data, f"{name}.{ending}")
-            except UserError as error:
-                trouble = str(error)
+        try:
+            if ending != "json":
+                record["caption"] = decode_text(texts[ending](), f"{name}.{ending}")
+            elif isinstance(parsed := parse_record(texts[ending](), f"{name}.json"), Cause):
+                trouble = parsed.detail
+            else:
+                record = lowered(parsed)
+        except TooLargeError:
+            raise
+        except UserError as error:
+            trouble = str(error)
     return record, trouble
 
 
@@ -107,21 +129,26 @@ def lowered(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key.lower(): record[key] for key in reversed(list(record))}, **record}
 
 
-def make_pairs(
-    name: str, picture: bytes | Cause, record: Mapping[str, Any], stage: int, key: str | None = None, trouble: str = ""
-) -> list[Pair] | list[Cause]:
-    """The pairs of an image's bytes and the text in `record` (see `lowered`), or why there are none.
+def split_of(name: object) -> str:
+    """Which split a name speaks of: train, validation, test, or none ("")."""
+    words = re.findall("[a-z]+", str(name).lower())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
+
+
+def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair] | list[Cause]:
+    """The pairs of a record, or why there are none.
 
     Each of several captions makes a pair. Stage 1 has the text on one line. Stage 2 takes a question or a conversation
     from the record too. `key` is where the text is, in place of CAPTION_KEYS.
     """
+    name, picture, fields = record.name, record.picture, record.fields
     if isinstance(picture, Cause):
         return [picture]
     if not picture:
         return [Cause(NO_PICTURE, f"{name}: its picture is empty")]
     if len(picture) > LARGEST_IMAGE:
         return [Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")]
-    texts, turns = _texts(record, key), _turns(record)
+    texts, turns = _texts(fields, key), _turns(fields)
     if turns is not None and (stage == 2 or not texts):
         messages = _conversation(turns, name)
         if isinstance(messages, Cause):
@@ -133,9 +160,9 @@ def make_pairs(
         texts = [message.text for message in messages[1:] if len(messages) == 2]  # a caption, in LLaVA's form
     if not texts:
         where = repr(key) if key else ", ".join(CAPTION_KEYS)
-        there = ", ".join(sorted({at.lower() for at in islice(record, 20)})) or "nothing"
-        return [Cause(NO_TEXT[stage - 1], trouble or f"{name}: no text under {where}; there is: {there}")]
-    asked = next((record[at] for at in QUESTION_KEYS if at != key and _is_text(record.get(at))), "")
+        there = ", ".join(sorted({at.lower() for at in islice(fields, 20)})) or "nothing"
+        return [Cause(NO_TEXT[stage - 1], record.trouble or f"{name}: no text under {where}; there is: {there}")]
+    asked = next((fields[at] for at in QUESTION_KEYS if at != key and _is_text(fields.get(at))), "")
     asked = _MARK.sub("", asked).strip() if stage == 2 else ""
     if cause := unusable_text(name, *texts, asked):
         return [cause]
@@ -156,7 +183,11 @@ def _texts(record: Mapping[str, Any], key: str | None) -> list[str]:
     """The texts under the first key that has one."""
     for at in (key,) if key else CAPTION_KEYS:
         value = record.get(at)
-        texts = [str(text) for text in (value if isinstance(value, list) else [value]) if _is_text(text)]
+        texts = [
+            str(text)
+            for each in (value if isinstance(value, list) else [value])
+            if _is_text(text := each.get("raw") if isinstance(each, Mapping) else each)  # `raw` in Karpathy's files
+        ]
         if texts:
             return list(dict.fromkeys(texts))
     return []

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigpt4.data.formats import IMAGE_KEYS, TABLES, Descriptions, Folder, Hub, Reader, Tars, holds_pairs
-from minigpt4.data.pairs import CAPTION_KEYS, NO_TEXT, TEXT_ENDINGS, Cause, Pair
+from minigpt4.data.formats import IMAGE_KEYS, TABLES, Descriptions, Folder, Hub, Reader, Table, Tars, holds_pairs
+from minigpt4.data.pairs import CAPTION_KEYS, NO_TEXT, SPLIT_KEY, TEXT_ENDINGS, Cause, Pair, split_of
 from minigpt4.errors import UserError
 from minigpt4.files import expand, find_files, walk
-from minigpt4.images import sort_images, tell_left_out
+from minigpt4.images import fold, sort_images, tell_left_out
 
 __all__ = ["Reader", "Source", "check_source", "open_source"]
 
@@ -23,11 +23,8 @@ logger = logging.getLogger(__name__)
 
 TRIED = 100  # pairs that are looked at before a run
 MANY = 50  # files of a folder, of which each is looked into to find stray ones
+SPLIT_ROWS = 100_000  # rows of a table that are looked at for splits, if one for training is among them
 _READERS: dict[str, type[Reader]] = {"tar": Tars, **TABLES}
-_SPLITS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,26 +47,28 @@ def open_source(source: Source) -> Reader:
     """The reader for the format of `source`. Raises UserError if nothing is there, or nothing in a known format."""
     if source.path.startswith("hub:"):
         repository, _, split = source.path.removeprefix("hub:").partition(":")
-        return Hub((), source.caption_key, (), repository, split or "train")
+        notes = (f"reads {source.path}",)
+        return _train_rows(Hub((), source.caption_key, notes, name=repository, split=split or "train"))
     path = expand(source.path)
     if path.is_dir():
-        return _open_folder(path, source.caption_key)
+        return _train_rows(_open_folder(path, source.caption_key))
     try:
         files, root = find_files(path, "; the head of the recipe says where its data come from")
     except UserError as error:
         raise UserError(f"data {error}") from None
     ending = files[0].suffix[1:].lower()
     if ending in _READERS:
-        files, note = _train_alone(files, root)
-        return _READERS[ending](tuple(files), source.caption_key, note)
+        files, note = _train_files(files, root)
+        what = f"reads {_named(files, root)}"
+        return _train_rows(_READERS[ending](tuple(files), source.caption_key, (what, *note)))
     images, _ = sort_images(files)
     if not images:
         raise UserError(
             f"data {path}: unknown format; a directory, .tar, {', '.join(f'.{name}' for name in TABLES)}, images or "
             "hub:NAME was expected"
         )
-    texts = [file for place in {image.parent for image in images} for file in walk(place) if _is_text(file)]
-    return Folder(tuple(images), source.caption_key, (), tuple(texts))
+    texts = [file for place in {image.parent for image in images} for file in walk(place)]
+    return Folder((), source.caption_key, (), _with_texts(images, texts))
 
 
 def _open_folder(folder: Path, key: str | None) -> Reader:
@@ -80,20 +79,20 @@ def _open_folder(folder: Path, key: str | None) -> Reader:
     files = walk(folder)
     images, left_out = sort_images(files)
     notes = (tell_left_out(left_out),) if left_out else ()
-    loose = Folder(tuple(images), key, (), tuple(filter(_is_text, files)))
-    described = any(len(texts) > 1 for texts in loose.beside)
-    candidates: list[tuple[type[Reader], Callable[[Path], bool]]] = [
-        (Descriptions, lambda file: file.name == "filter_cap.json"),
-        *((table, lambda file, e=ending: file.name.lower() == f"metadata.{e}") for ending, table in TABLES.items()),
-        (Tars, lambda file: not described and file.suffix.lower() == ".tar"),
-        (TABLES["parquet"], lambda file: not described and file.suffix.lower() == ".parquet"),
-    ]  # fmt: skip
-    for reader, is_one in candidates:
-        found = list(filter(is_one, files))
+    described = any(len(texts) > 1 for texts in _with_texts(images, files))
+    archives = [] if described else files
+    candidates: list[tuple[type[Reader], list[Path]]] = [
+        (Descriptions, [file for file in files if file.name == "filter_cap.json"]),
+        *((TABLES[ending], [file for file in files if file.name.lower() == f"metadata.{ending}"]) for ending in TABLES),
+        (Tars, [file for file in archives if file.suffix.lower() == ".tar"]),
+        (TABLES["parquet"], [file for file in archives if file.suffix.lower() == ".parquet"]),
+    ]
+    for reader, found in candidates:
         usable = [file for file in found if len(found) > MANY or _is_usable(reader, file)]
         if usable:
-            chosen, note = _train_alone(usable, folder)
+            chosen, note = _train_files(usable, folder)
             what = f"reads {_named(chosen, folder)}"
+            key = None if reader is Descriptions else key  # it has no other
             return reader(tuple(chosen), key, (what, *note, *_not_read(files, usable, folder)))
     if not images:
         raise UserError(
@@ -101,14 +100,22 @@ def _open_folder(folder: Path, key: str | None) -> Reader:
             "metadata.csv or .jsonl, pictures with a .txt of the same name"
             + "".join(f"; {note}" for note in (*notes, *_not_read(files, (), folder)))
         )
-    chosen, note = _train_alone(images, folder, folders=True)
+    chosen, note = _train_files(images, folder, folders=True)
     chosen.sort(key=str)  # an order of release 0.1, in which its trainings go on
     what = f"reads {len(chosen)} images with the texts beside them"
-    return Folder(tuple(chosen), key, (what, *note, *notes, *_not_read(files, (), folder)), loose.texts)
+    return Folder((), key, (what, *note, *notes, *_not_read(files, (), folder)), _with_texts(chosen, files))
 
 
-def _is_text(file: Path) -> bool:
-    return file.suffix[1:].lower() in TEXT_ENDINGS
+def _with_texts(images: Iterable[Path], files: Iterable[Path]) -> tuple[list[str], ...]:
+    """Each image, and those of `files` with a text that share its name: `a.txt` or `a.jpg.txt` beside `a.jpg`."""
+    named: dict[str, list[str]] = {}
+    for path in files:
+        if path.suffix[1:].lower() in TEXT_ENDINGS:
+            named.setdefault(fold(str(path.with_suffix(""))), []).append(str(path))
+    return tuple(
+        [str(image), *(named.get(fold(str(image.with_suffix("")))) or named.get(fold(str(image))) or ())]
+        for image in images
+    )
 
 
 def _is_usable(reader: type[Reader], file: Path) -> bool:
@@ -134,22 +141,36 @@ def _not_read(files: Iterable[Path], read: Sequence[Path], folder: Path) -> tupl
     return (f"not read: {_named(others, folder)}; to read one, name it as the source",) if others else ()
 
 
-def _train_alone(files: Sequence[Path], root: Path, folders: bool = False) -> tuple[list[Path], tuple[str, ...]]:
-    """The files without those of held-out splits, if their names (or `folders`' names alone) say that some are for
-    training; and what was left out, or which splits there are."""
-    splits = [_split(file.relative_to(root).parts[: -1 if folders else None]) for file in files]
-    there = Counter(split for split in splits if split)
-    if "train" in there and len(there) > 1:
-        left_out = ", ".join(f"{split} ({number} files)" for split, number in there.items() if split != "train")
-        kept = [file for file, split in zip(files, splits, strict=True) if split in ("train", "")]
-        return kept, (f"split train; the splits that are left out: {left_out}",)
-    held_out = ", ".join(sorted(there.keys() - {"train"}))
-    return list(files), (f"reads what is named as split {held_out}",) if held_out else ()
+def _train_files(files: Sequence[Path], root: Path, folders: bool = False) -> tuple[list[Path], tuple[str, ...]]:
+    """What training reads, by the splits that their names (or `folders`' names alone) speak of; and a note."""
+    splits = [split_of(file.relative_to(root).parts[: -1 if folders else None]) for file in files]
+    train_alone, note = _judge_splits(Counter(splits), "files")
+    return [file for file, split in zip(files, splits, strict=True) if not train_alone or split in ("train", "")], note
 
 
-def _split(names: Iterable[str]) -> str:
-    words = re.findall("[a-z]+", " ".join(names).lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
+def _train_rows(reader: Reader) -> Reader:
+    """The reader that reads of a table what training reads, by the splits that a column names."""
+    if not isinstance(reader, Table):
+        return reader
+    splits: Counter[str] = Counter()
+    more = False  # rows than were looked at
+    with suppress(UserError):  # reading it says what is wrong
+        for split in reader.splits() if SPLIT_KEY in map(str.lower, reader.keys()) else ():
+            splits[split] += 1
+            more = splits.total() >= SPLIT_ROWS and splits["train"] > 0
+            if more:
+                break
+    train_alone, note = _judge_splits(splits, f"rows of the column {SPLIT_KEY}")
+    return replace(reader, train_alone=train_alone or more, notes=(*reader.notes, *note))
+
+
+def _judge_splits(splits: Counter[str], what: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether training reads split train alone, since the names say so; what is left out, or which splits there are."""
+    others = {split: number for split, number in splits.items() if split not in ("train", "")}
+    if others and splits["train"]:
+        left_out = ", ".join(f"{split} ({number} {what})" for split, number in others.items())
+        return True, (f"split train; the splits that are left out: {left_out}",)
+    return False, (f"reads what is named as split {', '.join(sorted(others))}",) if others else ()
 
 
 def check_source(source: Source, stage: int) -> None:

@@ -12,12 +12,12 @@ import tempfile
 import time
 import weakref
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from minigpt4.errors import UserError
 
@@ -33,31 +33,20 @@ class Chunk:
     error: str | None = None
 
 
-C = TypeVar("C", covariant=True)
-
-
-class Share(Protocol[C]):
-    """What one process reads, or one of a few that a process reads in turn."""
-
-    def chunks(self, state: Mapping[str, Any] | None) -> Iterator[C]:
-        """Chunks for ever, from `state` on."""
-
-
-Work = tuple[Share[C], "dict[str, Any] | None"]
+C = TypeVar("C")
 
 
 class _Shares(Generic[C]):
     """The shares as `DataLoader` wants them: chunk number n is one of share n modulo their number, for ever."""
 
-    def __init__(self, work: Sequence[Work[C]]) -> None:
-        self._work = work
+    def __init__(self, starts: Sequence[Callable[[], Iterator[C]]]) -> None:
+        self._starts = starts
         self._chunks: dict[int, Iterator[C]] = {}  # of the shares of this process
 
     def __getitem__(self, number: int) -> C:
-        at = number % len(self._work)
+        at = number % len(self._starts)
         if at not in self._chunks:
-            share, state = self._work[at]
-            self._chunks[at] = share.chunks(state)
+            self._chunks[at] = self._starts[at]()
         return next(self._chunks[at])
 
 
@@ -75,23 +64,22 @@ def datasets_library() -> Any:
     return datasets
 
 
-def in_turn(work: Sequence[Work[C]]) -> Iterator[C]:
-    """A chunk of every share, in turn, read in this process."""
-    shares = _Shares(work)
-    return (shares[number] for number in count())
+def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahead: int) -> Iterator[C]:
+    """A chunk of every share, in turn, for ever; `starts` begin the shares, which must not end.
 
-
-def in_processes(work: Sequence[Work[C]], processes: int, ahead: int) -> Iterator[C]:
-    """The same from processes of their own, which divide the number of shares; all together are `ahead` chunks ahead.
-
-    (The `DataLoader` gives number n to worker n modulo their number, so each share stays with one of them.)
+    They are read in this process, or in `processes` of their own, which divide the number of shares and are all
+    together `ahead` chunks ahead. (The `DataLoader` gives number n to worker n modulo their number, so each share stays
+    with one of them.)
     """
+    shares = _Shares(starts)
+    if not processes:
+        return (shares[number] for number in count())
     import torch
     from torch.utils.data import DataLoader
 
     datasets_library()  # once, before the processes part
     loader: DataLoader[C] = DataLoader(
-        _Shares(work),  # type: ignore[arg-type]
+        shares,  # type: ignore[arg-type]
         sampler=count(),
         batch_size=None,
         num_workers=processes,

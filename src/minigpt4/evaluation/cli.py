@@ -40,21 +40,13 @@ JudgePromptName = Annotated[str, typer.Option("--judge-prompt", help="A prompt t
 
 
 def measure(
-    suite: "Suite",
-    models: Models,
-    out: Out = Path("runs/eval"),
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = options.BATCH_SIZE,
-    concurrency: options.Concurrency = options.CONCURRENCY,
-    timeout: options.Timeout = options.TIMEOUT,
-    dtype: options.Dtype = None,
-    load_in: options.LoadIn = None,
-    device: options.Device = None,
-    samples: Samples = 1,
-    limit: Limit = None,
-) -> None:
-    """Put `suite` to the models and print its table. The options are those that all suites share."""
+    suite: "Suite", models: Models, out: Out = Path("runs/eval"), temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0, batch_size: options.BatchSize = options.BATCH_SIZE,
+    concurrency: options.Concurrency = options.CONCURRENCY, timeout: options.Timeout = options.TIMEOUT,
+    dtype: options.Dtype = None, load_in: options.LoadIn = None, device: options.Device = None,
+    samples: Samples = 1, limit: Limit = None,
+) -> None:  # fmt: skip
+    """Put `suite` to the models and print its table."""
     from minigpt4.evaluation.models import Answering
     from minigpt4.evaluation.results import RESULTS, TABLE
     from minigpt4.evaluation.run import evaluate
@@ -67,10 +59,7 @@ def measure(
 
 
 def suite_command(*optional: str) -> Callable[[Callable[..., "Suite"]], None]:
-    """Make a command of a function that returns a suite: it gets the options of `measure` too, as `shared`.
-
-    Of `samples` and `limit` it gets those that are named in `optional`.
-    """
+    """Make a command of a function that returns a suite. `shared` are the options of `measure`; some are `optional`."""
 
     def register(make: Callable[..., "Suite"]) -> None:
         own, shared = (dict(inspect.signature(f).parameters) for f in (make, measure))
@@ -101,8 +90,7 @@ def judge_from(name: str, prompt: str, suite: "type[Suite]", shared: Mapping[str
     if name == "people":
         return PeopleJudge(shared["out"] / suite.name)
     if name.startswith(ENDPOINT_PREFIX):
-        chosen = JudgePrompt.load(prompt)
-        return LLMJudge(name, chosen, concurrency=shared["concurrency"], timeout=shared["timeout"])
+        return LLMJudge(name, JudgePrompt.load(prompt), concurrency=shared["concurrency"], timeout=shared["timeout"])
     raise UserError(f"there is no judge {name!r}; choose truth, people or openai:URL#MODEL")
 
 

@@ -1,8 +1,4 @@
-"""What is asked, answered and decided: items, responses to them, and verdicts on these.
-
-Items are read from files in which single records may be wrong. A wrong record is left out and named (`Fault`); the
-others are kept.
-"""
+"""Items, responses to them, and verdicts on these. A wrong record of a file is left out and named (`Fault`)."""
 
 from __future__ import annotations
 
@@ -16,25 +12,20 @@ from minigpt4.errors import UserError
 T = TypeVar("T")
 
 #: Why an item is not measured, as results.json names it.
-MALFORMED, DUPLICATE, MISSING, UNREADABLE, UNANSWERED = (
-    "malformed record", "duplicate id", "missing picture", "unreadable picture", "no answer",
-)  # fmt: skip
+MALFORMED, DUPLICATE, MISSING = "malformed record", "duplicate id", "missing picture"
+UNREADABLE, UNANSWERED = "unreadable picture", "no answer"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one image.
+    """One question about one image."""
 
-    `id` is unique in its suite; `task` is the row it counts under; `truth` is plain JSON for scoring. With `options`
-    the model does not write: its likeliest option is the answer.
-    """
-
-    id: str
+    id: str  # unique in its suite
     image: Path
     prompt: str
-    task: str = ""
-    truth: Mapping[str, Any] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
+    task: str = ""  # the row that it counts under
+    truth: Mapping[str, Any] = field(default_factory=dict)  # plain JSON for scoring
+    options: tuple[str, ...] = ()  # if there are any, the likeliest is the answer
     max_new_tokens: int = 300
 
 
@@ -88,10 +79,7 @@ def well_formed(rows: Iterable[tuple[str, Any]], make: Callable[[str, Any], T], 
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
-    """`record[name]`, which must be of `kind`, and must be there without a `default`.
-
-    Raises ValueError that says what was expected.
-    """
+    """`record[name]`, which must be of `kind`, and be there if there is no `default`. Raises ValueError otherwise."""
     if not isinstance(record, Mapping):
         raise ValueError(f"is a {type(record).__name__}, a mapping was expected")
     value = record.get(name, default)
@@ -103,6 +91,14 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], default: Any
     return value
 
 
+def text_of(record: Any, name: str) -> str:
+    """The text `record[name]`, stripped. Raises ValueError as `field_of`, and if it is empty."""
+    text: str = field_of(record, name, str).strip()
+    if not text:
+        raise ValueError(f"{name!r} is empty")
+    return text
+
+
 @dataclass
 class Response:
     """What one model said to one item, a line of the journal of answers; later its cases, and the verdicts on them."""
@@ -112,8 +108,8 @@ class Response:
     sample: int
     text: str
     ended: bool
-    scores: tuple[float, ...] = ()
-    lengths: tuple[int, ...] = ()
+    scores: Sequence[float] = ()
+    lengths: Sequence[int] = ()
     cases: Sequence[Case] = ()
     verdicts: Sequence[Verdict] = ()
 

@@ -1,7 +1,4 @@
-"""A journal: an append-only file of JSON lines, each under a key, that a kill at any moment leaves readable.
-
-Recorded answers and verdicts are reused.
-"""
+"""A journal: an append-only file of JSON lines, each under a key, that a kill at any moment leaves readable."""
 
 from __future__ import annotations
 
@@ -24,10 +21,7 @@ def digest(value: Any) -> str:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal, oldest first, without touching it; half a line at its end is passed over.
-
-    Raises UserError for a broken line anywhere else, or a file that cannot be read.
-    """
+    """The lines of a journal, oldest first, without half a line at its end. Raises UserError if another is broken."""
     data = read_file(path, LARGEST_JSON, "a journal")
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
         try:
@@ -41,10 +35,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
-    """The lines of `path`, in `rows` by their "key". A context manager; only one process may write (see `files`).
-
-    Half a line at the end, which a kill left, is cut off. Raises UserError for a broken line anywhere else.
-    """
+    """The `rows` of a journal by "key"; only one process may write. Half a line at the end is cut off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
 """Judges of answers: rules and ground truth, or an LLM behind an endpoint; `rating.py` has the judgements of people.
 
-A judge gives each case a verdict. What it cannot decide is undecided, and never a success. What a judge is worth is
-measured on labelled cases, which are few and made for the purpose; each prompt ships with its own.
+What a judge cannot decide is undecided, and never a success. What an LLM is worth as a judge is measured on the few
+labelled cases that ship with each prompt.
 """
 
 from __future__ import annotations
@@ -25,15 +25,9 @@ from minigpt4.images import image_url
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate, cohen_kappa
 
-#: How often an LLM is asked again when its answer is not in the form that was asked for.
-ASK_AGAIN = 2
-
 
 class Judge:
-    """Gives verdicts by `check`, such as ground truth, or rules about language.
-
-    `identity` is plain JSON, for the record: the sort of judge, its model, its prompt and the prompt's version.
-    """
+    """Gives verdicts by `check`. `identity` is plain JSON, for the record: the sort of judge, its model, its prompt."""
 
     def __init__(self, identity: dict[str, Any], check: Callable[[Case], Verdict]) -> None:
         self.identity, self.check = identity, check
@@ -45,23 +39,19 @@ class Judge:
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """How an LLM is asked: a YAML file with a version, which every verdict records.
-
-    `user` holds {fields}; `labels` are the words that it may answer, and what each means. With `picture` it is shown
-    the picture too.
-    """
+    """How an LLM is asked: a YAML file with a version, which every verdict records."""
 
     name: str
     version: int
     system: str
-    user: str
-    labels: Mapping[str, bool]
-    picture: bool = False
+    user: str  # holds {fields}
+    labels: Mapping[str, bool]  # the words that it may answer, and what each means
+    picture: bool = False  # whether it sees the image
     max_tokens: int = 200
 
     @classmethod
     def load(cls, name: str) -> JudgePrompt:
-        """The prompt of this name that ships, or that of a YAML file. Raises UserError if it is none."""
+        """The prompt that ships under this name, or that of a YAML file. Raises UserError if there is none."""
         path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
         found = read_document(path)
         kinds = {"version": int, "system": str, "user": str, "labels": dict, "picture": bool, "max_tokens": int}
@@ -80,8 +70,7 @@ class JudgePrompt:
     def messages(self, case: Case, complaint: bool = False) -> list[dict[str, Any]]:
         """The conversation that asks about a case; after a `complaint`, in plainer words."""
         words = " or ".join(f'"{label}"' for label in self.labels)
-        # Answers are untrusted text: braces in them are no fields, and the system text says that nothing in them is
-        # an order.
+        # Answers are untrusted text: braces in them are no fields.
         text = re.sub(r"\{(\w+)\}", lambda m: case.fields.get(m[1], m[0]), self.user)
         if complaint:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
@@ -110,10 +99,7 @@ def shipped(name: str) -> Path:
 
 
 class LLMJudge(Judge):
-    """An LLM behind an OpenAI-compatible endpoint: concurrent, and asked again where it answers out of form.
-
-    `endpoint` is `openai:URL#MODEL`.
-    """
+    """An LLM behind an endpoint (`openai:URL#MODEL`): asked concurrently, and again if it answers out of form."""
 
     def __init__(self, endpoint: str, prompt: JudgePrompt, *, concurrency: int = 8, timeout: float = 120.0) -> None:
         self.endpoint = open_endpoint(endpoint, timeout)
@@ -126,10 +112,7 @@ class LLMJudge(Judge):
         super().__init__(identity, self._ask)
 
     def decide(self, cases: Sequence[Case], journal: Journal, round: int = 0) -> list[Verdict]:
-        """As every judge; equal cases (the same question, answer and so on) are asked once.
-
-        Raises UserError as `Endpoint.ask_each`.
-        """
+        """As every judge; equal cases are asked once. Raises UserError as `Endpoint.ask_each`."""
         keys = []  # of all that a verdict depends on
         for case in cases:
             shown = str(case.item.image) if self.prompt.picture else ""
@@ -154,7 +137,7 @@ class LLMJudge(Judge):
 
     def _ask(self, case: Case) -> Verdict:
         said = []
-        for attempt in range(1 + ASK_AGAIN):
+        for attempt in range(3):
             messages = self.prompt.messages(case, complaint=attempt > 0)
             try:
                 reply = self.endpoint.ask(messages, max_tokens=self.prompt.max_tokens, temperature=0.0)
@@ -171,9 +154,7 @@ class LLMJudge(Judge):
 
 
 def read_labelled(path: Path) -> list[tuple[Case, bool]]:
-    """Cases with their right verdicts from a YAML file: a list of mappings `fields` and `success`.
-
-    A case may name its image: a file beside the YAML.
+    """Cases with their right verdicts from a YAML list of `fields`, `success` and, if need be, an `image` beside it.
 
     Raises UserError for a record that is wrong: a measure of the judge must not lose cases.
     """
@@ -195,10 +176,7 @@ def read_labelled(path: Path) -> list[tuple[Case, bool]]:
 
 
 def measure_judge(judge: LLMJudge, directory: Path, labelled: Path | None = None) -> list[str]:
-    """Put the labelled cases to `judge` twice, write `directory/judge.json`, and say in lines what came of it.
-
-    What was asked before, with this judge and this version of the prompt, is not asked again.
-    """
+    """Put the labelled cases to `judge` twice, write `directory/judge.json`, and say in lines what came of it."""
     path = labelled or shipped(f"{judge.prompt.name.removesuffix('-seen')}.labelled")
     cases, truth = zip(*read_labelled(path), strict=True)
     directory.mkdir(parents=True, exist_ok=True)

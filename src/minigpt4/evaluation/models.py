@@ -1,7 +1,6 @@
 """Models that answer questions about images: a MiniGPT-4, any BLIP-2 in transformers, any OpenAI-compatible endpoint.
 
-One interface, so that all of them can stand in one table. An endpoint is `openai:http://127.0.0.1:8000/v1#name`; its
-key is read from the environment. It gives no likelihoods, so options are put to it by letter.
+An endpoint gives no likelihoods, so options are put to it by letter.
 """
 
 from __future__ import annotations
@@ -60,20 +59,16 @@ class Answering:
 
 @dataclass(frozen=True)
 class ModelReply:
-    """What a model said. `ended` is False if it was cut off at the limit of tokens.
-
-    Where options were scored, `scores` are their log-likelihoods (natural logarithm, summed over their tokens) and
-    `lengths` their tokens.
-    """
+    """What a model said."""
 
     text: str = ""
-    ended: bool = True
-    scores: tuple[float, ...] = ()
-    lengths: tuple[int, ...] = ()
+    ended: bool = True  # False if it was cut off at the limit of tokens
+    scores: tuple[float, ...] = ()  # log-likelihoods of options: natural logarithm, summed over tokens
+    lengths: tuple[int, ...] = ()  # of options, in tokens
 
 
 #: Takes what came of an item: a reply, UserError for an image that cannot be read, Unanswered from an endpoint.
-Record = Callable[[Item, ModelReply | UserError | Unanswered], None]
+OnReply = Callable[[Item, ModelReply | UserError | Unanswered], None]
 Images = Sequence[Image.Image]
 Texts = Sequence[str]
 Replies = list[ModelReply]
@@ -89,7 +84,7 @@ class Answerer(ABC):
         """Free the model's memory; it is loaded again if it is asked again."""
 
     @abstractmethod
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         """Put every item to the model; what comes of it goes to `record` as soon as it is there."""
 
 
@@ -111,8 +106,7 @@ class LocalAnswerer(Answerer):
 
         self.__dict__.pop("model", None)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     @abstractmethod
     def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
@@ -125,7 +119,7 @@ class LocalAnswerer(Answerer):
     def seed(self, sample: int) -> int:
         return self.settings.seed + 1_000_003 * sample
 
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         groups: dict[tuple[int, bool], list[Item]] = {}
         for item in items:
             groups.setdefault((item.max_new_tokens, bool(item.options)), []).append(item)
@@ -150,11 +144,8 @@ class LocalAnswerer(Answerer):
 
 
 def weights_signature(source: str | Path) -> str:
-    """Tells a model's files apart without reading all of them: names, sizes, and what stands in them.
-
-    Of files over 64 MB only the first and last megabyte are read. A hub id stands for itself.
-    """
-    if isinstance(source, str):
+    """A hash of a model's files: names, sizes and contents (of files over 64 MB the first and last megabyte)."""
+    if isinstance(source, str):  # a hub id
         return source
     found = hashlib.sha256()
     for path in sorted(p for p in source.rglob("*") if p.suffix in (".json", ".safetensors", ".bin") and p.is_file()):
@@ -232,7 +223,7 @@ class Blip2Answerer(LocalAnswerer):
         processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
         return model.to(placement.device).eval(), processor
 
-    def _inputs(self, images: Any, prompts: Sequence[str]) -> Any:
+    def _inputs(self, images: Images, prompts: Texts) -> Any:
         model, processor = self.model
         asked = [BLIP2_PROMPT.format(prompt) for prompt in prompts]
         inputs = processor(images=list(images), text=asked, padding=True, return_tensors="pt")
@@ -290,10 +281,8 @@ def open_endpoint(name: str, timeout: float) -> Endpoint:
     """The endpoint that `openai:URL#MODEL` names. Raises UserError for anything else."""
     url, _, model = name.removeprefix(ENDPOINT_PREFIX).partition("#")
     if not url.startswith(("http://", "https://")) or not model:
-        raise UserError(
-            f"{name}: is no endpoint; give the base URL and the model's name there, as in "
-            "openai:http://127.0.0.1:8000/v1#my-model"
-        )
+        example = "openai:http://127.0.0.1:8000/v1#my-model"
+        raise UserError(f"{name}: is no endpoint; give the base URL and the model's name there, as in {example}")
     return Endpoint(url, model, timeout=timeout)
 
 
@@ -305,16 +294,8 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer(self, images: Images, prompts: Texts, max_new_tokens: int = 300) -> Replies:
-        """One answer for each image and prompt, one after the other. Raises Unanswered if there is none."""
-        asked = zip(images, prompts, strict=True)
-        return [self._ask(image_url(image), prompt, max_new_tokens) for image, prompt in asked]
-
-    def answer_each(self, items: Sequence[Item], record: Record, *, sample: int = 0) -> None:
-        """As for all models; each reply is recorded as soon as it is there, for it may have been paid.
-
-        Raises UserError as `Endpoint.ask_each`.
-        """
+    def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
+        """As for all models. Raises UserError as `Endpoint.ask_each`."""
 
         def work(item: Item) -> ModelReply | UserError:
             try:
@@ -348,11 +329,10 @@ class EndpointAnswerer(Answerer):
 
 
 def open_answerer(name: str, settings: Answering | None = None) -> Answerer:
-    """The model called `name`; local weights are loaded when it is first asked.
+    """The model called `name`, whose weights are loaded when it is first asked. Raises UserError if there is none.
 
     `openai:URL#MODEL` is an endpoint, `blip2:DIRECTORY` (or a directory or hub id that holds a BLIP-2 and no record of
-    ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads. Raises UserError if there is no such
-    model.
+    ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads.
     """
     from minigpt4.model import sources
 

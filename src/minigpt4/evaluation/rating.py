@@ -1,11 +1,7 @@
 """A web page on which people judge answers without knowing which model gave them (paper, section 4.2).
 
-For each question they see the image, the prompt, what counts as success, and the answers of all models: without names,
-in a random order for each rater, equal answers once. They say of each whether it succeeds, and which is best, ties
-allowed. Judgements go to a journal at once. `rating.html` is the page.
-
-`PeopleJudge` reads them: an answer succeeds if most of those who judged it say so. If nobody did, or they are split, it
-is undecided.
+The answers stand without names, in a random order for each rater, and equal answers once. People say of each whether it
+succeeds, and which is best, ties allowed. Judgements go to a journal at once, which `PeopleJudge` reads.
 """
 
 from __future__ import annotations
@@ -31,7 +27,6 @@ from minigpt4.labelling import LabellingDesk, labelling_app, serve_app
 from minigpt4.statistics import agreements
 
 logger = logging.getLogger(__name__)
-
 RATINGS = "ratings.jsonl"
 VERDICTS = {"yes": True, "no": False, "unsure": None}
 
@@ -61,11 +56,8 @@ class RatingDesk(LabellingDesk):
     html = "minigpt4.evaluation", "rating.html"
 
     def __init__(self, questions: Sequence[RatedQuestion], journal: Journal, images: Path) -> None:
-        super().__init__()
+        super().__init__(len(questions))
         self.questions, self.journal, self.images = questions, journal, images
-
-    def __len__(self) -> int:
-        return len(self.questions)
 
     def image(self, index: int) -> Path:
         image = self.questions[index].image
@@ -105,10 +97,7 @@ class RatingDesk(LabellingDesk):
         }  # fmt: skip
 
     def decide(self, rater: str, index: int, answers: Mapping[str, str], best: list[str]) -> None:
-        """Record a judgement; it replaces an earlier one of the same rater. `best` holds several answers in a tie.
-
-        Raises ValueError if it does not judge exactly the answers that are shown.
-        """
+        """Record a judgement, in place of the rater's earlier one; in a tie, several answers are `best`."""
         question = self.questions[index]
         if answers.keys() != question.answers.keys() or not set(answers.values()) <= VERDICTS.keys():
             raise ValueError(f"each answer must be judged once: {', '.join(VERDICTS)}")
@@ -129,10 +118,7 @@ class RatingDesk(LabellingDesk):
 
 
 def read_questions(directory: Path) -> list[RatedQuestion]:
-    """The questions of a suite's results, each with its different answers.
-
-    Raises UserError if `directory` holds no results whose answers people can judge.
-    """
+    """The questions of a suite's results. Raises UserError if people can judge no answers in `directory`."""
     path = directory / RESULTS
     if not path.is_file():
         raise UserError(f"{directory}: holds no {RESULTS}; run `minigpt4 eval abilities` first, and give DIR/abilities")
@@ -164,10 +150,9 @@ def lies_in(image: Path, folder: Path) -> bool:
 
 
 def serve_rating(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; `ready` is given its address.
+    """Serve the page until Ctrl-C; errors as `read_questions` and `serve_app`, which gives `ready` the address.
 
     A stranger's results may name any file, so images are shown from the folder `images` alone (default: `directory`).
-    Raises UserError for a wrong directory, or if the port is taken.
     """
     questions, images = read_questions(directory), images or directory
     if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
@@ -190,7 +175,10 @@ def _agreement(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class PeopleJudge(Judge):
-    """The verdicts of the raters in `directory/ratings.jsonl`: the last word of each on every question."""
+    """The verdicts of the raters in `directory/ratings.jsonl`: the last word of each on every question.
+
+    An answer succeeds if most say so. If nobody judged it, or they are split, it is undecided.
+    """
 
     def __init__(self, directory: Path) -> None:
         path = directory / RATINGS
@@ -210,14 +198,13 @@ class PeopleJudge(Judge):
         for answer in answers:
             key = _answer_key(answer.item.id, answer.item.prompt, answer.text)
             keys.setdefault((answer.item.id, answer.sample), {})[answer.model] = key
-        best = [(set(row["answers"]), set(row["best"])) for row in self.ratings if row["best"]]
         preferences = []
         for one, other in combinations(dict.fromkeys(answer.model for answer in answers), 2):
             preferred = Counter(
-                (group[one] in chosen) - (group[other] in chosen)
+                (group[one] in row["best"]) - (group[other] in row["best"])
                 for group in keys.values()
-                for shown, chosen in best
-                if {group.get(one), group.get(other)} <= shown
+                for row in self.ratings
+                if row["best"] and {group.get(one), group.get(other)} <= row["answers"].keys()
             )
             if preferred:
                 counts = {"wins": preferred[1], "ties": preferred[0], "losses": preferred[-1]}

@@ -16,17 +16,14 @@ from minigpt4.statistics import text
 from minigpt4.telling import shown
 
 RESULTS, TABLE = "results.json", "results.md"
-_Row = Mapping[str, Any]
 
 
-def write_files(
-    directory: Path, results: Mapping[str, Any], files: Mapping[str, str | bytes], name: str = RESULTS
-) -> None:
-    """Write `files`, then `results` as JSON to `directory/name`. Rates in it are saved by their `to_json`."""
+def write_files(out: Path, results: Mapping[str, Any], files: Mapping[str, str | bytes], name: str = RESULTS) -> None:
+    """Write `files`, then `results` as JSON to `out/name`. Rates in it are saved by their `to_json`."""
     for file, content in files.items():
-        write_atomically(directory / file, content.encode() if isinstance(content, str) else content)
+        write_atomically(out / file, content.encode() if isinstance(content, str) else content)
     text = json.dumps(results, indent=1, ensure_ascii=False, default=lambda v: getattr(v, "to_json", v.__str__)())
-    write_atomically(directory / name, text.encode())
+    write_atomically(out / name, text.encode())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -90,9 +87,9 @@ def _of_judges(results: Mapping[str, Any]) -> list[str]:
 
 def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
     """A plot for each unit of the rows: file names and PNGs."""
-    by_unit: dict[str, list[_Row]] = {}
+    by_unit: dict[str, list[Mapping[str, Any]]] = {}
     for row in results["rows"]:
-        if any(_drawable(figure) for figure in row["figures"].values()):
+        if any(figure["value"] is not None for figure in row["figures"].values()):
             by_unit.setdefault("%" if row["unit"] == "of" else row["unit"], []).append(row)
     return {
         "plot.png" if number == 1 else f"plot-{number}.png": _plot(results, rows, unit)
@@ -100,11 +97,7 @@ def bars(results: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-def _drawable(figure: Mapping[str, Any]) -> bool:
-    return figure["value"] is not None and bool(figure["total"])
-
-
-def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
+def _plot(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: str) -> bytes:
     """Bars with their intervals, a colour for each model, and the paper's figures as marks."""
     from matplotlib.figure import Figure
 
@@ -114,7 +107,7 @@ def _plot(results: Mapping[str, Any], rows: Sequence[_Row], unit: str) -> bytes:
     axes = canvas.subplots()
     for number, label in enumerate(labels):
         given = [(place, row["figures"].get(label)) for place, row in enumerate(rows)]
-        found = [(place, figure) for place, figure in given if figure and _drawable(figure)]
+        found = [(place, figure) for place, figure in given if figure and figure["value"] is not None]
         values = [scale * figure["value"] for _, figure in found]
         errors = [
             [0 if figure[edge] is None else scale * abs(figure["value"] - figure[edge]) for _, figure in found]
@@ -159,7 +152,5 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "minigpt4": version("minigpt4"),
+        **{package: version(package) for package in ("torch", "transformers", "minigpt4")},
     }

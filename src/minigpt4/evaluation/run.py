@@ -33,22 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    suite: Suite,
-    models: Sequence[str],
-    out: Path,
-    *,
-    settings: Answering | None = None,
-    samples: int = 1,
+    suite: Suite, models: Sequence[str], out: Path, *, settings: Answering | None = None, samples: int = 1,
     limit: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Put `suite` to all `models`; write `out/SUITE/results.json`, `results.md` and plots; return the results.
 
-    Args:
-        models: As `open_answerer` takes them; `LABEL=MODEL` names one for the table.
-        samples: Answers to every item by every model; more than one only makes sense with a temperature.
-        limit: Only the first so many items of each task.
-    Raises:
-        UserError: a model, the data or the judge cannot be had; what is done by then is recorded.
+    `models` are as `open_answerer` takes them; `LABEL=MODEL` names one for the table. Each answers every item `samples`
+    times, or only the first `limit` items of each task. Raises UserError if a model, the data or the judge cannot be
+    had; what is done by then is recorded.
     """
     settings = settings or Answering()
     if samples > 1 and settings.temperature == 0:
@@ -78,17 +70,12 @@ def evaluate(
                 answerer.close()
             _judge(suite, responses[label], verdicts)
         results = {
-            "suite": suite.name,
-            "title": suite.title,
-            "created": _now(),
-            "seconds": round(time.perf_counter() - started, 1),
-            "machine": machine(),
-            "settings": {**settings.decoding(), "samples": samples, "limit": limit},
-            "judge": suite.judge.identity,
+            "suite": suite.name, "title": suite.title, "created": _now(),
+            "seconds": round(time.perf_counter() - started, 1), "machine": machine(),
+            "settings": {**settings.decoding(), "samples": samples, "limit": limit}, "judge": suite.judge.identity,
             "models": [{"label": label, **answerer.identity} for label, answerer in answerers.items()],
-            "items": len(items),
-            **_summary(suite, responses, faults, verdicts),
-        }
+            "items": len(items), **_summary(suite, responses, faults, verdicts),
+        }  # fmt: skip
         plots = {**bars(results), **suite.plots(results)}
         write_files(directory, results, {**plots, TABLE: markdown(results, plots)})
     return results
@@ -141,12 +128,10 @@ def _ask(
 
         if todo:
             answerer.answer_each(todo, record, sample=sample)
-    found = []
-    for item in items:
-        if row := journal.rows.get(keys[item.id]):
-            scores, lengths = tuple(row["scores"]), tuple(row["lengths"])
-            found.append(Response(item, label, sample, row["answer"], row["ended"], scores, lengths))
-    return found
+    rows = [(item, journal.rows[keys[item.id]]) for item in items if keys[item.id] in journal.rows]
+    return [
+        Response(item, label, sample, row["answer"], row["ended"], row["scores"], row["lengths"]) for item, row in rows
+    ]
 
 
 def _content(path: Path) -> str:
@@ -181,11 +166,8 @@ def _summary(
         "verdicts": [{"part": case.part, **vars(v)} for case, v in zip(one.cases, one.verdicts, strict=True)],
     } for one in every]  # fmt: skip
     return {
-        "rows": list(rows.values()),
-        "notes": list(suite.notes),
+        "rows": list(rows.values()), "notes": list(suite.notes),
         "left_out": dict(Counter(fault.kind for fault in faults)),
         "undecided": sum(verdict.success is None for one in every for verdict in one.verdicts),
-        "faults": [vars(fault) for fault in faults],
-        **suite.more(every, verdicts),
-        "answers": answers,
-    }
+        "faults": [vars(fault) for fault in faults], **suite.more(every, verdicts), "answers": answers,
+    }  # fmt: skip

@@ -18,17 +18,13 @@ from minigpt4.statistics import Estimate, Rate
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of the table. `paper` holds the paper's figures by the paper's name of the model.
-
-    `unit` says how figures are printed: "%" (a share), "of" (successes of the total, with the share's interval), or a
-    unit such as "words". `group` is the heading that the line stands under.
-    """
+    """A line of the table."""
 
     name: str
     label: str
-    unit: str = "%"
-    paper: Mapping[str, str] = field(default_factory=dict)
-    group: str = ""
+    unit: str = "%"  # as `statistics.text` takes it: "%", "of", or one such as "words"
+    paper: Mapping[str, str] = field(default_factory=dict)  # the paper's figures, by its names of the models
+    group: str = ""  # the heading that the line stands under
     lower_is_better: bool = False
 
 
@@ -59,8 +55,7 @@ class Suite(ABC):
     def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
         """Anything else for results.json, of all models' responses; by default nothing.
 
-        What stands under `agreement` (a list of `statistics.agreement`) is printed below the table too. `verdicts` is
-        where the judge records what it says if it is asked once more.
+        `agreement` (a list of `statistics.agreement`) stands below the table too. `verdicts` is the judge's journal.
         """
         return {}
 
@@ -70,20 +65,18 @@ class Suite(ABC):
 
 
 class DefaultData(Protocol):
-    """What suites ask about where no data is given: images whose truth is known, from an extension (`benchmarks`)."""
+    """What suites ask about if no data is given: images whose truth is known, from an extension (`benchmarks`)."""
 
     #: How to ask for a `description` and a `poem`, and how to put a `question` and a `choice`, with {} in its place.
     wording: Mapping[str, str]
 
-    # Each draws `count` images into `directory`. They return the images; a YAML of tasks; COCO's captions and instances
-    # and their images; question and annotation files and their images.
+    # Each draws `count` images into `directory`, and returns them or the files that name them.
     def pictures(self, directory: Path, count: int) -> list[Path]: ...
     def tasks(self, directory: Path, count: int) -> Path: ...
-    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]: ...
-    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]: ...
+    def coco(self, directory: Path, count: int) -> tuple[Path, Path, Path]: ...  # captions, instances, folder of images
+    def questions(self, directory: Path, count: int) -> tuple[list[Path], Path]: ...  # files, folder of images
 
-    # What is wrong with an answer to a task's item, of which the file says what is `known`; the first fact of a caption
-    # that a description does not state. None if there is none.
+    # What is wrong with an answer, or which fact of a caption is not in a description; None if nothing is.
     def what_is_wrong(self, known: Mapping[str, Any], prompt: str, answer: str) -> str | None: ...
     def missing_fact(self, caption: str, description: str) -> str | None: ...
 

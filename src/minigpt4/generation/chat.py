@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, write_atomically
+from minigpt4.files import expand, write_atomically
 from minigpt4.generation.batching import decode, decode_stream
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_images
@@ -117,7 +117,7 @@ class Chat:
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the conversation to a file: JSON if its name ends in .json, readable Markdown otherwise."""
-        path = Path(expanded(path))
+        path = expand(path)
         if path.is_dir():
             raise UserError(f"{path} is a directory; name a file in it, such as {path / 'chat.md'}")
         if path.exists() and not overwrite:

@@ -11,7 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, new_directory, write_atomically
+from minigpt4.files import expand, new_directory, write_atomically
 from minigpt4.model import export as exporting
 from minigpt4.model import graph, parts, sources
 from minigpt4.model.aligned import AlignedModel
@@ -34,11 +34,7 @@ from minigpt4.model.precision import Placement, resolve_dtype
 from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template
 
-#: Bytes of a shard: a quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum), but
-#: within these bounds.
-SMALLEST_SHARD, LARGEST_SHARD = 16 * 2**20, 2 * 10**9
-
-VISION_HEAD_SIZE, QFORMER_HEAD_SIZE = 88, 64
+SMALLEST_SHARD = 16 * 2**20  # bytes
 #: The files by a tensor that only one of them has.
 _KINDS = {
     "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
@@ -124,7 +120,7 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> N
 
 def write_projection(model: str | Path, out: str | Path) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
-    out = Path(expanded(out))
+    out = expand(out)
     if out.exists():
         raise UserError(f"{out}: exists; give the name of a new file")
     if read_record(model).trained != Trained():
@@ -190,9 +186,9 @@ def write_model(
 ) -> Template:
     """Write an export of these parts to the new `directory`; returns its chat format.
 
-    `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). `origin` is recorded; by default the vision side
-    and, if a delta was added, the LLM come from the new directory itself. `dtype` defaults to that of each tensor.
-    Raises UserError if the parts do not fit together or `directory` is in use.
+    `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). By default the recorded origin of the vision side
+    and, if a delta was added, of the LLM is the new directory itself. `dtype` defaults to that of each tensor. Raises
+    UserError if the parts do not fit together or `directory` is in use.
     """
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     chosen = choose_template(template, llm.tokenizer, str(llm.name))
@@ -215,7 +211,8 @@ def write_model(
         where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
-    size = min(LARGEST_SHARD, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
+    # A quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum).
+    size = min(exporting.SHARD_SIZE, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
     with new_directory(directory, marker=ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept)
     return chosen
@@ -266,7 +263,7 @@ class _Tensors:
 
 def _read(path: str | Path, mark: str) -> _Tensors:
     """The tensors of a `.pth`, memory-mapped. `mark` is a tensor that the expected file holds."""
-    path = Path(expanded(path))
+    path = expand(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:
@@ -291,22 +288,15 @@ def _vision_side(
 ) -> parts.VisionQFormer:
     """The released vision side with transformers' names and configurations, its tensors memory-mapped."""
     config = _tower(tower, heads[0], image_size)
-    if not qformer:
-        qformer_config, queries = parts.no_qformer(config)
-        if not others.tensors:  # the norm after the encoder is the original's initial one
-            others.tensors["ln_vision.weight"] = torch.ones(config.hidden_size)
-            others.tensors["ln_vision.bias"] = torch.zeros(config.hidden_size)
-    else:
-        qformer_config, queries = _qformer(others, config.hidden_size, heads[1])
-    whole = Blip2Config(
-        vision_config=config, qformer_config=qformer_config, num_query_tokens=queries, text_config=graph.NO_LLM
-    )
-    shapes = {name: tuple(tensor.shape) for name, tensor in graph.empty_graph(whole).state_dict().items()}
-    tensors = {
-        name: _take(tower, others, name, shapes[name]) for name in shapes if name.startswith(parts.VISION_PREFIXES)
-    }
-    processor, fingerprint = parts.image_processor(config), sources.fingerprint(tensors)
-    return parts.VisionQFormer(config, qformer_config, queries, tensors, processor, fingerprint)
+    width = config.hidden_size
+    qformer_config, queries = _qformer(others, width, heads[1]) if qformer else parts.no_qformer(config)
+    if not others.tensors:  # the norm after the encoder is the original's initial one
+        others.tensors |= {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
+    side = parts.VisionQFormer(config, qformer_config, queries, {}, parts.image_processor(config), "")
+    network = graph.make_graph(side, graph.NO_LLM, 0).state_dict()
+    shapes = {name: tuple(network[name].shape) for name in network if name.startswith(parts.VISION_PREFIXES)}
+    tensors = {name: _take(tower, others, name, shape) for name, shape in shapes.items()}
+    return replace(side, tensors=tensors, fingerprint=sources.fingerprint(tensors))
 
 
 def _heads(width: int, heads: int | None, size: int, what: str, option: str) -> int:
@@ -329,13 +319,10 @@ def _tower(file: _Tensors, heads: int | None, image_size: int | None) -> Blip2Vi
     if size < side or size % side:
         raise UserError(f"an image size of {size} px is no multiple of the tower's patches of {side} px; give another")
     return Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")),
-        num_hidden_layers=blocks,
-        num_attention_heads=_heads(width, heads, VISION_HEAD_SIZE, "the vision tower", "--vision-heads"),
-        image_size=size,
-        patch_size=side,
-    )
+        hidden_size=width, intermediate_size=len(file.take("blocks.0.mlp.fc1.weight")), num_hidden_layers=blocks,
+        num_attention_heads=_heads(width, heads, 88, "the vision tower", "--vision-heads"),
+        image_size=size, patch_size=side,
+    )  # fmt: skip
 
 
 def _interpolate(positions: Tensor, patches: int) -> Tensor:
@@ -351,7 +338,7 @@ def _interpolate(positions: Tensor, patches: int) -> Tensor:
 def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip2QFormerConfig, int]:
     """Configuration of the Q-Former, and the number of its queries."""
     layer = "Qformer.bert.encoder.layer."
-    layers = file.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
+    layers = file.count(layer + r"(\d+)\.")
     _, queries, width = file.take("query_tokens").shape
     crossing = [i for i in range(layers) if f"{layer}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
@@ -361,13 +348,11 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
             "another regular choice from layer 0 on, was expected"
         )
     config = Blip2QFormerConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=_heads(width, heads, QFORMER_HEAD_SIZE, "the Q-Former", "--qformer-heads"),
+        hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=_heads(width, heads, 64, "the Q-Former", "--qformer-heads"),
         intermediate_size=len(file.take(f"{layer}0.intermediate_query.dense.weight")),
-        cross_attention_frequency=step,
-        encoder_hidden_size=vision_width,
-    )
+        cross_attention_frequency=step, encoder_hidden_size=vision_width,
+    )  # fmt: skip
     return config, queries
 
 

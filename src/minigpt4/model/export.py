@@ -29,6 +29,7 @@ from minigpt4.model import parts
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
+from minigpt4.model.sources import fingerprint
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import eos_tokens, jinja_template
 from minigpt4.prompts.templates import IMAGE_TOKEN, Template
@@ -75,17 +76,16 @@ def write_export(
 ) -> None:
     """Write `tensors`, by their names in `model.blip2`, and the settings of `model` to an empty `directory`.
 
-    The weights in `model` may be on the meta device. Tensors keep their dtype unless `dtype` is given. transformers has
-    no model for the variants without a Q-Former or with several projection layers: they are written as an alignment
-    with its parts beside it, in `vision` and `llm`. `origin` is recorded, with the fingerprint of the written LLM if it
-    has none.
+    The weights in `model` may be on the meta device. Tensors keep their dtype unless `dtype` is given. Variants for
+    which transformers has no model are written as an alignment with its parts beside it, in `vision` and `llm`.
+    `origin` is recorded, with the fingerprint of the written LLM if it has none.
     """
     write = partial(_write_shards, capacity=shard_size, dtype=dtype)
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
         if not origin.llm_fingerprint:
-            origin = replace(origin, llm_fingerprint=parts.llm_fingerprint(directory))
+            origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))
     else:
         alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
         write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
@@ -94,7 +94,7 @@ def write_export(
         write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
         _write_parts_settings(model, directory)
         vision = parts.load_vision_qformer(directory / "vision", model.has_qformer).fingerprint
-        origin = Origin("./vision", vision, "./llm", parts.llm_fingerprint(directory / "llm"))
+        origin = Origin("./vision", vision, "./llm", fingerprint(parts.llm_files(directory / "llm")))
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 
@@ -121,16 +121,14 @@ def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.
             shards.append(list(pending))
             total += size
             pending = {}
-    if len(shards) == 1:
-        (directory / "shard-0.safetensors").rename(directory / "model.safetensors")
-        return
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
-        filename = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"shard-{i}.safetensors").rename(directory / filename)
-        weight_map |= dict.fromkeys(names, filename)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(directory / "model.safetensors.index.json", index)
+        number = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        path = (directory / f"shard-{i}.safetensors").rename(directory / f"model{number}.safetensors")
+        weight_map |= dict.fromkeys(names, path.name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:
@@ -164,26 +162,23 @@ def _write_settings(model: AlignedModel, directory: Path) -> None:
 def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
     """Write the settings of `vision` (a Blip2VisionModel, or the vision side of a BLIP-2) and of `llm`."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
+    vision, llm = directory / "vision", directory / "llm"
     for part in (blip2.language_model, blip2.vision_model):
         part.config.architectures = [type(part).__name__]
     if model.has_qformer:
-        config = {
-            "model_type": "blip-2",
-            "num_query_tokens": model.num_query_tokens,
-            "vision_config": blip2.vision_model.config.to_dict(),
-            "qformer_config": blip2.config.qformer_config.to_dict(),
-        }
-        write_json(directory / "vision" / "config.json", config)
+        configs = {"vision_config": blip2.vision_model.config, "qformer_config": blip2.config.qformer_config}
+        config = {"model_type": "blip-2", "num_query_tokens": model.num_query_tokens}
+        write_json(vision / "config.json", config | {key: value.to_dict() for key, value in configs.items()})
     else:
-        blip2.vision_model.config.save_pretrained(directory / "vision")
-    model.image_processor.save_pretrained(directory / "vision")
-    blip2.language_model.config.save_pretrained(directory / "llm")
+        blip2.vision_model.config.save_pretrained(vision)
+    model.image_processor.save_pretrained(vision)
+    blip2.language_model.config.save_pretrained(llm)
     settings = copy.deepcopy(blip2.language_model.generation_config)
     settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
     settings.sequence_bias = _endings(model, tokenizer)[1]
-    settings.save_pretrained(directory / "llm")
-    tokenizer.save_pretrained(directory / "llm")
-    _keep_cutting(directory / "llm", cut)
+    settings.save_pretrained(llm)
+    tokenizer.save_pretrained(llm)
+    _keep_cutting(llm, cut)
 
 
 def _exported_tokenizer(model: AlignedModel) -> tuple[Any, bool]:
@@ -192,9 +187,8 @@ def _exported_tokenizer(model: AlignedModel) -> tuple[Any, bool]:
     one_piece = puts_space_first(tokenizer)  # `encode_chat` tokenises these conversations whole
     if model.template.stop in tokenizer.get_vocab() and not one_piece:
         # Special tokens are left out when an answer is decoded. (With sentencepiece a space would stand behind them.)
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [model.template.stop]}, replace_extra_special_tokens=False
-        )
+        stop = {"additional_special_tokens": [model.template.stop]}
+        tokenizer.add_special_tokens(stop, replace_extra_special_tokens=False)
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and getattr(backend.pre_tokenizer, "prepend_scheme", "never") != "never":
         backend.pre_tokenizer.prepend_scheme = "always"  # the space after special tokens, as the original has it
@@ -204,9 +198,8 @@ def _exported_tokenizer(model: AlignedModel) -> tuple[Any, bool]:
     if cut and CUT not in backend.to_str():  # an export's tokenizer cuts already
         split, own = pre_tokenizers.Split(CUT, "removed"), backend.pre_tokenizer
         backend.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
-    tokenizer.chat_template = jinja_template(
-        model.template, tokenizer.bos_token, control_tokens(tokenizer), CUT if cut else ""
-    )
+    control = control_tokens(tokenizer)
+    tokenizer.chat_template = jinja_template(model.template, tokenizer.bos_token, control, CUT if cut else "")
     return tokenizer, cut
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigpt4.documents import check
 from minigpt4.errors import UserError
-from minigpt4.files import expanded, new_directory
+from minigpt4.files import expand, new_directory
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import check_projection, fresh_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
@@ -47,7 +47,7 @@ class Origin:
     llm_fingerprint: _Digest
 
 
-class Record(BaseModel):
+class AlignmentRecord(BaseModel):
     """What `alignment.json` says. `export` is the place of an export, which holds the frozen parts itself, or None."""
 
     origin: Origin
@@ -73,9 +73,6 @@ class Record(BaseModel):
                     f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
                     f"{now[:12]}); put the former weights back, or train the alignment again"
                 )
-
-
-_RECORD = TypeAdapter(Record)
 
 
 def assemble(
@@ -134,7 +131,7 @@ def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) ->
         write_record(model, new, model.origin, model.trained)
 
 
-def read_record(name: str | Path) -> Record:
+def read_record(name: str | Path) -> AlignmentRecord:
     """The record of an alignment or export, with the places of parts that it holds itself as paths."""
     source = sources.resolve(name)
     content = sources.read_json(source, ALIGNMENT_FILE)
@@ -144,12 +141,9 @@ def read_record(name: str | Path) -> Record:
             f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
         )
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
-    record = check(_RECORD, content, f"{source}: {ALIGNMENT_FILE}")
-    inside = {
-        part: str(Path(source, place).resolve())
-        for part, place in (("vision_qformer", record.origin.vision_qformer), ("llm", record.origin.llm))
-        if place == "." or place.startswith("./")
-    }
+    record = check(TypeAdapter(AlignmentRecord), content, f"{source}: {ALIGNMENT_FILE}")
+    inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
+    inside = {part: str(Path(source, place).resolve()) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 
@@ -171,9 +165,9 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
 
 def portable(name: str | Path) -> str:
     """A part's name as an alignment records it: shipped names and hub ids as they are, local paths absolute."""
-    if str(name) in sources.shipped_models() or not Path(expanded(name)).exists():
+    if str(name) in sources.shipped_models() or not expand(name).exists():
         return str(name)
-    return str(Path(expanded(name)).resolve())
+    return str(expand(name).resolve())
 
 
 def read_projection(name: str | Path) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from minigpt4.model.quantization import pack_4bit_layers
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
 
-STAGES = (1, 2)
 #: The attention layers of the LLM that get LoRA, by their names in most families.
 LORA_LAYERS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")
 LORA_SCALE = 2.0  # alpha / rank
@@ -40,8 +39,8 @@ def set_trainable(model: AlignedModel, stage: int) -> list[str]:
     Both stages train the projection (paper, sections 3.1 and 3.3), variants more (`model.trained`). Raises UserError if
     there is no such stage.
     """
-    if stage not in STAGES:
-        raise UserError(f"there is no stage {stage!r}; the stages are {', '.join(map(str, STAGES))}")
+    if stage not in (1, 2):
+        raise UserError(f"there is no stage {stage!r}; the stages are 1, 2")
     pack_4bit_layers(model, allowed=False)
     trained, adapters = [], set(model.adapter_names())
     for name, parameter in model.named_parameters():

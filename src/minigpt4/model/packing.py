@@ -5,8 +5,6 @@ Only attention needs to know where a row ends: `packed_attention` is registered 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,35 +16,19 @@ PACKED = "minigpt4_packed"
 LONGEST = 2048  # tokens of a row: a sliding window of at least so many makes no difference
 
 
-class NotPackableError(Exception):
-    """The LLM computes attention in a way that packed rows do not support; its rows are padded instead."""
-
-
 #: Modules of a layer that compute each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
-
 #: Attention arguments that `packed_attention` does not support.
 _FOREIGN = ("softcap", "s_aux", "position_bias")
 
 
-@dataclass(frozen=True)
 class Packing:
     """Where packed tokens stand: `indices` (t,) in the flattened batch of `rows` rows of `longest` tokens each."""
 
-    rows: int
-    longest: int
-    indices: Tensor
-
-    @classmethod
-    def from_mask(cls, is_real: Tensor) -> Packing:
-        """From a mask (b, t) that is False for padding, which stands on the right."""
-        rows, longest = is_real.shape
-        return cls(rows, longest, is_real.flatten().nonzero()[:, 0])
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """(1, t): the position of each token in its own row."""
-        return (self.indices % self.longest)[None]
+    def __init__(self, is_real: Tensor) -> None:
+        """From a mask (b, longest) that is False for padding, which stands on the right."""
+        self.rows, self.longest = is_real.shape
+        self.indices = is_real.flatten().nonzero()[:, 0]
 
     def pack(self, padded: Tensor) -> Tensor:
         """(..., b * longest, d) -> (..., t, d)."""
@@ -61,18 +43,16 @@ class Packing:
 class Packer:
     """Runs an LLM on packed rows, and its last layer only for the tokens whose hidden states are needed.
 
-    Of other tokens the last layer needs only keys and values: hooks leave them out of modules that compute each token
-    by itself.
+    Of others the last layer needs only keys and values: hooks leave them out of `last_layer_modules`.
     """
 
     def __init__(self, llm: Any) -> None:
         if not getattr(llm.base_model, "_supports_attention_backend", False):
-            raise NotPackableError("its attention is not left to the library")
+            raise NotImplementedError("its attention is not left to the library")
         self._llm = llm
         self._needed: Tensor | None = None
         self._tokens = 0
         parts = llm.base_model.layers[-1].named_modules()
-        #: Modules of the last layer that run for the needed tokens only.
         self.last_layer_modules = [module for name, module in parts if name.rpartition(".")[2] in _ON_EACH_TOKEN]
         for module in self.last_layer_modules:
             module.register_forward_pre_hook(self._take)
@@ -89,8 +69,8 @@ class Packer:
         expected = llm.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state[is_real][needed].float()
         try:
             packer = cls(llm)
-            found = packer.hidden_states(rows[is_real], Packing.from_mask(is_real), needed).float()
-        except (NotPackableError, NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
+            found = packer.hidden_states(rows[is_real], Packing(is_real), needed).float()
+        except (NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
             return None
         allowed = 1e-3 if rows.dtype is torch.float32 else 0.1
         return packer if (found - expected).norm() <= allowed * expected.norm() else None
@@ -100,9 +80,10 @@ class Packer:
         config = self._llm.config
         before, config._attn_implementation = config._attn_implementation, PACKED
         self._needed, self._tokens = needed, len(embeddings)
+        positions = (packing.indices % packing.longest)[None]  # of each token in its own row
         try:
             hidden = self._llm.base_model(
-                inputs_embeds=embeddings[None], position_ids=packing.positions, use_cache=False, packing=packing
+                inputs_embeds=embeddings[None], position_ids=positions, use_cache=False, packing=packing
             ).last_hidden_state
         finally:
             self._needed, config._attn_implementation = None, before
@@ -118,58 +99,29 @@ class Packer:
 
 
 def packed_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    packing: Packing | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: Any = None, **others: Any
 ) -> tuple[Tensor, None]:
     """Causal attention within each row: query (1, h, t, d), key and value (1, h_kv, t, d) -> (1, t, h, d)."""
-    windowed = sliding_window is not None and sliding_window < LONGEST
+    packing, window = others.get("packing"), others.get("sliding_window")
+    windowed = window is not None and window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
-        raise NotPackableError("packed rows are for plain causal attention")
+        raise NotImplementedError("packed rows are for plain causal attention")
+    heads = query.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
-        out = _CausalAttention.apply(query[0], key[0], value[0], packing, scaling)
+    if query.device.type == "cpu":  # where PyTorch's fused kernels are slow with short rows, most of all backwards
+        q, k, v = (_rows(packing, x[0], heads // x.shape[1]) for x in (query, key, value))
+        future = q.new_full((packing.longest, packing.longest), float("-inf")).triu(1)
+        probs = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+        out = packing.pack((probs @ v).view(heads, -1, v.shape[-1]))
     else:
         q, k, v = (
             packing.unpack(x[0]).unflatten(-2, (packing.rows, packing.longest)).transpose(0, 1)
             for x in (query, key, value)
         )
-        grouped = query.shape[1] != key.shape[1]
+        grouped = heads != key.shape[1]
         full = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         out = packing.pack(full.transpose(0, 1).flatten(1, 2))
     return out.transpose(0, 1)[None], None
-
-
-class _CausalAttention(torch.autograd.Function):
-    """Attention of short rows on a CPU, where PyTorch's fused kernels are slow, most of all backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
-        groups = query.shape[0] // key.shape[0]
-        q, k, v = (_rows(packing, x, n) for x, n in ((query, 1), (key, groups), (value, groups)))
-        future = q.new_full((packing.longest, packing.longest), float("-inf")).triu(1)
-        probs = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
-        ctx.save_for_backward(q, k, v, probs)
-        ctx.packing, ctx.scaling, ctx.groups = packing, scaling, groups
-        return packing.pack((probs @ v).view(query.shape[0], -1, v.shape[-1]))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probs = ctx.saved_tensors
-        packing, groups = ctx.packing, ctx.groups
-        out = _rows(packing, gradient, 1)
-        scores = torch._softmax_backward_data(out @ v.transpose(1, 2), probs, -1, probs.dtype).mul_(ctx.scaling)
-        found = scores @ k, scores.transpose(1, 2) @ q, probs.transpose(1, 2) @ out
-        packed = [packing.pack(x.view(gradient.shape[0], -1, x.shape[-1])) for x in found]
-        if groups > 1:
-            packed[1:] = [x.unflatten(0, (-1, groups)).sum(1) for x in packed[1:]]
-        return *packed, None, None
 
 
 def _rows(packing: Packing, packed: Tensor, groups: int) -> Tensor:

@@ -119,10 +119,7 @@ def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] |
 
 
 def no_qformer(vision_config: Blip2VisionConfig) -> tuple[Blip2QFormerConfig, int]:
-    """The configuration of "no Q-Former" (no layers, the width of the patches put together), and the number of tokens.
-
-    Raises UserError if patches are left.
-    """
+    """A Q-Former's configuration without layers, and the number of tokens. Raises UserError if patches are left."""
     patches = (vision_config.image_size // vision_config.patch_size) ** 2
     if patches % PATCHES_PER_TOKEN:
         raise UserError(
@@ -151,21 +148,24 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement = placement or Placement(torch.device("cpu"), dtype)
     if placement.load_in and isinstance(files, GGUFCheckpoint):
-        unpacked = str(placement.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{name}: a GGUF file is unpacked to {unpacked}, not to load_in={placement.load_in!r}; leave load_in "
-            "out, or give the LLM in another form"
-        )
+        held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
+        raise UserError(f"{name}: a GGUF file is {held}; leave load_in out, or give the LLM in another form")
     settings = placement.loading()
     own_name = config.name_or_path
     if files.prefix:
         settings["key_mapping"] = {f"^{files.prefix}": ""}
-    with readable(name, _NO_LLM), sources.bars_if_long(sum(files.file_sizes())):
-        model = sources.load_model(AutoModelForCausalLM, files.source, config=config, **settings)
+    with readable(name, _NO_LLM):
+        model = sources.load_model(AutoModelForCausalLM, files, config=config, **settings)
     if files.prefix:  # else its generation config and its name are those of the whole
         model.generation_config, model.config.name_or_path = GenerationConfig.from_model_config(config), own_name
     model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts
-    return LLM(model, tokenizer, add_image_token(model, tokenizer), fingerprint(files))
+    image_token_id = image_token(tokenizer)
+    rows = model.get_input_embeddings().num_embeddings
+    if image_token_id >= rows:  # other rows stay as they are
+        model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.weight.data[rows:] = 0
+    return LLM(model, tokenizer, image_token_id, fingerprint(files))
 
 
 def llm_files(name: str | Path) -> Checkpoint:
@@ -173,11 +173,6 @@ def llm_files(name: str | Path) -> Checkpoint:
     source = resolve(name)
     whole = read_json(source, "config.json").get("model_type") == "blip-2"
     return open_tensors(source, LLM_PREFIX if whole else "")
-
-
-def llm_fingerprint(name: str | Path) -> str:
-    """The fingerprint of an LLM that is not loaded (see `sources.fingerprint`)."""
-    return fingerprint(llm_files(name))
 
 
 def read_llm_config(name: str | Path) -> Any:
@@ -254,14 +249,3 @@ def image_token(tokenizer: Any) -> int:
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-
-
-def add_image_token(model: Any, tokenizer: Any) -> int:
-    """The id of `<image>`, added to tokenizer and embeddings if they lack it; the LLM's other rows stay as they are."""
-    image_token_id = image_token(tokenizer)
-    rows = model.get_input_embeddings().num_embeddings
-    if image_token_id >= rows:
-        model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-            embedding.weight.data[rows:] = 0
-    return image_token_id

@@ -21,7 +21,6 @@ from minigpt4.model.loading import ALIGNMENT_FILE, read_projection, read_record
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
 
-RIDGE = 1e-2  # of the mean squared norm of the regressors
 MIN_SHARED = 256  # a regression on fewer words in common is meaningless
 
 
@@ -104,11 +103,12 @@ def check_projection_from(name: str | Path) -> bool:
     return False
 
 
-def ridge(x: Tensor, y: Tensor, strength: float = RIDGE) -> Tensor:
+def ridge(x: Tensor, y: Tensor) -> Tensor:
     """Ridge regression with bias from x (n, d) to y (n, e): (d + 1, e), the bias last."""
     a = torch.cat([x, torch.ones(len(x), 1)], 1)
     gram = a.T @ a
-    return torch.linalg.solve(gram + strength * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ y)
+    penalty = 1e-2 * gram.diagonal().mean()  # the mean squared norm of the regressors
+    return torch.linalg.solve(gram + penalty * torch.eye(len(gram)), a.T @ y)
 
 
 def _embeddings(name: str | Path) -> Tensor:

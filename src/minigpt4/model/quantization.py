@@ -1,10 +1,9 @@
 """Frozen weights in 8 or 4 bits: bitsandbytes' formats, and 8-bit layers that also multiply in 8 bits.
 
-bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype.
-`EightBitLinear` holds weights as floats ("fp8", e4m3; for GPUs) or integers ("int8"; for CPUs) with a scale for each
-output, and rounds its inputs with a scale for each row. The hardware then multiplies 8-bit numbers, forwards and
-backwards (to the input only): half the bytes of bfloat16 and up to twice the speed. No library does this: torchao and
-transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
+bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype. An
+`EightBitLinear` holds weights as floats ("fp8", e4m3) or integers ("int8") and rounds its inputs, so that the hardware
+multiplies 8-bit numbers, forwards and backwards: half the bytes of bfloat16 and up to twice the speed. No library does
+this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,13 +21,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from minigpt4.errors import UserError
 
-#: The formats of the recipe's and the commands' `load_in`.
-LOAD_IN = ("8bit", "4bit", "fp8", "int8")
+_ANY = ("cuda", "cpu", "mps")
+#: The formats of the recipe's and the commands' `load_in`, and the devices on which they work (fp8 on a CPU slowly).
+LOAD_IN = {"8bit": _ANY, "4bit": _ANY, "fp8": ("cuda", "cpu"), "int8": ("cpu",)}
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 FLOAT8_CAPABILITY = (8, 9)  # of the first GPUs that multiply float8: L4, L40S, RTX 40; H100 and H200 have 9.0
 SIDE = 16  # the hardware multiplies in blocks of this many
 BLOCK = 64  # weights that share one scale in 4 bits
 METHOD = "minigpt4_eight_bits"
+_INSTEAD = {"load_in": "use load_in='8bit'", "vision_load_in": "leave it out"}
 
 
 def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in") -> None:
@@ -37,31 +38,23 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
         return
     if load_in not in LOAD_IN:
         raise UserError(f"load_in {load_in!r} is not known; use {', '.join(LOAD_IN)}, or leave it out")
-    if load_in == "fp8":
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        check_float8(device.type, capability, key)
-    elif load_in == "int8" and device.type != "cpu":
-        raise UserError(f"{key}='int8' works on the cpu, not on {device.type}; {_instead(key)}")
-    elif device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"load_in={load_in!r} works on cuda, cpu and mps, not on {device.type}; leave it out there")
-    elif load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
+    if device.type not in LOAD_IN[load_in]:
+        kinds, instead = " and ".join(LOAD_IN[load_in]), _INSTEAD[key] if load_in in FORMATS else "leave it out there"
+        raise UserError(f"{key}={load_in!r} works on {kinds}, not on {device.type}; {instead}")
+    if load_in == "fp8" and device.type == "cuda":
+        check_float8(torch.cuda.get_device_capability(device), key)
+    if load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
 
 
-def check_float8(kind: str, capability: tuple[int, int] | None, key: str = "load_in") -> None:
-    """Raises UserError if this kind of device, or CUDA compute capability, does not multiply float8."""
-    if kind == "cuda" and capability and capability < FLOAT8_CAPABILITY:
+def check_float8(capability: tuple[int, int], key: str = "load_in") -> None:
+    """Raises UserError if a GPU of this CUDA compute capability does not multiply float8."""
+    if capability < FLOAT8_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (FLOAT8_CAPABILITY, capability))
         raise UserError(
             f"{key}='fp8' needs a GPU of compute capability {needed} or higher (L4, H100), and this one has {found}; "
-            + _instead(key)
+            + _INSTEAD[key]
         )
-    if kind not in ("cpu", "cuda"):
-        raise UserError(f"{key}='fp8' works on cuda and, slowly, on the cpu, not on {kind}; {_instead(key)}")
-
-
-def _instead(key: str) -> str:
-    return "use load_in='8bit'" if key == "load_in" else "leave it out"
 
 
 def quantization_config(load_in: str, dtype: torch.dtype) -> Any:

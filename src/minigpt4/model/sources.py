@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
-from minigpt4.files import expanded
+from minigpt4.files import expand
 
 
 def shipped_models() -> dict[str, Path]:
@@ -42,7 +41,7 @@ def resolve(name: str | Path) -> str | Path:
             f"{name!r} is not in this installation (looked in {place}); reinstall the package, or build it with "
             "`minigpt4 pocket build`"
         )
-    path = Path(expanded(name))
+    path = expand(name)
     if path.is_dir():
         return _gguf_in(path) or path
     if is_gguf(path):
@@ -138,16 +137,23 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     return kind.from_pretrained(source, trust_remote_code=False, **settings)
 
 
-def load_model(kind: Any, source: str | Path, **settings: Any) -> Any:
-    """`load` for weights. Raises UserError if one is missing: transformers would draw it at random, and log that."""
-    report = logging.getLogger("transformers.modeling_utils")
+def load_model(kind: Any, files: Checkpoint, **settings: Any) -> Any:
+    """`load` for weights, with progress bars if that takes seconds.
+
+    Raises UserError if a weight is missing: transformers would draw it at random, and log that.
+    """
+    report, had_bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     report.disabled = True  # it is said here, in one line
+    if sum(files.file_sizes()) <= 1e9:
+        disable_progress_bar()
     try:
-        model, found = load(kind, source, output_loading_info=True, **settings)
+        model, found = load(kind, files.source, output_loading_info=True, **settings)
     finally:
         report.disabled = False
+        if had_bars:
+            enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
-        raise UserError(f"{source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
+        raise UserError(f"{files.source}: the weight {missing[0]} ({len(missing)} in all) is missing; copy it again")
     return model
 
 
@@ -236,11 +242,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @property
-    def stored(self) -> Mapping[str, Tensor]:
-        """The tensors for a fingerprint, which reads a few rows of each."""
-        return self
-
     def file_sizes(self) -> list[int]:
         """Bytes on disk of each file that holds one of its tensors."""
         return [path.stat().st_size for path in set(self._files.values())]
@@ -252,26 +253,13 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds.
     """
     digest = hashlib.sha256()
-    tensors = tensors.stored if isinstance(tensors, Checkpoint) else tensors
+    tensors = getattr(tensors, "stored", tensors)  # those of a GGUF file as they lie there
     for name in sorted(tensors):
         tensor = tensors[name]
         rows = tensor[[0, len(tensor) // 2, len(tensor) - 1]] if tensor.dim() > 1 else tensor
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(rows.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def bars_if_long(size: int) -> Iterator[None]:
-    """transformers' progress bars for reading `size` bytes, if that takes seconds; else none."""
-    if size > 1e9 or not is_progress_bar_enabled():
-        yield
-        return
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:

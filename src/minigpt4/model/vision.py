@@ -33,7 +33,6 @@ class VisionSide(torch.nn.Module):
         self.trained = trained
         self._trained_vision = ""  # the vision side's fingerprint if its Q-Former was trained
 
-    @torch.no_grad()
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
         """Images -> features (n, num_query_tokens, d_qformer). Raises UserError if one cannot be read."""
         opened = [open_image(image) for image in images]

@@ -31,13 +31,9 @@ def choose_template(template: str | Template | None, tokenizer: PreTrainedTokeni
 
 def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
     """The LLM's own chat format, with images wrapped as in the released ones. Raises UserError if it has no turns."""
-    question = {"role": "user", "content": _FIRST}
-    answer = {"role": "assistant", "content": _ANSWER}
-    follow_up = {"role": "user", "content": _SECOND}
+    talk = [Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)]
     try:
-        one = _render(tokenizer, [question], True)
-        closed = _render(tokenizer, [question, answer], False)
-        two = _render(tokenizer, [question, answer, follow_up], True)
+        one, closed, two = (_render(tokenizer, talk[: i + 1]) for i in range(3))
         opening, before_answer = one.split(_FIRST)
         after_answer = closed.split(_ANSWER)[1]
         # Some templates write a space before an answer, but leave it to the LLM when it is to answer.
@@ -47,20 +43,16 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         before_question = two.split(_ANSWER)[1].split(_SECOND)[0].removeprefix(after_answer)
         if not opening.endswith(before_question):
             raise ValueError("its first turn is written otherwise than the next")
+        # The first special token after an answer stops it, else the text there, else EOS.
+        ends = [token for token in control_tokens(tokenizer) if token in after_answer]
         template = Template(
-            name="own",
-            system=opening.removesuffix(before_question).removeprefix(tokenizer.bos_token or ""),
-            system_end="",
-            user=before_question + "{images}{text}",
-            assistant=before_answer + "{text}" + after_answer,
-            image=f"<Img>{IMAGE_MARK}</Img> ",
-            stop=_stop(tokenizer, after_answer),
-        )
-        first = Message("user", _FIRST)
-        talk = [first, Message("assistant", _ANSWER), Message("user", _SECOND)]
-        for expected, messages in ((one, [first]), (two, talk)):
-            if template.prompt(messages) != expected.removeprefix(tokenizer.bos_token or ""):
-                raise ValueError("its turns are not written one like the other")
+            name="own", system=opening.removesuffix(before_question), system_end="",
+            user=before_question + "{images}{text}", assistant=before_answer + "{text}" + after_answer,
+            image=TEMPLATES["vicuna_v0"].image,
+            stop=min(ends, key=after_answer.index) if ends else after_answer.strip() or str(tokenizer.eos_token),
+        )  # fmt: skip
+        if template.prompt(talk[:1]) != one or template.prompt(talk) != two:
+            raise ValueError("its turns are not written one like the other")
     except Exception as error:  # templates are programs and may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -70,15 +62,12 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
     return template
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    return rendered.replace(CUT, "")  # an export's template marks pieces
-
-
-def _stop(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> str:
-    """The stop string: the first special token after an answer, the text there, or the tokenizer's EOS."""
-    found = {after_answer.find(token): token for token in control_tokens(tokenizer) if token in after_answer}
-    return found[min(found)] if found else after_answer.strip() or str(tokenizer.eos_token)
+def _render(tokenizer: Any, messages: list[Message]) -> str:
+    """What the tokenizer's template makes of these messages, without BOS, which `encode` puts first."""
+    chat = [{"role": message.role, "content": message.text} for message in messages]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
+    # An export's template marks pieces.
+    return str(rendered).replace(CUT, "").removeprefix(tokenizer.bos_token or "")
 
 
 def end_at_stop(llm: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:

@@ -109,29 +109,21 @@ _RELEASED_SYSTEM = (
     "You will be able to see the image once I provide it to you. Please answer my questions."
 )
 
-_TAGGED = f"<Img>{IMAGE_MARK}</Img> "
+_VICUNA = Template(
+    name="vicuna_v0", system=_RELEASED_SYSTEM, system_end="###", user="Human: {images}{text}###",
+    assistant="Assistant: {text}###", image=f"<Img>{IMAGE_MARK}</Img> ", stop="###",
+)  # fmt: skip
+_LLAMA2 = Template(
+    name="llama2", system=_RELEASED_SYSTEM, system_end="", user="<s>[INST] {images}{text}",
+    assistant=" [/INST] {text}", image=_VICUNA.image, stop="</s>",
+)  # fmt: skip
+_BLIP2 = Template(
+    name="blip2", system="", system_end="", user="{images}Question: {text} ", assistant="Answer: {text}\n",
+    image=IMAGE_MARK, stop="\n",
+)  # fmt: skip
+_POCKET = replace(_VICUNA, name="pocket", system="")
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template(
-            name="vicuna_v0", system=_RELEASED_SYSTEM, system_end="###", user="Human: {images}{text}###",
-            assistant="Assistant: {text}###", image=_TAGGED, stop="###",
-        ),
-        Template(
-            name="llama2", system=_RELEASED_SYSTEM, system_end="", user="<s>[INST] {images}{text}",
-            assistant=" [/INST] {text}", image=_TAGGED, stop="</s>",
-        ),
-        Template(
-            name="pocket", system="", system_end="###", user="Human: {images}{text}###",
-            assistant="Assistant: {text}###", image=_TAGGED, stop="###",
-        ),
-        Template(
-            name="blip2", system="", system_end="", user="{images}Question: {text} ", assistant="Answer: {text}\n",
-            image=IMAGE_MARK, stop="\n",
-        ),
-    )
-}  # fmt: skip
+TEMPLATES = {template.name: template for template in (_VICUNA, _LLAMA2, _POCKET, _BLIP2)}
 
 
 def get_template(template: str | Template) -> Template:

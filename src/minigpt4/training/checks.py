@@ -14,10 +14,10 @@ from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.memory import plan
 from minigpt4.model.loading import read_record
-from minigpt4.model.parts import llm_fingerprint
+from minigpt4.model.parts import llm_files
 from minigpt4.model.precision import resolve_device, resolve_dtype, training_dtype
 from minigpt4.model.projection import check_projection_from
-from minigpt4.model.sources import resolve
+from minigpt4.model.sources import fingerprint, resolve
 from minigpt4.training.checkpoint import Checkpoints
 from minigpt4.training.recipe import Recipe
 
@@ -74,7 +74,7 @@ def _check_llm(recipe: Recipe) -> None:
     """Raises UserError if the checkpoints belong to another LLM than the recipe's."""
     if any(recipe.output.glob("checkpoints/*.pt")):
         init = read_record(resolve(recipe.init)) if recipe.init else None
-        mark = init.origin.llm_fingerprint if init else llm_fingerprint(recipe.parts[1])
+        mark = init.origin.llm_fingerprint if init else fingerprint(llm_files(recipe.parts[1]))
         Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, {"LLM": mark}).last()
 
 

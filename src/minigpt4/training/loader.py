@@ -24,7 +24,7 @@ from minigpt4.data.batches import Batch, Batches, Samples, tokenise
 from minigpt4.data.mixture import TRIED, PairStream, judge, tell, tell_first
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import open_source
-from minigpt4.data.workers import in_processes, in_turn
+from minigpt4.data.workers import read_shares
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
 from minigpt4.stopping import StopSignals
@@ -181,12 +181,12 @@ class StreamedLoader:
         return self._batches(states)
 
     def _batches(self, states: Mapping[int, Any]) -> Iterator[Loaded]:
-        work = [(lane, states.get(number)) for lane, number in zip(self._work, self._mine, strict=True)]
+        starts = [partial(lane.chunks, states.get(number)) for lane, number in zip(self._work, self._mine, strict=True)]
         # Each worker takes as many lanes in turn, and is a whole pool of each ahead: it decodes while others wait.
-        workers = next((n for n in range(self._recipe.workers, 0, -1) if len(work) % n == 0), 0)
-        rows: Iterator[_Rows] = in_turn(work) if not workers else in_processes(work, workers, POOL * len(work))
+        workers = next((n for n in range(self._recipe.workers, 0, -1) if len(starts) % n == 0), 0)
+        rows: Iterator[_Rows] = read_shares(starts, workers, POOL * len(starts))
         while True:
-            of_lanes = [next(rows) for _ in work]
+            of_lanes = [next(rows) for _ in starts]
             if error := next((each.error for each in of_lanes if each.error), None):
                 raise UserError(error)
             self._count([each.state for each in of_lanes])

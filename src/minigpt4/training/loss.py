@@ -34,9 +34,7 @@ def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
         matters = predicts_target | (inputs == model.image_token_id)
         is_read = matters.flip(1).cumsum(1).flip(1) > 0  # a row is read up to its last prediction
         embeddings = model.embed(inputs[is_read][None], features.to(device))[0]
-        hidden = model.packer.hidden_states(
-            embeddings, Packing.from_mask(is_read), predicts_target[is_read].nonzero()[:, 0]
-        )
+        hidden = model.packer.hidden_states(embeddings, Packing(is_read), predicts_target[is_read].nonzero()[:, 0])
     else:
         hidden = model.hidden_states(inputs, features.to(device))[predicts_target]
     return head_loss(model, hidden, input_ids[:, 1:][predicts_target])

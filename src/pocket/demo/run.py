@@ -25,7 +25,7 @@ from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
 from pocket.demo import page as report
-from pocket.measure.survey import ABILITIES, Record, Survey, draw_survey, encode, measure, put, write_pictures
+from pocket.measure.survey import ABILITIES, Judged, Survey, draw_survey, encode, measure, put, write_pictures
 from pocket.world.world import facts
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) 
 
 def ask_all(
     survey: Survey, out: Path, recipe: Recipe, alignments: tuple[Path, Path], baseline: str | Path, clock: Clock
-) -> dict[str, list[Record]]:
+) -> dict[str, list[Judged]]:
     """The records of every model of `MODELS`; `recipe` is stage 1's, which names the untrained model's parts.
 
     Pictures go through a vision side once, however many models share it.
@@ -164,7 +164,7 @@ def ask_all(
     with clock.phase(f"draw {len(survey.pictures)} held-out pictures"):
         paths = write_pictures(survey, out / "pictures")
     features: dict[str, Tensor] = {}
-    records: dict[str, list[Record]] = {}
+    records: dict[str, list[Judged]] = {}
     for key, name, _ in MODELS:
         with clock.phase(f"put {len(survey.questions)} questions to {name}"):
             model = load(key)
@@ -202,7 +202,7 @@ def targets(
     return [{"name": name, "target": aim, "reached": got, "met": met} for name, aim, got, met in found]
 
 
-def _answers(survey: Survey, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def _answers(survey: Survey, records: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
     """Pictures and questions with everybody's answers, ready for JSON."""
     questions = []
     for i, question in enumerate(survey.questions):

@@ -64,7 +64,7 @@ class Rates(dict[str, Rate]):
 
 
 @dataclass(frozen=True)
-class Record:
+class Judged:
     """A model's answer to one question: what it says, how it fails as language if it does, whether it is right."""
 
     text: str
@@ -129,7 +129,7 @@ def put(
     *,
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda answered: None,
-) -> list[Record]:
+) -> list[Judged]:
     """Put every question to `model`, greedily and in batches; one record per question, in order.
 
     `features` is what `encode` gave for the survey's pictures. `progress` is called after each batch with the number of
@@ -138,7 +138,7 @@ def put(
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
 
-    records: dict[int, Record] = {}
+    records: dict[int, Judged] = {}
     first = [i for i, question in enumerate(survey.questions) if question.after is None]
     then = [i for i, question in enumerate(survey.questions) if question.after is not None]
     # Neighbours ask for the same ability, so the answers of a batch are of like length.
@@ -158,12 +158,12 @@ def put(
         found = answers(model, prompts=prompts, features=rows, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         for i, question, answer in zip(batch, asked, found, strict=True):
             verdict = check(question.request, survey.pictures[question.picture], answer.text)
-            records[i] = Record(answer.text, failure(answer.text, answer.ended), verdict)
+            records[i] = Judged(answer.text, failure(answer.text, answer.ended), verdict)
         progress(len(batch))
     return [records[i] for i in range(len(survey.questions))]
 
 
-def measure(survey: Survey, records: Sequence[Record]) -> Rates:
+def measure(survey: Survey, records: Sequence[Judged]) -> Rates:
     """Every rate of the demo's table, by name.
 
     `kind_colour` and `place`: of the objects in scenes that were to be described, those with the right kind and colour,

@@ -22,7 +22,7 @@ from minigpt4.evaluation.results import machine
 from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate
 from minigpt4.training.recipe import Recipe
-from pocket.measure.survey import Record, Survey, encode, put, write_pictures
+from pocket.measure.survey import Judged, Survey, encode, put, write_pictures
 from pocket.measure.truth import check
 from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, SKILLS, Arm, Scale, arms, jobs
 from pocket.reproduce.survey import Figures, draw_exam, figures
@@ -218,7 +218,7 @@ class Workshop:
 
     # -- reading
 
-    def records(self, arm: Arm, seed: int) -> list[Record]:
+    def records(self, arm: Arm, seed: int) -> list[Judged]:
         """An arm's answers, judged. Raises UserError if the file does not hold this exam's answers."""
         path, survey = self._answers(arm, seed), self.exam(arm, seed)
         try:
@@ -232,7 +232,7 @@ class Workshop:
             check(question.request, survey.pictures[question.picture], row["answer"])
             for question, row in zip(survey.questions, rows, strict=True)
         ]
-        return [Record(row["answer"], row["failure"], found) for row, found in zip(rows, verdicts, strict=True)]
+        return [Judged(row["answer"], row["failure"], found) for row, found in zip(rows, verdicts, strict=True)]
 
     def figures(self, arm: Arm, seed: int) -> Figures:
         """An arm's figures, from its answers on disk."""

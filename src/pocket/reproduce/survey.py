@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from minigpt4.statistics import Rate
-from pocket.measure.survey import Rates, Record, Survey, SurveyQuestion, draw_survey, measure
+from pocket.measure.survey import Judged, Rates, Survey, SurveyQuestion, draw_survey, measure
 from pocket.measure.truth import NOUNS, missing_fact, read
 from pocket.text.phrases import caption
 from pocket.text.requests import Request, request
@@ -77,7 +77,7 @@ def draw_exam(questions: int, scenes: int, seed: int) -> Survey:
     return Survey(survey.pictures + pictures, (*survey.questions, *asked))
 
 
-def figures(survey: Survey, records: Sequence[Record]) -> Figures:
+def figures(survey: Survey, records: Sequence[Judged]) -> Figures:
     """Every figure of an exam; `records` may stop where the questions about scenes begin.
 
     Rates, beside those of `survey.measure`: `false FORM` (kinds that are not there, of those named), `falsely FORM`

@@ -1,8 +1,4 @@
-"""The advanced abilities (paper, section 4.2): for each task 25 images, and how many answers succeed.
-
-A YAML names images, prompts and what counts as success. Answers are judged by the truth (which pocket images have), by
-people, or by an LLM.
-"""
+"""The advanced abilities (paper, section 4.2): tasks of a YAML with 25 images each, and how many answers succeed."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.rating import PeopleJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
-from minigpt4.files import expanded
+from minigpt4.files import expand
 from minigpt4.statistics import Rate, agreement
 
 #: Rows over all tasks, and over those for which the paper gives figures.
@@ -38,10 +34,7 @@ TRUTH = Judge({"judge": "ground truth"}, check_truth)
 
 @dataclass
 class Abilities(Suite):
-    """The tasks of a YAML file, or those of the default data with `count` images each.
-
-    The default `judge` is the ground truth, which only pocket images have.
-    """
+    """The tasks of a YAML file, or those of the default data with `count` images each. Only these have `TRUTH`."""
 
     data: Path | None = None
     judge: Judge = TRUTH
@@ -66,9 +59,8 @@ class Abilities(Suite):
         return found.require(path)
 
     def cases(self, answer: Response) -> Sequence[Case]:
-        truth = answer.item.truth
-        fields = {key: truth[key] for key in ("success", "facts")}
-        return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **fields})]
+        known = {key: answer.item.truth[key] for key in ("success", "facts")}
+        return [Case(answer, {"question": answer.item.prompt, "answer": answer.text, **known})]
 
     def table(self, responses: Sequence[Response]) -> Table:
         outcomes: dict[str, list[bool | None]] = {}
@@ -93,10 +85,7 @@ class Abilities(Suite):
 
 
 def read_tasks(path: Path) -> tuple[Items, list[TableRow]]:
-    """The items and rows of a YAML of tasks; wrong records are left out and named.
-
-    Raises UserError if the file has no `tasks`.
-    """
+    """The items and rows of a YAML of tasks. Raises UserError if the file has no `tasks`."""
     document = read_document(path)
     tasks = document.get("tasks") if isinstance(document, dict) else None
     if not isinstance(tasks, dict) or not tasks:
@@ -142,7 +131,7 @@ def _item(name: str, task: Mapping[str, Any], folder: Path, where: str, entry: A
     }
     identity = str(field_of(entry, "id", (str, int), f"{name}-{Path(image).stem}"))
     limit = task.get("max_new_tokens") or 300
-    return where, Item(identity, folder / Path(expanded(image)), prompt, name, truth, (), limit)
+    return where, Item(identity, folder / expand(image, variables=False), prompt, name, truth, (), limit)
 
 
 def _added(figures: Sequence[Mapping[str, str]]) -> dict[str, str]:

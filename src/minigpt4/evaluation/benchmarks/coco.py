@@ -4,14 +4,13 @@
 `instances_val2017.json`: the same with `{"id", "image_id", "category_id"}` and `"categories": [{"id", "name"}]`.
 Boxes and segments are not read. A record that is wrong, or has the id of another, is left out and named.
 
-The words for COCO's 80 categories come from `coco_objects.tsv`, a list of our own; other categories are found by their
-names alone. The longest name wins, so "hot dog" does not count as a dog, nor "toilet brush" as a toilet.
+The longest name in a text wins, so "hot dog" does not count as a dog, nor "toilet brush" as a toilet.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -20,35 +19,23 @@ from typing import Any
 
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
-from minigpt4.evaluation.items import DUPLICATE, MALFORMED, Fault, field_of, well_formed
+from minigpt4.evaluation.items import DUPLICATE, Fault, field_of, text_of, well_formed
 
 ImageId = int | str
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file says of every image, in the file's order: its captions, or the categories of its objects, once each.
-
-    `categories` are all that the file lists.
-    """
+    """What a file says of every image, in the file's order: its captions, or its objects' categories, once each."""
 
     file_names: dict[ImageId, str]
     of_image: Mapping[ImageId, Sequence[str]]
-    categories: Sequence[str] = ()
+    categories: Sequence[str] = ()  # all that the file lists
     faults: list[Fault] = field(default_factory=list)
 
 
-def read_captions(path: str | Path) -> Annotations:
-    """A captions file. Raises UserError if it is missing or not of this format as a whole."""
-    return _read(path, instances=False)
-
-
-def read_instances(path: str | Path) -> Annotations:
-    """An instances file; errors as `read_captions`."""
-    return _read(path, instances=True)
-
-
-def _read(path: str | Path, instances: bool) -> Annotations:
+def read_coco(path: str | Path, *, instances: bool) -> Annotations:
+    """A file of instances, or of captions. Raises UserError if it is missing or not of this format as a whole."""
     whole, faults = read_document(path), list[Fault]()
 
     def named(key: str, name: str) -> dict[ImageId, str]:
@@ -65,10 +52,7 @@ def _read(path: str | Path, instances: bool) -> Annotations:
         image = known(row, "image_id", names)
         if instances:
             return image, categories[known(row, "category_id", categories)]
-        text = " ".join(field_of(row, "caption", str).split())
-        if not text:
-            raise ValueError("'caption' is empty")
-        return image, text
+        return image, " ".join(text_of(row, "caption").split())
 
     names = named("images", "file_name")
     categories = named("categories", "name") if instances else {}
@@ -82,40 +66,33 @@ def _read(path: str | Path, instances: bool) -> Annotations:
 def rows_of(
     path: str | Path, whole: Any, key: str | None, id_field: str, faults: list[Fault]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, record) for each record of the list `whole[key]`, or of `whole` itself.
+    """(where, record) for each record of the list `whole[key]`, or of `whole` itself. Raises UserError if it is none.
 
-    Records that are not objects, or whose id is missing or a duplicate, go to `faults`. Raises UserError if there is no
-    such list.
+    Records that are not objects, or whose id is missing or a duplicate, go to `faults`.
     """
     rows = whole if key is None else whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds no list {key!r}; is it the annotation file that this suite reads?")
     seen: dict[Any, str] = {}
-    for number, row in enumerate(rows):
-        where = f"{path}: {key or ''}[{number}]"
-        try:
-            identity = field_of(row, id_field, (int, str))
-        except ValueError as error:
-            faults.append(Fault(MALFORMED, where, str(error)))
-            continue
+    placed = ((f"{path}: {key or ''}[{number}]", row) for number, row in enumerate(rows))
+    named = well_formed(placed, lambda where, row: (where, row, field_of(row, id_field, (int, str))), faults)
+    for where, row, identity in named:
         if identity in seen:
             reason = f"its {id_field} {identity!r} is that of {seen[identity]}, which is kept"
             faults.append(Fault(DUPLICATE, where, reason))
-            continue
-        seen[identity] = where.removeprefix(f"{path}: ")
-        yield where, row
+        else:
+            seen[identity] = where.removeprefix(f"{path}: ")
+            yield where, row
 
 
-#: The same in the plural, or plural already.
-_UNCHANGED = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
+_SAME_IN_PLURAL = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
 _IRREGULAR = {
     "man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice", "goose": "geese",
     "calf": "calves", "knife": "knives", "foot": "feet", "ox": "oxen", "policeman": "policemen",
     "businessman": "businessmen", "fisherman": "fishermen", "gentleman": "gentlemen", "bookshelf": "bookshelves",
-    **{word: word for word in _UNCHANGED},
+    **{word: word for word in _SAME_IN_PLURAL},
 }  # fmt: skip
-#: Without an article in a question.
-_MASS = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
+_WITHOUT_ARTICLE = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
 #: Fruit and colour in one word: in the singular it is the fruit only after a determiner and before a pause or a verb.
 _PAUSE = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:on|in|at|is|was|sits|lies|next|beside|near|with|that)\b)"
 _FRUIT = rf"(?:(?<=\ban )|(?<=\bof )|(?<=\bone )|(?<=\bthe )|(?<=\bcut ))orange{_PAUSE}"
@@ -137,13 +114,14 @@ def plural(word: str) -> str:
 
 
 class Vocabulary:
-    """Names of categories, and how they are found in a text.
+    """How categories are found in a text: COCO's if they are among its 80, else by their names alone."""
 
-    Args:
-        names: For each name in the singular, its category, or None for a compound that names no category.
-    """
-
-    def __init__(self, names: Mapping[str, str | None]) -> None:
+    def __init__(self, categories: Collection[str]) -> None:
+        names: dict[str, str | None] = {category: category for category in categories}
+        coco = coco_names()
+        if {*categories} <= {*coco.values()}:
+            # The other names stay, without a category: a hot dog is not a dog, even if only dogs are wanted.
+            names = {name: category if category in categories else None for name, category in coco.items()}
         self._category: dict[str, str | None] = {}
         for name, category in names.items():
             for form in (name, plural(name)):
@@ -157,15 +135,6 @@ class Vocabulary:
         plain = re.sub(r"[\s-]+", " ", text.lower().replace("\u2019", "'"))
         found = (self._category[match.group()] for match in self._pattern.finditer(plain))
         return [category for category in found if category is not None]
-
-
-def vocabulary(categories: Sequence[str]) -> Vocabulary:
-    """The vocabulary of an instances file's categories: COCO's if they are among its 80, else their names alone."""
-    coco = coco_names()
-    if {*categories} <= {*coco.values()}:
-        # The other names stay, without a category: a hot dog is not a dog, even if only dogs are wanted.
-        return Vocabulary({name: category if category in categories else None for name, category in coco.items()})
-    return Vocabulary({category: category for category in categories})
 
 
 @cache
@@ -183,8 +152,8 @@ def coco_names() -> dict[str, str | None]:
 
 def with_article(kind: str) -> str:
     """A category as a question names it: "a dog", "an oven", "a pair of skis", "broccoli"."""
-    if kind in _MASS:
+    if kind in _WITHOUT_ARTICLE:
         return kind
-    if kind in _UNCHANGED and kind.endswith("s"):
+    if kind in _SAME_IN_PLURAL and kind.endswith("s"):
         return f"a pair of {kind}"
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,12 +1,9 @@
-"""How many reference captions a description covers, as the paper measures it on COCO (section 4.2).
+"""How many reference captions a description covers, by the judge and by content words (paper, section 4.2, on COCO).
 
-Each reference caption is one case: the judge says whether the description covers it. A lexical check is reported beside
-the judge, and how far the two agree.
-
-Short captions are asked for separately and scored by CIDEr, BLEU, METEOR and ROUGE, if pycocoevalcap is installed
-(`pip install 'minigpt4[eval]'`). Published scores use Stanford's tokenizer. It and METEOR are Java programs that come
-with pycocoevalcap. Without `java`, METEOR is left out and a plain rule splits words; the result says so, since its
-figures are then close to published ones but not the same. SPICE is never run, because it downloads models.
+Short captions are asked for separately and scored by CIDEr, BLEU, METEOR and ROUGE, if pycocoevalcap is installed.
+Stanford's tokenizer, which published scores use, and METEOR are Java programs. Without `java`, METEOR is left out and a
+plain rule splits words: figures are then close to published ones but not the same, and the result says so. SPICE is
+never run, because it downloads models.
 """
 
 from __future__ import annotations
@@ -23,17 +20,13 @@ from statistics import fmean
 from typing import Any
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.benchmarks.coco import read_captions
+from minigpt4.evaluation.benchmarks.coco import read_coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge, LLMJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
 
-DESCRIBE, CAPTION = "Describe this image in detail.", "Give a short caption."
-#: Verdicts that the judge is asked for twice, to measure how far it agrees with itself.
-ASKED_TWICE = 200
-CAPTION_TOKENS = 60
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
@@ -49,18 +42,14 @@ TRUTH = Judge({"judge": "ground truth: every fact of the caption"}, _exactly)
 class Coverage(Suite):
     """Reference captions that descriptions cover: of a COCO captions file, or of `count` images of the default data.
 
-    Args:
-        data: The captions file (`captions_val2017.json`); the default data without it.
-        images: The directory of its images.
-        judge: Compares; by default the ground truth, which only the default data has.
-        caption_metrics: Ask for short captions too, and score them by CIDEr and its kin.
+    The default `judge` is the ground truth, which only the default data has.
     """
 
     data: Path | None = None
     images: Path | None = None
     judge: Judge = TRUTH
     count: int = 200
-    prompt: str = DESCRIBE
+    prompt: str = "Describe this image in detail."
     max_new_tokens: int = 300
     caption_metrics: bool = True
     name = "coverage"
@@ -78,7 +67,7 @@ class Coverage(Suite):
         path, images = self.data, self.images
         if path is None or images is None:
             path, _, images = default_data().coco(directory, self.count)
-        read = read_captions(path)
+        read = read_coco(path, instances=False)
         found = Items(faults=read.faults)
         captioned = [image for image, captions in read.of_image.items() if captions]
         for image in captioned[: self.count]:
@@ -86,7 +75,7 @@ class Coverage(Suite):
             truth = {"captions": read.of_image[image]}
             found.add(Item(f"{image}", file, self.prompt, "description", truth, (), self.max_new_tokens), where)
             if self.caption_metrics and file.is_file():
-                found.add(Item(f"{image} caption", file, CAPTION, "caption", truth, (), CAPTION_TOKENS), where)
+                found.add(Item(f"{image} caption", file, "Give a short caption.", "caption", truth, (), 60), where)
         return found.require(path)
 
     def cases(self, answer: Response) -> Sequence[Case]:
@@ -123,7 +112,7 @@ class Coverage(Suite):
         found = [agreement("the judge", rule, zip(said, words, strict=True))]
         if isinstance(self.judge, LLMJudge):
             cases = [case for one in described for case in one.cases]
-            every = slice(None, None, max(1, len(cases) // ASKED_TWICE))
+            every = slice(None, None, max(1, len(cases) // 200))  # about 200 cases are asked again
             second = [verdict.success for verdict in self.judge.decide(cases[every], verdicts, round=1)]
             found.append(agreement("the judge", "itself, asked again", zip(said[every], second, strict=True)))
         return {"agreement": [pair for pair in found if pair["cases"]]}
@@ -149,8 +138,7 @@ def caption_scores(
 ) -> tuple[dict[str, list[float]], dict[str, float], tuple[str, ...]]:
     """The metrics of `answers` (by image) against the captions that people wrote.
 
-    Returns METEOR, ROUGE-L and CIDEr of every image, in the order of the answers (their mean is the metric); BLEU-1 to
-    BLEU-4 of all answers together; and notes on how they were made, and on what is missing.
+    Returns METEOR, ROUGE-L and CIDEr of every answer (their mean is the metric), BLEU of all together, and notes.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -159,7 +147,7 @@ def caption_scores(
 
     java = shutil.which("java") is not None
     said = _tokenize({name: [text] for name, text in answers.items()}, java)
-    meant = _tokenize({name: references[name] for name in answers}, java)
+    meant = _tokenize(references, java)
     each = {
         name: [float(score) for score in scorer.compute_score(meant, said)[1]]
         for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()))

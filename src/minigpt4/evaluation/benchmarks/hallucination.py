@@ -30,8 +30,6 @@ from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
 PROMPTS = {"short": "Give a short caption.", "long": "Describe this image in detail."}
-PROBE = "Is there {} in the picture?"
-PROBE_TOKENS = 40
 SAMPLINGS = ("random", "popular", "adversarial")
 #: Labels of the figures, where they differ from their names.
 LABELS = {
@@ -45,12 +43,7 @@ LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 class Hallucination(Suite):
     """Objects that answers name and images do not hold, of an instances file or of `count` images of the default data.
 
-    Args:
-        data: The instances file (`instances_val2017.json`); the default data without it.
-        images: The directory of its images.
-        captions: The captions file of the same images: what people name is there too.
-        probes: Yes-or-no questions for each image: so many objects that are there, and as many that are not for each
-            way of drawing them; 0 asks none.
+    What `captions` name is there too. Each image has `probes` about objects that are there, and as many that are not.
     """
 
     data: Path | None = None
@@ -71,10 +64,10 @@ class Hallucination(Suite):
         path, images, captions = self.data, self.images, self.captions
         if path is None or images is None:
             captions, path, images = default_data().coco(directory, self.count)
-        instances = coco.read_instances(path)
-        written = coco.read_captions(captions) if captions is not None else coco.Annotations({}, {})
+        instances = coco.read_coco(path, instances=True)
+        written = coco.read_coco(captions, instances=False) if captions else coco.Annotations({}, {})
         found = Items(faults=[*instances.faults, *written.faults])
-        self._words = coco.vocabulary(instances.categories)
+        self._words = coco.Vocabulary(instances.categories)
         files = {image: images / instances.file_names[image] for image in list(instances.of_image)[: self.count]}
         for image, file in files.items():
             present = {*instances.of_image[image]}.union(*map(self._words.mentions, written.of_image.get(image, ())))
@@ -85,9 +78,9 @@ class Hallucination(Suite):
                     found.add(item, f"{path}: image {image}")
         readable = [image for image, file in files.items() if file.is_file()]
         for probe in draw_probes(instances, readable, self.probes, self.seed):
-            name, prompt = f"{probe.image} {probe.kind}?", PROBE.format(coco.with_article(probe.kind))
+            name, prompt = f"{probe.image} {probe.kind}?", f"Is there {coco.with_article(probe.kind)} in the picture?"
             truth = {"present": probe.present, "samplings": list(probe.samplings)}
-            found.add(Item(name, files[probe.image], prompt, "probe", truth, (), PROBE_TOKENS), name)
+            found.add(Item(name, files[probe.image], prompt, "probe", truth, (), 40), name)
         return found.require(path)
 
     def _judge(self, case: Case) -> Verdict:
@@ -104,7 +97,12 @@ class Hallucination(Suite):
     def table(self, responses: Sequence[Response]) -> Table:
         for task in PROMPTS:
             counts = [one.verdicts[0].detail for one in responses if one.item.task == task]
-            yield from _group(task, f"{task.capitalize()} answers", chair_figures(counts))
+            yield from _group(task, f"{task.capitalize()} answers", {
+                "chair_i": Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions")),
+                "chair_s": Rate.from_outcomes(count["hallucinated"] > 0 for count in counts),
+                "found": Estimate.bootstrapped(counts, partial(ratio, "found", "present")),
+                "words": Estimate.bootstrapped([count["words"] for count in counts], fmean),
+            })  # fmt: skip
         probed = [one for one in responses if one.item.task == "probe"]
         for way in SAMPLINGS if probed else ():
             asked = [one for one in probed if way in one.item.truth["samplings"]]
@@ -140,11 +138,7 @@ def _group(prefix: str, group: str, figures: Mapping[str, Rate | Estimate]) -> T
 
 
 def count_objects(answer: str, words: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:
-    """What an answer names, and every mention, in order, of a kind that is not `present`.
-
-    Counted are `mentions`, those that are `hallucinated`, the kinds that are `present` and those of them that are
-    `found` (a model avoids hallucination by saying little, too), and `words`.
-    """
+    """Counts of what an answer names (kinds are `present` and `found`), and every mention of a kind not `present`."""
     mentions = words.mentions(answer)
     wrong = [kind for kind in mentions if kind not in present]
     found = len({*mentions}.intersection(present))
@@ -156,16 +150,6 @@ def ratio(part: str, whole: str, counts: Sequence[Mapping[str, int]]) -> float:
     """The sum of one count over that of another; NaN if that is 0."""
     total = sum(count[whole] for count in counts)
     return sum(count[part] for count in counts) / total if total else math.nan
-
-
-def chair_figures(counts: Sequence[Mapping[str, int]]) -> dict[str, Rate | Estimate]:
-    """Of the counts of `count_objects`."""
-    return {
-        "chair_i": Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions")),
-        "chair_s": Rate.from_outcomes(count["hallucinated"] > 0 for count in counts),
-        "found": Estimate.bootstrapped(counts, partial(ratio, "found", "present")),
-        "words": Estimate.bootstrapped([count["words"] for count in counts], fmean),
-    }
 
 
 def probe_figures(answers: Sequence[tuple[bool, bool | None]]) -> dict[str, Rate | Estimate]:
@@ -200,9 +184,7 @@ class Probe:
 def draw_probes(instances: coco.Annotations, images: Iterable[Any], per_image: int, seed: int = 0) -> list[Probe]:
     """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
 
-    Images without objects, or with all categories, are skipped. Questions about what is there are the same for all
-    three samplings, and an absent object that two samplings draw is asked about once. Frequencies are counted over all
-    images of `instances`. The same `seed` draws the same probes.
+    An absent object that two samplings draw is asked about once. Frequencies are counted over all of `instances`.
     """
     frequency, together = Counter[str](), Counter[tuple[str, str]]()
     for kinds in instances.of_image.values():

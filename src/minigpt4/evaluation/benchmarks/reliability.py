@@ -1,7 +1,4 @@
-"""How often answers fail as language: detailed descriptions and poems, as the paper counts them (section 4.3).
-
-The rules are those of `text_failures.py`. Whether an answer is true does not matter, so any folder of images will do.
-"""
+"""How often descriptions and poems fail as language, true or not, as the paper counts them (section 4.3)."""
 
 from __future__ import annotations
 

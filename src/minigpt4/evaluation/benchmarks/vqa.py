@@ -1,9 +1,7 @@
 """Questions with short answers: A-OKVQA, GQA and VQA v2 from their published files, or default ones in the same form.
 
-A-OKVQA's choices are ranked by likelihood; direct answers are scored by each benchmark's official metric. A whole
-sentence never matches a one-word answer, so answers inside sentences are counted in rows of their own.
-
-The files, recognized by their content:
+A-OKVQA's choices are ranked by likelihood; direct answers are scored by each benchmark's official metric, and answers
+inside whole sentences in rows of their own. The files, recognized by their content:
 
 * A-OKVQA (`aokvqa_v1p0_val.json`): a list of `{"question_id", "image_id", "question", "choices",
   "correct_choice_idx", "direct_answers", "difficult_direct_answer"}`.
@@ -28,7 +26,7 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import rows_of
-from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, well_formed
+from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdict, field_of, text_of, well_formed
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
@@ -42,31 +40,25 @@ PAPER = {"A-OKVQA choice": {"MiniGPT-4": "58.2"}, "GQA exact": {"MiniGPT-4": "32
 
 @dataclass(frozen=True)
 class VisualQuestion:
-    """One question. `where` names its record, `images` the file names that its image may have.
-
-    `answers` are all that people gave, or the one right answer; empty if direct answers are not scored.
-    `choices` and `correct` (an index) are A-OKVQA's; `kind` is GQA's structural type, or VQA v2's type of answer.
-    """
+    """One question of the record `where`. Its image has one of the file names `images`."""
 
     benchmark: str
     id: str
     where: str
     images: tuple[str, ...]
     question: str
-    answers: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-    correct: int | None = None
-    kind: str = ""
+    answers: tuple[str, ...]  # all that people gave, or the right one; none if direct answers are not scored
+    choices: tuple[str, ...] = ()  # A-OKVQA's
+    correct: int | None = None  # index of the right choice
+    kind: str = ""  # GQA's structural type, or VQA v2's type of answer
 
 
 def read_questions(paths: Sequence[Path]) -> tuple[list[VisualQuestion], list[Fault]]:
     """The questions of all these files, and the records that are wrong or have the id of another.
 
-    Raises:
-        UserError: a file is missing or none of these formats, or VQA v2's questions and annotations are not both there.
+    Raises UserError if a file is missing or of no such format, or if one of VQA v2's two files is not there.
     """
-    found: list[VisualQuestion] = []
-    faults: list[Fault] = []
+    found, faults = list[VisualQuestion](), list[Fault]()
     halves: dict[str, list[tuple[Path, Any]]] = {"questions": [], "annotations": []}  # of VQA v2
     for path in paths:
         whole = read_document(path)
@@ -95,8 +87,8 @@ def _aokvqa(where: str, row: Mapping[str, Any]) -> VisualQuestion:
         raise ValueError(f"'correct_choice_idx' is {correct}, but there are {len(choices)} choices")
     # As the official evaluation has it: such a question is for multiple choice only.
     difficult = field_of(row, "difficult_direct_answer", bool, False)
-    direct = () if difficult else _texts(row, "direct_answers")
-    return VisualQuestion(AOKVQA, str(row["question_id"]), where, _files(row), _question(row), direct, choices, correct)
+    direct, question = () if difficult else _texts(row, "direct_answers"), text_of(row, "question")
+    return VisualQuestion(AOKVQA, str(row["question_id"]), where, _files(row), question, direct, choices, correct)
 
 
 def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
@@ -104,7 +96,7 @@ def _gqa(where: str, keyed: tuple[str, Any]) -> VisualQuestion:
     image, answer = field_of(row, "imageId", str), field_of(row, "answer", str)
     kind = field_of(field_of(row, "types", dict, {}), "structural", str, "")
     names = (f"{image}.jpg", f"{image}.png")
-    return VisualQuestion(GQA, key, where, names, _question(row), (answer,), kind=kind)
+    return VisualQuestion(GQA, key, where, names, text_of(row, "question"), (answer,), kind=kind)
 
 
 def _people(_: str, row: Mapping[str, Any]) -> tuple[Any, tuple[str, tuple[str, ...]]]:
@@ -120,7 +112,7 @@ def _vqa(annotations: Mapping[Any, tuple[str, tuple[str, ...]]], where: str, row
     if key not in annotations:
         raise ValueError(f"there are no annotations for the question_id {key!r}")
     kind, people = annotations[key]
-    return VisualQuestion(VQA, str(key), where, _files(row), _question(row), people, kind=kind)
+    return VisualQuestion(VQA, str(key), where, _files(row), text_of(row, "question"), people, kind=kind)
 
 
 def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,13 +122,6 @@ def _files(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{digits}.jpg", f"COCO_val2014_{digits}.jpg", f"COCO_train2014_{digits}.jpg", f"{digits}.png")
 
 
-def _question(row: Mapping[str, Any]) -> str:
-    text: str = field_of(row, "question", str).strip()
-    if not text:
-        raise ValueError("'question' is empty")
-    return text
-
-
 def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     values = field_of(row, name, list)
     if not values or not all(isinstance(value, str) for value in values):
@@ -144,15 +129,27 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _judge(case: Case) -> Verdict:
+    answer, truth, options = case.answer, case.item.truth, case.item.options
+    if not options:
+        answers, measure = truth["answers"], ACCURACY[truth["benchmark"]]
+        accuracy = measure(answer.text, answers)
+        inside = max([accuracy, *(measure(word, answers) for word in contained(answer.text, answers))])
+        reason = "" if inside else f"not among {', '.join(dict.fromkeys(answers))}"
+        return Verdict(inside >= 0.5, reason, {"accuracy": accuracy, "contained": inside})
+    right, per_token = truth["right"], None
+    if answer.scores:  # the mean per token favours no short choice
+        means = [score / max(1, length) for score, length in zip(answer.scores, answer.lengths, strict=True)]
+        per_token = options[means.index(max(means))] == right
+    success = answer.text == right if answer.text in options else None
+    return Verdict(success, "" if success else f"chose {answer.text!r}, not {right!r}", {"per token": per_token})
+
+
 @dataclass
 class Vqa(Suite):
-    """Accuracy on question files, or on the questions about `count` images of the default data.
+    """Accuracy on question files (with VQA v2's annotations), or on the questions about `count` default images.
 
-    Args:
-        data: Question files, and for VQA v2 its annotation file; the default data without any.
-        images: The directory of their images, by the names that COCO and GQA give them.
-        prompt: How a question is put where the model writes; `{}` is the question.
-        choice: How a choice is worded as an answer whose likelihood is taken; `{}` is the choice.
+    `prompt` words a question if the model writes, `choice` a choice for its likelihood, each with {} in its place.
     """
 
     data: Sequence[Path] = ()
@@ -163,6 +160,7 @@ class Vqa(Suite):
     max_new_tokens: int = 40
     name = "vqa"
     title = "Questions with short answers"
+    judge = Judge({"judge": "the benchmarks' official accuracies"}, _judge)
 
     def __post_init__(self) -> None:
         require_images(next(iter(self.data), None), self.images)
@@ -171,15 +169,14 @@ class Vqa(Suite):
         for text in (self._asked, self._chosen):
             if "{}" not in text:
                 raise UserError(f"{text!r} has no {{}}, the place of the question or the choice")
-        self.judge = Judge({"judge": "the benchmarks' official accuracies"}, _judge)
-        self._kinds: dict[str, list[str]] = {}
+        self._kinds: dict[str, dict[str, None]] = {}  # of each benchmark's questions
 
     def load(self, directory: Path) -> Items:
         paths, images = self.data, self.images
         if images is None:
             paths, images = default_data().questions(directory, self.count)
-        found = Items()
-        questions, found.faults = read_questions(paths)
+        questions, faults = read_questions(paths)
+        found = Items(faults=faults)
         for question in questions:
             self._add(found, question, images)
         return found.require(", ".join(map(str, paths)))
@@ -188,34 +185,30 @@ class Vqa(Suite):
         files = [images / name for name in question.images]
         file = next((path for path in files if path.is_file()), files[0])
         truth = {"benchmark": question.benchmark, "answers": list(question.answers), "kind": question.kind}
-        kinds = self._kinds.setdefault(question.benchmark, [])
+        kinds = self._kinds.setdefault(question.benchmark, {})
         name = f"{question.benchmark} {question.id}"
         if question.correct is not None:
             options = tuple(self._chosen.replace("{}", word) for word in question.choices)
-            known = {**truth, "right": options[question.correct]}
-            task = f"{question.benchmark} {CHOICE}"
+            known, task = {**truth, "right": options[question.correct]}, f"{question.benchmark} {CHOICE}"
             found.add(Item(f"{name} choice", file, question.question, task, known, options), question.where)
             if not file.is_file():
                 return  # one fault is enough for a missing image
         if question.answers:
-            asked = self._asked.replace("{}", question.question)
-            task = f"{question.benchmark} {DIRECT}"
+            asked, task = self._asked.replace("{}", question.question), f"{question.benchmark} {DIRECT}"
             found.add(Item(name, file, asked, task, truth, (), self.max_new_tokens), question.where)
-            if question.kind and question.kind not in kinds:
-                kinds.append(question.kind)
+            if question.kind:
+                kinds[question.kind] = None
 
     def table(self, responses: Sequence[Response]) -> Table:
         for name, kinds in self._kinds.items():
             figures: dict[str, tuple[str, Rate | Estimate]] = {}
             if chosen := [one.verdicts[0] for one in responses if one.item.task == f"{name} {CHOICE}"]:
                 scored = [v.detail["per token"] for v in chosen if v.detail["per token"] is not None]
-                right = Rate.from_outcomes(verdict.success for verdict in chosen)
-                figures["choice"] = "multiple choice, by likelihood", right
+                figures["choice"] = "multiple choice, by likelihood", Rate.from_outcomes(v.success for v in chosen)
                 figures["choice per token"] = "multiple choice, by likelihood per token", Rate.from_outcomes(scored)
             direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
-            exact = [float(one.verdicts[0].detail["accuracy"]) for one in direct]
-            inside = [(one.item.truth["kind"], float(one.verdicts[0].detail["contained"])) for one in direct]
-            figures["exact"] = "direct answer", _mean(exact)
+            inside = [(one.item.truth["kind"], one.verdicts[0].detail["contained"]) for one in direct]
+            figures["exact"] = "direct answer", _mean([one.verdicts[0].detail["accuracy"] for one in direct])
             figures["contained"] = "direct answer inside the reply", _mean([value for _, value in inside])
             for kind in kinds:
                 figures[kind] = f"{kind}, inside the reply", _mean([value for k, value in inside if k == kind])
@@ -227,32 +220,9 @@ def _mean(accuracies: Sequence[float]) -> Estimate:
     return Estimate.bootstrapped(accuracies, fmean)
 
 
-def _judge(case: Case) -> Verdict:
-    if case.item.options:
-        return _judge_choice(case)
-    answers, reply = case.item.truth["answers"], case.answer.text
-    measure = ACCURACY[case.item.truth["benchmark"]]
-    accuracy = measure(reply, answers)
-    inside = max([accuracy, *(measure(word, answers) for word in contained(reply, answers))])
-    reason = "" if inside else f"not among {', '.join(dict.fromkeys(answers))}"
-    return Verdict(inside >= 0.5, reason, {"accuracy": accuracy, "contained": inside})
-
-
-def _judge_choice(case: Case) -> Verdict:
-    """By the summed likelihood of each choice, and by its mean per token, which favours no short choice."""
-    answer, right = case.answer, case.item.truth["right"]
-    per_token = None
-    if answer.scores:
-        means = [score / max(1, length) for score, length in zip(answer.scores, answer.lengths, strict=True)]
-        per_token = case.item.options[means.index(max(means))] == right
-    success = answer.text == right if answer.text in case.item.options else None
-    return Verdict(success, "" if success else f"chose {answer.text!r}, not {right!r}", {"per token": per_token})
-
-
 #: Number words become digits.
 _DIGITS = enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in _DIGITS}}
-_ARTICLES = {"a", "an", "the"}
 #: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
 #: "were", "well", "hell", "shell", "ill", "wed", "shed", "id", "its", "lets".
 _CONTRACTED = (
@@ -263,23 +233,15 @@ _CONTRACTED = (
     "who'll who's who've why'd why'll why's won't would've wouldn't y'all you'd you'll you're you've"
 )
 _APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTED.split()}
-_BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
-_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
-#: All punctuation but the apostrophe (possessives), the colon (times), and the period inside a number.
-_PUNCTUATION = re.compile(r"[^\w\s':.]|_")
 
 
 def normalize_answer(text: str) -> str:
-    """An answer as the VQA metrics compare it.
-
-    Lower case; periods go unless they stand inside a number; a comma between digits goes; all other punctuation but the
-    apostrophe and the colon becomes a space; number words become digits; articles go; contractions get back their
-    apostrophe.
-    """
-    text = text.lower().replace("\u2019", "'")
-    text = _PERIOD.sub("", _PUNCTUATION.sub(" ", _BETWEEN_DIGITS.sub("", text)))
+    """An answer as the VQA metrics compare it: in lower case, without punctuation or articles, numbers as digits."""
+    text = re.sub(r"(?<=\d),(?=\d)", "", text.lower().replace("\u2019", "'"))
+    text = re.sub(r"[^\w\s':.]|_", " ", text)  # the apostrophe stays for possessives, the colon for times
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)  # the period stays inside a number
     words = [_NUMBERS.get(word, word) for word in text.split()]
-    return " ".join(_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_APOSTROPHE.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
 def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
@@ -306,18 +268,15 @@ ACCURACY = {AOKVQA: aokvqa_accuracy, GQA: gqa_accuracy, VQA: vqa_accuracy}
 def contained(reply: str, candidates: Sequence[str]) -> list[str]:
     """Those of `candidates` that a reply in whole sentences says, as whole words, after normalising both.
 
-    Models that talk ("The ball is red.") never match a one-word answer; what this finds is reported beside the official
-    figure, never in its place. A candidate inside a longer one ("red" in "dark red") is not said where the longer one
-    is. "Yes" and "no" must be the reply's first word.
+    A candidate inside a longer one ("red" in "dark red") is not said where the longer one is. "Yes" and "no" must be
+    the reply's first word.
     """
     said = normalize_answer(reply)
     found: dict[str, str] = {}
     for candidate in candidates:
         words = normalize_answer(candidate)
-        if words in ("yes", "no"):
-            if said.split()[:1] == [words]:
-                found[words] = candidate
-        elif words and re.search(rf"(?<!\S){re.escape(words)}(?!\S)", said):
+        place = r"\A" if words in ("yes", "no") else r"(?<!\S)"
+        if words and re.search(rf"{place}{re.escape(words)}(?!\S)", said):
             found[words] = candidate
     return [
         candidate
