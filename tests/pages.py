@@ -15,6 +15,9 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+#: How it is started: as root in a container, and without the drawing of pages by an emulated GPU, which takes a core.
+PLAIN = ("--no-sandbox", "--disable-gpu-rasterization", "--disable-gpu-compositing")
+
 START = "from minigpt4.cli import main; main()"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from pages import CHROMIUM, served
+from pages import CHROMIUM, PLAIN, served
 from speaking import endless_llm, make_it_say, talking_llm
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # The camera is Chromium's own, which shows a test picture.
         camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=[*PLAIN, *camera])
 
 
 @pytest.fixture

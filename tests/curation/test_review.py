@@ -17,7 +17,7 @@ from minigpt4.curation.ledger import Ledger
 from minigpt4.curation.review import LEASE_SECONDS, ReviewDesk, differences
 from minigpt4.errors import UserError
 from minigpt4.labelling import TakenError, labelling_app
-from pages import CHROMIUM, ask, assert_guarded, routes_of, served
+from pages import CHROMIUM, PLAIN, ask, assert_guarded, routes_of, served
 
 
 class Clock:
@@ -179,7 +179,7 @@ def test_two_people_review_in_a_browser(project: Path, tmp_path: Path) -> None:
         ledger.add("ground", settings, [(first.key, first.source.seq, scores)])
     shots = Path(os.environ.get("REVIEW_SCREENSHOTS", tmp_path))
     with page(project, "--shared", 0) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=PLAIN)
         desktop = browser.new_page(viewport={"width": 1200, "height": 800})
         faults: list[str] = []
         desktop.on("pageerror", lambda error: faults.append(str(error)))
@@ -236,7 +236,7 @@ def test_the_page_tells_agreement_and_the_time_that_is_left(project: Path) -> No
     from playwright.sync_api import expect, sync_playwright
 
     with page(project, "--shared", 1) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=PLAIN)
         for name, keys in (("Ann", "aar"), ("Ben", "arr")):  # on the same three texts
             visitor = browser.new_page()
             visitor.goto(url)

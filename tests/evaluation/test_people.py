@@ -23,7 +23,7 @@ from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.rating import RATINGS, PeopleJudge, RatingDesk, read_questions
 from minigpt4.evaluation.run import evaluate
 from minigpt4.labelling import labelling_app
-from pages import CHROMIUM, ask, assert_guarded, routes_of, served
+from pages import CHROMIUM, PLAIN, ask, assert_guarded, routes_of, served
 
 PAGE = (
     "<html><body><h1>Shop</h1><p style='color:red'>Hi</p><script>parent.document.title='hacked'</script></body></html>"
@@ -192,7 +192,7 @@ def test_somebody_judges_in_a_browser(answered: Callable[[], Path], tmp_path: Pa
         assert status(f"{url}api/next?rater=A", **{"Sec-Fetch-Site": "cross-site"}) == 403
         assert status(f"{url}api/questions/9", {"rater": "A", "answers": {}, "best": []}) == 404
         assert status(f"{url}api/questions/0", {"rater": "A", "answers": {}, "best": []}) == 400
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=PLAIN)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))

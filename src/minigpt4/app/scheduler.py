@@ -125,8 +125,13 @@ class Scheduler:
         self.thread = threading.Thread(target=self._run, name="minigpt4-scheduler", daemon=True)
         self.thread.start()
 
-    waiting = property(lambda self: len(self._waiting))
-    running = property(lambda self: len(self._running))
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     @property
     def retry_after(self) -> int:
