@@ -38,8 +38,14 @@ def ask(tab: Any, question: str) -> None:
 
 def done(tab: Any) -> str:
     """Waits for the end of the answer; the text of the last one."""
-    expect(tab.locator("#composer .stop-button")).to_have_count(0)
-    return tab.locator("#chat .bot").last.inner_text()
+    said = None
+    while True:  # the button that stops it appears a moment after an answer is asked for again
+        expect(tab.locator("#composer .stop-button")).to_have_count(0)
+        now = tab.locator("#chat .bot").last.inner_text()
+        if now and now == said:
+            return now
+        said = now
+        tab.wait_for_timeout(300)
 
 
 def greedy(tab: Any, **sliders: float) -> None:
