@@ -60,3 +60,4 @@ def test_benches_and_tools_name_what_there_is(script: Path, monkeypatch: pytest.
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, script.stem, module)  # where dataclasses look for it
     spec.loader.exec_module(module)
+    assert module.__doc__, "a script says what it measures or makes"

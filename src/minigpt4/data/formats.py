@@ -1,7 +1,7 @@
 """The formats that pairs come in, each cut into shards that can be read apart from each other.
 
-What gives no pair is told by cause, in its place. One record, however hostile, takes a bounded memory. Readers hold no
-open files, so they travel to other processes. Whether an image can be decoded shows when it is opened.
+A record without a pair yields the cause instead. No record can take more than a bounded amount of memory. Readers hold
+no open files, so they can be sent to other processes. Images are not decoded here, so a broken one shows up later.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def datasets_library() -> Any:
 
 
 def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahead: int) -> Iterator[C]:
-    """A chunk of every share, in turn, for ever; `starts` begin the shares, which must not end.
+    """Chunks of the shares, one share after the other, without end; `starts` begin the shares, which must not end.
 
     They are read in this process, or in `processes` of their own, which divide the number of shares and are all
     together `ahead` chunks ahead. (The `DataLoader` gives number n to worker n modulo their number, so each share stays

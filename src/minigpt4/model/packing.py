@@ -14,12 +14,16 @@ from transformers import AttentionInterface
 
 PACKED = "minigpt4_packed"
 LONGEST = 2048  # tokens of a row: a sliding window of at least so many makes no difference
-
-
 #: Modules of a layer that compute each token by itself, by their names in most families.
 _ON_EACH_TOKEN = ("q_proj", "o_proj", "dense", "mlp")
 #: Attention arguments that `packed_attention` does not support.
 _FOREIGN = ("softcap", "s_aux", "position_bias")
+#: What a family's own code raises if it does not know packed rows: NotPackableError too, and Python's for its methods.
+_FAMILYS_OWN = (TypeError, AttributeError, IndexError, NotImplementedError)
+
+
+class NotPackableError(TypeError):
+    """The LLM computes attention in a way that packed rows do not support; its rows are padded instead."""
 
 
 class Packing:
@@ -48,7 +52,7 @@ class Packer:
 
     def __init__(self, llm: Any) -> None:
         if not getattr(llm.base_model, "_supports_attention_backend", False):
-            raise NotImplementedError("its attention is not left to the library")
+            raise NotPackableError("its attention is not left to the library")
         self._llm = llm
         self._needed: Tensor | None = None
         self._tokens = 0
@@ -70,7 +74,7 @@ class Packer:
         try:
             packer = cls(llm)
             found = packer.hidden_states(rows[is_real], Packing(is_real), needed).float()
-        except (NotImplementedError, TypeError, AttributeError, IndexError):  # by its family
+        except _FAMILYS_OWN:
             return None
         allowed = 1e-3 if rows.dtype is torch.float32 else 0.1
         return packer if (found - expected).norm() <= allowed * expected.norm() else None
@@ -105,7 +109,7 @@ def packed_attention(
     packing, window = others.get("packing"), others.get("sliding_window")
     windowed = window is not None and window < LONGEST
     if packing is None or windowed or any(others.get(name) is not None for name in _FOREIGN):
-        raise NotImplementedError("packed rows are for plain causal attention")
+        raise NotPackableError("packed rows are for plain causal attention")
     heads = query.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":  # where PyTorch's fused kernels are slow with short rows, most of all backwards

@@ -204,7 +204,7 @@ class Page(Layout):
                 turn.files = self._shown(visit, turn.images)
             waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped
             text = "…" if waiting else render.as_markdown(turn.answer)
-            shown = [{"path": file, "alt_text": "The picture that you showed"} for file in turn.files]
+            shown = [{"path": file, "alt_text": "Your picture"} for file in turn.files]
             asked = [*shown, render.as_markdown(turn.question)]
             messages += [{"role": "user", "content": content} for content in asked]
             messages.append({"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text})
