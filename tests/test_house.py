@@ -45,6 +45,13 @@ def test_no_import_runs_uphill() -> None:
     assert not uphill
 
 
+def test_the_command_line_imports_the_laboratory_inside_of_functions() -> None:
+    top = ast.parse(FILES["minigpt4.cli"].read_text(encoding="utf-8")).body
+    lines = [ast.unparse(node) for node in top if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert lines
+    assert not [line for line in lines if "pocket" in line]
+
+
 def test_no_circle_of_files() -> None:
     below = {module: imports(module) for module in FILES}
     while free := [module for module, wanted in below.items() if not wanted & below.keys()]:

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import pocket.cli as laboratory
 from minigpt4 import cli_options as options
 from minigpt4.curation.cli import curate
 from minigpt4.data.cli import data
@@ -72,12 +71,20 @@ app.add_typer(curate, name="curate")
 app.add_typer(data, name="data")
 app.add_typer(eval_, name="eval")
 app.add_typer(recipes, name="recipe")
-app.add_typer(laboratory.pocket, name="pocket")
-# Former names of the laboratory's commands, which still work.
-app.command(hidden=True)(laboratory.demo)
-app.command(hidden=True)(laboratory.reproduce)
-curate.command("demo", hidden=True)(laboratory.curate)
-eval_.command("ablations", hidden=True)(laboratory.ablations)
+
+
+def _add_laboratory() -> None:
+    """The laboratory's commands, which stand above the library; their former names still work."""
+    import pocket.cli as laboratory
+
+    app.add_typer(laboratory.pocket, name="pocket")
+    app.command(hidden=True)(laboratory.demo)
+    app.command(hidden=True)(laboratory.reproduce)
+    curate.command("demo", hidden=True)(laboratory.curate)
+    eval_.command("ablations", hidden=True)(laboratory.ablations)
+
+
+_add_laboratory()
 
 
 def _version(asked: bool) -> None:
