@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_an_alignment_is_refused_if_its_file_is_another_one(tiny_vision: Path, t
     write_gguf(path, "llama", gguf.GGMLQuantizationType.Q4_1)
     with pytest.raises(UserError, match=r"was aligned with other weights than those now in .*model.gguf"):
         MiniGPT4.from_pretrained(tmp_path / "alignment", device="cpu")
+
+
+@pytest.mark.parametrize("filename", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_code_beside_it_does_not_run(filename: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", gguf.GGMLQuantizationType.Q8_0)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    kinds = dict.fromkeys(["AutoConfig", "AutoModelForCausalLM"], "evil.Evil") | {"AutoTokenizer": ["evil.Evil", None]}
+    named = {"auto_map": kinds, "model_type": "llama", "tokenizer_class": "Evil"}
+    (tmp_path / filename).write_text(json.dumps(named))
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with contextlib.suppress(UserError):
+        parts.load_llm(path, torch.float32)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_cannot_be_read_is_refused(tiny_vision: Path, tmp_path: Path) -> None:

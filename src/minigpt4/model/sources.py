@@ -125,7 +125,8 @@ def broken_gguf(path: Path, error: Exception) -> UserError:
 def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     """`kind.from_pretrained` of one of transformers' classes. Raises UserError for a source that holds code."""
     if is_gguf(source):
-        return kind.from_pretrained(Path(source).parent, gguf_file=Path(source).name, **settings)
+        place, file = Path(source).parent, Path(source).name
+        return kind.from_pretrained(place, gguf_file=file, trust_remote_code=False, **settings)
     for filename in _MAY_NAME_CODE:
         if find_file(source, filename) and "auto_map" in read_json(source, filename):
             raise UserError(
