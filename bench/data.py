@@ -50,14 +50,14 @@ def write(directory: Path, count: int) -> dict[str, Source]:
     folder.mkdir()
     pictures.mkdir()
     for i, pair in enumerate(pairs):
-        (folder / f"{i}.jpg").write_bytes(pair.picture)
+        (folder / f"{i}.jpg").write_bytes(pair.image)
         (folder / f"{i}.txt").write_text(pair.text)
-        (pictures / f"{i}.jpg").write_bytes(pair.picture)
+        (pictures / f"{i}.jpg").write_bytes(pair.image)
     rows = [{"image": f"{i}.jpg", "caption": pair.text} for i, pair in enumerate(pairs)]
     (pictures / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (pictures / "metadata.csv").open("w", newline="") as file:
         csv.DictWriter(file, ["image", "caption"]).writerows([{"image": "image", "caption": "caption"}, *rows])
-    columns = {"image": [{"bytes": p.picture, "path": None} for p in pairs], "caption": [p.text for p in pairs]}
+    columns = {"image": [{"bytes": p.image, "path": None} for p in pairs], "caption": [p.text for p in pairs]}
     pyarrow.parquet.write_table(pyarrow.table(columns), directory / "pairs.parquet", row_group_size=500)
     places = {
         "tar shards": tars,
@@ -71,7 +71,7 @@ def write(directory: Path, count: int) -> dict[str, Source]:
 
 def pixels_of(processor: Any, pair: Pair) -> Any:
     """What training needs of a picture, (3, 224, 224) float32."""
-    return to_pixels(processor, [open_image(pair.picture)])[0]
+    return to_pixels(processor, [open_image(pair.image)])[0]
 
 
 def rate(open_stream: Callable[[], PairStream], count: int, runs: int) -> float:

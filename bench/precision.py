@@ -48,7 +48,7 @@ class Found:
 
 def encoded(model: MiniGPT4, pairs: list[Pair]) -> Tensor:
     """The features (n, q, d) of the pairs' pictures."""
-    return model.encode_images([open_image(pair.picture) for pair in pairs]).float()
+    return model.encode_images([open_image(pair.image) for pair in pairs]).float()
 
 
 def loaded(held: str, at_end: bool) -> MiniGPT4:
@@ -63,7 +63,7 @@ def loaded(held: str, at_end: bool) -> MiniGPT4:
 def through(model: MiniGPT4, pairs: list[Pair], features: Tensor) -> Found:
     """What comes of the pictures' features (n, q, d)."""
     set_trainable(model, 1)
-    keys = [image_key(pair.picture) for pair in pairs]
+    keys = [image_key(pair.image) for pair in pairs]
     samples = tokenise(
         model.tokenizer, list(zip(keys, [pair.text for pair in pairs], strict=True)), (), max_text_tokens=64,
         num_query_tokens=model.num_query_tokens, image_token_id=model.image_token_id,
@@ -71,7 +71,7 @@ def through(model: MiniGPT4, pairs: list[Pair], features: Tensor) -> Found:
     of_picture = dict(zip(keys, features, strict=True))
     batches, found = Batches(samples, BATCH, seed=0), Found([], [])
     for batch in (batches[step] for step in range(batches.per_epoch)):
-        loss = next_token_loss(model, batch, torch.stack([of_picture[key] for key in batch.pictures]))
+        loss = next_token_loss(model, batch, torch.stack([of_picture[key] for key in batch.images]))
         found.losses.append(loss.item())
         found.gradients.append(torch.autograd.grad(loss, model.blip2.language_projection.weight)[0].flatten())
     return found

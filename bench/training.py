@@ -138,7 +138,7 @@ class Way:
         pixels, self.batch = pairs(config, batch)
         self.pixels = pixels.to(device)
         self.batch = Batch(
-            self.batch.pictures, self.batch.input_ids.to(device), self.batch.is_target.to(device), self.batch.num_tokens
+            self.batch.images, self.batch.input_ids.to(device), self.batch.is_target.to(device), self.batch.num_tokens
         )
         if plain:
             self.blip2.language_projection.requires_grad_()
@@ -184,7 +184,7 @@ class Way:
     def operations(self) -> float:
         """What a step needs, however it is made: the plain way spends more."""
         model = self.model or MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], Origin("", "", "", ""))
-        rows = len(self.batch.pictures)
+        rows = len(self.batch.images)
         targets = int(self.batch.is_target.sum())
         return operations(model, self.batch.num_tokens - rows, targets, 0 if "features" in self.way else rows)
 

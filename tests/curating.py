@@ -38,7 +38,7 @@ TEXTS = tuple(
 def add_texts(ledger: Ledger, folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
     """Pictures and raw texts as `describe` would have recorded them."""
     names = [str(number) for number in range(len(texts))]
-    assert not ledger.add_pictures([(name, folder / f"{name}.png") for name in names])
+    assert not ledger.add_images([(name, folder / f"{name}.png") for name in names])
     settings = ledger.settings("describe", {"model": "by hand"})
     rows = [
         ((name, 0), 0, {"text": text, "tokens": 20, "continuations": 0, "ended": True})

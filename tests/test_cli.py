@@ -124,7 +124,7 @@ def test_chat_says_what_is_wrong_with_a_picture(tmp_path: Path, trouble: str) ->
         Image.effect_noise((64, 64), 50).save(path)
         path.write_bytes(path.read_bytes()[:900])
     elif trouble == "text":
-        path.write_text("not a picture")
+        path.write_text("not an image")
     elif trouble == "empty":
         path.touch()
     elif trouble == "directory":

@@ -74,7 +74,7 @@ def test_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"hello", b"%PDF-1.4 ...", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_not_a_picture(data: bytes) -> None:
-    with pytest.raises(UserError, match="not a picture"):
+    with pytest.raises(UserError, match="not an image"):
         open_image(data)
 
 
@@ -280,11 +280,11 @@ def test_grey_of_no_known_range_is_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC, not a picture that is read here; save it as JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC, not an image that is read here; save it as JPEG"),
         (b"<!DOCTYPE html><html>404", "the download failed"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b'<?xml version="1.0"?><svg xmlns="x"/>', "a SVG"),
-        (b"\xff\xd8\xff\xe0", "broken or truncated picture"),
+        (b"\xff\xd8\xff\xe0", "broken or truncated image"),
     ],
 )
 def test_what_a_file_is_instead_is_told(data: bytes, told: str) -> None:

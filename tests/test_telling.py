@@ -35,7 +35,7 @@ def test_laid_out_text_keeps_its_lines() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("names")
     (folder / "pictures").mkdir()
-    (folder / "pictures" / NAME).write_bytes(b"not a picture")
+    (folder / "pictures" / NAME).write_bytes(b"not an image")
     Image.new("RGB", (8, 8)).save(folder / "good.png")
     rows = [{"image": f"pictures/{NAME}", "caption": "a cat"}, {"image": "good.png", "caption": "a cat"}]
     (folder / f"{NAME}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["chat", "pocket", f"pictures/{NAME}"], ESCAPED),  # a mistake
         (["chat", NAME, "good.png"], ESCAPED),
         (["train", "recipe.yaml"], r"k\x1b]0;owned\x07\nminigpt4: all is well"),
-        (["data", "inspect", f"{NAME}.jsonl"], "unreadable picture"),  # a table
+        (["data", "inspect", f"{NAME}.jsonl"], "unreadable image"),  # a table
         (["curate", "describe", "project", "--images", "pictures"], ESCAPED.removesuffix(".png")),
     ],
 )

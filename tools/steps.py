@@ -131,7 +131,7 @@ class Study:
         cache = FeatureCache(out / "features", features_fingerprint(model))
         used = [*drawn[:pairs], *drawn[-HELD_OUT:]]
         cache_features(model, cache, map(Prepare(model.image_processor, cache.index), used))
-        usable = [(image_key(pair.picture), pair.text) for pair in used]
+        usable = [(image_key(pair.image), pair.text) for pair in used]
 
         def tokenised(some: list[tuple[bytes, str]]) -> Samples:
             return tokenise(
@@ -154,7 +154,7 @@ class Study:
     def loss(self) -> float:
         """Mean loss on the held-out pairs."""
         with torch.inference_mode():
-            each = [next_token_loss(self.model, b, self.cache[b.pictures]).item() for b in self.held_out]
+            each = [next_token_loss(self.model, b, self.cache[b.images]).item() for b in self.held_out]
         return statistics.fmean(each)
 
     # -- starts of the projection
@@ -167,7 +167,7 @@ class Study:
         """
         torch.manual_seed(seed)
         self.projection.reset_parameters()
-        features = self.cache[self.samples.pictures[:1024]].float()
+        features = self.cache[self.samples.images[:1024]].float()
         if start in ("regressed", "matched"):
             self._put(self._regressed(features, matched=start == "matched"))
         elif start in ("carried over", "translated", "fitted"):
@@ -207,7 +207,7 @@ class Study:
 
     def scales(self) -> str:
         """How far words, and image tokens of the carried-over start, lie from their means; how far a step moves one."""
-        features = self.cache[self.samples.pictures[:1024]].float()
+        features = self.cache[self.samples.images[:1024]].float()
         self.put_start("carried over", 0)
         with torch.no_grad():
             made = self.projection(features).flatten(0, 1)
@@ -240,7 +240,7 @@ class Study:
                     group["lr"] = way.rate(done / in_all, peak)
                 batch = batches[number]
                 optimizer.zero_grad()
-                next_token_loss(self.model, batch, self.cache[batch.pictures]).backward()
+                next_token_loss(self.model, batch, self.cache[batch.images]).backward()
                 optimizer.step()
                 done, seen = done + 1, seen + size
                 decay = min(AVERAGE, done / (done + 9))

@@ -1,4 +1,4 @@
-"""What lmms-eval calls for the task beside it: the picture, the question, the answer, and the score of a reply."""
+"""What lmms-eval calls for the task beside it: the image, the question, the answer, and the score of a reply."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from minigpt4.evaluation.benchmarks.vqa import contained
 IMAGES = Path("runs/benchmarks/images")
 
 
-def picture(doc):
+def image(doc):
     return [Image.open(IMAGES / f"{doc['image_id']:012d}.png").convert("RGB")]
 
 

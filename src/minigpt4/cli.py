@@ -140,7 +140,7 @@ def train(
 @app.command()
 def chat(
     model: options.Model,
-    picture: Annotated[Path | None, typer.Argument(help="The picture to talk about.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="The image to talk about.")] = None,
     template: options.Template = None,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     temperature: options.Temperature = 0.0,
@@ -149,21 +149,21 @@ def chat(
     load_in: options.LoadIn = None,
     device: options.Device = None,
 ) -> None:
-    """Talk about a picture in the terminal. /help lists what else can be typed.
+    """Talk about an image in the terminal. /help lists what else can be typed.
 
-    Example: minigpt4 chat pocket picture.png
+    Example: minigpt4 chat pocket image.png
     """
     from minigpt4.images import open_image
     from minigpt4.terminal import Terminal
 
-    if picture is not None:
-        picture = expand(picture)
-        open_image(picture)  # a wrong path is known before the model is loaded
+    if image is not None:
+        image = expand(image)
+        open_image(image)  # a wrong path is known before the model is loaded
     from minigpt4.minigpt4 import MiniGPT4
 
     talk = MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device).start_chat(template)
     sampling = {"do_sample": True, "temperature": temperature, "seed": seed} if temperature else {"do_sample": False}
-    terminal = Terminal(talk, picture, {"max_new_tokens": max_new_tokens, **sampling})
+    terminal = Terminal(talk, image, {"max_new_tokens": max_new_tokens, **sampling})
     terminal.run()
     if terminal.mistakes and not terminal.interactive:
         raise typer.Exit(2)  # a script's caller must know; its user has read what was wrong
@@ -179,7 +179,7 @@ def web(
     load_in: options.LoadIn = None,
     device: options.Device = None,
 ) -> None:
-    """Open a page in the browser to chat about pictures, draw websites, and see what the model looked at.
+    """Open a page in the browser to chat about images, draw websites, and see what the model looked at.
 
     Example: minigpt4 web pocket --port 7860
     """
@@ -195,7 +195,7 @@ def generate(
     model: options.Model,
     images: Annotated[str, typer.Option(help="A directory, a pattern, a .jsonl or a .parquet file.")],
     out: Annotated[Path, typer.Option(help="Where the answers go, one line of JSON each; a job there goes on.")],
-    prompt: Annotated[str | None, typer.Option(help="The question about every picture without one of its own.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question about every image without one of its own.")] = None,
     batch_size: options.BatchSize = options.BATCH_SIZE,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     temperature: options.Temperature = 0.0,
@@ -205,9 +205,9 @@ def generate(
     load_in: options.LoadIn = None,
     device: options.Device = None,
 ) -> None:
-    """Ask about many pictures, in batches. A job that was stopped goes on where its file ends.
+    """Ask about many images, in batches. A job that was stopped goes on where its file ends.
 
-    Example: minigpt4 generate pocket --images pictures --prompt "Describe this image in detail." --out answers.jsonl
+    Example: minigpt4 generate pocket --images photos --prompt "Describe this image in detail." --out answers.jsonl
     """
     from minigpt4.app.batch_job import read_questions
     from minigpt4.app.batch_job import run as run_job
@@ -235,12 +235,12 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 120,
     max_pixels: Annotated[int, typer.Option(min=1, help="Maximum pixels per image.")] = 16_000_000,
     max_images: Annotated[int, typer.Option(min=0, help="Maximum images per request.")] = 8,
-    allow_images_from: Annotated[list[str] | None, typer.Option(help="A host from which to fetch pictures.")] = None,
+    allow_images_from: Annotated[list[str] | None, typer.Option(help="A host from which to fetch images.")] = None,
     dtype: options.Dtype = None,
     load_in: options.LoadIn = None,
     device: options.Device = None,
 ) -> None:
-    """Answer OpenAI's clients over HTTP: chat completions with pictures.
+    """Answer OpenAI's clients over HTTP: chat completions with images.
 
     Example: minigpt4 serve pocket --port 8000
     """

@@ -43,7 +43,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 #: How the names of such files end, in any case: what cameras, browsers and Windows write.
-PICTURE_ENDINGS = (
+IMAGE_ENDINGS = (
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif",
     "jfif", "jpe", "jif", "jfi", "pjpeg", "pjp", "mpo", "apng", "dib", "pgm", "pbm", "pnm", "pfm", "avifs",
 )  # fmt: skip
@@ -77,12 +77,12 @@ def kind_of(data: bytes) -> str | None:
 def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The images among `files`, and those that look like images but are not read.
 
-    The one rule: an ending of PICTURE_ENDINGS, or another ending and the content of one of FORMATS.
+    The one rule: an ending of IMAGE_ENDINGS, or another ending and the content of one of FORMATS.
     """
     images, left_out = [], []
     for path in files:
         ending = path.suffix[1:].lower()
-        if ending in PICTURE_ENDINGS:
+        if ending in IMAGE_ENDINGS:
             images.append(path)
         elif ending in _RAW_ENDINGS:
             left_out.append(path)
@@ -109,8 +109,8 @@ def find_images(folder: str | Path) -> list[Path]:
     """
     images, left_out = sort_images(walk(folder))
     if not images:
-        why = f"; {tell_left_out(left_out)}" if left_out else f" ({', '.join(PICTURE_ENDINGS[:10])}, ...)"
-        raise UserError(f"{folder}: holds no pictures{why}")
+        why = f"; {tell_left_out(left_out)}" if left_out else f" ({', '.join(IMAGE_ENDINGS[:10])}, ...)"
+        raise UserError(f"{folder}: holds no images{why}")
     if left_out:
         logger.warning("%s: %s", folder, tell_left_out(left_out))
     return images
@@ -128,7 +128,7 @@ def find_image(folder: Path, name: str, *, inside: bool = False) -> Path:
     if not os.path.isfile(path):  # noqa: PTH113
         with suppress(OSError, ValueError):  # reading it says what is wrong
             listing = _listing(path.parent, path.parent.stat().st_mtime_ns)
-            names = [fold(name) for name in (path.name, *(f"{path.name}.{ending}" for ending in PICTURE_ENDINGS))]
+            names = [fold(name) for name in (path.name, *(f"{path.name}.{ending}" for ending in IMAGE_ENDINGS))]
             path = next((path.with_name(listing[name]) for name in names if name in listing), path)
     if inside and os.path.lexists(path) and not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path}: leads out of {folder}")
@@ -148,17 +148,17 @@ def fold(name: str) -> str:
 def open_image(
     source: str | Path | bytes | Image.Image, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """The picture in RGB, turned the way its EXIF tag says, transparent parts on white; the first frame if it moves.
+    """The image in RGB, turned the way its EXIF tag says, transparent parts on white; the first frame if it moves.
 
     `source` is a path, an encoded file's bytes (in one of `formats`), or a Pillow image. Raises UserError when there is
-    no readable picture, or it has more than `max_pixels` pixels or a side over MAX_SIDE (checked before decoding).
+    no readable image, or it has more than `max_pixels` pixels or a side over MAX_SIDE (checked before decoding).
     """
     if isinstance(source, Image.Image):
         _check_size(source, "image", max_pixels)
         return _upright(_to_rgb(source, "image"), source)
     name, data = ("uploaded image", source) if isinstance(source, bytes) else (str(source), read_image(source))
     if not data:
-        raise UserError(f"{name}: the file is empty; a picture ({', '.join(formats[:4])}, ...) was expected")
+        raise UserError(f"{name}: the file is empty; an image ({', '.join(formats[:4])}, ...) was expected")
     try:
         return _decode(data, name, max_pixels, formats)
     except _DamagedError:
@@ -186,10 +186,10 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
         except UnidentifiedImageError:
             kind = kind_of(data)
             if kind in formats:
-                raise _DamagedError(f"{name}: broken or truncated picture ({kind}); download it again") from None
-            what = "not a picture"
+                raise _DamagedError(f"{name}: broken or truncated image ({kind}); download it again") from None
+            what = "not an image"
             if kind:
-                what = f"a {kind}, not a picture that is read here; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}"
+                what = f"a {kind}, not an image that is read here; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}"
             raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
@@ -198,7 +198,7 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
         except Exception as error:  # decoders of broken files raise what they like
             # Metadata that unpack to far more than they are stay refused; other damage may be theirs alone.
             bomb = re.search("too large|too much memory", str(error), re.I)
-            told = f"{name}: broken or truncated picture ({error}); save or download it again"
+            told = f"{name}: broken or truncated image ({error}); save or download it again"
             raise (UserError if bomb else _DamagedError)(told) from None
 
 
@@ -281,7 +281,7 @@ def fit(image: Image.Image, width: int, height: int, resample: int) -> Image.Ima
     """The image at a model's size, the same with every Pillow.
 
     Pillow resamples one side, rounds, and then the other. Since release 13 the height comes first if it shrinks by more
-    than twice as many pixels as the width; earlier releases did so never, which in tall pictures moves pixels by up to
+    than twice as many pixels as the width; earlier releases did so never, which in tall images moves pixels by up to
     2 of 255 levels.
     """
     if image.height - height > max(0, 2 * (image.width - width)):
@@ -290,7 +290,7 @@ def fit(image: Image.Image, width: int, height: int, resample: int) -> Image.Ima
 
 
 def to_pixels(image_processor: Any, images: Sequence[Image.Image]) -> np.ndarray:
-    """Opened pictures as the model's image processor prepares them: float32 (n, 3, h, w). `fit` may come before."""
+    """Opened images as the model's image processor prepares them: float32 (n, 3, h, w). `fit` may come before."""
     fitted = [fit(image, *size_of(image_processor)) for image in images]
     return np.asarray(image_processor(fitted, return_tensors="np")["pixel_values"], dtype=np.float32)
 

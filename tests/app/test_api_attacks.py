@@ -75,10 +75,10 @@ def bomb(side: int) -> bytes:
         (bomb(12_000), "more than the 1,000,000 pixels"),
         (png_head(60_000), "truncated"),
         (png(Image.effect_noise((64, 64), 50))[:900], "truncated"),
-        (png(Image.new("RGB", (9, 9)))[:20], "broken|not a picture"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "not a picture"),
-        (b"<html><script>alert(1)</script></html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", "not a picture"),
+        (png(Image.new("RGB", (9, 9)))[:20], "broken|not an image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "not an image"),
+        (b"<html><script>alert(1)</script></html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", "not an image"),
         (b"", "empty"),
     ],
     ids=["bomb", "huge head", "truncated", "head only", "svg", "html", "postscript", "empty"],
@@ -87,7 +87,7 @@ def test_what_is_no_good_picture(server: Running, data: bytes, said: str) -> Non
     started, before = time.monotonic(), psutil.Process().memory_info().rss
     message = refused(server, shown(data), "What is it?")
     assert any(part in message for part in said.split("|")), message
-    assert message.startswith("picture 1: ")
+    assert message.startswith("image 1: ")
     assert time.monotonic() - started < 10
     assert psutil.Process().memory_info().rss - before < 200e6, "it was unpacked"
 
@@ -166,7 +166,7 @@ def test_nothing_is_fetched_unless_the_operator_says_so(server: Running, inner: 
     port, asked = inner
     for host in (*HERE, "169.254.169.254", "example.com"):
         for scheme in ("http", "HTTP", "https"):
-            assert "fetches no pictures" in refused(server, shown(f"{scheme}://{host}:{port}/x.png"), "What?")
+            assert "fetches no images" in refused(server, shown(f"{scheme}://{host}:{port}/x.png"), "What?")
     assert asked == []
 
 
@@ -178,7 +178,7 @@ def test_no_private_address_is_fetched_even_from_a_host_on_the_list(
     with serving(varied, hosts=tuple(names)) as server:
         for host in (*HERE, "169.254.169.254", "10.0.0.1", "localhost.", "LOCALHOST", "example.com"):
             message = refused(server, shown(f"http://{host}:{port}/x.png"), "What?")
-            assert "no pictures from" in message or "no host" in message, message
+            assert "no images from" in message or "no host" in message, message
     assert asked == []
 
 
@@ -205,7 +205,7 @@ def test_addresses_that_are_not_of_the_open_internet(address: str) -> None:
 )
 def test_addresses_that_are_none_are_refused(varied: MiniGPT4, inner: tuple[int, list[str]], url: str) -> None:
     with serving(varied, hosts=("ok",)) as server:
-        assert "picture 1: " in refused(server, shown(url), "What?")
+        assert "image 1: " in refused(server, shown(url), "What?")
     with pytest.raises(UserError):
         fetch(f"http://localhost:{inner[0]}/to/{url}", ("localhost",), 10_000, lambda address: True)
 
@@ -224,8 +224,8 @@ def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[i
     assert asked[-1] == "/?a=1"
     asked.clear()
     for path, said in (
-        (f"/to/http://127.0.0.1:{port}/secret", "no pictures from '127.0.0.1'"),
-        ("/to/http://169.254.169.254/latest/meta-data", "no pictures from '169.254.169.254'"),
+        (f"/to/http://127.0.0.1:{port}/secret", "no images from '127.0.0.1'"),
+        ("/to/http://169.254.169.254/latest/meta-data", "no images from '169.254.169.254'"),
         ("/to/file:///etc/passwd", "http and https addresses only"),
         (f"/to/{here}/to/{here}/to/{here}/to/{here}/x.png", "redirects"),
         (f"/to/https://localhost:{port}/secret", "could not be fetched"),

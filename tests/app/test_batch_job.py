@@ -29,7 +29,7 @@ def folder(tmp_path: Path, pictures: list[Image.Image]) -> Path:
     (folder / "more").mkdir(parents=True)
     for i, picture in enumerate(pictures[:6]):
         picture.save(folder / f"{i}.png")
-    (folder / "2.png").write_bytes(b"not a picture")
+    (folder / "2.png").write_bytes(b"not an image")
     pictures[6].save(folder / "more" / "6.jpg")
     (folder / "notes.txt").write_text("notes")
     return folder
@@ -50,9 +50,9 @@ def test_every_picture_gets_a_line_in_order(varied: MiniGPT4, folder: Path, tmp_
     assert [line["image"] for line in found] == [question.name for question in questions]
     for question, line in zip(questions, found, strict=True):
         if question.name.endswith("2.png"):
-            assert "2.png: not a picture" in line["error"]
+            assert "2.png: not an image" in line["error"]
         else:
-            [alone] = varied.generate(question.picture, "What is it?", do_sample=False, max_new_tokens=8)
+            [alone] = varied.generate(question.image, "What is it?", do_sample=False, max_new_tokens=8)
             assert line["answer"] == alone
 
 
@@ -106,7 +106,7 @@ def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[I
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert again.returncode == 0, again.stderr
     assert f"({before} were there already)" in again.stdout
-    assert "pictures/s" in again.stdout
+    assert "images/s" in again.stdout
     assert [Path(line["image"]).stem for line in lines(out)] == [f"{i:02d}" for i in range(60)]
 
 
@@ -126,8 +126,8 @@ def test_questions_from_jsonl_and_parquet(folder: Path, tmp_path: Path) -> None:
     columns = {"image": [{"bytes": data.getvalue(), "path": None}, {"bytes": None, "path": "pictures/0.png"}]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "asked.parquet")
     first, second = read_questions(str(tmp_path / "asked.parquet"), "Where?")
-    assert callable(first.picture)
-    assert (first.picture(), first.prompt) == (data.getvalue(), "Where?")
+    assert callable(first.image)
+    assert (first.image(), first.prompt) == (data.getvalue(), "Where?")
     assert first.name.endswith("asked.parquet:0")
     assert second == ImageQuestion("pictures/0.png", folder / "0.png", "Where?")
 
@@ -151,7 +151,7 @@ def test_a_parquet_file_is_never_in_memory_as_a_whole(varied: MiniGPT4, tmp_path
     assert [question.prompt for question in questions] == [f"{i}?" for i in range(64)]
     peak = 0
     for i in (*range(64), 45, 3, 7):
-        picture = questions[i].picture
+        picture = questions[i].image
         assert callable(picture)
         assert picture() == files[i]
         peak = max(peak, pyarrow.total_allocated_bytes() - empty)
@@ -173,7 +173,7 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "not.parquet").write_text("not parquet")
     for images, message in (
         ("nowhere", "nowhere: no such file or directory, and no file fits it"),
-        ("empty", "holds no pictures"),
+        ("empty", "holds no images"),
         ("none.jsonl", "no such file"),
         ("broken.jsonl", r"broken\.jsonl:2: broken JSON"),
         ("bare.jsonl", r"bare\.jsonl:1: has no image"),
@@ -191,7 +191,7 @@ def test_answers_of_two_jobs_are_never_mixed(varied: MiniGPT4, folder: Path, tmp
     run(lambda: varied, questions, out, job={"model": "a"}, **PLAIN)
     before = out.read_bytes()
     for change, message in (
-        ({"questions": read_questions(str(folder), "Where?")}, "another pictures or prompts"),
+        ({"questions": read_questions(str(folder), "Where?")}, "another set of images or prompts"),
         ({"max_new_tokens": 9}, "another max_new_tokens"),
         ({"job": {"model": "b"}}, "another model"),
     ):

@@ -77,7 +77,7 @@ def test_pixel_for_pixel_what_open_image_gives(decoder: Decoder, photo: Image.Im
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_what_no_camera_sends_is_for_the_command_line(decoder: Decoder, photo: Image.Image, kind: str) -> None:
     open_image(encoded(photo, kind))
-    with pytest.raises(UserError, match=r"not a picture.*; give a file in one of the formats JPEG, PNG, WEBP"):
+    with pytest.raises(UserError, match=r"not an image.*; give a file in one of the formats JPEG, PNG, WEBP"):
         decoder.open(encoded(photo, kind), 10**6)
 
 
@@ -148,7 +148,7 @@ def test_they_are_small_and_take_no_code_from_the_directory_of_the_start(tmp_pat
     script = (
         "import sys\nsys.path[:] = eval(sys.argv[1])\nimport psutil\n"
         "from minigpt4.app.decoder import Decoder\nfrom minigpt4.errors import UserError\nmade = Decoder()\n"
-        "try: made.open(b'x', 1)\nexcept UserError as error: assert 'not a picture' in str(error), error\n"
+        "try: made.open(b'x', 1)\nexcept UserError as error: assert 'not an image' in str(error), error\n"
         "for p in psutil.Process().children():\n"
         "    assert not any('torch' in m.path for m in p.memory_maps())\n"
         "    assert p.memory_info().rss < 60e6\n"
@@ -216,7 +216,7 @@ def test_the_api_answers_others_meanwhile_and_ends_in_time(
             assert time.monotonic() - began < 10
         wait_until(lambda: bool(answers), 30)
         assert answers[0][0] == 400
-        assert answers[0][1]["error"]["message"].startswith("picture 1: decoding it takes more than 1.5 s")
+        assert answers[0][1]["error"]["message"].startswith("image 1: decoding it takes more than 1.5 s")
         began = time.monotonic()
     assert time.monotonic() - began < 6, "it ends, though bombs still wait"
     for bomb in bombs:

@@ -58,7 +58,7 @@ def test_what_cannot_be_asked_has_not_happened(tmp_path: Path) -> None:
         ("", [], "Type a question"),
         ("x" * 9000, [], "9,000 characters"),
         ("What?", ["a.png"] * 9, "at most 8"),
-        ("What?", [b"junk"], "not a picture"),
+        ("What?", [b"junk"], "not an image"),
         ("What?", [], "holds no alignment.json"),
     ):
         with pytest.raises(UserError, match=message):

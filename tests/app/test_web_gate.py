@@ -346,7 +346,7 @@ def test_only_pictures_within_limits_are_taken(visitor: Callable[..., Client]) -
         assert status == 400
         assert len(told) == 1
         assert "<" not in told[0].partition(":")[0]
-        assert "not a picture" in told[0] or "empty" in told[0] or "broken" in told[0], told
+        assert "not an image" in told[0] or "empty" in told[0] or "broken" in told[0], told
     status, told = ann.upload(png(), b"no", b"neither")
     assert (status, len(told)) == (400, 2)
     assert ann.upload(b"a" * 21_000_000)[0] == 413

@@ -151,7 +151,7 @@ def test_a_website_in_its_frame_fetches_nothing(visit: Callable[..., Any], trap:
     [("cut.png", photo()[:2000]), ("page.png", b"<html><script>alert(1)</script></html>")],
 )
 def test_a_broken_picture_is_told_and_the_page_lives(visit: Callable[..., Any], name: str, data: bytes) -> None:
-    """At once, and not when it is asked about: what is no picture is not kept."""
+    """At once, and not when it is asked about: what is no image is not kept."""
     tab = visit()
     greedy(tab)
     tab.fill("#composer textarea", "How many objects are there?")

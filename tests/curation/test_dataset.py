@@ -116,7 +116,7 @@ def test_an_existing_dataset_is_taken_in_and_audited(judged: Path, tmp_path: Pat
         write_dataset(ledger, out, "cc_sbu_align")
     record = json.loads((out / "filter_cap.json").read_text())
     record["annotations"][0]["caption"] = "I'm sorry, I made a mistake: the picture shows a red ball in a meadow."
-    record["annotations"] += [{"image_id": "77", "caption": "There is no picture of this."}]
+    record["annotations"] += [{"image_id": "77", "caption": "There is no image of this."}]
     (out / "filter_cap.json").write_text(json.dumps(record))
     for new in (10, 0):
         result = run("import", audit, "--data", out)

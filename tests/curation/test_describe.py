@@ -59,7 +59,7 @@ def test_short_texts_are_continued_and_joined(tmp_path: Path, pictures: Path, ti
         assert (longer["described"], longer["done before"]) == (2, 2)
         assert texts(ledger)["0", 0] == first["0", 0] != texts(ledger)["0", 1]
         assert describe(ledger, tiny_model, HOW, only=["3"], redo=True)["described"] == 1
-        assert len([event for event in ledger.events("describe") if event.picture == "3"]) == 2
+        assert len([event for event in ledger.events("describe") if event.image == "3"]) == 2
         with pytest.raises(UserError, match="'nobody'"):
             describe(ledger, tiny_model, HOW, only=["nobody"])
 
@@ -73,7 +73,7 @@ def test_enough_is_not_continued(tmp_path: Path, pictures: Path, tiny_model: Pat
 def test_pictures_that_cannot_be_used_are_left_out(
     tmp_path: Path, pictures: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     (pictures / "deep").mkdir()
     (pictures / "deep" / "0.png").write_bytes(picture_file(40))
     with Ledger(tmp_path / "p", create=True) as ledger:

@@ -100,7 +100,7 @@ def test_duplicates_are_found_though_they_are_scaled_and_recompressed(tmp_path: 
         add_texts(ledger, folder, (*TEXTS[:6], TEXTS[0].upper()))
         found = filter_items(ledger, {**DEFAULTS, "ungrounded_text": 0.5})
         assert found["kept"] == 5
-        verdicts = {item.picture.name: item.verdict.data["caught"] for item in ledger.items() if item.verdict}
+        verdicts = {item.image.name: item.verdict.data["caught"] for item in ledger.items() if item.verdict}
     assert [name for name, rules in verdicts.items() if "duplicate_picture" in rules] == ["5", "6"]
     assert verdicts["6"] == ["duplicate_picture", "duplicate_text"]
     assert verdicts["0"] == []  # the first of its sort stays; and without grounding its rules rest
@@ -121,7 +121,7 @@ def test_filtering_again_changes_nothing_and_new_thresholds_change_what_they_tou
         assert filter_items(ledger, strict, only=["4"]) | {"caught": 0} == {"kept": 0, "caught": 0, "changed": 1}
         assert filter_items(ledger, strict)["caught"]["too_short"] == 12
         assert filter_items(ledger, {**strict, "too_short": None})["kept"] == 12
-        assert len([event for event in ledger.events("filter") if event.picture == "4"]) == 3
+        assert len([event for event in ledger.events("filter") if event.image == "4"]) == 3
 
 
 def test_rules_from_a_file(tmp_path: Path, project: Path) -> None:

@@ -36,7 +36,7 @@ def test_no_row_is_lost_or_doubled(step: str, project: Path, tmp_path: Path) -> 
     assert int(result.stdout) > 2
     with Ledger(target) as ledger:
         items = ledger.items()
-        assert len(items) == len(ledger.pictures()) == 12
+        assert len(items) == len(ledger.images()) == 12
         assert [item.text for item in items] == list(TEXTS)
         if step == "import":
             assert len(ledger.events("describe")) == 12

@@ -29,7 +29,7 @@ def test_what_is_there_is_not_added_again(project: Path, pictures: Path) -> None
         add_texts(ledger, pictures)
         assert ledger.events() == before
         assert [item.text for item in ledger.items()] == list(TEXTS)
-        assert [item.picture.name for item in ledger.items(["7", "2"])] == ["2", "7"]
+        assert [item.image.name for item in ledger.items(["7", "2"])] == ["2", "7"]
         with pytest.raises(UserError, match="'none'"):
             ledger.items(["none"])
 
@@ -53,7 +53,7 @@ def test_a_new_text_leaves_behind_what_was_said_of_the_old_one(project: Path) ->
         ledger.add("refine", settings, [(item.key, item.raw.seq, better)], turn=1)
         [item] = ledger.items(["3"])
         assert (item.text, item.kept, item.reviews) == ("Better.", True, {})
-        assert len([event for event in ledger.events() if event.picture == "3"]) == 5  # nothing earlier is lost
+        assert len([event for event in ledger.events() if event.image == "3"]) == 5  # nothing earlier is lost
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_pictures_that_vanish_or_change(project: Path, pictures: Path) -> None:
     (pictures / "1.png").unlink()
     (pictures / "2.png").write_bytes((pictures / "3.png").read_bytes())
     with Ledger(project) as ledger:
-        by_name = {picture.name: picture for picture in ledger.pictures()}
+        by_name = {picture.name: picture for picture in ledger.images()}
         assert by_name["0"].read() == (pictures / "0.png").read_bytes()
         with pytest.raises(UserError, match=r"1\.png.*gone"):
             by_name["1"].read()
         with pytest.raises(UserError, match=r"2\.png.*changed"):
             by_name["2"].read()
-        with pytest.raises(UserError, match="another picture named '2'"):
-            ledger.add_pictures([("2", pictures / "2.png")])
+        with pytest.raises(UserError, match="another image named '2'"):
+            ledger.add_images([("2", pictures / "2.png")])
 
 
 HOLD = """

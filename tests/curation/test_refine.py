@@ -118,7 +118,7 @@ def test_killed_and_started_again_it_pays_for_nothing_twice(project: Path, serve
     assert result.returncode == 0, result.stderr
     with Ledger(project) as ledger:
         events = ledger.events("refine")
-        assert sorted(int(event.picture) for event in events) == list(range(12))
+        assert sorted(int(event.image) for event in events) == list(range(12))
     # Only what was under way when the process died is asked for again, at most two each time.
     assert 12 <= len(server.requests) <= 12 + 2 * killed
     again = [json.dumps(request["body"]["messages"][1]) for request in server.requests]

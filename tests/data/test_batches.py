@@ -25,7 +25,7 @@ def make_samples(count: int = 50, prompts: int = 3) -> Samples:
 
 
 def seen(batch: Batch) -> list[int]:
-    return [key[0] for key in batch.pictures]
+    return [key[0] for key in batch.images]
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -39,7 +39,7 @@ def test_stage1_form(tokenizer: PreTrainedTokenizerBase) -> None:
     )
     assert samples.prompts == [[tokenizer.bos_token_id, *[IMAGE] * 4]]
     assert samples.targets == [ids_of(tokenizer, "a red ball") + ids_of(tokenizer, "\n")]
-    assert samples.pictures == [b"k"]
+    assert samples.images == [b"k"]
 
 
 def test_stage2_form(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -97,7 +97,7 @@ def test_a_batch_follows_from_seed_and_step_alone() -> None:
     expected = [first[step] for step in range(30)]
     for step in (29, 3, 17, 4):
         batch = later[step]
-        assert batch.pictures == expected[step].pictures
+        assert batch.images == expected[step].images
         assert torch.equal(batch.input_ids, expected[step].input_ids)
     assert seen(Batches(make_samples(), 8, seed=6)[0]) != seen(expected[0])
     assert seen(expected[0]) != seen(expected[6])  # epochs differ
@@ -123,9 +123,9 @@ def test_samples_of_like_length_share_a_batch() -> None:
 
 def test_the_fingerprint_sees_every_part() -> None:
     samples = make_samples()
-    swapped = Samples(samples.pictures[::-1], samples.targets, samples.prompts)
-    other_text = Samples(samples.pictures, [[7], *samples.targets[1:]], samples.prompts)
-    other_prompt = Samples(samples.pictures, samples.targets, samples.prompts[:2])
+    swapped = Samples(samples.images[::-1], samples.targets, samples.prompts)
+    other_text = Samples(samples.images, [[7], *samples.targets[1:]], samples.prompts)
+    other_prompt = Samples(samples.images, samples.targets, samples.prompts[:2])
     assert make_samples().fingerprint() == samples.fingerprint()
     assert len({s.fingerprint() for s in (samples, swapped, other_text, other_prompt)}) == 4
 

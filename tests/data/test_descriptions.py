@@ -29,7 +29,7 @@ def test_unusable_ones_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
     pairs, skipped = read(tmp_path, stage=2)
     assert [pair.text for pair in pairs] == ["kept"]
-    assert skipped == {"no picture": 1, "no description": 1}
+    assert skipped == {"no image": 1, "no description": 1}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"annotations": [{"image_id": 1}]}', '{"annotations": 3}'])

@@ -58,7 +58,7 @@ def website(tmp_path: Path) -> Iterator[str]:
     directory.mkdir()
     for i in range(12):
         Image.new("RGB", (600, 300), (20 * i, 0, 0)).save(directory / f"{i}.jpg")
-    (directory / "text.jpg").write_text("no picture")
+    (directory / "text.jpg").write_text("no image")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(directory)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -77,7 +77,7 @@ def test_a_list_becomes_shards_that_training_reads(website: str, tmp_path: Path)
     assert count_pairs([Source(str(out))]) == 12
     pairs = list(PairStream([Source(str(out / "{00000..00000}.tar"))], stage=1, seed=0, shuffle_buffer=0, repeat=False))
     assert sorted(pair.text for pair in pairs) == sorted(f"picture {i}.jpg" for i in range(12))
-    assert {Image.open(io.BytesIO(pair.picture)).size for pair in pairs} == {(256, 128)}  # reduced, not made square
+    assert {Image.open(io.BytesIO(pair.image)).size for pair in pairs} == {(256, 128)}  # reduced, not made square
     made = (out / "00000.tar").stat().st_mtime_ns
     assert download(tmp_path / "list.json", out, processes=1) == counts  # nothing is left to do
     assert (out / "00000.tar").stat().st_mtime_ns == made

@@ -49,7 +49,7 @@ for source in sys.argv[1:]:
     for shard in reader.shards():
         for item in reader.read(shard, 0, 1, 2):
             try:
-                count["good" if isinstance(item, Pair) and open_image(item.picture) else item] += 1
+                count["good" if isinstance(item, Pair) and open_image(item.image) else item] += 1
             except UserError:
                 count["unreadable"] += 1
     found[source] = count
@@ -153,7 +153,7 @@ def long_list(count: int) -> Any:
 UNPACKS = "in a part of a table that unpacks to far more than its size"
 #: How each source is made, and what is found beside two good pairs.
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
-    "zeros.tar": (lambda p: huge_member(p, tarfile.REGTYPE, 3 * 10**9, 3 * 10**9), {"picture too large": 1}),
+    "zeros.tar": (lambda p: huge_member(p, tarfile.REGTYPE, 3 * 10**9, 3 * 10**9), {"image too large": 1}),
     "longname.tar": (lambda p: huge_member(p, tarfile.GNUTYPE_LONGNAME, 3 * 10**9, 3 * 10**9), {}),
     "pax.tar": (lambda p: huge_member(p, tarfile.XHDTYPE, 3 * 10**9, 3 * 10**9), {}),
     "chain.tar": (longnames, {}),
@@ -174,7 +174,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
             ("l.png", WIDE), ("l.json", TEXT),
             ("../../../m\u202egpj\x1b[2J.png", GOOD), ("../../../m\u202egpj\x1b[2J.json", TEXT),
         ),
-        {"no description": 3, "text too long": 2, "no picture": 5, "unreadable": 2, "good": 1},
+        {"no description": 3, "text too long": 2, "no image": 5, "unreadable": 2, "good": 1},
     ),
     "odd.jsonl": (
         lambda p: lines(
@@ -182,19 +182,19 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, int]]] = {
             row("a" * 5000), row("/dev/zero"), row("/dev/stdin"), row("pipe"), row("."), row("~nobody-here/a.png"),
             row("good.png", [["x"]]), row("good.png", "a" * 200_000), row("good.png", "a" * 2_000_000),
         ),
-        {"broken line": 4, "no picture": 10, "no description": 1, "text too long": 2},
+        {"broken line": 4, "no image": 10, "no description": 1, "text too long": 2},
     ),
     "long.jsonl": (lambda p: long_line(p, 10**9), {"text too long": 1}),
     "odd.csv": (
         lambda p: csv(
             p, '"' + "a" * 200_000 + '",x', ",".join("x" * 10**6), "a" * 3_000_000, '"two\nlines",x', "short",
         ),
-        {"broken line": 3, "no picture": 2},
+        {"broken line": 3, "no image": 2},
     ),
     "unclosed.csv": (
         # The good line at its end is in quotes.
         lambda p: csv(p, '"x","y\n' * 500_000),
-        {"broken line": 3, "no picture": 1, "good": -1},
+        {"broken line": 3, "no image": 1, "good": -1},
     ),
     "zeros.parquet": (
         lambda p: table(p, {"image": pa.array([bytes(300_000_000)]), "caption": ["x"]}, compression="zstd"),
@@ -274,11 +274,11 @@ def test_a_dataset_takes_no_image_from_outside(tmp_path: Path) -> None:
     reader = open_source(Source(str(tmp_path / "set")))
     found = [item for shard in reader.shards() for item in reader.read(shard, 0, 1, 2)]
     assert [item.text if isinstance(item, Pair) else item for item in found] == [
-        "text good", "text inner", *["no picture"] * 8,
+        "text good", "text inner", *["no image"] * 8,
     ]  # fmt: skip
     with Ledger(tmp_path / "project", create=True) as ledger:
         assert add_dataset(ledger, tmp_path / "set") == 2
-        assert {picture.path for picture in ledger.pictures()} == {images / "good.png"}
+        assert {picture.path for picture in ledger.images()} == {images / "good.png"}
 
 
 def test_a_file_of_annotations_that_is_no_json(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_file_of_annotations_that_is_no_json(tmp_path: Path) -> None:
 def test_generate_leaves_out_what_unpacks_to_too_much(tmp_path: Path) -> None:
     table(tmp_path / "a.parquet", {"image": pa.array([bytes(300_000_000)]), "caption": ["x"]}, compression="zstd")
     tasks = read_tasks(str(tmp_path / "a.parquet"), "What?")
-    reads = [task.picture for task in tasks]
+    reads = [task.image for task in tasks]
     assert len(reads) == 3
     assert all(callable(read) for read in reads)
     with pytest.raises(UserError, match="unpacks"):

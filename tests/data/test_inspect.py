@@ -27,10 +27,10 @@ def test_counts_lengths_and_problems(tmp_path: Path) -> None:
     assert (found.pairs, found.known, len(found.words)) == (40, 40, 37)
     assert "words in a text: 3 to 3, median 3" in told
     assert "shorter side in pixels: 4 to 4" in told
-    assert "pictures: PNG 37" in told
+    assert "images: PNG 37" in told
     assert f"problem: no caption 2, first at {path}:4: no text under caption" in told
-    assert f"problem: a picture that came before 1, first at {path}:21" in told
-    assert re.search(rf"problem: unreadable picture \([a-z ]+\) 1, first at {path}:31", told)
+    assert f"problem: an image that came before 1, first at {path}:21" in told
+    assert re.search(rf"problem: unreadable image \([a-z ]+\) 1, first at {path}:31", told)
     assert "no problems" in str(inspect(Source(tars(tmp_path / "tars", range(9)))))
 
 

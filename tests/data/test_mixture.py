@@ -24,7 +24,7 @@ def number(pair: Pair) -> int:
 
 
 def opened(pair: Pair) -> int:
-    open_image(pair.picture)
+    open_image(pair.image)
     return number(pair)
 
 
@@ -51,7 +51,7 @@ def test_ranks_and_workers_see_every_pair_once_a_pass(
     ]  # fmt: skip
     pairs = [pair for share in shares for pair in share]
     assert sorted(map(number, pairs)) == list(range(53))
-    assert all(pair.picture == picture(number(pair)) and pair.text == text(number(pair)) for pair in pairs)
+    assert all(pair.image == picture(number(pair)) and pair.text == text(number(pair)) for pair in pairs)
     assert max(map(len, shares)) - min(map(len, shares)) <= 9  # no more than one pair of each shard
 
 
@@ -133,7 +133,7 @@ def test_a_resume_with_other_settings_is_refused(sources: dict[str, Source]) -> 
 
 def write_rows(path: Path, captions: list[object]) -> str:
     for i in range(len(captions)):
-        (path.parent / f"{i}.png").write_bytes(picture(i) if i % 50 else b"not a picture")
+        (path.parent / f"{i}.png").write_bytes(picture(i) if i % 50 else b"not an image")
     path.write_text("".join(json.dumps({"image": f"{i}.png", "caption": c}) + "\n" for i, c in enumerate(captions)))
     return str(path)
 
@@ -146,7 +146,7 @@ def test_what_is_skipped_is_counted_by_cause(tmp_path: Path, workers: int) -> No
     (tmp_path / "77.png").unlink()
     stream = PairStream([source], stage=1, seed=1, workers=workers, repeat=False, prepare=opened)
     assert len(list(stream)) == 190
-    assert stream.skipped == {"no caption": 5, "no picture": 1, "unreadable picture": 4}
+    assert stream.skipped == {"no caption": 5, "no image": 1, "unreadable image": 4}
 
 
 def test_too_many_skipped_ones_end_the_run(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_too_many_skipped_ones_end_the_run(tmp_path: Path) -> None:
         list(islice(PairStream([source], stage=1, seed=1, max_skipped_share=0.2), 3000))
     bad_pictures = Source(write_rows(tmp_path / "pairs.jsonl", [text(i) for i in range(60)]))
     for i in range(1, 60, 3):
-        (tmp_path / f"{i}.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="unreadable picture"):
+        (tmp_path / f"{i}.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match="unreadable image"):
         list(PairStream([bad_pictures], stage=1, seed=1, workers=1, repeat=False, prepare=opened))
 
 

@@ -24,7 +24,7 @@ def test_pairs_of_all_shards_in_order(tiny_pairs: Path) -> None:
     pairs, skipped = read(tiny_pairs)
     assert [pair.name.rpartition("/")[2] for pair in pairs] == [f"{i:09d}" for i in range(40)]
     assert pairs[1].text == "a green picture with a dot"
-    assert pairs[1].picture.startswith(b"\x89PNG")
+    assert pairs[1].image.startswith(b"\x89PNG")
     assert not skipped
 
 
@@ -36,7 +36,7 @@ def test_caption_from_txt_on_one_line(tmp_path: Path) -> None:
 def test_unusable_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     members = {
         "1.jpg": b"picture", "1.json": caption("good"),
-        "2.json": caption("no picture"),
+        "2.json": caption("no image"),
         "3.jpg": b"picture",
         "4.jpg": b"picture", "4.json": caption(None),
         "5.jpg": b"picture", "5.json": b"{broken",
@@ -47,7 +47,7 @@ def test_unusable_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     }  # fmt: skip
     pairs, skipped = read(write(tmp_path / "0.tar", members))
     assert [pair.text for pair in pairs] == ["good", "good too"]
-    assert skipped == {"no picture": 2, "no caption": 5}
+    assert skipped == {"no image": 2, "no caption": 5}
 
 
 @pytest.mark.parametrize("length", [11_000, 11_900, 14_000, 14_336])  # in a header, a picture, a caption, between pairs

@@ -64,7 +64,7 @@ def test_broken_lines_and_missing_pictures(tmp_path: Path) -> None:
     pairs, skipped = read(source.path)
     assert [pair.text for pair in pairs] == ["a ball", "a ball"]
     assert [pair.name.rpartition(":")[2] for pair in pairs] == ["1", "7"]
-    assert skipped == {"broken line": 2, "no picture": 2}
+    assert skipped == {"broken line": 2, "no image": 2}
 
 
 def test_a_large_file_is_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_one_rule_for_the_names_of_images_and_texts(tmp_path: Path) -> None:
     pairs, skipped = read(tmp_path / "set", stage=2)
     assert [found.text for found in pairs] == ["x", "y"]
     assert [(cause, cause.detail) for cause in skipped] == [  # type: ignore[attr-defined]
-        ("no picture", f"{tmp_path}/set/image/2: no such file; give the path of an image")
+        ("no image", f"{tmp_path}/set/image/2: no such file; give the path of an image")
     ]
 
 
@@ -207,7 +207,7 @@ def test_the_caption_that_is_there_is_read(tmp_path: Path) -> None:
 def test_a_stray_table_or_archive_hides_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "photos"
     pair(folder / "deep" / "a.jpg")
-    table(folder / "index.parquet", url=["https://example.org"], caption=["of no picture"])
+    table(folder / "index.parquet", url=["https://example.org"], caption=["of no image"])
     tar(folder / "backup.tar", ("a.jpg", picture(3)), ("a.txt", b"an old one"))
     put(folder / "metadata.csv", "camera,lens\nx,y\n")
     assert texts(folder) == ["red"]
@@ -284,7 +284,7 @@ def test_karpathys_files(tmp_path: Path) -> None:
         put(tmp_path / "dataset_coco.json", json.dumps({"images": rows, "dataset": "coco"}, indent=indent))
         found, skipped = read(tmp_path / "dataset_coco.json")
         assert [pair.text for pair in found] == ["restval 1", "b 1", "train 3", "b 3"]
-        assert [pair.picture for pair in found] == [picture(i) for i in (1, 1, 3, 3)]
+        assert [pair.image for pair in found] == [picture(i) for i in (1, 1, 3, 3)]
         assert not skipped
 
 
@@ -332,15 +332,15 @@ def test_questions_and_conversations_of_other_trainers(tmp_path: Path, form: str
     put(tmp_path / "a.json", json.dumps([QUESTIONS[form]]))
     [found] = read(tmp_path / "a.json", stage=2)[0]
     asked = found.instruction or "".join(message.text for message in found.messages if message.role == "user")
-    assert (asked, found.text, found.picture) == ("What is it?", ANSWER, picture(1))
+    assert (asked, found.text, found.image) == ("What is it?", ANSWER, picture(1))
     assert texts(tmp_path / "a.json", stage=1) == [ANSWER]
 
 
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"images": ["a.jpg", "a.jpg"], "text": "two"}, "names 2 pictures"),
-        ({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image> <image> ?"}]}, "2 pictures"),
+        ({"images": ["a.jpg", "a.jpg"], "text": "two"}, "names 2 images"),
+        ({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image> <image> ?"}]}, "2 images"),
         ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "there is: tool"),
         ({"image": "a.jpg", "chosen": "x", "rejected": "y"}, "there is: chosen, image, rejected"),
         ({"url": "x", "caption": "red"}, "there is: caption, url"),

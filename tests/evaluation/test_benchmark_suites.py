@@ -152,7 +152,7 @@ def test_coverage_asks_the_judge_about_every_caption_and_again(coco: Path, serve
     written = results(coco / "out" / "coverage")
     assert figures(coco / "out" / "coverage", "m")["covered"] == (1, 4, 0)
     assert figures(coco / "out" / "coverage", "m")["lexical"] == (0, 4, 0)  # no "catches"
-    assert written["left_out"] == {"missing picture": 1}
+    assert written["left_out"] == {"missing image": 1}
     assert written["judge"]["version"] == JudgePrompt.load("coverage").version
     pairs = {tuple(pair["judges"])[1]: pair for pair in written["agreement"]}
     assert pairs["itself, asked again"] == {
@@ -192,7 +192,7 @@ def test_chair_and_probes_over_coco(coco: Path, serve: Serve) -> None:
     assert figures(out, "m")["popular accuracy"] == (2, 4, 0)
     assert figures(out, "m")["popular recall"] == (2, 2, 0)
     assert figures(out, "m")["popular precision"] == (2, 4, 0)
-    assert results(out)["left_out"] == {"missing picture": 1}
+    assert results(out)["left_out"] == {"missing image": 1}
     asked = [request["body"]["messages"][-1]["content"] for request in server.requests]
     assert sum("Is there a dog in the picture?" in json.dumps(content) for content in asked) >= 1
 
@@ -211,7 +211,7 @@ def test_aokvqa_by_an_endpoint(coco: Path, serve: Serve) -> None:
     out = coco / "out" / "vqa"
     assert figures(out, "m")["A-OKVQA choice"] == (1, 1, 0)  # the letter of the second choice
     assert value(out, "A-OKVQA exact") == pytest.approx(2 / 3)
-    assert results(out)["left_out"] == {"duplicate id": 1, "missing picture": 1}
+    assert results(out)["left_out"] == {"duplicate id": 1, "missing image": 1}
     assert "58.2" in (out / "results.md").read_text()
 
 

@@ -116,12 +116,12 @@ def test_what_is_wrong_with_data_is_named_counted_apart_and_the_rest_goes_on(
     evaluate(Abilities(data, judge=llm(serve("say:yes"))), [model(serve("say:Well."))], tmp_path / "out")
     found = results(tmp_path / "out/abilities")
     assert found["left_out"] == {
-        "missing picture": 1, "malformed record": 2, "duplicate id": 2, "unreadable picture": 1,
+        "missing image": 1, "malformed record": 2, "duplicate id": 2, "unreadable image": 1,
     }  # fmt: skip
     assert figures(tmp_path / "out/abilities", "m") == {"poem": (1, 1, 0), "joke": (1, 1, 0), "all": (2, 2, 0)}
     told = {fault["where"] + ": " + fault["reason"] for fault in found["faults"]}
     for expected in (
-        f"{data}: task 'poem', item 2: there is no picture {folder / 'none.png'}",
+        f"{data}: task 'poem', item 2: there is no image {folder / 'none.png'}",
         f"{data}: task 'poem', item 3: has no 'image'",
         f"{data}: task 'poem', item 4: its id 'poem-0' is that of {data}: task 'poem', item 1, which is kept",
         f"{data}: task 'story': 'success' is 3, a str was expected",
@@ -129,9 +129,9 @@ def test_what_is_wrong_with_data_is_named_counted_apart_and_the_rest_goes_on(
     ):
         assert expected in told
         assert expected in caplog.text
-    assert any("3.png" in line and "not a picture" in line for line in told)
+    assert any("3.png" in line and "not an image" in line for line in told)
     table = (tmp_path / "out/abilities/results.md").read_text()
-    assert "Left out and counted apart: 1 × missing picture" in table
+    assert "Left out and counted apart: 1 × missing image" in table
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_losses(models: dict, variant: str, stage: str) -> None:
         image_token_id=model.image_token_id,
     )
     batch = Batches(samples, 2, seed=0)[0]
-    features = model.encode_images([pictures()[int(key)] for key in batch.pictures])
+    features = model.encode_images([pictures()[int(key)] for key in batch.images])
     with torch.no_grad():
         assert float(next_token_loss(model, batch, features)) == pytest.approx(expected["loss"], abs=1e-4)
 

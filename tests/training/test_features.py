@@ -50,8 +50,8 @@ def count_encoded(model: MiniGPT4) -> list[int]:
 def test_features_are_those_of_the_vision_side(model: MiniGPT4, pairs: list[Pair], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "vision")
     assert encode(model, cache, pairs) == len(pairs)
-    keys = [image_key(pairs[i].picture) for i in (31, 2, 17)]
-    expected = model.encode_images([pairs[i].picture for i in (31, 2, 17)])
+    keys = [image_key(pairs[i].image) for i in (31, 2, 17)]
+    expected = model.encode_images([pairs[i].image for i in (31, 2, 17)])
     torch.testing.assert_close(cache[keys], expected, rtol=1e-5, atol=1e-5)
     assert not cache[keys].requires_grad
 
@@ -61,19 +61,19 @@ def test_each_picture_is_encoded_once(model: MiniGPT4, pairs: list[Pair], tmp_pa
     twice = [*pairs[:10], *pairs[:10]]
     assert encode(model, FeatureCache(tmp_path, "vision"), twice) == sum(encoded) == 10
     reopened = FeatureCache(tmp_path, "vision")  # another run, other texts: only new pictures are encoded
-    assert encode(model, reopened, [Pair("", pair.picture, "other text") for pair in pairs[:12]]) == 2
+    assert encode(model, reopened, [Pair("", pair.image, "other text") for pair in pairs[:12]]) == 2
     assert sum(encoded) == 12
     assert len(FeatureCache(tmp_path, "vision")) == 12
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_left_out(model: MiniGPT4, pairs: list[Pair], tmp_path: Path, workers: int) -> None:
-    images = [b"not an image", pairs[0].picture, pairs[0].picture[:60], b"not an image"]
+    images = [b"not an image", pairs[0].image, pairs[0].image[:60], b"not an image"]
     members = {f"{i}.{end}": data for i, image in enumerate(images) for end, data in (("jpg", image), ("txt", b"text"))}
     write_shard(tmp_path / "0.tar", members)
     source = Source(str(tmp_path / "0.tar"))
     told = encode_source(model, tmp_path, source, workers=workers, max_skipped=0.8)
-    assert told.startswith("1 pairs, 1 new images encoded; left out: unreadable picture 3; features are in ")
+    assert told.startswith("1 pairs, 1 new images encoded; left out: unreadable image 3; features are in ")
     with pytest.raises(UserError, match="3 of 4 pairs cannot be used"):
         encode_source(model, tmp_path, source, workers=workers)
 
@@ -146,8 +146,8 @@ def test_a_source_is_encoded_as_its_pictures_are(
     told = encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
     assert told.startswith("40 pairs, 40 new images encoded; features are in ")
     cache = FeatureCache(tmp_path, features_fingerprint(model))
-    expected = model.encode_images([pair.picture for pair in pairs])
-    torch.testing.assert_close(cache[[image_key(pair.picture) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)
+    expected = model.encode_images([pair.image for pair in pairs])
+    torch.testing.assert_close(cache[[image_key(pair.image) for pair in pairs]], expected, rtol=1e-5, atol=1e-5)
     encoded = count_encoded(model)
     assert "40 pairs, 0 new" in encode_source(model, tmp_path, Source(str(tiny_pairs)), workers=workers)
     assert encoded == []
@@ -167,14 +167,14 @@ def test_the_loss_from_the_cache_is_that_from_pictures(
 ) -> None:
     encode_source(model, tmp_path, Source(str(tiny_pairs)))
     cache = FeatureCache(tmp_path, features_fingerprint(model))
-    keys = [image_key(pair.picture) for pair in pairs[:8]]
+    keys = [image_key(pair.image) for pair in pairs[:8]]
     ids = torch.tensor([[model.image_token_id] * model.num_query_tokens + [5, 6, 7, 8]] * 8)
 
     def loss(features: torch.Tensor) -> torch.Tensor:
         logits = model.logits(model.hidden_states(ids, features))[:, -4:-1]
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -3:].flatten())
 
-    from_cache, from_pictures = loss(cache[keys]), loss(model.encode_images([pair.picture for pair in pairs[:8]]))
+    from_cache, from_pictures = loss(cache[keys]), loss(model.encode_images([pair.image for pair in pairs[:8]]))
     torch.testing.assert_close(from_cache, from_pictures, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(from_cache, loss(cache[keys[::-1]].flip(1)))
 

@@ -47,14 +47,14 @@ def loader(
 
 def pictures(pairs: Path) -> dict[str, bytes]:
     """The picture file of every pair, by the pair's name."""
-    return {pair.name: pair.picture for pair in read(pairs)[0]}
+    return {pair.name: pair.image for pair in read(pairs)[0]}
 
 
 def test_every_row_has_the_pixels_of_its_own_picture(model: MiniGPT4, tiny_pairs: Path) -> None:
     """And so the loss and the gradient that features of the pictures, encoded apart, have."""
     files = pictures(tiny_pairs)
     for loaded in islice(loader(model, tiny_pairs).start(0), 6):
-        features = model.encode_images([files[name.decode()] for name in loaded.batch.pictures])
+        features = model.encode_images([files[name.decode()] for name in loaded.batch.images])
         weight = model.blip2.language_projection.weight
         ends = [
             (loss, torch.autograd.grad(loss, weight)[0])
@@ -70,7 +70,7 @@ def same(found: Loaded, expected: Loaded, rows: slice | None = None) -> bool:
     """Whether two loaders gave the same samples, or one gave those rows of the other's."""
     part = expected if rows is None else expected.part(rows)
     return (
-        found.batch.pictures == part.batch.pictures
+        found.batch.images == part.batch.images
         and torch.equal(found.batch.input_ids, part.batch.input_ids)
         and torch.equal(found.images, part.images)
     )
@@ -103,7 +103,7 @@ def test_any_number_of_processes_gives_the_batches_of_one(model: MiniGPT4, tiny_
 
 def test_each_pass_sees_every_pair_once(model: MiniGPT4, tiny_pairs: Path) -> None:
     batches = islice(loader(model, tiny_pairs, buffer=40).start(0), 20)  # four passes; a lane has five pairs
-    seen = Counter(name.decode() for loaded in batches for name in loaded.batch.pictures)
+    seen = Counter(name.decode() for loaded in batches for name in loaded.batch.images)
     assert seen == dict.fromkeys(pictures(tiny_pairs), 4)
 
 
@@ -134,7 +134,7 @@ def test_rows_of_a_part_are_as_long_as_their_longest(model: MiniGPT4, tiny_pairs
     assert sum(part.batch.num_tokens for part in parts) == loaded.batch.num_tokens
     for part in parts:
         assert part.batch.is_target[:, -1].any()
-        assert len(part.images) == len(part.batch.pictures)
+        assert len(part.images) == len(part.batch.images)
 
 
 def test_a_batch_comes_out_even() -> None:

@@ -44,7 +44,7 @@ def setting(
     cache_features(model, features, map(Prepare(model.image_processor, features.index), pairs))
     samples = tokenise(
         model.tokenizer,
-        [(image_key(pair.picture), pair.text) for pair in pairs],
+        [(image_key(pair.image), pair.text) for pair in pairs],
         recipe.instructions,
         max_text_tokens=recipe.max_text_tokens,
         num_query_tokens=model.num_query_tokens,
@@ -129,7 +129,7 @@ def test_the_samples_at_fault_are_named(setting: Setting) -> None:
 
     with pytest.raises(UserError, match="with 1 of 6 samples: '") as error:
         run(setting, spoiled())
-    picture = batches[0].pictures[2].hex()[:12]
+    picture = batches[0].images[2].hex()[:12]
     assert f"(image {picture})" in str(error.value)
 
 

@@ -101,7 +101,7 @@ def test_the_models_own_forward_gives_the_loss_of_transformers_blip2(model: Mini
 def test_padding_changes_nothing(model: MiniGPT4, batch: Batch, features: Tensor) -> None:
     more = 7
     padded = Batch(
-        batch.pictures,
+        batch.images,
         torch.nn.functional.pad(batch.input_ids, (0, more), value=99),
         torch.nn.functional.pad(batch.is_target, (0, more)),
         batch.num_tokens,

@@ -346,14 +346,14 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
     rows = []
     for i in range(20):
         picture = tmp_path / f"{i}.png"
-        picture.write_bytes(b"no picture" if i % 5 == 0 else picture_file(i))
+        picture.write_bytes(b"no image" if i % 5 == 0 else picture_file(i))
         rows.append(json.dumps({"image": picture.name, "caption": f"picture {i}"}) + "\n")
     (tmp_path / "pairs.jsonl").write_text("".join(rows))
     few = with_values(stage1, data=str(tmp_path / "pairs.jsonl"), stream=stream, shuffle_buffer=0, max_skipped=0.1)
-    with pytest.raises(UserError, match=r"pairs\.jsonl: \d+ of \d+ pairs cannot be used \(unreadable picture \d+\)"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: \d+ of \d+ pairs cannot be used \(unreadable image \d+\)"):
         train(few, progress=False)
     train(with_values(few, max_skipped=0.3), progress=False)
-    assert re.search(r"pairs left out \| unreadable picture \d+ \|", (stage1.output / "summary.md").read_text())
+    assert re.search(r"pairs left out \| unreadable image \d+ \|", (stage1.output / "summary.md").read_text())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Answers about many pictures, written to a file, one line of JSON each: what `minigpt4 generate` does.
+"""Answers about many images, written to a file, one line of JSON each: what `minigpt4 generate` does.
 
 A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
 """
@@ -35,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """One question: `name` says where its picture is from, `picture` is its path, or a function that reads its file."""
+    """One question: `name` says where its image is from, `image` is its path, or a function that reads its file."""
 
     name: str
-    picture: Path | Callable[[], bytes]
+    image: Path | Callable[[], bytes]
     prompt: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a job has done: lines written by it and before it, pictures that could not be read, time and tokens."""
+    """What a job has done: lines written by it and before it, images that could not be read, time and tokens."""
 
     answered: int
     unreadable: int
@@ -56,7 +56,7 @@ class Result:
         before = f" ({self.found} were there already)" if self.found else ""
         missing = f", {self.unreadable} unreadable" if self.unreadable else ""
         seconds = self.seconds or 1.0  # nothing was done in none
-        pace = f"{self.answered / seconds:.2f} pictures/s, {self.tokens / seconds:.0f} tokens/s"
+        pace = f"{self.answered / seconds:.2f} images/s, {self.tokens / seconds:.0f} tokens/s"
         return f"{self.answered} answers{missing}{before} in {self.seconds:.1f} s: {pace}"
 
 
@@ -72,10 +72,10 @@ def read_questions(images: str, prompt: str | None) -> list[ImageQuestion]:
         if not path.is_file():
             raise UserError(f"{images}: no such file; give a directory, a pattern, a .jsonl or a .parquet file")
         return list(_read_table(path, prompt))
-    pictures = find_images(path) if path.is_dir() else find_files(path)[0]
+    found = find_images(path) if path.is_dir() else find_files(path)[0]
     if not prompt:
-        raise UserError("no question was given; say what to ask about every picture with --prompt")
-    return [ImageQuestion(str(p), p, prompt) for p in pictures]
+        raise UserError("no question was given; say what to ask about every image with --prompt")
+    return [ImageQuestion(str(p), p, prompt) for p in found]
 
 
 read_tasks = read_questions  # its name in release 0.1
@@ -83,7 +83,7 @@ read_tasks = read_questions  # its name in release 0.1
 
 def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
     """A question for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
-    reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Pictures(path)
+    reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Images(path)
     for number, row in enumerate(row for shard in reader.shards() for row in reader.rows(shard)):
         if isinstance(row, Cause) and not isinstance(reader, Parquet):
             raise UserError(row.detail)
@@ -104,7 +104,7 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
 
 
 @dataclass
-class _Pictures:
+class _Images:
     """The images in a parquet file, read from it in order as they are asked for."""
 
     _path: Path
@@ -131,7 +131,7 @@ def run(
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
     say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
-    `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for a picture that
+    `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for an image that
     cannot be read. Each batch is seeded with `seed` and its first number, so a job that goes on gives what it would
     have given undisturbed.
 
@@ -169,23 +169,23 @@ def run(
                 unreadable += sum(count is None for _, count in lines)
                 tokens += sum(count or 0 for _, count in lines)
                 pace = answered / (time.perf_counter() - started)
-                bar.update(task, completed=min(start + batch_size, len(questions)), note=f"{pace:.2f} pictures/s")
+                bar.update(task, completed=min(start + batch_size, len(questions)), note=f"{pace:.2f} images/s")
         return Result(answered, unreadable, found, time.perf_counter() - started, tokens)
 
 
 def _answer(
     model: AlignedModel, batch: Sequence[ImageQuestion], settings: dict[str, Any]
 ) -> list[tuple[bytes, int | None]]:
-    """The lines of a batch, each with how many tokens its answer has: None if the picture could not be read."""
-    pictures, errors = {}, {}
+    """The lines of a batch, each with how many tokens its answer has: None if the image could not be read."""
+    images, errors = {}, {}
     for i, question in enumerate(batch):
         try:
-            pictures[i] = open_image(question.picture if isinstance(question.picture, Path) else question.picture())
+            images[i] = open_image(question.image if isinstance(question.image, Path) else question.image())
         except UserError as error:
-            errors[i] = str(error) if isinstance(question.picture, Path) else f"{question.name}: {error}"
+            errors[i] = str(error) if isinstance(question.image, Path) else f"{question.name}: {error}"
             logger.warning("left out: %s", errors[i])
-    prompts = [batch[i].prompt for i in pictures]
-    found = iter(answers(model, list(pictures.values()), prompts, **settings) if prompts else [])
+    prompts = [batch[i].prompt for i in images]
+    found = iter(answers(model, list(images.values()), prompts, **settings) if prompts else [])
     lines = []
     for i, question in enumerate(batch):
         answer = None if i in errors else next(found)
@@ -206,7 +206,7 @@ def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, A
             if not isinstance(former, dict):
                 raise UserError(f"{out}: exists, and holds something else than a job's answers; give another file")
             if differing := [key for key in job if former.get(key) != job[key]]:
-                what = ", ".join("pictures or prompts" if key in ("tasks", "sha256") else key for key in differing)
+                what = ", ".join("set of images or prompts" if key in ("tasks", "sha256") else key for key in differing)
                 raise UserError(f"{out}: holds answers of a job with another {what}; give another file, or delete it")
             data = out.read_bytes()
             whole = data.rfind(b"\n") + 1

@@ -32,8 +32,8 @@ def finished(ledger: Ledger) -> list[tuple[Description, str]]:
     for item in ledger.items():
         if item.kept and (text := (item.final or "").strip()):
             worth = bool(item.reviews), item.grounding["whole"] if item.grounding else -math.inf
-            if item.picture.name not in best or worth > best[item.picture.name][0]:
-                best[item.picture.name] = worth, item, text
+            if item.image.name not in best or worth > best[item.image.name][0]:
+                best[item.image.name] = worth, item, text
     return [(item, text) for _, item, text in best.values()]
 
 
@@ -51,11 +51,11 @@ def write_dataset(
     is_folder = form == "imagefolder"
     with new_directory(out, marker="README.md" if is_folder else "filter_cap.json") as directory:
         for item, text in finished(ledger):
-            data = item.picture.read_if_there()
+            data = item.image.read_if_there()
             if data is None:
                 counts["left out"] += 1
                 continue
-            split = "validation" if int(item.picture.sha256[:8], 16) / 2**32 < validation else "train"
+            split = "validation" if int(item.image.sha256[:8], 16) / 2**32 < validation else "train"
             where = directory / split if is_folder or validation else directory
             images = where if is_folder else where / "image"
             images.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_dataset(
 def _folder_row(image_id: str, item: Description, text: str) -> dict[str, Any]:
     return {
         "file_name": f"{image_id}.jpg", "text": text, "raw_text": item.raw.data["text"],
-        "source_name": item.picture.name, "grounding": item.grounding["whole"] if item.grounding else None,
+        "source_name": item.image.name, "grounding": item.grounding["whole"] if item.grounding else None,
         "reviewed": bool(item.reviews),
     }  # fmt: skip
 
@@ -105,7 +105,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
             used.setdefault(step, []).append(value)
     return {
         "counts": {
-            "images": len(ledger.pictures()),
+            "images": len(ledger.images()),
             "described": len(items),
             "asked to continue": sum(item.raw.data["continuations"] > 0 for item in items),
             "refined": sum(event.data["accepted"] for event in refined),

@@ -1,7 +1,7 @@
-"""The first step: the stage-1 model describes every picture, and goes on when it has said too little (paper, 3.2).
+"""The first step: the stage-1 model describes every image, and goes on when it has said too little (paper, 3.2).
 
 The model is a local one, in batches, or any OpenAI-compatible endpoint. Every text is recorded as soon as it is whole,
-so a run that is stopped goes on with the pictures that have none.
+so a run that is stopped goes on with the images that have none.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from minigpt4.minigpt4 import MiniGPT4
 
 BATCH = 32
-#: Descriptions as the ledger keeps them, by the picture's name and the sample.
+#: Descriptions as the ledger keeps them, by the image's name and the sample.
 Described = dict[tuple[str, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Describing:
-    """How pictures are described. The defaults are the paper's; sampling is the released demo's."""
+    """How images are described. The defaults are the paper's; sampling is the released demo's."""
 
     instruction: str = "Describe this image in detail. Give as many details as possible. Say everything you see."
     continuation: str = "Continue"
@@ -45,7 +45,7 @@ class Describing:
 
 
 def add_folder(ledger: Ledger, folder: Path) -> int:
-    """Add every picture below `folder`, named by its path there without ending; returns how many there are.
+    """Add every image below `folder`, named by its path there without ending; returns how many there are.
 
     Those that cannot be opened are left out, with a warning. Raises UserError if there is none.
     """
@@ -54,16 +54,16 @@ def add_folder(ledger: Ledger, folder: Path) -> int:
     for path in find_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         named[name if name not in named else path.relative_to(folder).as_posix()] = path
-    refused = ledger.add_pictures(named.items())
+    refused = ledger.add_images(named.items())
     if len(refused) == len(named):
-        raise UserError(f"{folder}: holds no picture that can be opened")
+        raise UserError(f"{folder}: holds no image that can be opened")
     return len(named) - len(refused)
 
 
 def add_dataset(ledger: Ledger, directory: Path) -> int:
-    """Add the pictures and texts of a `cc_sbu_align` directory; returns how many texts are new.
+    """Add the images and texts of a `cc_sbu_align` directory; returns how many texts are new.
 
-    A text goes the way of one that a model wrote. Pictures that are missing or broken are left out, with a warning.
+    A text goes the way of one that a model wrote. Images that are missing or broken are left out, with a warning.
     """
     files: dict[str, Path] = {}
     refused: dict[str, str] = {}
@@ -76,7 +76,7 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
             refused[image_id] = str(error)
         if cause := unusable_text(image_id, caption):
             refused[image_id] = cause.detail
-    left_out = ledger.add_pictures(files.items(), refused)
+    left_out = ledger.add_images(files.items(), refused)
     settings = ledger.settings("describe", {"model": "imported", "from": str(directory.resolve())})
     rows = [
         ((image_id, sample), 0, {"text": text, "tokens": None, "continuations": 0, "ended": True})
@@ -97,13 +97,13 @@ def describe(
     redo: bool = False,
     concurrency: int = 4,
 ) -> dict[str, int]:
-    """Describe every picture that has no description with these settings yet; returns counts of what was done.
+    """Describe every image that has no description with these settings yet; returns counts of what was done.
 
-    `model` is a local one (its name or directory) or an `Endpoint`. `only` names the pictures to take, `redo` describes
+    `model` is a local one (its name or directory) or an `Endpoint`. `only` names the images to take, `redo` describes
     them again though they are done. Raises UserError for what does not work, KeyboardInterrupt once all is recorded.
     """
     with ledger.lock("describe"):
-        pictures = ledger.pictures(only)
+        images = ledger.images(only)
         asked: Endpoint | MiniGPT4
         if isinstance(model, Endpoint):
             asked, record = model, {"model": model.model}
@@ -113,10 +113,10 @@ def describe(
             asked = MiniGPT4.from_pretrained(model)
             record = {"model": str(model), "projection": model_fingerprint(asked)}
         settings = ledger.settings("describe", {**record, **asdict(how)})
-        done = {(event.picture, event.sample) for event in ledger.events("describe") if event.settings == settings}
-        todo = [(p, sample) for p in pictures for sample in range(samples) if redo or (p.name, sample) not in done]
+        done = {(event.image, event.sample) for event in ledger.events("describe") if event.settings == settings}
+        todo = [(p, sample) for p in images for sample in range(samples) if redo or (p.name, sample) not in done]
         turn, failures = ledger.next_turn("describe") if redo else 0, ledger.next_turn("describe-failed")
-        counts = {"described": 0, "continued": 0, "left out": 0, "done before": len(pictures) * samples - len(todo)}
+        counts = {"described": 0, "continued": 0, "left out": 0, "done before": len(images) * samples - len(todo)}
 
         def keep(tasks: Sequence[tuple[LedgerImage, int]], found: Described) -> None:
             counts["described"] += ledger.add("describe", settings, [(key, 0, found[key]) for key in found], turn)
@@ -145,13 +145,13 @@ def describe(
 
 
 def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
-    """Descriptions of those whose picture is there, written together."""
+    """Descriptions of those whose image is there, written together."""
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message
 
-    pictures = dict.fromkeys(picture for picture, _ in batch)
-    opened = {each.name: data for each in pictures if (data := each.read_if_there()) is not None}
-    keys = [(picture.name, sample) for picture, sample in batch if picture.name in opened]
+    images = dict.fromkeys(image for image, _ in batch)
+    opened = {each.name: data for each in images if (data := each.read_if_there()) is not None}
+    keys = [(image.name, sample) for image, sample in batch if image.name in opened]
     if not keys:
         return {}
     names = list(opened)
@@ -176,9 +176,9 @@ def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[Ledg
 
 
 def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[LedgerImage, int]) -> Described:
-    """The description of one picture, if it is there."""
-    picture, sample = one
-    data = picture.read_if_there()
+    """The description of one image, if it is there."""
+    image, sample = one
+    data = image.read_if_there()
     if data is None:
         return {}
     shown = {"type": "image_url", "image_url": {"url": image_url(data)}}
@@ -190,7 +190,7 @@ def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[LedgerIma
         if found["tokens"] >= how.min_tokens:
             break
         talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": how.continuation}]
-    return {(picture.name, sample): {**found, "endpoint": endpoint.url}}
+    return {(image.name, sample): {**found, "endpoint": endpoint.url}}
 
 
 def _described(before: Mapping[str, Any], text: str, tokens: int, ended: bool) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def difference_hash(image: Image.Image) -> np.ndarray:
 
 def image_hashes(ledger: Ledger, items: Sequence[Description]) -> dict[str, np.ndarray]:
     """The hash of every image that can be read, by its name; each is decoded once in the life of a project."""
-    known = {event.picture: np.array(event.data["hash"], dtype=np.uint64) for event in ledger.events("hash")}
+    known = {event.image: np.array(event.data["hash"], dtype=np.uint64) for event in ledger.events("hash")}
     settings = ledger.settings("hash", {"side": HASH_SIDE})
-    missing = {item.picture.name: item.picture for item in items if item.picture.name not in known}
+    missing = {item.image.name: item.image for item in items if item.image.name not in known}
     with progress_bar() as bar:
         task = bar.add_task("hash images", total=len(missing), note="")
         for name, image in missing.items():
@@ -115,7 +115,7 @@ def image_hashes(ledger: Ledger, items: Sequence[Description]) -> dict[str, np.n
 
 def measure_all(items: Sequence[Description], hashes: Mapping[str, np.ndarray]) -> list[dict[str, float | None]]:
     """The measures of every text by rule; a duplicate is a text or image that repeats an earlier one."""
-    names = list(dict.fromkeys(item.picture.name for item in items if item.picture.name in hashes))
+    names = list(dict.fromkeys(item.image.name for item in items if item.image.name in hashes))
     table = np.array([hashes[name] for name in names])
     nearest = {names[i]: float(np.bitwise_count(table[:i] ^ table[i]).sum(1).min()) for i in range(1, len(names))}
     seen: Counter[str] = Counter()
@@ -131,7 +131,7 @@ def measure_all(items: Sequence[Description], hashes: Mapping[str, np.ndarray]) 
             "apology": language.count(language.APOLOGIES, text),
             "assistant_talk": language.count(language.ASSISTANT_TALK, text),
             "non_english": foreign_share(text), "markup": language.count(language.MARKUP, text),
-            "duplicate_picture": nearest.get(item.picture.name), "duplicate_text": seen[" ".join(said)],
+            "duplicate_picture": nearest.get(item.image.name), "duplicate_text": seen[" ".join(said)],
             "ungrounded_sentence": grounding.get("lowest"), "ungrounded_text": grounding.get("whole"),
         })  # fmt: skip
         seen[" ".join(said)] += 1
@@ -149,12 +149,12 @@ def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] 
     With `only`, verdicts are recorded for these images alone; duplicates are looked for among all.
     """
     with ledger.lock("filter"):
-        items, wanted = ledger.items(), {picture.name for picture in ledger.pictures(only)}
+        items, wanted = ledger.items(), {image.name for image in ledger.images(only)}
         measured = measure_all(items, image_hashes(ledger, items))
         settings = ledger.settings("filter", dict(thresholds))
         rows, caught, kept = [], Counter[str](), 0
         for item, values in zip(items, measured, strict=True):
-            if item.picture.name not in wanted:
+            if item.image.name not in wanted:
                 continue
             data = {"caught": caught_by(values, thresholds), "values": values}
             caught.update(data["caught"])
@@ -208,6 +208,6 @@ def _examples(
     lines = [f"Catches {len(caught)} of {len(having)}: {rule.unit}, {rule.side} {threshold:g}.\n"]
     for title, texts in (("Just caught", caught), ("Just kept", kept)):
         for value, item in texts[:count]:
-            line = f"- {title} ({value:.3g}), {item.picture.name}: {' '.join(item.text.split())}"
+            line = f"- {title} ({value:.3g}), {item.image.name}: {' '.join(item.text.split())}"
             lines.append(shown(line).replace("<", "&lt;"))
     return lines

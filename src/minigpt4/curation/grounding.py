@@ -100,7 +100,7 @@ def _ground_batch(
     model: MiniGPT4, instruction: str, batch: Sequence[Description], features: ImageFeatures, others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
-    drawn = [(item, features.with_others(item.picture.name)) for item in batch if item.text.strip()]
+    drawn = [(item, features.with_others(item.image.name)) for item in batch if item.text.strip()]
     features.load(itertools.chain.from_iterable(names[: 1 + others] for _, names in drawn))  # in one batch
     compared: list[tuple[Description, list[Tensor]]] = []
     for item, names in drawn:
@@ -126,7 +126,7 @@ class ImageFeatures:
 
     def __init__(self, model: MiniGPT4, ledger: Ledger) -> None:
         self._model = model
-        self._images = {image.name: image for image in ledger.pictures()}
+        self._images = {image.name: image for image in ledger.images()}
         self._found: dict[str, Tensor | None] = {}
 
     def load(self, names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
-"""The ledger of a curation project: every picture, and everything that ever happened to its texts.
+"""The ledger of a curation project: every image, and everything that ever happened to its texts.
 
-One SQLite file with a table of pictures and an append-only table of events. A step never changes a row: a new text,
+One SQLite file with a table of images and an append-only table of events. A step never changes a row: a new text,
 verdict or decision is a new event, which names the event that it was made from and the settings that made it. So a step
 knows what is left to do, and doing it again changes nothing.
 """
@@ -48,20 +48,20 @@ COMMIT;
 
 @dataclass(frozen=True)
 class LedgerImage:
-    """A picture of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
+    """An image of the project: its name there, its file, and the SHA-256 that the file had when it was added."""
 
     name: str
     path: Path
     sha256: str
 
     def read(self) -> bytes:
-        """The file's bytes. Raises UserError if it vanished or is another one than the picture that was added."""
+        """The file's bytes. Raises UserError if it vanished or is another one than the image that was added."""
         try:
             data = read_image(self.path)
         except UserError as error:
-            raise UserError(f"{error}; the picture that was added is gone") from None
+            raise UserError(f"{error}; the image that was added is gone") from None
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UserError(f"{self.path}: the picture was changed since it was added")
+            raise UserError(f"{self.path}: the image was changed since it was added")
         return data
 
     def read_if_there(self) -> bytes | None:
@@ -78,7 +78,7 @@ class Event:
     """One row of the history. `source` is the `seq` of the event that it was made from, 0 for none."""
 
     seq: int
-    picture: str
+    image: str
     sample: int
     step: str
     source: int
@@ -89,9 +89,9 @@ class Event:
 
 @dataclass
 class Description:
-    """Where one text of one picture stands: the newest event of each step that belongs to the present text."""
+    """Where one text of one image stands: the newest event of each step that belongs to the present text."""
 
-    picture: LedgerImage
+    image: LedgerImage
     sample: int
     raw: Event
     refined: Event | None = None
@@ -102,7 +102,7 @@ class Description:
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.picture.name, self.sample
+        return self.image.name, self.sample
 
     @property
     def source(self) -> Event:
@@ -210,14 +210,14 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- writing
 
-    def add_pictures(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
+    def add_images(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
         """Add (name, file); returns the names of those that were left out, with warnings of some.
 
-        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. A picture
-        that is there already stays. Raises UserError if its name belongs to a picture with other content.
+        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. An image
+        that is there already stays. Raises UserError if its name belongs to an image with other content.
         """
         causes = {**(refused or {})}
-        known = {picture.name: picture.sha256 for picture in self.pictures()}
+        known = {image.name: image.sha256 for image in self.images()}
         rows = []
         for name, path in files:
             if name in causes:
@@ -230,10 +230,10 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
                 continue
             digest = hashlib.sha256(data).hexdigest()
             if known.setdefault(name, digest) != digest:
-                raise UserError(f"{path}: the project holds another picture named {name!r}; give another project")
+                raise UserError(f"{path}: the project holds another image named {name!r}; give another project")
             rows.append((name, str(path.resolve()), digest, _now()))
         with self._told(), self._db:
-            # The same picture may have moved since; where it lies is no part of the history.
+            # The same image may have moved since; where it lies is no part of the history.
             self._db.executemany(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET path = excluded.path", rows
             )
@@ -254,14 +254,14 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
     def add(
         self, step: str, settings: str, rows: Iterable[tuple[tuple[str, int], int, Mapping[str, Any]]], turn: int = 0
     ) -> int:
-        """Record ((picture, sample), source, data) for `step`, all or none; returns how many of them were new.
+        """Record ((image, sample), source, data) for `step`, all or none; returns how many of them were new.
 
         What is there already with this source, these settings and this `turn` stays as it is.
         """
         at = _now()
         values = [
-            (picture, sample, step, source, settings, turn, json.dumps(data, ensure_ascii=False), at)
-            for (picture, sample), source, data in rows
+            (image, sample, step, source, settings, turn, json.dumps(data, ensure_ascii=False), at)
+            for (image, sample), source, data in rows
         ]
         before = self._db.total_changes
         with self._told(), self._db:
@@ -274,12 +274,12 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     # -- reading
 
-    def pictures(self, names: Iterable[str] = ()) -> list[LedgerImage]:
-        """All pictures, or those of these names, in the order in which they were added. UserError for unknown names."""
+    def images(self, names: Iterable[str] = ()) -> list[LedgerImage]:
+        """All images, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
         wanted = set(names)
         if unknown := wanted - {name for name, _, _ in rows}:
-            raise UserError(f"{self.project}: there is no picture named {min(unknown)!r}")
+            raise UserError(f"{self.project}: there is no image named {min(unknown)!r}")
         return [LedgerImage(name, Path(path), sha256) for name, path, sha256 in rows if not wanted or name in wanted]
 
     def events(self, *steps: str) -> list[Event]:
@@ -294,8 +294,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
     def _events(self, which: str, values: Iterable[Any]) -> list[Event]:
         rows = self._rows(f"SELECT seq, picture, sample, step, source, settings, at, data FROM events {which}", values)
         return [
-            Event(seq, picture, sample, step, source, settings, at, json.loads(data))
-            for seq, picture, sample, step, source, settings, at, data in rows
+            Event(seq, image, sample, step, source, settings, at, json.loads(data))
+            for seq, image, sample, step, source, settings, at, data in rows
         ]
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -303,14 +303,14 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         return {key: (step, json.loads(value)) for key, step, value in self._rows("SELECT * FROM settings")}
 
     def items(self, names: Iterable[str] = ()) -> list[Description]:
-        """Where every text stands, in the order of the pictures and samples; `names` as in `pictures`."""
-        pictures = {picture.name: picture for picture in self.pictures(names)}
-        order = {name: number for number, name in enumerate(pictures)}
+        """Where every text stands, in the order of the images and samples; `names` as in `images`."""
+        images = {image.name: image for image in self.images(names)}
+        order = {name: number for number, name in enumerate(images)}
         items: dict[tuple[str, int], Description] = {}
         for event in self.events():
-            key = (event.picture, event.sample)
-            if event.step == "describe" and event.picture in pictures:
-                items[key] = Description(pictures[event.picture], event.sample, event)
+            key = (event.image, event.sample)
+            if event.step == "describe" and event.image in images:
+                items[key] = Description(images[event.image], event.sample, event)
             elif key in items:
                 items[key].apply(event)
         return [items[key] for key in sorted(items, key=lambda key: (order[key[0]], key[1]))]

@@ -1,4 +1,4 @@
-"""The second step: an LLM behind an endpoint mends every text without seeing the picture (paper, 3.2).
+"""The second step: an LLM behind an endpoint mends every text without seeing the image (paper, 3.2).
 
 An answer that refuses, apologises, breaks off or drifts from what was said is recorded but not accepted, and the raw
 text stays. An answer is recorded the moment it is there, so that nothing is paid for twice.

@@ -41,11 +41,11 @@ class ReviewDesk(LabellingDesk):
         self._leases: dict[int, tuple[str, float]] = {}  # reviewer, until when
 
     def image(self, index: int) -> bytes:
-        return self.items[index].picture.read()
+        return self.items[index].image.read()
 
     def is_shared(self, item: Description) -> bool:
         """Whether everyone decides on this text. It is drawn by its image's name, so it stays when texts are added."""
-        drawn = hashlib.sha256(f"{item.picture.name} {item.sample}".encode()).digest()
+        drawn = hashlib.sha256(f"{item.image.name} {item.sample}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") / 2**32 < self.shared
 
     def waits(self, reviewer: str, index: int) -> bool:
@@ -74,7 +74,7 @@ class ReviewDesk(LabellingDesk):
             mine = item.reviews[reviewer].data if reviewer in item.reviews else {"verdict": None}
             raw = str(item.raw.data["text"])
             return {
-                "index": index, "source": item.source.seq, "name": item.picture.name, "shared": self.is_shared(item),
+                "index": index, "source": item.source.seq, "name": item.image.name, "shared": self.is_shared(item),
                 "raw": raw, "written": item.text, "mine": mine["verdict"],
                 "text": mine["text"] if mine["verdict"] == "edit" else item.text,
                 "changes": differences(raw, item.text) if raw != item.text else [],

@@ -94,8 +94,8 @@ def best_samples(items: Sequence[Description]) -> tuple[list[Description], np.nd
         scores[order] += 0.5 * (np.arange(len(items)) / max(1, len(items) - 1))
     best: dict[str, int] = {}
     for i, item in enumerate(items):
-        if item.picture.name not in best or scores[i] > scores[best[item.picture.name]]:
-            best[item.picture.name] = i
+        if item.image.name not in best or scores[i] > scores[best[item.image.name]]:
+            best[item.image.name] = i
     chosen = list(best.values())
     return [items[i] for i in chosen], scores[chosen]
 
@@ -104,7 +104,7 @@ def _groups(ledger: Ledger, model: str | Path | None, items: Sequence[Descriptio
     if count < 2 or model is None:
         return np.zeros(len(items), dtype=int)
     features = ImageFeatures(MiniGPT4.from_pretrained(model), ledger)
-    found = {item.picture.name: features.get(item.picture.name) for item in items}
+    found = {item.image.name: features.get(item.image.name) for item in items}
     if gone := [name for name, feature in found.items() if feature is None]:
         raise UserError(f"{ledger.project}: {len(gone)} images are gone (the first is {gone[0]!r}); put them back")
     vectors = np.stack([feature.float().mean(0).cpu().numpy() for feature in found.values() if feature is not None])

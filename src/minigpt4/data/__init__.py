@@ -1,1 +1,1 @@
-"""Pictures and texts on disk, and the cached outputs of the frozen vision side."""
+"""Images and texts on disk, and the cached outputs of the frozen vision side."""

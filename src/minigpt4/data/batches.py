@@ -30,23 +30,23 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Samples:
-    """What a stage learns from: per sample a picture key and the token ids to learn, after any one of the prompts.
+    """What a stage learns from: per sample an image key and the token ids to learn, after any one of the prompts.
 
     Samples that come with a question of their own follow on that: `own_prompts`, by sample.
     """
 
-    pictures: list[bytes]
+    images: list[bytes]
     targets: list[list[int]]
     prompts: list[list[int]]
     own_prompts: Mapping[int, list[int]] = field(default_factory=dict)
     mended: int = 0  # texts that held the stop string
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def fingerprint(self) -> str:
-        """Changes with any picture, token or prompt, and with their order."""
-        digest = hashlib.sha256(b"".join(self.pictures))
+        """Changes with any image, token or prompt, and with their order."""
+        digest = hashlib.sha256(b"".join(self.images))
         own = ([i, *ids] for i, ids in sorted(self.own_prompts.items()))
         for ids in (*self.targets, *self.prompts, *own):
             digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
@@ -57,28 +57,28 @@ class Samples:
 class Batch:
     """One step's samples, padded on the right."""
 
-    pictures: list[bytes]  # their keys
+    images: list[bytes]  # their keys
     input_ids: Tensor  # (batch, length) int64; each row is prompt (with its image placeholders), target, padding
     is_target: Tensor  # (batch, length) bool; the tokens that the loss is on
     num_tokens: int  # ids that are not padding
 
     @classmethod
-    def of(cls, pictures: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:
-        """One row for each picture: its prompt, then its target."""
+    def of(cls, images: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:
+        """One row for each image: its prompt, then its target."""
         lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
-        input_ids = torch.zeros(len(pictures), max(lengths), dtype=torch.int64)
-        is_target = torch.zeros(len(pictures), max(lengths), dtype=torch.bool)
+        input_ids = torch.zeros(len(images), max(lengths), dtype=torch.int64)
+        is_target = torch.zeros(len(images), max(lengths), dtype=torch.bool)
         for row, (prompt, target, length) in enumerate(zip(prompts, targets, lengths, strict=True)):
             input_ids[row, :length] = torch.tensor(prompt + target)
             is_target[row, len(prompt) : length] = True
-        return cls([*pictures], input_ids, is_target, sum(lengths))
+        return cls([*images], input_ids, is_target, sum(lengths))
 
     def rows(self, chosen: slice) -> Batch:
         """Some of the rows, as long as the longest of them."""
         is_target = self.is_target[chosen]
         ends = self.input_ids.shape[1] - is_target.flip(1).int().argmax(1)  # behind each row's last target
         longest = int(ends.max())
-        return Batch(self.pictures[chosen], self.input_ids[chosen, :longest], is_target[:, :longest], int(ends.sum()))
+        return Batch(self.images[chosen], self.input_ids[chosen, :longest], is_target[:, :longest], int(ends.sum()))
 
 
 def tokenise(
@@ -91,7 +91,7 @@ def tokenise(
     image_token_id: int,
     template: Template | None = None,
 ) -> Samples:
-    """Samples from (picture key, text) or (picture key, pair): stage 1's form without instructions, stage 2's with.
+    """Samples from (image key, text) or (image key, pair): stage 1's form without instructions, stage 2's with.
 
     A pair that brings its own question or conversation is put in stage 2's form with that. `template` is the chat
     format of stage 2; without it, that of the paper.
@@ -162,11 +162,11 @@ class Batches:
         return Batch.of(*self.rows(step))
 
     def rows(self, step: int) -> tuple[list[bytes], list[list[int]], list[list[int]]]:
-        """Picture keys, prompts and targets of the batch of this step."""
+        """Image keys, prompts and targets of the batch of this step."""
         chosen = self.chosen(step)
         own = self.samples.own_prompts
         prompts = [own.get(i) or self.samples.prompts[self._prompt[i]] for i in chosen]
-        return [self.samples.pictures[i] for i in chosen], prompts, [self.samples.targets[i] for i in chosen]
+        return [self.samples.images[i] for i in chosen], prompts, [self.samples.targets[i] for i in chosen]
 
     def chosen(self, step: int) -> np.ndarray:
         """The numbers of the samples in the batch of this step."""

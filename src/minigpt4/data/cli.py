@@ -25,7 +25,7 @@ def inspect(
     stage: Stage = 1,
     caption_key: CaptionKey = None,
     limit: Annotated[int, typer.Option(min=1, help="Pairs to look at, from the start.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Write a contact sheet of 24 pictures, as sheet.png.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a contact sheet of 24 images, as sheet.png.")] = None,
 ) -> None:
     """Show counts, lengths of texts, and problems of a source of pairs.
 
@@ -50,11 +50,11 @@ def download(
     out: Annotated[Path, typer.Option(help="Directory for the tar shards; a download there goes on.")] = Path("data"),
     processes: Annotated[int, typer.Option(min=1, help="Processes of img2dataset.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Connections of each.")] = 64,
-    image_size: Annotated[int, typer.Option(min=1, help="Larger pictures are reduced to this shorter side.")] = 256,
-    timeout: Annotated[int, typer.Option(min=1, help="Seconds that a picture may take.")] = 10,
+    image_size: Annotated[int, typer.Option(min=1, help="Larger images are reduced to this shorter side.")] = 256,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds that an image may take.")] = 10,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs from the list's start.")] = None,
 ) -> None:
-    """Download the pictures of BLIP's caption lists as tar shards, with img2dataset.
+    """Download the images of BLIP's caption lists as tar shards, with img2dataset.
 
     Example: minigpt4 data download ccs_synthetic_filtered_large.json --out data/cc_sbu
     """

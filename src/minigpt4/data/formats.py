@@ -27,7 +27,7 @@ from typing import IO, Any, AnyStr, BinaryIO, TextIO
 from minigpt4.data.pairs import (
     BROKEN_LINE,
     LARGEST_RECORD,
-    NO_PICTURE,
+    NO_IMAGE,
     SPLIT_KEY,
     TEXT_ENDINGS,
     TEXT_KEYS,
@@ -47,19 +47,20 @@ from minigpt4.data.workers import datasets_library
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
-from minigpt4.images import LARGEST_IMAGE, PICTURE_ENDINGS, find_image, read_image
+from minigpt4.images import IMAGE_ENDINGS, LARGEST_IMAGE, find_image, read_image
 
 #: Where a row's image is looked for: a path (from the file's own directory), bytes, a `data:` address, datasets'
 #: {"bytes", "path"}, or a list of one of them. Keys count in any case.
 IMAGE_KEYS = (
     "image", "images", "img", "picture", "file_name", "filename", "image_path", "img_path", "image_file", "image_name",
-    "file_path", "filepath", "path", *PICTURE_ENDINGS,
+    "file_path", "filepath", "path", *IMAGE_ENDINGS,
 )  # fmt: skip
 BROKEN_SHARD = "broken shard, its remaining pairs"
 FOLDER_SHARD = 1000  # images of a folder
 LINES_SHARD = 4 << 20  # bytes of a JSONL file
 PIECE = 1 << 20  # characters of a JSON array that are read at a time
 WAITING = 100_000  # records of a tar whose image and text stand far from each other
+_IMAGE = "<image>"  # where the members of a record of a tar keep its image: no file ends so
 UNPACKS = "in a part of a table that unpacks to far more than its size"
 MOST_VALUES = 1000  # of a parquet file's column, for each row: a conversation's turns
 _WITHOUT_CONTENT = (
@@ -103,38 +104,38 @@ class Reader(ABC):
 # -- images
 
 
-def load_picture(path: Path) -> bytes | Cause:
+def load_image(path: Path) -> bytes | Cause:
     """The bytes of an image's file, or why there are none."""
     try:
         return read_image(path)
     except UserError as error:
-        return Cause(TOO_LARGE if isinstance(error, TooLargeError) else NO_PICTURE, error)
+        return Cause(TOO_LARGE if isinstance(error, TooLargeError) else NO_IMAGE, error)
 
 
 def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | bytes | Cause:
     """The path of a record's image or its bytes, or why there is none."""
     value = named(record)
     if isinstance(value, list):
-        return Cause("several pictures", f"{name}: names {len(value)} pictures; a pair has one")
+        return Cause("several images", f"{name}: names {len(value)} images; a pair has one")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
         there = ", ".join(sorted({key.lower() for key in islice(record, 20)})) or "nothing"
-        return Cause(NO_PICTURE, f"{name}: no picture under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
+        return Cause(NO_IMAGE, f"{name}: no image under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
     if value.startswith("data:"):
         with suppress(ValueError):
             return base64.b64decode(value.partition(",")[2], validate=True)
     if value.startswith("hf://"):
         return _fetch(value)
     if re.match(r"https?:|data:", value):
-        return Cause(NO_PICTURE, f"{name}: {value[:80]} is not a file; download the pictures first (img2dataset)")
+        return Cause(NO_IMAGE, f"{name}: {value[:80]} is not a file; download the images first (img2dataset)")
     inner = record.get("filepath")
     if isinstance(inner, str) and value == record.get("filename") and os.path.isdir(directory / inner):  # noqa: PTH112
         directory /= inner  # a folder, in Karpathy's files
     try:
         return find_image(directory, value)
     except UserError as error:
-        return Cause(NO_PICTURE, f"{name}: {error}")
+        return Cause(NO_IMAGE, f"{name}: {error}")
 
 
 def named(record: Mapping[str, Any]) -> Any:
@@ -159,7 +160,7 @@ def _fetch(address: str) -> bytes | Cause:
         with fsspec.open(address, "rb") as file:
             return bytes(file.read(LARGEST_IMAGE + 1))
     except (OSError, ValueError) as error:
-        return Cause(NO_PICTURE, f"{address}: {error}")
+        return Cause(NO_IMAGE, f"{address}: {error}")
 
 
 # -- files
@@ -178,15 +179,15 @@ class Tars(Reader):
                     yield self._record(file, f"{shard}/{stem}", members)
 
     def _record(self, file: BinaryIO, name: str, members: dict[str, tuple[int, int]]) -> Record | Cause:
-        picture: bytes | Cause = Cause(NO_PICTURE, f"{name}: the archive holds no picture of that name")
-        if place := members.pop("picture", None):
+        image: bytes | Cause = Cause(NO_IMAGE, f"{name}: the archive holds no image of that name")
+        if place := members.pop(_IMAGE, None):
             if place[1] > LARGEST_IMAGE:
                 return Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")
-            picture = _read(file, *place)
+            image = _read(file, *place)
         if any(size > LARGEST_RECORD for _, size in members.values()):
             return Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")
         texts = {ending: partial(_read, file, *place) for ending, place in members.items()}
-        return Record(name, picture, *read_beside(texts, name, self.caption_key))
+        return Record(name, image, *read_beside(texts, name, self.caption_key))
 
     def count(self) -> int | None:
         """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
@@ -202,7 +203,7 @@ def holds_pairs(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             names = islice((name for name, *_ in tar_members(file)), WAITING)
-            return any(name.rpartition(".")[2].lower() in PICTURE_ENDINGS for name in names)
+            return any(name.rpartition(".")[2].lower() in IMAGE_ENDINGS for name in names)
     except (tarfile.TarError, OSError):
         return True  # reading it says what is wrong
 
@@ -218,7 +219,7 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
 
     def ended() -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
         members = waiting.get(key, {})
-        if ("picture" in members and len(members) > 1) or len(waiting) > WAITING:
+        if (_IMAGE in members and len(members) > 1) or len(waiting) > WAITING:
             yield key, waiting.pop(key)
 
     broken = False
@@ -231,8 +232,8 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
                 yield from ended()
                 key = stem
             members = waiting.setdefault(key, {})
-            ending = "picture" if ending.lower() in PICTURE_ENDINGS and size else ending.lower()
-            if ending in ("picture", *TEXT_ENDINGS):
+            ending = _IMAGE if ending.lower() in IMAGE_ENDINGS and size else ending.lower()
+            if ending in (_IMAGE, *TEXT_ENDINGS):
                 members.setdefault(ending, (place, size))
     except tarfile.TarError:
         broken = True
@@ -283,9 +284,9 @@ class Descriptions(Reader):
         for image_id, caption in read_annotations(shard.parent)[part::parts]:
             try:
                 path = find_image(images, image_id, inside=True)
-                yield Record(str(path), load_picture(path), {"image_id": image_id, "caption": caption})
+                yield Record(str(path), load_image(path), {"image_id": image_id, "caption": caption})
             except UserError as error:
-                yield Cause(NO_PICTURE, f"{images}/{image_id}: {error}")
+                yield Cause(NO_IMAGE, f"{images}/{image_id}: {error}")
 
     def count(self) -> int:
         return sum(len(read_annotations(file.parent)) for file in self.files)
@@ -335,7 +336,7 @@ class Folder(Reader):
                 yield Cause(TOO_LONG, error)
                 continue
             trouble = trouble or ("" if texts else f"{image}: no .txt or .json of the same name beside it")
-            yield Record(image, load_picture(Path(image)), record, trouble)
+            yield Record(image, load_image(Path(image)), record, trouble)
 
     def count(self) -> int:
         return len(self.beside)
@@ -361,7 +362,7 @@ class Table(Reader):
             else:
                 name, fields, directory = row
                 found = locate(fields, directory, name)
-                yield Record(name, load_picture(found) if isinstance(found, Path) else found, fields)
+                yield Record(name, load_image(found) if isinstance(found, Path) else found, fields)
 
     def _is_read(self, row: Row | Cause) -> bool:
         return not self.train_alone or isinstance(row, Cause) or split_of(row[1].get(SPLIT_KEY)) in ("", "train")

@@ -1,4 +1,4 @@
-"""A look at a source before training on it: counts, captions, pictures, problems, and a contact sheet."""
+"""A look at a source before training on it: counts, captions, images, problems, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Inspection:
     notes: tuple[str, ...]  # of the reader
     pairs: int = 0
     words: list[int] = field(default_factory=list)  # of each text
-    sides: list[int] = field(default_factory=list)  # the shorter side of each picture, pixels
+    sides: list[int] = field(default_factory=list)  # the shorter side of each image, pixels
     formats: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)
     problems: Counter[Cause] = field(default_factory=Counter)  # each with its first place
@@ -44,7 +44,7 @@ class Inspection:
         lines = [*map(shown, self.notes), f"shards: {self.shards}", f"pairs looked at: {self.pairs}{in_all}"]
         if self.words:
             lines += [f"words in a text: {_spread(self.words)}", f"shorter side in pixels: {_spread(self.sides)}"]
-            lines.append("pictures: " + tell(self.formats))
+            lines.append("images: " + tell(self.formats))
         if self.forms:
             lines.append("forms: " + tell(self.forms))
         return "\n".join([*lines, *(self.told or ["no problems"])])
@@ -71,25 +71,25 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
             found.problems[item] += 1
             continue
         try:
-            picture = open_image(item.picture)
+            image = open_image(item.image)
         except UserError as error:
             why = str(error).partition(": ")[2].partition(";")[0].partition(" (")[0]
-            found.problems[Cause(f"unreadable picture ({why})", item.name)] += 1
+            found.problems[Cause(f"unreadable image ({why})", item.name)] += 1
             continue
         found.words.append(len(item.text.split()))
-        found.sides.append(min(picture.size))
-        found.formats[kind_of(item.picture) or "?"] += 1
+        found.sides.append(min(image.size))
+        found.formats[kind_of(item.image) or "?"] += 1
         if stage == 2:
             found.forms["conversation" if item.messages else "instruction" if item.instruction else "description"] += 1
-        digest = hashlib.sha256(item.picture).digest()
-        if digest in seen and item.name != last:  # captions of one picture share its name
-            found.problems[Cause("a picture that came before", item.name)] += 1
+        digest = hashlib.sha256(item.image).digest()
+        if digest in seen and item.name != last:  # captions of one image share its name
+            found.problems[Cause("an image that came before", item.name)] += 1
         elif stage == 2 and any("###" in text for text in (item.text, *(m.text for m in item.messages))):
             found.problems[Cause(f"### in a text ({STOPS})", item.name)] += 1
         seen.add(digest)
         last = item.name
         if (len(found.words) - 1) % every == 0:
-            found.shown.append((ImageOps.pad(picture, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
+            found.shown.append((ImageOps.pad(image, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
             if len(found.shown) == 2 * shown:
                 found.shown, every = found.shown[::2], 2 * every
     if not found.words:
@@ -105,13 +105,13 @@ def _spread(values: list[int]) -> str:
 
 
 def contact_sheet(found: Inspection, path: Path) -> None:
-    """Write the pictures that `inspect` chose, each above the start of its text, as one PNG."""
+    """Write the images that `inspect` chose, each above the start of its text, as one PNG."""
     rows = -(-len(found.shown) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, rows * (THUMBNAIL + TEXT_HEIGHT)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for i, (picture, text) in enumerate(found.shown):
+    for i, (image, text) in enumerate(found.shown):
         x, y = i % COLUMNS * THUMBNAIL, i // COLUMNS * (THUMBNAIL + TEXT_HEIGHT)
-        sheet.paste(picture, (x, y))
+        sheet.paste(image, (x, y))
         draw.multiline_text((x + 3, y + THUMBNAIL + 2), _wrapped(text, draw, font), "black", font, spacing=2)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")

@@ -88,8 +88,8 @@ class PairStream:
         rank, world_size: this process takes its share of every source; together they see every pair once a pass.
         workers: processes that read (and `prepare`); 0 reads in this one.
         repeat: start a source again, in a new order, when it is through.
-        prepare: is applied to every pair, in the worker, and its result takes the pair's place: decode the picture
-            there. A UserError from it skips the pair as an unreadable picture.
+        prepare: is applied to every pair, in the worker, and its result takes the pair's place: decode the image
+            there. A UserError from it skips the pair as an unreadable image.
         max_skipped_share: a source of which more than this share is skipped ends the run with a UserError.
         readers: those of `sources`, for who opens many streams of the same; opened here by default.
 
@@ -254,7 +254,7 @@ class _Share:
         try:
             return [self.prepare(pair)]
         except UserError as error:
-            skipped[Cause("unreadable picture", f"{pair.name}: {error}")] += 1
+            skipped[Cause("unreadable image", f"{pair.name}: {error}")] += 1
             return []
 
 

@@ -32,9 +32,9 @@ _SPLITS = {
     "dev": "validation", "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json", SPLIT_KEY}
-NO_PICTURE, TOO_LARGE, TOO_LONG, BROKEN_LINE = "no picture", "picture too large", "text too long", "broken line"
+NO_IMAGE, TOO_LARGE, TOO_LONG, BROKEN_LINE = "no image", "image too large", "text too long", "broken line"
 NO_TEXT = ("no caption", "no description")  # by stage
-#: Bytes of a record's text (a line, a JSON beside a picture), and characters of what is learnt of it.
+#: Bytes of a record's text (a line, a JSON beside an image), and characters of what is learnt of it.
 LARGEST_RECORD, LONGEST_TEXT = 1_000_000, 100_000
 #: Endings of the files beside an image that may hold its text; the first that does is read.
 TEXT_ENDINGS = ("json", "txt", "caption")
@@ -66,7 +66,7 @@ class Pair:
     """
 
     name: str
-    picture: bytes
+    image: bytes
     text: str
     instruction: str | None = None
     messages: tuple[Message, ...] = ()
@@ -80,7 +80,7 @@ class Record:
     """
 
     name: str
-    picture: bytes | Cause
+    image: bytes | Cause
     fields: Mapping[str, Any]
     trouble: str = ""
 
@@ -141,12 +141,12 @@ def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair]
     Each of several captions makes a pair. Stage 1 has the text on one line. Stage 2 takes a question or a conversation
     from the record too. `key` is where the text is, in place of CAPTION_KEYS.
     """
-    name, picture, fields = record.name, record.picture, record.fields
-    if isinstance(picture, Cause):
-        return [picture]
-    if not picture:
-        return [Cause(NO_PICTURE, f"{name}: its picture is empty")]
-    if len(picture) > LARGEST_IMAGE:
+    name, image, fields = record.name, record.image, record.fields
+    if isinstance(image, Cause):
+        return [image]
+    if not image:
+        return [Cause(NO_IMAGE, f"{name}: its image is empty")]
+    if len(image) > LARGEST_IMAGE:
         return [Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")]
     texts, turns = _texts(fields, key), _turns(fields)
     if turns is not None and (stage == 2 or not texts):
@@ -156,7 +156,7 @@ def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair]
         if cause := unusable_text(name, *(message.text for message in messages)):
             return [cause]
         if stage == 2:
-            return [Pair(name, picture, messages[-1].text, messages=messages)]
+            return [Pair(name, image, messages[-1].text, messages=messages)]
         texts = [message.text for message in messages[1:] if len(messages) == 2]  # a caption, in LLaVA's form
     if not texts:
         where = repr(key) if key else ", ".join(CAPTION_KEYS)
@@ -167,8 +167,8 @@ def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair]
     if cause := unusable_text(name, *texts, asked):
         return [cause]
     if stage == 1:
-        return [Pair(name, picture, " ".join(text.split())) for text in texts]
-    return [Pair(name, picture, _clean(text), _clean(asked) or None) for text in texts]
+        return [Pair(name, image, " ".join(text.split())) for text in texts]
+    return [Pair(name, image, _clean(text), _clean(asked) or None) for text in texts]
 
 
 def _is_text(value: Any) -> bool:
@@ -218,7 +218,7 @@ def _conversation(turns: Any, name: str) -> tuple[Message, ...] | Cause:
     said = [part for turn in (turns if isinstance(turns, list) else ()) for part in _parts(turn)]
     marks = sum(len(_MARK.findall(text)) for _, text in said)
     if marks > 1:
-        return Cause("several pictures", f"{name}: a conversation about {marks} pictures; a pair has one")
+        return Cause("several images", f"{name}: a conversation about {marks} images; a pair has one")
     roles, texts = [role for role, _ in said], [_clean(_MARK.sub("", text)) for _, text in said]
     first = int(roles[:1] == ["system"])
     if len(roles) < first + 2 or roles[first:] != ["user", "assistant"] * ((len(roles) - first) // 2) or not all(texts):

@@ -96,8 +96,8 @@ def _open_folder(folder: Path, key: str | None) -> Reader:
             return reader(tuple(chosen), key, (what, *note, *_not_read(files, usable, folder)))
     if not images:
         raise UserError(
-            f"data {folder}: holds none of: *.tar or *.parquet with pictures, filter_cap.json with image/, "
-            "metadata.csv or .jsonl, pictures with a .txt of the same name"
+            f"data {folder}: holds none of: *.tar or *.parquet with images, filter_cap.json with image/, "
+            "metadata.csv or .jsonl, images with a .txt of the same name"
             + "".join(f"; {note}" for note in (*notes, *_not_read(files, (), folder)))
         )
     chosen, note = _train_files(images, folder, folders=True)

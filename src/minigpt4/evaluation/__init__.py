@@ -1,1 +1,1 @@
-"""Measuring what a model says about pictures: abilities, reliability, intervals, and the demo that shows them."""
+"""Measuring what a model says about images: abilities, reliability, intervals, and the demo that shows them."""

@@ -12,8 +12,8 @@ from minigpt4.errors import UserError
 T = TypeVar("T")
 
 #: Why an item is not measured, as results.json names it.
-MALFORMED, DUPLICATE, MISSING = "malformed record", "duplicate id", "missing picture"
-UNREADABLE, UNANSWERED = "unreadable picture", "no answer"
+MALFORMED, DUPLICATE, MISSING = "malformed record", "duplicate id", "missing image"
+UNREADABLE, UNANSWERED = "unreadable image", "no answer"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Items:
         if item.image.is_file():
             self.items.append(item)
         else:
-            self.faults.append(Fault(MISSING, where, f"there is no picture {item.image}"))
+            self.faults.append(Fault(MISSING, where, f"there is no image {item.image}"))
 
     def require(self, data: str | Path) -> Items:
         """Itself. Raises UserError if no item is left."""

@@ -1,1 +1,1 @@
-"""From a picture and a question to an answer: batched, streamed, and in conversation."""
+"""From an image and a question to an answer: batched, streamed, and in conversation."""

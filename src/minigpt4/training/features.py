@@ -153,10 +153,10 @@ class Prepare:
     world: int = 1
 
     def __call__(self, pair: Pair) -> Prepared:
-        key = image_key(pair.picture)
+        key = image_key(pair.image)
         mine = int.from_bytes(key[:4], "big") % self.world == self.rank and self.cached.find(key) is None
-        pixels = to_pixels(self.image_processor, [open_image(pair.picture)])[0] if mine else None
-        return key, replace(pair, picture=b""), pixels
+        pixels = to_pixels(self.image_processor, [open_image(pair.image)])[0] if mine else None
+        return key, replace(pair, image=b""), pixels
 
 
 def cache_features(

@@ -100,11 +100,11 @@ def make_loader(
 
     cache_features(model, cache, noted(), progress=progress and processes.is_main, check_stop=stop.check)
     # Every process reads all pairs, but decodes and encodes only its share of the images.
-    unreadable = sum(processes.gather(pairs.skipped["unreadable picture"]))
+    unreadable = sum(processes.gather(pairs.skipped["unreadable image"]))
     if world > 1:
         cache = FeatureCache(recipe.feature_cache, features_fingerprint(model))  # with what the others encoded
     usable = [(key, pair) for key, pair in seen if key in cache]
-    skipped = +Counter({**pairs.skipped, "unreadable picture": unreadable})
+    skipped = +Counter({**pairs.skipped, "unreadable image": unreadable})
     if skipped and processes.is_main:
         logger.warning("data: %d pairs used; left out: %s%s", len(usable), tell(skipped), tell_first(skipped))
     samples: Samples = tokenised(usable)
@@ -133,7 +133,7 @@ class CachedLoader:
         """The batches of step `first_step` (the first is 0) and of all that follow."""
         for step in count(first_step):
             batch = self._batches[step].rows(self._rows)
-            yield Loaded(batch, self._features[batch.pictures])
+            yield Loaded(batch, self._features[batch.images])
 
 
 class StreamedLoader:
@@ -277,7 +277,7 @@ class _Lane:
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:
     """The pair without its image, and the image's pixels (3, h, w), preprocessed."""
-    return replace(pair, picture=b""), to_pixels(image_processor, [open_image(pair.picture)])[0]
+    return replace(pair, image=b""), to_pixels(image_processor, [open_image(pair.image)])[0]
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Generator[T, None, None]:

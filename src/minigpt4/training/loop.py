@@ -113,7 +113,7 @@ def training_steps(
         asked = time.perf_counter()
         mine = next(loaded)
         waited = time.perf_counter() - asked
-        figures = [mine.batch.is_target.sum(), len(mine.batch.pictures), mine.batch.num_tokens, stop.received]
+        figures = [mine.batch.is_target.sum(), len(mine.batch.images), mine.batch.num_tokens, stop.received]
         counts = torch.tensor(figures, dtype=torch.float32).to(model.device)
         processes.sum([counts])
         targets, samples, tokens, wishes = counts.tolist()
@@ -159,8 +159,8 @@ def _backward(
 
 
 def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
-    size = math.ceil(len(mine.batch.pictures) / count)
-    for start in range(0, len(mine.batch.pictures), size):
+    size = math.ceil(len(mine.batch.images) / count)
+    for start in range(0, len(mine.batch.images), size):
         yield mine if count == 1 else mine.part(slice(start, start + size))
 
 
@@ -184,12 +184,12 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
     """The texts of the samples whose own loss or gradient is not finite."""
     texts = []
-    for one in _pieces(mine, len(mine.batch.pictures)):
+    for one in _pieces(mine, len(mine.batch.images)):
         loss = next_token_loss(model, one.batch, _features(model, one))
         found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
         if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
             ids = one.batch.input_ids[one.batch.is_target]
-            [key] = one.batch.pictures
+            [key] = one.batch.images
             name = key.hex()[:12] if mine.are_features else key.decode()
             texts.append(f"{model.tokenizer.decode(ids).strip()[:60]!r} (image {name})")
     return texts

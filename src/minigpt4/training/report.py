@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def draw_curves(metrics: Path, picture: Path, title: str) -> None:
+def draw_curves(metrics: Path, chart: Path, title: str) -> None:
     """Draw loss and learning rate over the steps of a `metrics.jsonl` as a PNG."""
     from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(picture, buffer.getvalue())
+    write_atomically(chart, buffer.getvalue())
 
 
 def _smooth(values: list[float]) -> list[float]:

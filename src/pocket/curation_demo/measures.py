@@ -48,7 +48,7 @@ def false_statements(truths: Sequence[Truth]) -> Rate:
 
 
 def _picture(item: Description) -> world.Picture:
-    return world.sample(int(item.picture.name))
+    return world.sample(int(item.image.name))
 
 
 def measure_texts(rows: Sequence[tuple[Description, str]]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def run_curation(
             filters.filter_items(ledger, thresholds)
             items = ledger.items()
             # Of raw texts by their words alone, for grounding is measured of the texts that are kept.
-            unrefined = [Description(item.picture, item.sample, item.raw) for item in items]
+            unrefined = [Description(item.image, item.sample, item.raw) for item in items]
             report["filters"] = {
                 "raw": measures.measure_filters(unrefined, thresholds),
                 "refined": measures.measure_filters(items, thresholds),
@@ -184,8 +184,8 @@ def _write_dataset(out: Path, rows: Sequence[tuple[Description, str]]) -> None:
         (directory / "image").mkdir()
         annotations = []
         for item, text in rows:
-            (directory / "image" / f"{item.picture.name}.jpg").write_bytes(item.picture.read())
-            annotations.append({"image_id": item.picture.name, "caption": text})
+            (directory / "image" / f"{item.image.name}.jpg").write_bytes(item.image.read())
+            annotations.append({"image_id": item.image.name, "caption": text})
         (directory / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
 
 

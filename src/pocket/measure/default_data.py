@@ -16,9 +16,9 @@ from pocket.text.requests import PICTURE_TYPES, Request
 from pocket.world import world
 from pocket.world.draw import draw_once
 
-__all__ = ["coco", "missing_fact", "pictures", "questions", "tasks", "what_is_wrong", "wording"]
+__all__ = ["coco", "images", "missing_fact", "questions", "tasks", "what_is_wrong", "wording"]
 
-#: Where the pictures of `pictures` begin: in a part of the held-out seeds that nothing else uses.
+#: Where the pictures of `images` begin: in a part of the held-out seeds that nothing else uses.
 FIRST_SEED = world.SEEDS["evaluation"][0] + 300_000
 
 #: The pocket LLM has learned neither to be told how to answer nor to answer in one word.
@@ -30,7 +30,7 @@ wording = {
 }
 
 
-def pictures(directory: Path, count: int) -> list[Path]:
+def images(directory: Path, count: int) -> list[Path]:
     """`count` pictures that descriptions and poems fit, drawn into `directory`."""
     types = PICTURE_TYPES["poem"]
     drawn = [world.sample(FIRST_SEED + k, types[k % len(types)]) for k in range(count)]

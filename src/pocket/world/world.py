@@ -96,6 +96,8 @@ class Thing:
 class Picture:
     """The truth about one picture.
 
+    A picture is what an image of this world shows, known before it is drawn; what a model sees is an image.
+
     `setting` is the background of a scene or odd scene, the dish under the ingredients, the backdrop of a
     product, the title of a website draft. `items` are in reading order (scene), drawing order (food), top to
     bottom (draft), or animal then prop (odd).

@@ -64,7 +64,7 @@ class ServerMetrics:
         running.set_function(lambda: scheduler.running)
         waiting = Gauge("minigpt4_waiting", "Answers waiting for room in the batch", registry=registry)
         waiting.set_function(lambda: scheduler.waiting)
-        images = Gauge("minigpt4_pictures", "Pictures so far", ["features"], registry=registry)
+        images = Gauge("minigpt4_pictures", "Images so far", ["features"], registry=registry)
         images.labels("encoded").set_function(lambda: scheduler.encoded)
         images.labels("reused").set_function(lambda: scheduler.reused)
 

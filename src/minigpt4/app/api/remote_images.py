@@ -42,9 +42,9 @@ def read_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], m
         return uploads[url[4:]]
     if scheme in ("http", "https"):
         if not hosts:
-            raise UserError("this server fetches no pictures; send the picture itself as a data URL")
+            raise UserError("this server fetches no images; send the image itself as a data URL")
         return fetch(url, hosts, max_bytes)
-    raise UserError("a picture must be a data URL (data:image/png;base64,...)")
+    raise UserError("an image must be a data URL (data:image/png;base64,...)")
 
 
 def is_public(address: str) -> bool:
@@ -72,7 +72,7 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[s
     try:
         return asyncio.run(asyncio.wait_for(_fetch(url, hosts, max_bytes, allowed), SECONDS))
     except (TimeoutError, asyncio.TimeoutError):
-        raise UserError(f"the picture could not be fetched within {SECONDS:g} s") from None
+        raise UserError(f"the image could not be fetched within {SECONDS:g} s") from None
 
 
 async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool]) -> bytes:
@@ -81,29 +81,29 @@ async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Call
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         except (KeyError, ValueError):
-            raise UserError("pictures are fetched from well-formed http and https addresses only") from None
+            raise UserError("images are fetched from well-formed http and https addresses only") from None
         host = (parts.hostname or "").rstrip(".")
         if host not in hosts:
-            raise UserError(f"this server fetches no pictures from {host!r}")
+            raise UserError(f"this server fetches no images from {host!r}")
         try:
             found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError):
-            raise UserError(f"the picture could not be fetched: there is no host {host!r}") from None
+            raise UserError(f"the image could not be fetched: there is no host {host!r}") from None
         if not all(map(allowed, found)):
-            raise UserError(f"this server fetches no pictures from {host!r}: its address is not a public one")
+            raise UserError(f"this server fetches no images from {host!r}: its address is not a public one")
         try:
             status, location, data = await _get(parts, host, found[0], port, max_bytes)
             url = urljoin(url, location)
         except (OSError, h11.ProtocolError, ValueError) as error:
-            raise UserError(f"the picture could not be fetched from {host} ({type(error).__name__})") from None
+            raise UserError(f"the image could not be fetched from {host} ({type(error).__name__})") from None
         if status in (301, 302, 303, 307, 308) and location:
             continue
         if status != 200:
-            raise UserError(f"the picture could not be fetched: {host} answered with status {status}")
+            raise UserError(f"the image could not be fetched: {host} answered with status {status}")
         if len(data) > max_bytes:
-            raise UserError(f"the picture at {host} has more than the {max_bytes:,} bytes allowed")
+            raise UserError(f"the image at {host} has more than the {max_bytes:,} bytes allowed")
         return data
-    raise UserError(f"the picture could not be fetched: more than {REDIRECTS} redirects")
+    raise UserError(f"the image could not be fetched: more than {REDIRECTS} redirects")
 
 
 async def _get(parts: SplitResult, host: str, address: str, port: int, max_bytes: int) -> tuple[int, str, bytes]:

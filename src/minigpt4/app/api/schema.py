@@ -52,8 +52,8 @@ class ImagePart(_Request):
     cache_control: Any = None
 
 
-#: Where a part may hold its picture, and what may be said of it, which the picture itself says too.
-_PICTURE, _ABOUT = ("image_url", "image", "url", "base64", "data"), ("media_type", "mime_type", "mediaType", "mimeType")
+#: Where a part may hold its image, and what may be said of it, which the image itself says too.
+_IMAGE, _ABOUT = ("image_url", "image", "url", "base64", "data"), ("media_type", "mime_type", "mediaType", "mimeType")
 
 
 def _as_openais(part: Any) -> Any:
@@ -67,14 +67,14 @@ def _as_openais(part: Any) -> Any:
     fields = {k: v for k, v in part.items() if k not in ("source", *_ABOUT)} | (
         {k: v for k, v in source.items() if k not in _ABOUT} if isinstance(source, dict) else {"source": source}
     )
-    place = next((name for name in _PICTURE if fields.get(name)), "image_url")
-    picture = fields.pop(place, None)
-    if isinstance(picture, str):
-        encoded = place in ("base64", "data") and not picture.startswith("data:")
-        picture = {"url": f"data:image;base64,{picture}" if encoded else picture}
-    if isinstance(picture, dict) and "detail" in fields:
-        picture = {"detail": fields.pop("detail"), **picture}
-    return fields | {"type": "image_url", "image_url": picture}
+    place = next((name for name in _IMAGE if fields.get(name)), "image_url")
+    image = fields.pop(place, None)
+    if isinstance(image, str):
+        encoded = place in ("base64", "data") and not image.startswith("data:")
+        image = {"url": f"data:image;base64,{image}" if encoded else image}
+    if isinstance(image, dict) and "detail" in fields:
+        image = {"detail": fields.pop("detail"), **image}
+    return fields | {"type": "image_url", "image_url": image}
 
 
 Part = Annotated[Annotated[TextPart | ImagePart, Field(discriminator="type")], BeforeValidator(_as_openais)]

@@ -53,7 +53,7 @@ class Service:
         deadline = time.monotonic() + self.limits.seconds
         messages, urls = await asyncio.to_thread(read_messages, asked.messages)
         if len(urls) > self.limits.images:
-            many = f"{len(urls)} pictures; this server takes at most {self.limits.images}"
+            many = f"{len(urls)} images; this server takes at most {self.limits.images}"
             raise ApiError(400, many, param="messages")
         try:
             images = await asyncio.wait_for(self._images(urls, uploads), self.limits.seconds)
@@ -89,7 +89,7 @@ class Service:
             try:
                 images.append(await self._image(url, uploads))
             except UserError as error:
-                raise ApiError(400, f"picture {number}: {error}", param="messages") from None
+                raise ApiError(400, f"image {number}: {error}", param="messages") from None
         return images
 
     async def _image(self, url: str, uploads: Mapping[str, bytes]) -> SentImage:

@@ -41,7 +41,7 @@ class Reliability(Suite):
         found, prompts = Items(), {task: prompt for task, (prompt, _, _) in TASKS.items()}
         if self.data is None:
             prompts = {task: default_data().wording[task] for task in TASKS}
-            images = {path.name: path for path in default_data().pictures(directory, self.count)}
+            images = {path.name: path for path in default_data().images(directory, self.count)}
         else:
             folder = expand(self.data)
             images = {path.relative_to(folder).as_posix(): path for path in find_images(folder)[: self.count]}
