@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,14 @@ def test_modules_are_imported_by_their_former_names_too() -> None:
     assert run.stdout.split() == [*FORMER_NAMES.values()]
     for former, name in FORMER_NAMES.items():
         assert f"DeprecationWarning: {former} is called {name} now" in run.stderr
+
+
+def test_every_data_file_is_in_the_package_that_is_built() -> None:
+    """A page, template or table that `package-data` forgets is there in a clone, and missing after `pip install`."""
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
+    project = Path(__file__).parents[1]
+    source, settings = project / "src", tomllib.loads((project / "pyproject.toml").read_text())
+    for name, patterns in settings["tool"]["setuptools"]["package-data"].items():
+        built = {path for pattern in patterns for path in (source / name).glob(pattern)}
+        there = (path for path in (source / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        assert [path for path in there if path.suffix != ".py" and path not in built] == []

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt4.data.formats import IMAGE_KEYS, TABLES, Parquet, locate, named, parquet_rows
 from minigpt4.data.pairs import QUESTION_KEYS, Cause, lowered
@@ -25,10 +25,8 @@ from minigpt4.files import expand, failed_write_is_a_user_error, find_files, onl
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import answers
 from minigpt4.images import find_images, open_image
+from minigpt4.model.aligned import AlignedModel
 from minigpt4.progress import progress_bar
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,6 @@ logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.sqlite"
 VERSION = 1
 _APPLICATION = 0x4D474334  # "MGC4" in the file's header tells a ledger from other SQLite files
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE pictures (name TEXT PRIMARY KEY, path TEXT NOT NULL, sha256 TEXT NOT NULL, at TEXT NOT NULL);
-CREATE TABLE settings (id TEXT PRIMARY KEY, step TEXT NOT NULL, value TEXT NOT NULL);
-CREATE TABLE events (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
-  picture TEXT NOT NULL REFERENCES pictures, sample INTEGER NOT NULL, step TEXT NOT NULL,
-  source INTEGER NOT NULL, settings TEXT NOT NULL REFERENCES settings, turn INTEGER NOT NULL,
-  data TEXT NOT NULL, at TEXT NOT NULL,
-  UNIQUE (picture, sample, step, source, settings, turn)
-);
-CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
-CREATE TRIGGER events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {VERSION};
-COMMIT;
-"""
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             self._db = sqlite3.connect(self.path, timeout=30, isolation_level="IMMEDIATE", check_same_thread=False)
             with self.lock("open", wait=True):
                 if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    self._db.executescript(_SCHEMA)
+                    schema = files("minigpt4.curation").joinpath("ledger.sql").read_text(encoding="utf-8")
+                    self._db.executescript(schema)
             found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
             if found[0] != _APPLICATION:
                 raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")

@@ -10,19 +10,16 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.prompts.encode import encode, plain, puts_space_first
 from minigpt4.prompts.templates import Template, stage1_text, stage2_text, without_marks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 #: Batches whose samples are sorted by length together. Larger: less padding, but batches more of one kind.
 POOL = 16

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from minigpt4.data.pairs import Cause, Pair
 from minigpt4.data.sources import Reader, Source, check_source, open_source
 from minigpt4.data.workers import Chunk, datasets_library, read_shares
 from minigpt4.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 __all__ = ["PairStream", "Source", "check_sources", "count_pairs"]
 
@@ -276,7 +273,7 @@ class _Passes:
         state = state or {"pass": 0, "seen": 0, "skipped": {}, "through": False, "position": None}
         self._pass, self._seen, self._skipped = state["pass"], state["seen"], Counter(state["skipped"])
         self.through, self._position = state["through"], state["position"]
-        self._dataset: IterableDataset | None = None
+        self._dataset: Any = None
 
     def state(self) -> dict[str, Any]:
         position = self._position if self._dataset is None else self._dataset.state_dict()

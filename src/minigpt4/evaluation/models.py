@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -21,9 +21,7 @@ from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
 from minigpt4.images import image_url, open_image
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
 #: How BLIP-2 is asked, as its authors do.

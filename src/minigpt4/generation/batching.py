@@ -10,7 +10,6 @@ import inspect
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWar
 from minigpt4.errors import UserError
 from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.generation.stopping import Answer, AnswerReader, StopString, end_tokens, read_answer
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.aligned import AlignedModel
 
 
 def decode(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,9 @@ from minigpt4.generation.batching import decode, decode_stream
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_images
 from minigpt4.generation.stopping import Answer
+from minigpt4.model.aligned import AlignedModel
 from minigpt4.prompts.encode import encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, without_marks
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
 
 
 class Chat:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from minigpt4.errors import UserError
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.aligned import AlignedModel
 
 
 @dataclass(frozen=True)

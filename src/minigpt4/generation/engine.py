@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -17,11 +17,9 @@ from minigpt4.generation.batching import decode
 from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.stopping import Answer
 from minigpt4.images import open_image
+from minigpt4.model.aligned import AlignedModel
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message, Template, get_template
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
 
 ImageSource = str | Path | bytes | Image.Image
 #: A question, or a conversation that ends with a question.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
+from minigpt4.model.aligned import AlignedModel
 
 
 @torch.inference_mode()

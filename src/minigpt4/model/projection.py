@@ -7,7 +7,7 @@ ridge regression from one LLM's embeddings to the other's carries that projectio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Blip2ForConditionalGe
 
 from minigpt4.errors import UserError
 from minigpt4.model import parts, sources
+from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.gguf import open_tensors
 from minigpt4.model.loading import ALIGNMENT_FILE, read_projection, read_record
-
-if TYPE_CHECKING:
-    from minigpt4.model.aligned import AlignedModel
 
 MIN_SHARED = 256  # a regression on fewer words in common is meaningless
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from minigpt4.errors import UserError
 from minigpt4.prompts.templates import IMAGE_MARK, Message, Template, without_marks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 #: Marks the seam between a text and what stands around it in a rendered chat. Here a seam is cut only if a token would
 #: lie across it; an exported tokenizer cuts at each. Unicode reserves this code point for a program's own use.

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from minigpt4.errors import UserError
 from minigpt4.prompts.encode import CUT, check_template, control_tokens
 from minigpt4.prompts.templates import IMAGE_MARK, IMAGE_TOKEN, TEMPLATES, Message, Template, get_template
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+#: The chat in Jinja: up to a user's turn, its images before the text or in their places, and what follows.
+_PARTS = files("minigpt4.prompts").joinpath("chat.jinja").read_text(encoding="utf-8").split("{#- ---- -#}\n")
 _FIRST, _ANSWER, _SECOND = "qzfirstq", "qzanswerq", "qzsecondq"  # texts that no template contains or trims
 
 
@@ -103,54 +105,5 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
         "tags": template.tags,
     }  # fmt: skip
     settings = "".join(f"{{%- set {key} = {json.dumps(value)} -%}}\n" for key, value in values.items())
-    return settings + _CHAT_TO_USER + (_IMAGES_FIRST if between else _IMAGES_IN_PLACE) + _CHAT_AFTER_USER
-
-
-# The chat, in Jinja.
-_CHAT_TO_USER = """\
-{%- macro words(content, forbidden=tags, follows="") -%}
-  {%- set texts = [content] -%}
-  {%- if content is not string -%}
-    {%- set texts = content | selectattr("type", "equalto", "text") | map(attribute="text") -%}
-  {%- endif -%}
-  {%- set said = namespace(text=texts | join) -%}
-  {%- for token in control + forbidden -%}{%- set said.text = said.text | replace(token, " ") -%}{%- endfor -%}
-  {{- said.text -}}{%- if follows.strip() and said.text[-1:] == follows -%}{{ seam }}{%- endif -%}
-{%- endmacro -%}
-{{- bos -}}
-{%- if messages[0].role == "system" -%}{{ words(messages[0].content, [], system_end[:1]) }}
-{%- else -%}{{ system }}
-{%- endif -%}
-{{- system_end -}}
-{%- for message in messages -%}
-  {%- if message.role == "user" -%}
-    {{- before -}}
-"""
-_CHAT_AFTER_USER = """\
-    {{- after -}}
-  {%- elif message.role == "assistant" -%}
-    {{- before_answer -}}{{- cut -}}
-    {{- words(message.content, follows="" if cut else after_answer[:1]) -}}
-    {{- cut -}}{{- after_answer -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ before_answer }}{%- endif -%}
-"""
-_IMAGES_FIRST = """\
-    {%- if message.content is not string -%}
-      {%- for part in message.content if part.type == "image" -%}{{ image }}{{ gap }}{%- endfor -%}
-    {%- endif -%}
-    {{- between -}}{{- words(message.content, follows=follows) -}}
-"""
-_IMAGES_IN_PLACE = """\
-    {%- if message.content is string -%}{{ words(message.content, follows=follows) }}
-    {%- else -%}
-      {%- set said = namespace(text=false) -%}
-      {%- for part in message.content -%}
-        {%- if part.type == "image" -%}{{ image }}{%- if not said.text -%}{{ gap }}{%- endif -%}
-        {%- elif part.type == "text" -%}{{ words([part], follows=follows if loop.last else "") }}
-        {%- set said.text = true -%}
-        {%- endif -%}
-      {%- endfor -%}
-    {%- endif -%}
-"""
+    to_user, images_first, images_in_place, after_user = _PARTS
+    return settings + to_user + (images_first if between else images_in_place) + after_user

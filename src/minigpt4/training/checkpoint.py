@@ -14,15 +14,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

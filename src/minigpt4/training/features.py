@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,8 @@ from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image, to_pixels
-from minigpt4.model.vision import ENCODE_BATCH
+from minigpt4.model.vision import ENCODE_BATCH, VisionSide
 from minigpt4.progress import progress_bar
-
-if TYPE_CHECKING:
-    from minigpt4.model.vision import VisionSide
 
 logger = logging.getLogger(__name__)
 

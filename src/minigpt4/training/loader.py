@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,14 +27,12 @@ from minigpt4.data.sources import open_source
 from minigpt4.data.workers import read_shares
 from minigpt4.errors import UserError
 from minigpt4.images import open_image, to_pixels
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checks import mixture
 from minigpt4.training.distributed import Processes
 from minigpt4.training.features import FeatureCache, Prepare, Prepared, cache_features, features_fingerprint
 from minigpt4.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
 
 logger = logging.getLogger(__name__)
 

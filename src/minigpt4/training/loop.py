@@ -7,21 +7,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.stopping import StopSignals
+from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded
 from minigpt4.training.loss import next_token_loss
+from minigpt4.training.recipe import Recipe
 from minigpt4.training.speed import memory_mb, operations, peak_operations
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
-    from minigpt4.stopping import StopSignals
-    from minigpt4.training.distributed import Processes
-    from minigpt4.training.recipe import Recipe
 
 BETAS = (0.9, 0.999)  # as in the original configs
 FIRST_SCALE = 4096.0  # float16: the loss is multiplied by this at first

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minigpt4.data.batches import Batch
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.graph import logit_scale
 from minigpt4.model.packing import LONGEST, Packing
-
-if TYPE_CHECKING:
-    from minigpt4.data.batches import Batch
-    from minigpt4.minigpt4 import MiniGPT4
 
 #: Logits in memory at a time, in float32: so many that the head's products are long, so few that they do not count.
 CHUNK = {"cpu": 2**22, "cuda": 2**28}

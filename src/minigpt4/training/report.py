@@ -10,13 +10,11 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
-
-if TYPE_CHECKING:
-    from minigpt4.training.distributed import Processes
-    from minigpt4.training.recipe import Recipe
+from minigpt4.training.distributed import Processes
+from minigpt4.training.recipe import Recipe
 
 SMOOTHING = 0.95
 PACKAGES = ("minigpt4", "torch", "transformers", "accelerate", "datasets", "safetensors")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -15,11 +15,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from minigpt4.errors import UserError
+from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.quantization import EightBitLinear
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
-
 
 #: For layers in 8 bits: what takes more operations than this is kept where it is needed twice, as in rounding, which
 #: reads a row for its scale first. By default a CPU computes even an activation anew (torch 2.13).
