@@ -17,12 +17,10 @@ from typer.core import TyperGroup
 
 from minigpt4 import cli_options as options
 from minigpt4.curation.cli import curate
-from minigpt4.data.cli import data
 from minigpt4.errors import ToldError, UserError
 from minigpt4.evaluation.cli import eval_
 from minigpt4.files import expand
 from minigpt4.telling import LogFormatter, say, shown
-from minigpt4.training.cli import recipes
 
 
 class _Commands(TyperGroup):
@@ -67,6 +65,8 @@ def _expanded(option: re.Match[str]) -> str:
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
+data = typer.Typer(no_args_is_help=True, help="Look at data, download them, cache the vision side's features of them.")
+recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
 app.add_typer(curate, name="curate")
 app.add_typer(data, name="data")
 app.add_typer(eval_, name="eval")
@@ -366,6 +366,125 @@ def export(
 
     export_files(model, out, dtype=dtype)
     say(out)
+
+
+@data.command()
+def inspect(
+    source: options.Source,
+    stage: options.Stage = 1,
+    caption_key: options.CaptionKey = None,
+    limit: Annotated[int, typer.Option(min=1, help="Pairs to look at, from the start.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Write a contact sheet of 24 images, as sheet.png.")] = None,
+) -> None:
+    """Show counts, lengths of texts, and problems of a source of pairs.
+
+    Example: minigpt4 data inspect photos --out sheet.png
+    """
+    from minigpt4.data.inspect import contact_sheet
+    from minigpt4.data.inspect import inspect as look
+    from minigpt4.data.sources import Source
+
+    found = look(Source(source, caption_key=caption_key), stage=stage, limit=limit)
+    say(found)
+    if out is not None:
+        contact_sheet(found, out)
+        say(f"contact sheet: {out}")
+
+
+@data.command()
+def download(
+    captions: Annotated[
+        Path | None, typer.Argument(help="A list of url and caption, JSON; without it: where they are.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory for the tar shards; a download there goes on.")] = Path("data"),
+    processes: Annotated[int, typer.Option(min=1, help="Processes of img2dataset.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Connections of each.")] = 64,
+    image_size: Annotated[int, typer.Option(min=1, help="Larger images are reduced to this shorter side.")] = 256,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds that an image may take.")] = 10,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs from the list's start.")] = None,
+) -> None:
+    """Download the images of BLIP's caption lists as tar shards, with img2dataset.
+
+    Example: minigpt4 data download ccs_synthetic_filtered_large.json --out data/cc_sbu
+    """
+    from minigpt4.data import download as downloading
+
+    if captions is None:
+        say(downloading.LISTS)
+        return
+    counts = downloading.download(
+        captions, out, processes=processes, threads=threads, image_size=image_size, timeout=timeout, limit=limit
+    )
+    for outcome, count in counts.most_common():
+        say(f"{outcome}: {count}")
+
+
+@data.command()
+def features(
+    source: options.Source,
+    model: Annotated[str, typer.Option(help="Whose vision side: an alignment or an export, or pocket.")],
+    out: Annotated[Path, typer.Option(help="The cache, which recipes name as feature_cache.")],
+    stage: options.Stage = 1,
+    caption_key: options.CaptionKey = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
+    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of unusable pairs that ends it.")] = 0.1,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Run the frozen vision side over a source once, and keep its output for training. Goes on where it was stopped.
+
+    Example: minigpt4 data features runs/pocket/data/stage1 --model pocket --out runs/pocket/features
+    """
+    from minigpt4.data.mixture import Source, check_sources
+
+    pairs = Source(source, caption_key=caption_key)
+    check_sources([pairs], stage)  # a wrong path is known before the model is loaded
+    from minigpt4.model.precision import resolve_device, training_dtype
+    from minigpt4.model.vision import load_vision_side
+    from minigpt4.training.features import encode_source
+
+    resolved = resolve_device(device)
+    loaded = load_vision_side(model, dtype=dtype or training_dtype(resolved), device=resolved)
+    say(encode_source(loaded, out, pairs, stage=stage, workers=workers, max_skipped=max_skipped))
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with the package, each with the first line of its file.
+
+    Example: minigpt4 recipe list | grep vicuna
+    """
+    from minigpt4.training.recipe import packaged_recipes
+
+    for name, path in packaged_recipes().items():
+        say(f"{name:<24}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+
+
+@recipes.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to change.")] = None,
+) -> None:
+    """Print a recipe whole: every key, those of its base and the defaults included.
+
+    Example: minigpt4 recipe show vicuna-13b-stage1
+    """
+    from minigpt4.training.recipe import Recipe
+
+    say(Recipe.load(recipe, overrides or []).to_yaml(), end="")
+
+
+@recipes.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="A key of a recipe: batch_size.")],
+) -> None:
+    """Say what a key of a recipe means, which values it takes, and its default.
+
+    Example: minigpt4 recipe explain batch_size
+    """
+    from minigpt4.training.recipe import explain as explain_key
+
+    say(explain_key(key))
 
 
 def main() -> None:

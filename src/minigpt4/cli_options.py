@@ -32,3 +32,10 @@ TIMEOUT = 120.0
 Host = Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")]
 HOST = "127.0.0.1"
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")]
+
+Source = Annotated[
+    str,
+    typer.Argument(help="Tar shards ({00000..00012}.tar), a directory, .jsonl, .csv, .parquet, or hub:NAME[:SPLIT]."),
+]
+Stage = Annotated[int, typer.Option(min=1, max=2, help="1: captions. 2: descriptions, instructions, conversations.")]
+CaptionKey = Annotated[str | None, typer.Option(help="Column or JSON key of the text; the usual ones by default.")]
