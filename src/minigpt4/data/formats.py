@@ -24,25 +24,8 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, TextIO
 
-from minigpt4.data.pairs import (
-    BROKEN_LINE,
-    LARGEST_RECORD,
-    NO_IMAGE,
-    SPLIT_KEY,
-    TEXT_ENDINGS,
-    TEXT_KEYS,
-    TOO_LARGE,
-    TOO_LONG,
-    TURN_KEYS,
-    Cause,
-    Pair,
-    Record,
-    lowered,
-    make_pairs,
-    parse_record,
-    read_beside,
-    split_of,
-)
+from minigpt4.data import pairs
+from minigpt4.data.pairs import Cause, Pair, Record, lowered, make_pairs, parse_record, read_beside, split_of
 from minigpt4.data.workers import datasets_library
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
@@ -109,7 +92,7 @@ def load_image(path: Path) -> bytes | Cause:
     try:
         return read_image(path)
     except UserError as error:
-        return Cause(TOO_LARGE if isinstance(error, TooLargeError) else NO_IMAGE, error)
+        return Cause(pairs.TOO_LARGE if isinstance(error, TooLargeError) else pairs.NO_IMAGE, error)
 
 
 def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | bytes | Cause:
@@ -121,21 +104,21 @@ def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | byte
         return value
     if not isinstance(value, str) or not value:
         there = ", ".join(sorted({key.lower() for key in islice(record, 20)})) or "nothing"
-        return Cause(NO_IMAGE, f"{name}: no image under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
+        return Cause(pairs.NO_IMAGE, f"{name}: no image under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
     if value.startswith("data:"):
         with suppress(ValueError):
             return base64.b64decode(value.partition(",")[2], validate=True)
     if value.startswith("hf://"):
         return _fetch(value)
     if re.match(r"https?:|data:", value):
-        return Cause(NO_IMAGE, f"{name}: {value[:80]} is not a file; download the images first (img2dataset)")
+        return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]} is not a file; download the images first (img2dataset)")
     inner = record.get("filepath")
     if isinstance(inner, str) and value == record.get("filename") and os.path.isdir(directory / inner):  # noqa: PTH112
         directory /= inner  # a folder, in Karpathy's files
     try:
         return find_image(directory, value)
     except UserError as error:
-        return Cause(NO_IMAGE, f"{name}: {error}")
+        return Cause(pairs.NO_IMAGE, f"{name}: {error}")
 
 
 def named(record: Mapping[str, Any]) -> Any:
@@ -147,7 +130,7 @@ def named(record: Mapping[str, Any]) -> Any:
 
 def _image_in_turns(record: Mapping[str, Any]) -> Any:
     """The image in a message's parts, as OpenAI's fine-tuning has it."""
-    turns: Any = next((record[key] for key in TURN_KEYS if isinstance(record.get(key), list)), [])
+    turns: Any = next((record[key] for key in pairs.TURN_KEYS if isinstance(record.get(key), list)), [])
     parts = (turn.get("content") for turn in turns if isinstance(turn, Mapping))
     found = [part for each in parts if isinstance(each, list) for part in each if isinstance(part, Mapping)]
     return [value for part in found if (value := part.get("image_url") or part.get("image"))]
@@ -160,7 +143,7 @@ def _fetch(address: str) -> bytes | Cause:
         with fsspec.open(address, "rb") as file:
             return bytes(file.read(LARGEST_IMAGE + 1))
     except (OSError, ValueError) as error:
-        return Cause(NO_IMAGE, f"{address}: {error}")
+        return Cause(pairs.NO_IMAGE, f"{address}: {error}")
 
 
 # -- files
@@ -179,13 +162,13 @@ class Tars(Reader):
                     yield self._record(file, f"{shard}/{stem}", members)
 
     def _record(self, file: BinaryIO, name: str, members: dict[str, tuple[int, int]]) -> Record | Cause:
-        image: bytes | Cause = Cause(NO_IMAGE, f"{name}: the archive holds no image of that name")
+        image: bytes | Cause = Cause(pairs.NO_IMAGE, f"{name}: the archive holds no image of that name")
         if place := members.pop(_IMAGE, None):
             if place[1] > LARGEST_IMAGE:
-                return Cause(TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")
+                return Cause(pairs.TOO_LARGE, f"{name}: more than {LARGEST_IMAGE:,} bytes")
             image = _read(file, *place)
-        if any(size > LARGEST_RECORD for _, size in members.values()):
-            return Cause(TOO_LONG, f"{name}: more than {LARGEST_RECORD:,} bytes")
+        if any(size > pairs.LARGEST_RECORD for _, size in members.values()):
+            return Cause(pairs.TOO_LONG, f"{name}: more than {pairs.LARGEST_RECORD:,} bytes")
         texts = {ending: partial(_read, file, *place) for ending, place in members.items()}
         return Record(name, image, *read_beside(texts, name, self.caption_key))
 
@@ -193,7 +176,7 @@ class Tars(Reader):
         """The sum of the `00000_stats.json` that img2dataset leaves beside its shards, if all are there."""
         try:
             files = [file.with_name(f"{file.stem}_stats.json") for file in self.files]
-            return sum(int(read_document(file, LARGEST_RECORD)["successes"]) for file in files)
+            return sum(int(read_document(file, pairs.LARGEST_RECORD)["successes"]) for file in files)
         except (UserError, ValueError, KeyError, TypeError):
             return None
 
@@ -233,7 +216,7 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
                 key = stem
             members = waiting.setdefault(key, {})
             ending = _IMAGE if ending.lower() in IMAGE_ENDINGS and size else ending.lower()
-            if ending in (_IMAGE, *TEXT_ENDINGS):
+            if ending in (_IMAGE, *pairs.TEXT_ENDINGS):
                 members.setdefault(ending, (place, size))
     except tarfile.TarError:
         broken = True
@@ -258,9 +241,9 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         if size < 0 or place + size > end:
             raise tarfile.ReadError("a member is cut off")
         if member.type == tarfile.GNUTYPE_LONGNAME:  # of the next member, as pax' path is
-            long_name = _read(file, place, min(size, LARGEST_RECORD)).rstrip(b"\0")
+            long_name = _read(file, place, min(size, pairs.LARGEST_RECORD)).rstrip(b"\0")
         elif member.type == tarfile.XHDTYPE:
-            found = _PAX_PATH.search(_read(file, place, min(size, LARGEST_RECORD)))
+            found = _PAX_PATH.search(_read(file, place, min(size, pairs.LARGEST_RECORD)))
             long_name = found[1] if found else long_name
         elif member.type != tarfile.GNUTYPE_LONGLINK:
             if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -286,7 +269,7 @@ class Descriptions(Reader):
                 path = find_image(images, image_id, inside=True)
                 yield Record(str(path), load_image(path), {"image_id": image_id, "caption": caption})
             except UserError as error:
-                yield Cause(NO_IMAGE, f"{images}/{image_id}: {error}")
+                yield Cause(pairs.NO_IMAGE, f"{images}/{image_id}: {error}")
 
     def count(self) -> int:
         return sum(len(read_annotations(file.parent)) for file in self.files)
@@ -329,11 +312,11 @@ class Folder(Reader):
             texts: dict[str, Callable[[], bytes]] = {}
             for path in paths:
                 ending = path.rpartition(".")[2].lower()
-                texts.setdefault(ending, partial(read_file, Path(path), LARGEST_RECORD, "a text"))
+                texts.setdefault(ending, partial(read_file, Path(path), pairs.LARGEST_RECORD, "a text"))
             try:
                 record, trouble = read_beside(texts, image.rpartition(".")[0], self.caption_key)
             except TooLargeError as error:
-                yield Cause(TOO_LONG, error)
+                yield Cause(pairs.TOO_LONG, error)
                 continue
             trouble = trouble or ("" if texts else f"{image}: no .txt or .json of the same name beside it")
             yield Record(image, load_image(Path(image)), record, trouble)
@@ -365,12 +348,12 @@ class Table(Reader):
                 yield Record(name, load_image(found) if isinstance(found, Path) else found, fields)
 
     def _is_read(self, row: Row | Cause) -> bool:
-        return not self.train_alone or isinstance(row, Cause) or split_of(row[1].get(SPLIT_KEY)) in ("", "train")
+        return not self.train_alone or isinstance(row, Cause) or split_of(row[1].get(pairs.SPLIT_KEY)) in ("", "train")
 
     def splits(self) -> Iterator[str]:
         """The split of each row, as its column names it."""
         rows = (row for shard in self.shards() for row in self.rows(shard))
-        return (split_of(row[1].get(SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
+        return (split_of(row[1].get(pairs.SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
 
     def count(self) -> int | None:
         return None if self.train_alone else self.count_rows()
@@ -423,11 +406,10 @@ def read_line(file: IO[AnyStr], end: float = math.inf) -> AnyStr:
 
     Such a line is not followed further than to the place `end`.
     """
-    line = part = file.readline(LARGEST_RECORD + 1)
-    while (
-        len(part) > LARGEST_RECORD and part[-1:] not in ("\n", "\r", b"\n") and (end == math.inf or file.tell() < end)
-    ):
-        part = file.readline(LARGEST_RECORD + 1)
+    longest = pairs.LARGEST_RECORD
+    line = part = file.readline(longest + 1)
+    while len(part) > longest and part[-1:] not in ("\n", "\r", b"\n") and (end == math.inf or file.tell() < end):
+        part = file.readline(longest + 1)
     return line
 
 
@@ -440,13 +422,13 @@ class Json(Table):
             if isinstance(record, dict):
                 yield name, lowered(record), shard.parent
             else:
-                yield Cause(BROKEN_LINE, f"{name}: a JSON object was expected")
+                yield Cause(pairs.BROKEN_LINE, f"{name}: a JSON object was expected")
 
 
 def json_records(path: Path) -> Iterator[Any]:
     """The values in a JSON array (or that of an object that begins with `images`), or on lines of their own.
 
-    Raises UserError if the file cannot be read, is not JSON, or one value is larger than LARGEST_RECORD.
+    Raises UserError if the file cannot be read, is not JSON, or one value is larger than pairs.LARGEST_RECORD.
     """
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
@@ -467,7 +449,7 @@ def json_records(path: Path) -> Iterator[Any]:
                     except (ValueError, RecursionError):
                         break  # the rest of it is in the next piece
                     yield value
-                if len(text) - at > LARGEST_RECORD + PIECE:
+                if len(text) - at > pairs.LARGEST_RECORD + PIECE:
                     break
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
@@ -494,8 +476,8 @@ class Csv(Table):
             nonlocal taken
             line = read_line(file)
             taken += len(line)
-            if taken > LARGEST_RECORD:
-                raise csv.Error(TOO_LONG)
+            if taken > pairs.LARGEST_RECORD:
+                raise csv.Error(pairs.TOO_LONG)
             return line
 
         with _open_text(shard, "surrogateescape") as file:
@@ -516,9 +498,9 @@ class Csv(Table):
                         if not cell.isascii():
                             decode_text(cell.encode("utf-8", "surrogateescape"), name)
                 except csv.Error as error:
-                    yield Cause(BROKEN_LINE, f"{shard}:{rows.line_num}: {error}")
+                    yield Cause(pairs.BROKEN_LINE, f"{shard}:{rows.line_num}: {error}")
                 except UserError as error:
-                    yield Cause(BROKEN_LINE, error)
+                    yield Cause(pairs.BROKEN_LINE, error)
                 except UnicodeError as error:
                     yield Cause(BROKEN_SHARD, f"{shard}: {error}")
                     return
@@ -540,15 +522,17 @@ class Parquet(Table):
     def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
         path, group = shard
         try:
-            for number, row in enumerate(parquet_rows(path, {*IMAGE_KEYS, *TEXT_KEYS, self.caption_key}, group=group)):
+            for number, row in enumerate(
+                parquet_rows(path, {*IMAGE_KEYS, *pairs.TEXT_KEYS, self.caption_key}, group=group)
+            ):
                 name = f"{path}, row {number} of group {group}"
                 yield row if isinstance(row, Cause) else (name, lowered(row), path.parent)
         except UserError as error:
             yield Cause(BROKEN_SHARD, error)
 
     def splits(self) -> Iterator[str]:
-        rows = (row for file in self.files for row in parquet_rows(file, {SPLIT_KEY}))
-        return (split_of(lowered(row).get(SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
+        rows = (row for file in self.files for row in parquet_rows(file, {pairs.SPLIT_KEY}))
+        return (split_of(lowered(row).get(pairs.SPLIT_KEY)) for row in rows if not isinstance(row, Cause))
 
     def count_rows(self) -> int:
         return sum(_parquet(file).metadata.num_rows for file in self.files)
@@ -630,8 +614,8 @@ def _group_rows(file: Any, group: int, names: list[str], path: str) -> Iterator[
     largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
     for batch in file.iter_batches(max(1, min(64, 2**26 // max(largest, 1))), row_groups=[group], columns=names):
         for row in (batch.slice(i, 1) for i in range(batch.num_rows)):
-            small = row.nbytes <= LARGEST_IMAGE + LARGEST_RECORD
-            yield row.to_pylist()[0] if small else Cause(TOO_LARGE, f"{path}, group {group}")
+            small = row.nbytes <= LARGEST_IMAGE + pairs.LARGEST_RECORD
+            yield row.to_pylist()[0] if small else Cause(pairs.TOO_LARGE, f"{path}, group {group}")
 
 
 @functools.lru_cache(maxsize=8)

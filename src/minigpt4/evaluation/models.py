@@ -15,13 +15,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 from minigpt4.endpoint import Endpoint, Unanswered
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Item
+from minigpt4.generation.engine import answers
+from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import image_url, open_image
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model import sources
+from minigpt4.model.precision import Placement
+from minigpt4.prompts.encode import encode, encode_chat
+from minigpt4.prompts.templates import Message
 
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
 #: How BLIP-2 is asked, as its authors do.
@@ -92,16 +102,12 @@ class LocalAnswerer(Answerer):
     model: Any  # a cached property
 
     def __init__(self, kind: str, name: str, settings: Answering, **more: Any) -> None:
-        from minigpt4.model import sources
-
         self.name, self.settings = name, settings
         numbers = {"dtype": settings.dtype, "load_in": settings.load_in}
         weights = weights_signature(sources.resolve(name))
         self.identity = {"kind": kind, "model": name, "weights": weights, **numbers, **more}
 
     def close(self) -> None:
-        import torch
-
         self.__dict__.pop("model", None)
         gc.collect()
         torch.cuda.empty_cache()
@@ -162,14 +168,10 @@ class MiniGPT4Answerer(LocalAnswerer):
 
     @cached_property
     def model(self) -> MiniGPT4:
-        from minigpt4.minigpt4 import MiniGPT4
-
         chosen = self.settings
         return MiniGPT4.from_pretrained(self.name, dtype=chosen.dtype, load_in=chosen.load_in, device=chosen.device)
 
     def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
-        from minigpt4.generation.engine import answers
-
         sampling = self.settings.sampling()
         if sampling["do_sample"]:
             sampling |= {"seed": self.seed(sample), "repetition_penalty": 1.0}
@@ -177,10 +179,6 @@ class MiniGPT4Answerer(LocalAnswerer):
         return [ModelReply(answer.text, answer.ended) for answer in found]
 
     def likelihoods(self, images: Images, prompts: Texts, options: Sequence[Texts]) -> Replies:
-        from minigpt4.generation.likelihood import token_likelihoods
-        from minigpt4.prompts.encode import encode, encode_chat
-        from minigpt4.prompts.templates import Message
-
         model = self.model
         image_tokens = model.num_query_tokens, model.image_token_id
         replies = []
@@ -203,11 +201,6 @@ class Blip2Answerer(LocalAnswerer):
     @cached_property
     def model(self) -> tuple[Any, Any]:
         """(model, processor)."""
-        from transformers import AutoProcessor, Blip2ForConditionalGeneration
-
-        from minigpt4.model import sources
-        from minigpt4.model.precision import Placement
-
         source = sources.resolve(self.name)
         placement = Placement.resolve(self.settings.dtype, self.settings.device, None, None)
         try:
@@ -228,8 +221,6 @@ class Blip2Answerer(LocalAnswerer):
         return inputs.to(model.device, model.dtype)
 
     def answer(self, images: Images, prompts: Texts, *, max_new_tokens: int = 300, sample: int = 0) -> Replies:
-        import torch
-
         model, processor = self.model
         inputs, sampling = self._inputs(images, prompts), self.settings.sampling()
         if sampling["do_sample"]:
@@ -245,10 +236,6 @@ class Blip2Answerer(LocalAnswerer):
         ]
 
     def likelihoods(self, images: Images, prompts: Texts, options: Sequence[Texts]) -> Replies:
-        import torch
-        import torch.nn.functional as F
-        from torch.nn.utils.rnn import pad_sequence
-
         model, processor = self.model
         decoder_only = model.config.use_decoder_only_language_model
         space = " " if decoder_only else ""
@@ -337,8 +324,6 @@ def open_answerer(name: str, settings: Answering | None = None) -> Answerer:
     `openai:URL#MODEL` is an endpoint, `blip2:DIRECTORY` (or a directory or hub id that holds a BLIP-2 and no record of
     ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads.
     """
-    from minigpt4.model import sources
-
     settings = settings or Answering()
     if name.startswith(ENDPOINT_PREFIX):
         return EndpointAnswerer(name, settings)

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from minigpt4.errors import ToldError, UserError
 from minigpt4.model.precision import resolve_device
@@ -26,9 +31,6 @@ class Processes:
 
     def __init__(self, device: str | None = None, trackers: Sequence[str] = (), output: Path | None = None) -> None:
         """`device` is the recipe's. Raises UserError for a device that is not there or a tracker that is missing."""
-        from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
-
         available = {str(name) for name in get_available_trackers()}
         for tracker in trackers:
             if tracker not in available:
@@ -59,8 +61,6 @@ class Processes:
         """What `action` gives in the main process, while the others wait; its UserError ends all of them."""
         if self.world == 1:
             return action()
-        from accelerate.utils import broadcast_object_list
-
         told: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -76,8 +76,6 @@ class Processes:
         """The value of every process, by rank."""
         if self.world == 1:
             return [value]
-        from accelerate.utils import gather_object
-
         return gather_object([value])
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -92,9 +90,6 @@ class Processes:
         """Leave this process its share of each layer of a frozen LLM; a layer comes together to compute (FSDP)."""
         if self.world == 1:
             raise UserError("shard_llm shares the LLM out over processes; start several with torchrun, or leave it out")
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         mesh = init_device_mesh(self.device.type, (self.world,))
         for layer in llm.base_model.layers:
             fully_shard(layer, mesh=mesh)
