@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
-SCRIPTS = sorted([*ROOT.glob("bench/*.py"), *ROOT.glob("tools/*.py")])
+SCRIPTS = sorted([*ROOT.glob("bench/*.py"), *ROOT.glob("tools/**/*.py")])
 #: The floors, lowest first; files at the library's root that are not named here are the ground.
 FLOORS = (
     ("prompts",), ("model", "memory"), ("data",), ("generation", "training", "minigpt4", "vllm"),

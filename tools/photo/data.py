@@ -1,0 +1,59 @@
+"""Step 3 of the photo model: what stage 1 is trained on, as one parquet file of images with captions.
+
+python tools/photo/data.py --flickr8k DIR --imagenet DIR --out runs/photo/stage1
+
+The 6,000 photographs of Flickr8k's train split with five captions each (the space before the full stop taken out), the
+ImageNet samples with their class in words, and drawn website drafts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from qformer import CLASS_FORMS, class_caption, tidy  # beside this file
+
+from minigpt4.files import new_directory
+from pocket.text.phrases import caption
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, sample
+
+DRAFTS = 2000
+
+
+def rows(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
+    """Every image with its captions."""
+    for file in sorted(flickr8k.glob("**/train-*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            yield {"image": row["image"], "captions": [tidy(row[f"caption_{k}"]) for k in range(5)]}
+    for file in sorted(imagenet.glob("**/*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            rng = random.Random(row["wnid"])
+            said = dict.fromkeys(class_caption(row["label"], rng) for _ in range(2 * len(CLASS_FORMS)))
+            yield {"image": row["image"], "captions": list(said)[:4]}
+    for seed in range(SEEDS["stage1"][0] + 600_000, SEEDS["stage1"][0] + 600_000 + DRAFTS):
+        draft, buffer = sample(seed, "draft"), io.BytesIO()
+        draw(draft, 320).save(buffer, "JPEG", quality=92)
+        said = tidy(caption(draft, random.Random(f"caption-{seed}")))
+        yield {"image": {"bytes": buffer.getvalue(), "path": f"{seed}.jpg"}, "captions": [said]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flickr8k", type=Path, required=True, help="directory of Flickr8k's parquet files")
+    parser.add_argument("--imagenet", type=Path, required=True, help="directory of the ImageNet samples' parquet file")
+    parser.add_argument("--out", type=Path, default=Path("runs/photo/stage1"))
+    arguments = parser.parse_args()
+    with new_directory(arguments.out, overwrite=True, marker="pairs.parquet") as directory:
+        pq.write_table(pa.Table.from_pylist(list(rows(arguments.flickr8k, arguments.imagenet))),
+                       directory / "pairs.parquet", row_group_size=200)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
