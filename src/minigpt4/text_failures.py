@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from importlib.resources import files
+from pathlib import Path
+
+from minigpt4.documents import read_yaml
 
 #: What `failure` can find, and the version of its rules, which results record.
 KINDS = ("empty", "no end", "repetition", "fragment", "language drift")
 RULES_VERSION = 2
 #: More letters than this share from outside the Latin alphabet are another language.
 MAX_FOREIGN = 0.1
-#: Words without which no English is written for long.
-_FUNCTION_WORDS = {
-    "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "by", "with", "for", "as", "is", "are",
-    "was", "were", "be", "been", "it", "its", "this", "that", "these", "those", "there", "which", "who", "his", "her",
-    "their", "he", "she", "they", "we", "i", "you", "can", "has", "have", "had", "not", "no", "one", "two", "three",
-    "also", "into", "over", "under", "behind", "near", "while", "where", "some", "each", "both",
-}  # fmt: skip
-#: The same of German, French, Spanish, Italian, Portuguese and Dutch, without those that are English words too.
-_FOREIGN_WORDS = {
-    "der", "das", "und", "ist", "ein", "eine", "einem", "einen", "nicht", "mit", "auf", "von", "zu", "dem", "den",
-    "le", "la", "les", "un", "une", "des", "et", "est", "dans", "sur", "avec", "qui", "il", "elle", "du", "au",
-    "el", "los", "las", "una", "es", "en", "con", "por", "que", "del", "su", "hay", "está",
-    "lo", "gli", "di", "che", "sono", "nel", "sulla", "è", "della", "os", "uma", "não", "com", "em", "na",
-    "het", "een", "van", "op", "zijn", "niet", "te", "ik", "je",
-}  # fmt: skip
-#: No English sentence or line of verse stops on one of these.
-_DANGLING = {
-    "a", "an", "the", "and", "or", "but", "nor", "of", "with", "from", "into", "its", "their", "his", "our", "your",
-    "my", "is", "are", "was", "were", "very", "small", "large",
-    "red", "orange", "yellow", "green", "blue", "purple", "white", "black",
-}  # fmt: skip
+#: Lists of words, by name.
+WORDS = {name: {*text.split()} for name, text in read_yaml(Path(str(files("minigpt4") / "words.yaml"))).items()}
 _STOP = re.compile(r"[.!?…][\"')\]”’]*$")
 #: A sentence that was closed before the text goes on; "1." of a numbered list is none.
 _CLOSED_BEFORE = re.compile(r"(?<!\d)[.!?…][\"')\]”’]*\s+\S")
@@ -80,8 +65,8 @@ def _drifts(text: str) -> bool:
 def _is_foreign(text: str) -> bool:
     """Whether more words of other languages than of English hold it together."""
     spoken = re.findall(r"[^\W\d_]+", text.lower())
-    foreign = sum(word in _FOREIGN_WORDS for word in spoken)
-    return foreign >= 3 and foreign > sum(word in _FUNCTION_WORDS for word in spoken)
+    foreign = sum(word in WORDS["foreign"] for word in spoken)
+    return foreign >= 3 and foreign > sum(word in WORDS["function"] for word in spoken)
 
 
 def _foreign_letters(text: str) -> float:
@@ -93,7 +78,7 @@ def _foreign_letters(text: str) -> float:
 def _lacks_english(text: str, least: int) -> bool:
     """Whether a text of `least` words or more has next to no English function words."""
     spoken = words(text)
-    return len(spoken) >= least and sum(word in _FUNCTION_WORDS for word in spoken) < 0.08 * len(spoken)
+    return len(spoken) >= least and sum(word in WORDS["function"] for word in spoken) < 0.08 * len(spoken)
 
 
 def foreign_share(text: str) -> float:
@@ -127,4 +112,4 @@ def _breaks_off(text: str, last_word: str) -> bool:
     if _STOP.search(text):
         # "I can see a." is unfinished too; "The ball is red." is not.
         return last_word in {"a", "an", "the", "and", "or", "of"}
-    return text[-1] in ",;:-–—" or bool(_CLOSED_BEFORE.search(text)) or last_word in _DANGLING
+    return text[-1] in ",;:-–—" or bool(_CLOSED_BEFORE.search(text)) or last_word in WORDS["dangling"]

@@ -26,6 +26,7 @@ from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge, LLMJudge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
+from minigpt4.text_failures import WORDS
 
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
@@ -182,13 +183,6 @@ def _tokenize(texts: Mapping[str, Sequence[str]], java: bool) -> dict[str, list[
 
 #: Share of a caption's content words that a description must have to cover it.
 THRESHOLD = 0.75
-_NO_CONTENT = (
-    "a an the this that these those there here it its he she they them his her their and or but nor of in on at by to "
-    "from for with without into onto over under near next beside behind above below up down out off as is are was were "
-    "be been being am has have had do does did can could will would may might some any each very while who which what "
-    "where when how than then so such also not no image picture photo photograph shows showing shown seen see"
-)
-_EMPTY = set(_NO_CONTENT.split())
 
 
 def stem(word: str) -> str:
@@ -208,7 +202,9 @@ def stem(word: str) -> str:
 
 def content_words(text: str) -> set[str]:
     """The stems of the words of a text that carry content."""
-    return {stem(word) for word in _WORD.findall(text.lower().replace("\u2019", "'")) if word not in _EMPTY}
+    return {
+        stem(word) for word in _WORD.findall(text.lower().replace("\u2019", "'")) if word not in WORDS["no_content"]
+    }
 
 
 def covers(caption: str, description: str) -> bool:

@@ -30,6 +30,7 @@ from minigpt4.evaluation.items import Case, Fault, Item, Items, Response, Verdic
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, Rate
+from minigpt4.text_failures import WORDS
 
 AOKVQA, GQA, VQA = "A-OKVQA", "GQA", "VQA v2"
 #: How questions are put and choices worded where the files are given; the default data says how its own are.
@@ -223,16 +224,7 @@ def _mean(accuracies: Sequence[float]) -> Estimate:
 #: Number words become digits.
 _DIGITS = enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in _DIGITS}}
-#: Contractions that get back an apostrophe that was left out. Those that are a word without it are not among them:
-#: "were", "well", "hell", "shell", "ill", "wed", "shed", "id", "its", "lets".
-_CONTRACTED = (
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's i'm "
-    "i've isn't it'd it'll ma'am might've mightn't must've mustn't needn't o'clock oughtn't shan't she's should've "
-    "shouldn't somebody's someone's something's that'd that'll that's there'd there'll there're there's they'd they'll "
-    "they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd "
-    "who'll who's who've why'd why'll why's won't would've wouldn't y'all you'd you'll you're you've"
-)
-_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTED.split()}
+_APOSTROPHE = {word.replace("'", ""): word for word in WORDS["contractions"]}
 
 
 def normalize_answer(text: str) -> str:
