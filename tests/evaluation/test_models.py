@@ -22,9 +22,9 @@ from minigpt4.evaluation.models import (
     MiniGPT4Answerer,
     ModelReply,
     open_answerer,
-    weights_signature,
 )
 from minigpt4.images import open_image
+from minigpt4.model.loading import weights_fingerprint
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 
@@ -196,12 +196,12 @@ def test_who_is_opened_and_what_tells_models_apart(alignment: Path, export: Path
             open_answerer(name)
     with pytest.raises(UserError, match="loaded whole"):
         open_answerer(f"blip2:{export}", Answering(load_in="4bit"))
-    signature = weights_signature(alignment)
-    assert signature == weights_signature(alignment)
+    signature = weights_fingerprint(alignment)
+    assert signature == weights_fingerprint(alignment)
     changed = alignment / "projection.safetensors"
     data = changed.read_bytes()
     try:
         changed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert weights_signature(alignment) != signature
+        assert weights_fingerprint(alignment) != signature
     finally:
         changed.write_bytes(data)

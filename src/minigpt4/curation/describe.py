@@ -109,9 +109,10 @@ def describe(
             asked, record = model, {"model": model.model}
         else:
             from minigpt4.minigpt4 import MiniGPT4
+            from minigpt4.model.loading import weights_fingerprint
 
             asked = MiniGPT4.from_pretrained(model)
-            record = {"model": str(model), "projection": model_fingerprint(asked)}
+            record = {"model": str(model), "projection": weights_fingerprint(model)}
         settings = ledger.settings("describe", {**record, **asdict(how)})
         done = {(event.image, event.sample) for event in ledger.events("describe") if event.settings == settings}
         todo = [(p, sample) for p in images for sample in range(samples) if redo or (p.name, sample) not in done]
@@ -201,11 +202,3 @@ def _described(before: Mapping[str, Any], text: str, tokens: int, ended: bool) -
         "continuations": before.get("continuations", -1) + 1,
         "ended": ended,
     }
-
-
-def model_fingerprint(model: MiniGPT4) -> str:
-    """A name for all weights that decide what a model says: those of its frozen parts and of its projection."""
-    digest = hashlib.sha256(f"{model.vision_fingerprint} {model.llm_fingerprint}".encode())
-    for tensor in model.blip2.language_projection.state_dict().values():
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

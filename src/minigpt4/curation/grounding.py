@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt4.curation.describe import Describing, model_fingerprint
+from minigpt4.curation.describe import Describing
 from minigpt4.curation.language import sentences
 from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
 from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import open_image
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.loading import weights_fingerprint
 from minigpt4.progress import progress_bar
 from minigpt4.prompts.encode import encode_chat, plain
 from minigpt4.prompts.templates import Message
@@ -77,7 +78,7 @@ def ground(
     """
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
-        record = {"model": str(name), "projection": model_fingerprint(model), "instruction": instruction}
+        record = {"model": str(name), "projection": weights_fingerprint(name), "instruction": instruction}
         settings = ledger.settings("ground", {**record, "others": others, "seed": SEED})
         done = {event.source for event in ledger.events("ground") if event.settings == settings}
         wanted = ledger.items(only)

@@ -6,7 +6,6 @@ An endpoint gives no likelihoods, so options are put to it by letter.
 from __future__ import annotations
 
 import gc
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from minigpt4.generation.likelihood import token_likelihoods
 from minigpt4.images import image_url, open_image
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import sources
+from minigpt4.model.loading import weights_fingerprint
 from minigpt4.model.precision import Placement
 from minigpt4.prompts.encode import encode, encode_chat
 from minigpt4.prompts.templates import Message
@@ -100,11 +100,13 @@ class LocalAnswerer(Answerer):
     """A model in this process, loaded when it is first asked, which answers in batches."""
 
     model: Any  # a cached property
+    fingerprint: Callable[[Path], str]  # of the weights in a directory
 
     def __init__(self, kind: str, name: str, settings: Answering, **more: Any) -> None:
         self.name, self.settings = name, settings
         numbers = {"dtype": settings.dtype, "load_in": settings.load_in}
-        weights = weights_signature(sources.resolve(name))
+        source = sources.resolve(name)
+        weights = source if isinstance(source, str) else self.fingerprint(source)  # a hub id names them
         self.identity = {"kind": kind, "model": name, "weights": weights, **numbers, **more}
 
     def close(self) -> None:
@@ -147,24 +149,10 @@ class LocalAnswerer(Answerer):
                     record(item, reply)
 
 
-def weights_signature(source: str | Path) -> str:
-    """A hash of a model's files: names, sizes and contents (of files over 64 MB the first and last megabyte)."""
-    if isinstance(source, str):  # a hub id
-        return source
-    found = hashlib.sha256()
-    for path in sorted(p for p in source.rglob("*") if p.suffix in (".json", ".safetensors", ".bin") and p.is_file()):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(source).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            if size > 64_000_000:
-                found.update(file.read(1_000_000))
-                file.seek(-1_000_000, 2)
-            found.update(file.read())
-    return found.hexdigest()[:16]
-
-
 class MiniGPT4Answerer(LocalAnswerer):
     """A MiniGPT-4: an alignment, an export, or one of the pocket models."""
+
+    fingerprint = staticmethod(weights_fingerprint)
 
     @cached_property
     def model(self) -> MiniGPT4:
@@ -192,6 +180,8 @@ class MiniGPT4Answerer(LocalAnswerer):
 
 class Blip2Answerer(LocalAnswerer):
     """Any `Blip2ForConditionalGeneration` as plain transformers runs it: the paper's baseline."""
+
+    fingerprint = staticmethod(lambda source: sources.fingerprint(sources.Checkpoint(source)))
 
     def __init__(self, name: str, settings: Answering) -> None:
         if settings.load_in or settings.device == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -177,6 +178,18 @@ def read_projection(name: str | Path) -> dict[str, Tensor]:
         return load_tensors(name, PROJECTION_FILE)
     whole, part = sources.Checkpoint(source), "language_projection."
     return {key.partition(part)[2]: whole[key] for key in whole if part in key}
+
+
+def weights_fingerprint(name: str | Path) -> str:
+    """A name for all weights that decide what an alignment or export says: its frozen parts', and those it trained."""
+    record = read_record(name)
+    digest = hashlib.sha256(f"{record.origin.vision_fingerprint} {record.origin.llm_fingerprint}".encode())
+    trained = read_projection(name)
+    in_order = sorted(trained, key=lambda key: (key.rpartition(".")[0], key.endswith("bias")))
+    adapters = {} if record.trained == Trained(record.trained.projection_layers) else load_tensors(name, ADAPTERS_FILE)
+    for tensor in (*(trained[key] for key in in_order), *(adapters[key] for key in sorted(adapters))):
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_tensors(name: str | Path, file: str) -> dict[str, Tensor]:
