@@ -15,7 +15,7 @@ import pytest
 from curating import TEXTS, assert_one_line, command, run
 from endpoint import Server
 from minigpt4.curation.ledger import Ledger
-from minigpt4.curation.refine import judge
+from minigpt4.curation.refine import rejection
 from minigpt4.endpoint import Reply
 from minigpt4.errors import UserError
 
@@ -39,13 +39,13 @@ def refine(project: Path, server: Server, *more: object) -> subprocess.Completed
     ],
 )
 def test_which_answers_are_taken(answer: str, reason: str | None) -> None:
-    assert judge("A red ball ball lies on the the grass.", Reply(answer, True, 1, 1), 0.6) == reason
+    assert rejection("A red ball ball lies on the the grass.", Reply(answer, True, 1, 1), 0.6) == reason
 
 
 def test_a_cut_answer_is_not_taken_and_a_raw_apology_is_not_held_against_it() -> None:
-    assert judge("A red ball.", Reply("A red ball.", False, 1, 1), 0.6) == "cut off"
+    assert rejection("A red ball.", Reply("A red ball.", False, 1, 1), 0.6) == "cut off"
     sorry = "I'm sorry, a red ball lies there."
-    assert judge(sorry, Reply(sorry, True, 1, 1), 0.6) is None
+    assert rejection(sorry, Reply(sorry, True, 1, 1), 0.6) is None
 
 
 def test_every_text_is_refined_once(project: Path, serve: Callable[..., Server]) -> None:

@@ -20,7 +20,7 @@ from evaluating import figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
 from minigpt4.evaluation.journal import Journal
-from minigpt4.evaluation.rating import RATINGS, PeopleJudge, RatingDesk, read_questions
+from minigpt4.evaluation.rating import RATINGS, PeopleJudge, RatingDesk, questions_to_rate
 from minigpt4.evaluation.run import evaluate
 from minigpt4.labelling import labelling_app
 from pages import CHROMIUM, PLAIN, ask, assert_guarded, routes_of, served
@@ -67,7 +67,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     assert "minigpt4 eval rate" in (directory / "results.md").read_text()
     poems = lambda texts: [text for text in texts if "poem" in text]  # noqa: E731
     with Journal(directory / RATINGS) as journal:
-        desk = RatingDesk(read_questions(directory), journal, directory)
+        desk = RatingDesk(questions_to_rate(directory), journal, directory)
         judge(desk, "Ann", lambda text: "yes" if "poem" in text else "no", poems)
         judge(desk, "Ben", lambda text: "yes" if "fine " in text else "no", lambda texts: texts)
         assert desk.progress("Ann")["waiting"] == 0
@@ -85,7 +85,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     [between] = found["preferences"]
     assert (between["wins"], between["ties"], between["losses"]) == (2, 3, 0)
     with Journal(directory / RATINGS) as journal:
-        judge(RatingDesk(read_questions(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
+        judge(RatingDesk(questions_to_rate(directory), journal, directory), "Cid", lambda text: "yes", lambda texts: [])
     answered()
     assert figures(directory, "good")["poem"] == (2, 3, 0)
     assert figures(directory, "bad")["poem"] == (0, 3, 0)
@@ -94,7 +94,7 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
 def test_the_page_tells_nobody_whose_an_answer_is(answered: Callable[[], Path]) -> None:
     directory = answered()
     with Journal(directory / RATINGS) as journal:
-        desk = RatingDesk(read_questions(directory), journal, directory)
+        desk = RatingDesk(questions_to_rate(directory), journal, directory)
         told, first = "", set()
         for number in range(40):
             rater = f"rater {number}"
@@ -123,7 +123,7 @@ def test_a_directory_without_answers(tmp_path: Path) -> None:
     assert_one_line(run("rate", tmp_path), "holds no results.json", "minigpt4 eval abilities")
     (tmp_path / "results.json").write_text('{"answers": []}')
     with pytest.raises(UserError, match="what counts as success"):
-        read_questions(tmp_path)
+        questions_to_rate(tmp_path)
 
 
 def test_a_strangers_results_show_no_file_but_images_of_the_folder(
@@ -150,7 +150,7 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
     given["answers"] = [{**answer, "sample": i, "image": str(image)} for i, image in enumerate([*shown, *hidden])]
     (directory / "results.json").write_text(json.dumps(given))
     with Journal(directory / RATINGS) as journal:
-        desk = RatingDesk(read_questions(directory), journal, directory)
+        desk = RatingDesk(questions_to_rate(directory), journal, directory)
         assert routes_of(labelling_app(desk, "127.0.0.1")) == {
             ("GET", "/"), ("GET", "/api/next"), ("GET", "/pictures/{index}"),
             ("GET", "/api/questions/{index}"), ("POST", "/api/questions/{index}"), ("POST", "/api/back"),
@@ -168,7 +168,7 @@ def test_a_strangers_results_show_no_file_but_images_of_the_folder(
     for wrong in ("x", [1], [{}], [{**answer, "prompt": 1}], None):
         (directory / "results.json").write_text(json.dumps({**given, "answers": wrong}))
         with pytest.raises(UserError, match="is not as minigpt4 writes it"):
-            read_questions(directory)
+            questions_to_rate(directory)
 
 
 def status(url: str, body: Any = None, **headers: str) -> int:

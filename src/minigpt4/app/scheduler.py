@@ -49,7 +49,7 @@ class SentImage:
 
 
 @dataclass(frozen=True)
-class Step:
+class AnswerStep:
     """What a step added to an answer: the token (None: it never began), and the text that can be shown by now.
 
     The last one has the whole `answer`, and keys and values of what the LLM has read, if the request came with some.
@@ -61,14 +61,14 @@ class Step:
     past: DynamicCache | None = None
 
 
-Event = Step | Exception
+Event = AnswerStep | Exception
 
 
 @dataclass(eq=False)
 class AnswerRequest:
     """One answer that somebody waits for: the prompt's ids and images, and how it is decoded.
 
-    `report` gets each Step, from the scheduler's thread. The last has the answer, if an end token, one of `stops` or
+    `report` gets each step, from the scheduler's thread. The last has the answer, if an end token, one of `stops` or
     the token limit came, or `stop` was set (the text so far). Instead of it comes LateError if `deadline` (seconds of
     `time.monotonic`) has passed, another exception if the model failed or the server ends, and nothing if `cancelled`
     was set. `past`: of a conversation that goes on, keys and values of the first of `ids`.
@@ -190,7 +190,7 @@ class Scheduler:
                     return
                 for asked in self._waiting:
                     if asked.stop.is_set():
-                        asked.end(Step("", None, Answer("", False, ())))
+                        asked.end(AnswerStep("", None, Answer("", False, ())))
                 self._waiting = deque(asked for asked in self._waiting if not asked.has_ended())
                 new = [self._waiting.popleft() for _ in range(min(self.max_batch - self.running, self.waiting))]
             try:
@@ -252,11 +252,11 @@ class Scheduler:
             return True
         text = asked.reader.read(newest.token)
         if not (asked.reader.ended or asked.row.is_full or asked.stop.is_set()):
-            asked.tell(Step(text, newest))
+            asked.tell(AnswerStep(text, newest))
             return False
         answer, rest = asked.reader.finish()
         past = None if asked.past is None else self._batch.read_by(asked.row)
-        asked.end(Step(text + rest, newest, answer, past))
+        asked.end(AnswerStep(text + rest, newest, answer, past))
         self._seconds += 0.1 * (time.monotonic() - asked.started - self._seconds)
         return True
 

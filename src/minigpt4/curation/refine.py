@@ -27,7 +27,7 @@ INSTRUCTION = (
 TEMPERATURE = 0.0
 
 
-def judge(raw: str, reply: Reply, min_similarity: float) -> str | None:
+def rejection(raw: str, reply: Reply, min_similarity: float) -> str | None:
     """Why an answer is not taken for the text that was asked for; None if it is.
 
     What the raw text said itself is not the answer's fault. Vocabularies less alike than `min_similarity` are drift.
@@ -55,7 +55,7 @@ def _judge_again(ledger: Ledger, settings: str, items: Sequence[Description], mi
         if event is None or event.settings != settings:
             continue
         reply = Reply(event.data["text"], event.data["ended"], 0, 0)
-        reason = judge(item.raw.data["text"], reply, min_similarity)
+        reason = rejection(item.raw.data["text"], reply, min_similarity)
         if reason != event.data["reason"]:
             data = {**event.data, "accepted": reason is None, "reason": reason, "tokens": 0}
             rows.append((item.key, item.raw.seq, data))
@@ -109,7 +109,7 @@ def refine(
                 ledger.add("refine-failed", settings, [row], turn)
             else:
                 raw = item.raw.data["text"]
-                reason = judge(raw, found, min_similarity)
+                reason = rejection(raw, found, min_similarity)
                 counts[reason or ("unchanged" if found.text == raw else "mended")] += 1
                 data = {
                     "text": found.text, "ended": found.ended, "accepted": reason is None, "reason": reason,

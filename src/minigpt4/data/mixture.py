@@ -63,7 +63,7 @@ def _plain(skipped: Mapping[str, int]) -> dict[str, int]:
     return {str(cause): number for cause, number in skipped.items()}
 
 
-def judge(path: str, seen: int, skipped: Counter[str], most: float) -> None:
+def check_skipped(path: str, seen: int, skipped: Counter[str], most: float) -> None:
     """Raises UserError if more than the share `most` of the pairs was left out."""
     if skipped.total() > most * seen:
         raise UserError(
@@ -154,7 +154,8 @@ class PairStream:
             self._turn, self._offset = (self._turn + 1) % number, 0
             seen = self.yielded + self.skipped.total()
             if seen >= TRIED or all(done):
-                judge(", ".join(path for path, *_ in self._settings["sources"]), seen, self.skipped, self._max_skipped)
+                paths = ", ".join(path for path, *_ in self._settings["sources"])
+                check_skipped(paths, seen, self.skipped, self._max_skipped)
             if all(done):
                 return
 
@@ -292,7 +293,7 @@ class _Passes:
                 skipped[item] += 1
                 self._skipped[item] += 1
                 if self._seen >= TRIED:
-                    judge(self.path, self._seen, self._skipped, self.max_skipped_share)
+                    check_skipped(self.path, self._seen, self._skipped, self.max_skipped_share)
             if repeat and self._seen == self._skipped.total():
                 raise UserError(
                     f"data {self.path}: share {self.process + 1} of {self.processes} finds no usable pair; for so few "

@@ -117,7 +117,7 @@ class RatingDesk(LabellingDesk):
         return _agreement(self.journal.rows.values())
 
 
-def read_questions(directory: Path) -> list[RatedQuestion]:
+def questions_to_rate(directory: Path) -> list[RatedQuestion]:
     """The questions of a suite's results. Raises UserError if people can judge no answers in `directory`."""
     path = directory / RESULTS
     if not path.is_file():
@@ -150,11 +150,11 @@ def lies_in(image: Path, folder: Path) -> bool:
 
 
 def serve_rating(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; errors as `read_questions` and `serve_app`, which gives `ready` the address.
+    """Serve the page until Ctrl-C; errors as `questions_to_rate` and `serve_app`, which gives `ready` the address.
 
     A stranger's results may name any file, so images are shown from the folder `images` alone (default: `directory`).
     """
-    questions, images = read_questions(directory), images or directory
+    questions, images = questions_to_rate(directory), images or directory
     if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
         logger.warning(
             "%d images are not shown, because they are not in %s (the first is %r); give their folder with --images",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
-from minigpt4.data.mixture import TRIED, PairStream, judge, tell, tell_first
+from minigpt4.data.mixture import TRIED, PairStream, check_skipped, tell, tell_first
 from minigpt4.data.pairs import Pair
 from minigpt4.data.sources import open_source
 from minigpt4.data.workers import read_shares
@@ -110,7 +110,7 @@ def make_loader(
     if processes.is_main:
         tell_mended(samples.mended)
         loader.skipped, loader.seen = dict(skipped), len(usable) + skipped.total()
-    judge(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
+    check_skipped(recipe.data_named, len(usable) + skipped.total(), skipped, recipe.max_skipped)
     return loader, samples.fingerprint()
 
 
@@ -192,7 +192,7 @@ class StreamedLoader:
                 tell_mended(mended)  # the first of them; others follow
                 self.mended = mended
             if self.seen >= TRIED:
-                judge(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
+                check_skipped(self._recipe.data_named, self.seen, Counter(self.skipped), self._recipe.max_skipped)
             rows_of_all = zip(*(each.rows for each in of_lanes), strict=True)
             batch = Batch.of(*([*chain.from_iterable(part)] for part in rows_of_all))
             reached = {number: each.state for number, each in zip(self._mine, of_lanes, strict=True)}

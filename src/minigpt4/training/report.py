@@ -22,7 +22,7 @@ PACKAGES = ("minigpt4", "torch", "transformers", "accelerate", "datasets", "safe
 
 def keep_lines(path: Path, last_step: int) -> None:
     """Make a `metrics.jsonl` end with `last_step`: a run that was killed later may have written more."""
-    kept = [row for row in read_lines(path) if row["step"] <= last_step]
+    kept = [row for row in read_json_lines(path) if row["step"] <= last_step]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
@@ -32,7 +32,7 @@ def add_line(path: Path, values: Mapping[str, Any]) -> None:
         file.write(json.dumps(values) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a file of JSON; none if it does not exist. A last line cut off by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
@@ -42,7 +42,7 @@ def draw_curves(metrics: Path, chart: Path, title: str) -> None:
     """Draw loss and learning rate over the steps of a `metrics.jsonl` as a PNG."""
     from matplotlib.figure import Figure
 
-    rows = read_lines(metrics)
+    rows = read_json_lines(metrics)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -71,7 +71,7 @@ def _smooth(values: list[float]) -> list[float]:
 
 def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, int]) -> None:
     """Write `summary.md` to the recipe's output, from its `metrics.jsonl`."""
-    rows = read_lines(recipe.output / "metrics.jsonl")
+    rows = read_json_lines(recipe.output / "metrics.jsonl")
     last = [row["loss"] for row in rows[-50:]]
     seconds = sum(recipe.batch_size / row["samples_per_second"] for row in rows)
     best = min(rows, key=lambda row: row["loss"]) if rows else None
@@ -98,7 +98,7 @@ def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, in
     lines = [f"# Stage {recipe.stage}: {recipe.output}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", "![Loss and learning rate](curves.png)", "", "## Recipe", "", "```yaml", recipe.to_yaml() + "```"]
-    if samples := read_lines(recipe.output / "samples.jsonl"):
+    if samples := read_json_lines(recipe.output / "samples.jsonl"):
         last_step = samples[-1]["step"]
         lines += ["", f"## Answers after step {last_step}", ""]
         lines += [f"* `{s['picture']}`: {' '.join(s['answer'].split())}" for s in samples if s["step"] == last_step]

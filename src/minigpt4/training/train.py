@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.data.mixture import judge
+from minigpt4.data.mixture import check_skipped
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
@@ -66,7 +66,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
     return alignment
 
 
-def load_model(recipe: Recipe, processes: Processes) -> MiniGPT4:
+def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     """The recipe's model on this process's device: frozen, but for what its stage trains, and made fast."""
     device = processes.device
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
@@ -107,7 +107,7 @@ class Run:
     def __init__(self, recipe: Recipe, processes: Processes, stop: StopSignals, progress: bool) -> None:
         """Loads the model, and brings the images' features into the cache unless the recipe streams them."""
         self.recipe, self.processes, self.stop, self.progress = recipe, processes, stop, progress
-        self.model = load_model(recipe, processes)
+        self.model = load_to_train(recipe, processes)
         self.loader, data = make_loader(recipe, self.model, processes, stop, progress)
         self.optimizer, self.scaler = make_optimizer(self.model, recipe), make_scaler(self.model)
         marks = {"data": data, "vision side": self.model.vision_fingerprint, "LLM": self.model.llm_fingerprint}
@@ -159,7 +159,7 @@ class Run:
             write_summary(recipe, self.processes, skipped)
         if self.done < recipe.steps:
             raise KeyboardInterrupt(f"stopped at step {self.done} of {recipe.steps}; the same command continues there")
-        judge(recipe.data_named, sum(self.processes.gather(self.loader.seen)), skipped, recipe.max_skipped)
+        check_skipped(recipe.data_named, sum(self.processes.gather(self.loader.seen)), skipped, recipe.max_skipped)
 
     @contextmanager
     def _logs(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ SECONDS = 10.0
 _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
-def read_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], max_bytes: int) -> bytes:
+def read_sent_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], max_bytes: int) -> bytes:
     """The encoded image that a data URL, `cid:` with a name in `uploads`, or an address on one of `hosts` stands for.
 
     Raises UserError, in words for the client.

@@ -24,7 +24,7 @@ from minigpt4.app.api import errors
 from minigpt4.app.api.gate import Gate, Limits, PatientProtocol, room_for_connections
 from minigpt4.app.api.schema import ChatRequest
 from minigpt4.app.api.service import Service
-from minigpt4.app.scheduler import AnswerRequest, BusyError, Event, LateError, Step
+from minigpt4.app.scheduler import AnswerRequest, AnswerStep, BusyError, Event, LateError
 from minigpt4.generation.stopping import Answer
 from minigpt4.local_web import allowed_hosts, listen, url
 from minigpt4.minigpt4 import MiniGPT4
@@ -67,7 +67,7 @@ class Exchange:
         for request in self.requests:
             request.cancelled = True
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+    async def steps(self) -> AsyncIterator[tuple[int, AnswerStep]]:
         """What happens, as it happens, until all answers have ended. Raises ApiError if one fails."""
         metrics, running = self.service.metrics, len(self.requests)
         metrics.prompt_tokens.inc(len(self.requests[0].ids))
@@ -90,7 +90,7 @@ class Exchange:
 
     async def whole(self) -> dict[str, Any]:
         """All answers when the last has ended."""
-        steps: list[list[Step]] = [[] for _ in self.requests]
+        steps: list[list[AnswerStep]] = [[] for _ in self.requests]
         choices: list[Any] = [None] * len(self.requests)
         async for index, step in self.steps():
             steps[index].append(step)
@@ -105,7 +105,7 @@ class Exchange:
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The answers in pieces. Log-probabilities come with the text that they belong to, or with the next."""
-        pending: list[list[Step]] = [[] for _ in self.requests]
+        pending: list[list[AnswerStep]] = [[] for _ in self.requests]
         sent: list[int | None] = [None] * len(self.requests)  # log-probabilities; None before the first chunk
         async for index, step in self.steps():
             pending[index].append(step)
@@ -126,7 +126,7 @@ class Exchange:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
+    def _logprobs(self, steps: Sequence[AnswerStep]) -> dict[str, Any] | None:
         if not self.asked.logprobs:
             return None
 

@@ -14,7 +14,7 @@ import torch
 from minigpt4.app.api import schema
 from minigpt4.app.api.errors import ApiError, late
 from minigpt4.app.api.gate import Limits, ServerMetrics
-from minigpt4.app.api.remote_images import read_image
+from minigpt4.app.api.remote_images import read_sent_image
 from minigpt4.app.decoder import Decoder
 from minigpt4.app.scheduler import AnswerRequest, Scheduler, SentImage
 from minigpt4.errors import UserError
@@ -93,7 +93,7 @@ class Service:
         return images
 
     async def _image(self, url: str, uploads: Mapping[str, bytes]) -> SentImage:
-        data = await asyncio.to_thread(read_image, url, uploads, self.limits.hosts, self.limits.body_bytes)
+        data = await asyncio.to_thread(read_sent_image, url, uploads, self.limits.hosts, self.limits.body_bytes)
         key = (await asyncio.to_thread(hashlib.sha256, data)).digest()
         if (features := self.scheduler.features.use(key)) is not None:
             return SentImage(key, features=features)
