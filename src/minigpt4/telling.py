@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterable, Sequence
 
 # Control characters (terminals obey them, also C1), line and paragraph separators, marks that turn the direction of
 # writing (what is read is then not what is there), and lone surrogates, which cannot be written.
@@ -33,6 +34,13 @@ def shown(text: object, *, lines: bool = False) -> str:
 def say(text: object, *, err: bool = False, end: str = "\n") -> None:
     """Print `text`, which may have several lines, to standard output, or with `err` to standard error."""
     print(shown(text, lines=True), end=end, file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; nothing in a cell can end it."""
+    lines = [[shown(text.replace("\n", " ")).replace("|", "\\|") for text in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 class LogFormatter(logging.Formatter):

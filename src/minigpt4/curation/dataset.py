@@ -16,9 +16,9 @@ import yaml
 
 from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.errors import UserError
-from minigpt4.evaluation.results import table
 from minigpt4.files import new_directory
 from minigpt4.images import open_image
+from minigpt4.telling import table
 
 SPLITS = ("train", "validation")
 

@@ -1,7 +1,7 @@
 """Samples as token ids, and the batches that each step of training sees.
 
 A batch follows from (seed, step) alone, so a run that goes on after a kill sees what it would have seen. Samples of
-like length share a batch, so there is next to no padding. Knows nothing about models or features, except by their keys.
+like length share a batch, so there is next to no padding.
 """
 
 from __future__ import annotations

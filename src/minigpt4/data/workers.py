@@ -1,6 +1,6 @@
 """Shares of a stream, read in processes of their own or in this one, handed out in turn.
 
-PyTorch's `DataLoader` starts, feeds and watches the processes. Knows nothing about what is in a chunk.
+PyTorch's `DataLoader` starts, feeds and watches the processes.
 """
 
 from __future__ import annotations

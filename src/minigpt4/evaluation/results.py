@@ -13,7 +13,7 @@ from typing import Any
 
 from minigpt4.files import write_atomically
 from minigpt4.statistics import text
-from minigpt4.telling import shown
+from minigpt4.telling import table
 
 RESULTS, TABLE = "results.json", "results.md"
 
@@ -24,13 +24,6 @@ def write_files(out: Path, results: Mapping[str, Any], files: Mapping[str, str |
         write_atomically(out / file, content.encode() if isinstance(content, str) else content)
     text = json.dumps(results, indent=1, ensure_ascii=False, default=lambda v: getattr(v, "to_json", v.__str__)())
     write_atomically(out / name, text.encode())
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; nothing in a cell can end it."""
-    lines = [[shown(text.replace("\n", " ")).replace("|", "\\|") for text in row] for row in (head, *rows)]
-    lines.insert(1, ["---"] * len(head))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def markdown(results: Mapping[str, Any], plots: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.telling import table
 from minigpt4.training.distributed import Processes
 from minigpt4.training.recipe import Recipe
 
@@ -95,9 +96,8 @@ def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, in
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "source": git_state(),
     }
-    lines = [f"# Stage {recipe.stage}: {recipe.output}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "![Loss and learning rate](curves.png)", "", "## Recipe", "", "```yaml", recipe.to_yaml() + "```"]
+    lines = [f"# Stage {recipe.stage}: {recipe.output}", "", table(["", ""], facts.items())]
+    lines += ["![Loss and learning rate](curves.png)", "", "## Recipe", "", "```yaml", recipe.to_yaml() + "```"]
     if samples := read_json_lines(recipe.output / "samples.jsonl"):
         last_step = samples[-1]["step"]
         lines += ["", f"## Answers after step {last_step}", ""]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt4.evaluation.results import table
 from minigpt4.statistics import Rate, difference, text
+from minigpt4.telling import table
 from pocket.shipped import render
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.results import table
 from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate, difference, text
+from minigpt4.telling import table
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, compared, judge
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
