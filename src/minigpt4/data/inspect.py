@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,7 +21,7 @@ from minigpt4.files import write_atomically
 from minigpt4.images import kind_of, open_image
 from minigpt4.telling import shown
 
-COLUMNS, THUMBNAIL, TEXT_HEIGHT = 6, 160, 60
+COLUMNS, THUMBNAIL, TEXT_HEIGHT, LETTERS = 6, 160, 60, 24
 STOPS = "it ends an answer in Vicuna's format, so training with that format takes it out"
 
 
@@ -112,20 +113,10 @@ def contact_sheet(found: Inspection, path: Path) -> None:
     for i, (image, text) in enumerate(found.shown):
         x, y = i % COLUMNS * THUMBNAIL, i // COLUMNS * (THUMBNAIL + TEXT_HEIGHT)
         sheet.paste(image, (x, y))
-        draw.multiline_text((x + 3, y + THUMBNAIL + 2), _wrapped(text, draw, font), "black", font, spacing=2)
+        written = text.encode("latin-1", "replace").decode("latin-1")  # what the font has signs for
+        start = "\n".join(textwrap.wrap(written, LETTERS, max_lines=4, placeholder=" ..."))
+        draw.multiline_text((x + 3, y + THUMBNAIL + 2), start, "black", font, spacing=2)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
-
-
-def _wrapped(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The first four lines of a text in the width of a thumbnail."""
-    lines = [""]
-    for word in text.encode("latin-1", "replace").decode("latin-1").split():  # what the font has signs for
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font) <= THUMBNAIL - 6:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines[:4]) + (" ..." if len(lines) > 4 else "")
