@@ -301,6 +301,13 @@ def size_of(image_processor: Any) -> tuple[int, int, int]:
     return size["width"], size["height"], int(image_processor.resample)
 
 
+def figure_png(canvas: Any) -> bytes:
+    """A matplotlib figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
 def data_url(data: bytes, kind: str) -> str:
     """An image file of this kind (`png`, `jpeg`, `webp`) as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

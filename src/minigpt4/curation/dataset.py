@@ -5,7 +5,6 @@ The content of an image decides its split, so an image is never in both, and add
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections import Counter
@@ -62,7 +61,11 @@ def write_dataset(
             counts[split] += 1
             # Plain numbers, as in the released set: names in a project may hold anything.
             image_id = str(sum(counts[name] for name in SPLITS))
-            (images / f"{image_id}.jpg").write_bytes(_jpeg(data))
+            path = images / f"{image_id}.jpg"
+            if data.startswith(b"\xff\xd8"):
+                path.write_bytes(data)
+            else:
+                open_image(data).save(path, quality=95)
             row = _folder_row(image_id, item, text) if is_folder else {"image_id": image_id, "caption": text}
             rows.setdefault(where, []).append(row)
         if not counts["train"]:
@@ -83,14 +86,6 @@ def _folder_row(image_id: str, item: Description, text: str) -> dict[str, Any]:
         "source_name": item.image.name, "grounding": item.grounding["whole"] if item.grounding else None,
         "reviewed": bool(item.reviews),
     }  # fmt: skip
-
-
-def _jpeg(data: bytes) -> bytes:
-    if data[:2] == b"\xff\xd8":
-        return data
-    buffer = io.BytesIO()
-    open_image(data).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:

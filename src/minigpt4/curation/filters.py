@@ -6,7 +6,6 @@ Thresholds come from a YAML file. Every run checks all texts, and records a verd
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import math
 from collections import Counter
@@ -23,7 +22,7 @@ from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
-from minigpt4.images import open_image
+from minigpt4.images import figure_png, open_image
 from minigpt4.progress import progress_bar
 from minigpt4.telling import shown
 from minigpt4.text_failures import failure, foreign_share, words
@@ -188,9 +187,7 @@ def write_stats(ledger: Ledger, thresholds: Thresholds, out: Path) -> Path:
         if (threshold := thresholds[rule.name]) is not None:
             axis.axvline(threshold, color="tab:red")
         page += [f"## {rule.name}\n", *_examples(rule, threshold, having), ""]
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    write_atomically(out / "stats.png", image.getvalue())
+    write_atomically(out / "stats.png", figure_png(figure))
     write_atomically(out / "stats.md", "\n".join(page).encode())
     write_thresholds(out / "rules.yaml", thresholds)
     return out / "stats.md"

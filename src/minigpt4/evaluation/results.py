@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.files import write_atomically
+from minigpt4.images import figure_png
 from minigpt4.statistics import text
 from minigpt4.telling import table
 
@@ -119,14 +119,7 @@ def _plot(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], unit: s
     axes.set(xlabel=unit or "score", title=results["title"])
     axes.spines[["top", "right"]].set_visible(False)
     canvas.legend(fontsize="small", loc="outside lower center", ncols=4)
-    return png(canvas)
-
-
-def png(canvas: Any) -> bytes:
-    """A matplotlib figure as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure_png(canvas)
 
 
 def _number(text: str) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import statistics
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
+from minigpt4.images import figure_png
 from minigpt4.telling import table
 from minigpt4.training.distributed import Processes
 from minigpt4.training.recipe import Recipe
@@ -55,9 +55,7 @@ def draw_curves(metrics: Path, chart: Path, title: str) -> None:
     rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linestyle=":", label="learning rate")
     rates.set_ylabel("learning rate")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(chart, buffer.getvalue())
+    write_atomically(chart, figure_png(figure))
 
 
 def _smooth(values: list[float]) -> list[float]:

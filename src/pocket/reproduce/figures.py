@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.evaluation.results import png
 from minigpt4.files import write_atomically
+from minigpt4.images import figure_png
 from minigpt4.statistics import Rate
 from pocket.measure.survey import ABILITIES
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
@@ -32,7 +32,7 @@ def draw(name: str, evidence: Evidence, scale: Scale, in_words: InWords, path: P
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     if drawn := _PLOTS[name](figure.add_subplot(), evidence, scale, in_words):
-        write_atomically(path, png(figure))
+        write_atomically(path, figure_png(figure))
     else:
         path.unlink(missing_ok=True)
     return drawn

@@ -24,8 +24,8 @@ from typing import Any
 from minigpt4.evaluation.benchmarks import coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import Judge
-from minigpt4.evaluation.results import png
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
+from minigpt4.images import figure_png
 from minigpt4.statistics import Estimate, Rate
 
 #: What is asked for answers of different lengths.
@@ -128,7 +128,7 @@ class Hallucination(Suite):
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small")
-        return {"plot-length.png": png(canvas)}
+        return {"plot-length.png": figure_png(canvas)}
 
 
 def _group(prefix: str, group: str, figures: Mapping[str, Rate | Estimate]) -> Table:
