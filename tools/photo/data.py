@@ -1,15 +1,17 @@
-"""Step 3 of the photo model: what stage 1 is trained on, as one parquet file of images with captions.
+"""Step 3 of the photo model: what both stages are trained on, as parquet files of images with texts.
 
-python tools/photo/data.py --flickr8k DIR --imagenet DIR --out runs/photo/stage1
+python tools/photo/data.py --flickr8k DIR --imagenet DIR --out runs/photo/data
 
-The 6,000 photographs of Flickr8k's train split with five captions each (the space before the full stop taken out), the
-ImageNet samples with their class in words, and drawn website drafts.
+Stage 1: the 6,000 photographs of Flickr8k's train split with five captions each (the space before the full stop taken
+out), the ImageNet samples with their class in words, and drawn website drafts. Stage 2: the descriptions of
+datasets/photo-descriptions, with the photographs that they name.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,10 @@ from pocket.world.world import SEEDS, sample
 DRAFTS = 2000
 
 
-def rows(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
+DESCRIPTIONS = Path(__file__).parents[2] / "datasets" / "photo-descriptions" / "descriptions.jsonl"
+
+
+def stage1(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
     """Every image with its captions."""
     for file in sorted(flickr8k.glob("**/train-*.parquet")):
         for row in pq.read_table(file).to_pylist():
@@ -44,15 +49,27 @@ def rows(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
         yield {"image": {"bytes": buffer.getvalue(), "path": f"{seed}.jpg"}, "captions": [said]}
 
 
+def stage2(flickr8k: Path) -> Iterator[dict[str, Any]]:
+    """Every described photograph with its description."""
+    texts = {row["file_name"]: row["text"] for row in map(json.loads, DESCRIPTIONS.read_text().splitlines())}
+    for file in sorted(flickr8k.glob("**/train-*.parquet")):
+        for row in pq.read_table(file, columns=["image"]).to_pylist():
+            if row["image"]["path"] in texts:
+                yield {"image": row["image"], "text": texts[row["image"]["path"]]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flickr8k", type=Path, required=True, help="directory of Flickr8k's parquet files")
     parser.add_argument("--imagenet", type=Path, required=True, help="directory of the ImageNet samples' parquet file")
-    parser.add_argument("--out", type=Path, default=Path("runs/photo/stage1"))
+    parser.add_argument("--out", type=Path, default=Path("runs/photo/data"))
     arguments = parser.parse_args()
-    with new_directory(arguments.out, overwrite=True, marker="pairs.parquet") as directory:
-        pq.write_table(pa.Table.from_pylist(list(rows(arguments.flickr8k, arguments.imagenet))),
-                       directory / "pairs.parquet", row_group_size=200)  # fmt: skip
+    sets = {"stage1": stage1(arguments.flickr8k, arguments.imagenet)}
+    if DESCRIPTIONS.is_file():
+        sets["stage2"] = stage2(arguments.flickr8k)
+    for name, rows in sets.items():
+        with new_directory(arguments.out / name, overwrite=True, marker="pairs.parquet") as directory:
+            pq.write_table(pa.Table.from_pylist(list(rows)), directory / "pairs.parquet", row_group_size=200)
 
 
 if __name__ == "__main__":
