@@ -324,11 +324,13 @@ def convert(
 
 @app.command()
 def assemble(
-    vision_qformer: Annotated[str, typer.Option(help="Any BLIP-2: a directory or hub id.")],
     llm: Annotated[str, typer.Option(help="Any decoder-only LLM: a directory, hub id or GGUF file.")],
     out: options.NewDirectory,
+    vision_qformer: Annotated[str | None, typer.Option(help="Any BLIP-2: a directory or hub id.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Or any vision encoder, as CLIP, SigLIP, DINOv2.")] = None,
     template: options.Template = None,
     no_qformer: Annotated[bool, typer.Option("--no-qformer", help="Feed ViT patches to the projection.")] = False,
+    group: Annotated[int, typer.Option(min=1, help="Without a Q-Former: patches in an image token.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
     dtype: options.WrittenDtype = None,
 ) -> None:
@@ -338,7 +340,11 @@ def assemble(
     """
     from minigpt4.model.convert import assemble
 
-    used = assemble(vision_qformer, llm, out, template=template, qformer=not no_qformer, seed=seed, dtype=dtype)
+    side = vision_qformer or vision
+    if not side or (vision and vision_qformer):
+        raise UserError("give the vision side as --vision-qformer, or an encoder alone as --vision")
+    qformer = not (vision or no_qformer)
+    used = assemble(side, llm, out, template=template, qformer=qformer, group=group, seed=seed, dtype=dtype)
     say(f"{out} (chat format: {used.name})")
 
 

@@ -277,28 +277,52 @@ def _eight_bits(image: Image.Image, name: str) -> np.ndarray:
     return scaled.round().clip(0, 255).astype(np.uint8)
 
 
-def fit(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
-    """The image at a model's size, the same with every Pillow.
+#: Width and height of a model's images, kind of resampling, and the shortest edge whose middle is cut out, or None.
+Size = tuple[int, int, int, int | None]
+_LONGEST = 16  # of an image whose middle is cut out, so many times its shorter side are resized at most
+
+
+def fit(image: Image.Image, width: int, height: int, resample: int, edge: int | None = None) -> Image.Image:
+    """The image at a model's size, the same with every Pillow. With `edge` its shorter side gets that, and all around
+    the middle is cut off.
 
     Pillow resamples one side, rounds, and then the other. Since release 13 the height comes first if it shrinks by more
     than twice as many pixels as the width; earlier releases did so never, which in tall images moves pixels by up to
     2 of 255 levels.
     """
+    if edge:
+        short = min(image.size)
+        image = _middle(image, *(min(side, _LONGEST * short) for side in image.size))
+        wide, high = (int(edge * side / short) for side in image.size)
+        return _middle(fit(image, wide, high, resample), width, height)
     if image.height - height > max(0, 2 * (image.width - width)):
         image = image.resize((image.width, height), resample)
     return image.resize((width, height), resample)
 
 
-def to_pixels(image_processor: Any, images: Sequence[Image.Image]) -> np.ndarray:
-    """Opened images as the model's image processor prepares them: float32 (n, 3, h, w). `fit` may come before."""
-    fitted = [fit(image, *size_of(image_processor)) for image in images]
-    return np.asarray(image_processor(fitted, return_tensors="np")["pixel_values"], dtype=np.float32)
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def size_of(image_processor: Any) -> tuple[int, int, int]:
-    """What `fit` takes for this image processor: width, height, kind of resampling."""
-    size = image_processor.size
-    return size["width"], size["height"], int(image_processor.resample)
+def seen(image: Image.Image, width: int, height: int, resample: int, edge: int | None = None) -> Image.Image:
+    """The part of the image that `fit` with these arguments shows the model, in the image's own pixels."""
+    scale = min(image.size) / edge if edge else 0
+    return _middle(image, round(width * scale), round(height * scale)) if edge else image
+
+
+def to_pixels(image_processor: Any, images: Sequence[Image.Image], *, fitted: bool = False) -> np.ndarray:
+    """Opened images as the model's image processor prepares them: float32 (n, 3, h, w); `fit` may have been done."""
+    images = images if fitted else [fit(image, *size_of(image_processor)) for image in images]
+    prepared = image_processor(list(images), do_resize=False, do_center_crop=False, return_tensors="np")
+    return np.asarray(prepared["pixel_values"], dtype=np.float32)
+
+
+def size_of(image_processor: Any) -> Size:
+    """What `fit` takes for this image processor."""
+    size, cut = image_processor.size, getattr(image_processor, "do_center_crop", None)
+    shown = image_processor.crop_size if cut else size
+    return shown["width"], shown["height"], int(image_processor.resample), size["shortest_edge"] if cut else None
 
 
 def figure_png(canvas: Any) -> bytes:

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import Blip2Config, LlamaConfig
 
 from minigpt4.errors import UserError
-from minigpt4.model import parts, sources
+from minigpt4.model import encoders, parts, sources
+from minigpt4.model.efficientnet_lite import EfficientNetLiteConfig
 from minigpt4.model.gguf import open_tensors
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.loading import read_record
@@ -84,11 +85,13 @@ _NOTES = (
 )
 
 
-def plan(name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool] | None = None) -> Plan:
+def plan(
+    name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool, int] | None = None
+) -> Plan:
     """The plan for `name`: `vicuna-7b`, `vicuna-13b`, or what `MiniGPT4.from_pretrained` takes.
 
-    With `of`, the plan for these parts: vision side, LLM, and whether there is a Q-Former. Of a model on the hub only
-    its configurations are downloaded. Raises UserError if it is not a model.
+    With `of`, the plan for these parts: vision side, LLM, and whether there is a Q-Former, else groups of how many
+    patches. Of a model on the hub only its configurations are downloaded. Raises UserError if it is not a model.
     """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
@@ -134,13 +137,15 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
         with parts.readable(name):
             return Blip2Config(**config), {"all": _bytes(source)}
     record = read_record(source)
-    return _describe_parts(record.origin.vision_qformer, record.origin.llm, record.qformer)
+    return _describe_parts(record.origin.vision_qformer, record.origin.llm, record.qformer, record.group)
 
 
-def _describe_parts(vision_qformer: str, language: str, qformer: bool) -> tuple[Blip2Config, dict[str, int | None]]:
+def _describe_parts(
+    vision_qformer: str, language: str, qformer: bool, group: int
+) -> tuple[Blip2Config, dict[str, int | None]]:
     """The same for a model of these parts."""
     vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
-    vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer)
+    vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer, group)
     text = parts.read_llm_config(llm)
     tokenizer = parts.load_tokenizer(llm)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
@@ -205,11 +210,14 @@ def _loading(files: dict[str, int | None], vision: int, llm: int) -> int:
 
 
 def _encoding(config: Blip2Config, images: int, size: int) -> int:
-    """Bytes at the peak of encoding: the pixels, and the MLP of a vision layer. A number takes `size` bytes."""
+    """Bytes at the peak of encoding: the pixels, and the widest of a vision layer. A number takes `size` bytes."""
     vision = config.vision_config
-    pixels = images * 3 * vision.image_size**2 * (4 if size == 4 else 6)  # float32, and a copy in 16 bits
-    tokens = images * ((vision.image_size // vision.patch_size) ** 2 + 1)
-    return pixels + tokens * size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    side, tokens = encoders.image_tokens(vision)
+    pixels = 3 * side**2 * (4 if size == 4 else 6)  # float32, and a copy in 16 bits
+    layer = tokens * (4 * vision.hidden_size + 2 * _mlp(vision))
+    if isinstance(vision, EfficientNetLiteConfig):
+        layer = 3 * 96 * (side // 2) ** 2  # copies of the first block's channels at half the size
+    return images * (pixels + size * layer)
 
 
 def _chat(config: Blip2Config, images: int, size: int) -> int:
@@ -236,6 +244,6 @@ def _training(config: Blip2Config, samples: int, size: int) -> int:
 
 
 def _mlp(llm: Any) -> int:
-    """The width of the LLM's MLP, by the names in transformers' configurations."""
+    """The width of a network's MLP, by the names in transformers' configurations."""
     named = (getattr(llm, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
     return next(filter(None, named), 4 * llm.hidden_size)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from minigpt4.errors import UserError
 from minigpt4.generation.chat import Chat
 from minigpt4.generation.engine import answers
 from minigpt4.model import export, loading
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.lora import Trained
+from minigpt4.model.parts import PATCHES_PER_TOKEN
 from minigpt4.model.precision import Placement
 from minigpt4.prompts.templates import Template, get_template
 
@@ -42,11 +44,13 @@ class MiniGPT4(AlignedModel):
     @classmethod
     def assemble(
         cls,
-        vision_qformer: str | Path,
-        llm: str | Path,
+        vision_qformer: str | Path | None = None,
+        llm: str | Path | None = None,
         *,
+        vision: str | Path | None = None,
         template: str | Template | None = None,
         qformer: bool = True,
+        group: int = PATCHES_PER_TOKEN,
         trained: Trained = Trained(),  # noqa: B008  # frozen
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
@@ -57,14 +61,18 @@ class MiniGPT4(AlignedModel):
         """Frozen parts and a fresh projection, drawn from `seed`.
 
         `vision_qformer` and `llm` are directories, hub ids or names of shipped parts. `template` defaults to the LLM's
-        own chat format, and to `vicuna_v0` if it has none. Without `qformer`, the projection reads groups of four
-        patches of the vision encoder (paper, section 4.4); `trained` names the other variants. For `dtype`, `device`,
-        `load_in` and `max_memory` see `from_pretrained`. Raises UserError if a part does not exist or does not fit.
+        own chat format, and to `vicuna_v0` if it has none. Without `qformer`, the projection reads groups of `group`
+        neighbouring patches of the vision encoder (paper, section 4.4), which may be any one of transformers: it may
+        be given as `vision` then. `trained` names the other variants. For `dtype`, `device`, `load_in` and `max_memory`
+        see `from_pretrained`. Raises UserError if a part does not exist or does not fit.
         """
-        placement = Placement.resolve(dtype, device, load_in, max_memory)
+        side = vision_qformer or vision
+        if not side or not llm or (vision and vision_qformer):
+            raise UserError("give the vision side as vision_qformer, or an encoder alone as vision, and the llm")
         return loading.assemble(
-            cls, vision_qformer, llm, placement, template=template, qformer=qformer, trained=trained, seed=seed
-        )
+            cls, side, llm, Placement.resolve(dtype, device, load_in, max_memory),
+            template=template, qformer=qformer and not vision, group=group, trained=trained, seed=seed,
+        )  # fmt: skip
 
     def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write the alignment: the projection, and a record that names the frozen parts, which are not copied.

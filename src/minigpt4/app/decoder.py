@@ -25,7 +25,7 @@ from typing import IO, Any
 from PIL import Image
 
 from minigpt4.errors import UserError
-from minigpt4.images import SENT_FORMATS, fit, open_image
+from minigpt4.images import SENT_FORMATS, Size, fit, open_image
 
 #: Seconds of processor time that an image may take among the quick, and among the slow.
 QUICK_SECONDS, SECONDS = 0.5, 5.0
@@ -45,7 +45,7 @@ class _Job:
 
     data: bytes
     max_pixels: int
-    size: tuple[int, int, int] | None
+    size: Size | None
     image: Future[Image.Image] = field(default_factory=Future)
 
 
@@ -61,7 +61,7 @@ class Decoder:
         quick = [_Worker(self._jobs, QUICK_SECONDS, slow) for _ in range(2)]
         self._workers = [*quick, _Worker(slow, SECONDS, None)]
 
-    def submit(self, data: bytes, max_pixels: int, size: tuple[int, int, int] | None = None) -> Future[Image.Image]:
+    def submit(self, data: bytes, max_pixels: int, size: Size | None = None) -> Future[Image.Image]:
         """The image to be, brought to `size` by `fit` if there is one. It fails with a UserError; cancel it at will."""
         job = _Job(data, max_pixels, size)
         self._jobs.put(job)
@@ -169,7 +169,7 @@ def work() -> None:
         _write(sys.stdout.buffer, reply, pixels)
 
 
-def _decoded(data: bytes, max_pixels: int, size: tuple[int, int, int] | None) -> tuple[dict[str, Any], bytes]:
+def _decoded(data: bytes, max_pixels: int, size: Size | None) -> tuple[dict[str, Any], bytes]:
     try:
         image = open_image(data, max_pixels, SENT_FORMATS)
         image = image if size is None else fit(image, *size)

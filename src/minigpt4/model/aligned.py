@@ -125,11 +125,6 @@ class AlignedModel(VisionSide):
         return Packer.try_packing(self.blip2.language_model)
 
     @property
-    def has_qformer(self) -> bool:
-        """False for the paper's variant that projects the ViT's patches (section 4.4)."""
-        return self.blip2.config.qformer_config.num_hidden_layers > 0
-
-    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen LLM."""
         return self.blip2.language_model.get_input_embeddings().weight.dtype

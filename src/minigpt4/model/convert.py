@@ -93,11 +93,12 @@ def assemble(
     *,
     template: str | None = None,
     qformer: bool = True,
+    group: int = parts.PATCHES_PER_TOKEN,
     seed: int = 0,
     dtype: str | None = None,
 ) -> Template:
     """Write these parts with a fresh projection (see `MiniGPT4.assemble`) to the new `out`; returns the chat format."""
-    vision = parts.load_vision_qformer(vision_qformer, qformer)
+    vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     files = LLMFiles(llm)
     projection = graph.fresh_projection(vision, files.config, seed).state_dict()
     return write_model(out, vision, str(vision_qformer), projection, files, template=template, dtype=dtype)
@@ -109,7 +110,7 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> N
     if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
         exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out)
         return
-    vision = parts.load_vision_qformer(record.parts[0], record.qformer)
+    vision = parts.load_vision_qformer(record.parts[0], record.qformer, record.group)
     llm = LLMFiles(record.parts[1])
     record.check_parts(model, vision.fingerprint, sources.fingerprint(llm.base))
     write_model(

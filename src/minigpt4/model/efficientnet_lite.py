@@ -44,6 +44,8 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         num_classes: int = 1000,
         **others: Any,
     ) -> None:
+        if not (0 < width_coefficient <= 8 and 0 < depth_coefficient <= 8):
+            raise ValueError("width_coefficient and depth_coefficient are from 0 to 8")
         self.width_coefficient = width_coefficient
         self.depth_coefficient = depth_coefficient
         self.image_size = image_size
@@ -53,7 +55,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         super().__init__(**others)
 
 
-class EfficientNetLite(PreTrainedModel):  # type: ignore[misc]  # transformers' class has no types
+class EfficientNetLite(PreTrainedModel):
     """Pixels (n, 3, h, w), scaled by `(x - 127) / 128` -> a summary, the class, then the positions row by row.
 
     The summary is the mean over all positions. The class is what the classifier makes of it: its weights of the 1,000

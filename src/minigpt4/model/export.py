@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import GenerationConfig, LlavaProcessor
+from transformers import Blip2VisionModel, GenerationConfig, LlavaProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.documents import read_document
@@ -59,7 +59,8 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) 
         # Of tied weights only the first has a name here.
         once = {name for name, _ in (*blip2.named_parameters(), *blip2.named_buffers())}
         state = {name: tensor for name, tensor in blip2.state_dict().items() if name in once}
-        state = revert_weight_conversion(blip2, state)
+        own = {name: state.pop(name) for name in state.copy() if name.startswith(parts.ENCODER_PREFIX)}
+        state = own | revert_weight_conversion(blip2, state)  # other encoders keep the names of today
         for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
             part.config.dtype = part.dtype
         write_export(model, new, {name: partial(state.__getitem__, name) for name in state}, origin)
@@ -87,19 +88,20 @@ def write_export(
         if not origin.llm_fingerprint:
             origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))
     else:
-        alone = "" if model.has_qformer else "vision_model."  # a Blip2VisionModel, or the vision side of a BLIP-2
+        alone = "" if model.has_qformer else parts.ENCODER_PREFIX  # the encoder, or the vision side of a BLIP-2
         write(directory / "vision", _named(tensors, parts.VISION_PREFIXES, alone))
         write(directory / "llm", _named(tensors, parts.LLM_PREFIX, parts.LLM_PREFIX))
         projection = _named(tensors, "language_projection.", "language_projection.")
         write_tensors({name: read() for name, read in projection.items()}, directory / PROJECTION_FILE)
         _write_parts_settings(model, directory)
-        vision = parts.load_vision_qformer(directory / "vision", model.has_qformer).fingerprint
+        vision = parts.load_vision_qformer(directory / "vision", model.has_qformer, model.group).fingerprint
         origin = Origin("./vision", vision, "./llm", fingerprint(parts.llm_files(directory / "llm")))
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 
 def _is_whole(model: AlignedModel) -> bool:
-    return model.has_qformer and model.trained.projection_layers == 1
+    own = isinstance(model.blip2.vision_model, Blip2VisionModel)
+    return own and model.has_qformer and model.trained.projection_layers == 1
 
 
 def _named(tensors: Unread, prefixes: str | tuple[str, ...], removed: str) -> Unread:
@@ -160,7 +162,7 @@ def _write_settings(model: AlignedModel, directory: Path) -> None:
 
 
 def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
-    """Write the settings of `vision` (a Blip2VisionModel, or the vision side of a BLIP-2) and of `llm`."""
+    """Write the settings of `vision` (an encoder, or the vision side of a BLIP-2) and of `llm`."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     vision, llm = directory / "vision", directory / "llm"
     for part in (blip2.language_model, blip2.vision_model):

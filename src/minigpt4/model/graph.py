@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig
+from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2VisionConfig, LlamaConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
-from minigpt4.model import parts
+from minigpt4.model import encoders, parts
 
 #: A tiny LLM for the network of a vision side alone, which transformers makes with one.
 NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+#: A tiny encoder of BLIP-2's kind, which transformers makes first where another one comes.
+SMALLEST = Blip2VisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 
 
 def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: int) -> Any:
@@ -35,11 +37,20 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
 
 
 def empty_graph(config: Blip2Config) -> Any:
-    """The network of this configuration without weights; with `PatchGroups` if the Q-Former has no layers."""
-    with parts.readable("the parts' config.json"), torch.device("meta"):
-        blip2: Any = Blip2ForConditionalGeneration(config)
+    """The network of this configuration without weights.
+
+    Any vision encoder stands in the place of BLIP-2's, and `PatchGroups` in that of a Q-Former without layers.
+    """
+    vision = config.vision_config
+    own = isinstance(vision, Blip2VisionConfig)
+    with parts.readable("the parts' config.json"):
+        config.vision_config = vision if own else SMALLEST  # transformers makes no other
+        with torch.device("meta"):
+            blip2: Any = Blip2ForConditionalGeneration(config)
+        if not own:
+            blip2.vision_model, config.vision_config = encoders.make_encoder(vision), vision
     if config.qformer_config.num_hidden_layers == 0:
-        blip2.qformer = PatchGroups()
+        blip2.qformer = PatchGroups(config.qformer_config.hidden_size // vision.hidden_size)
         del blip2.query_tokens
         unused = torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size)
         blip2.register_buffer("query_tokens", unused, persistent=False)  # tells device and dtype, as real ones do
@@ -47,12 +58,16 @@ def empty_graph(config: Blip2Config) -> Any:
 
 
 class PatchGroups(torch.nn.Module):
-    """In place of the Q-Former (paper, section 4.4): joins every four patches, (n, 1 + p, d) -> (n, p / 4, 4 d)."""
+    """In place of the Q-Former (paper, section 4.4): joins every `group` (4) patches, (n, p, d) -> (n, p / 4, 4 d)."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
 
     def forward(self, query_embeds: Tensor, encoder_hidden_states: Tensor) -> BaseModelOutput:
-        patches = encoder_hidden_states[:, 1:]
+        patches = encoder_hidden_states[:, encoders.placeless(encoder_hidden_states.shape[1]) :]
         count, _, width = patches.shape
-        return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, parts.PATCHES_PER_TOKEN * width))
+        return BaseModelOutput(last_hidden_state=patches.reshape(count, -1, self.group * width))
 
 
 def fresh_projection(vision: parts.VisionQFormer, text_config: Any, seed: int, layers: int = 1) -> torch.nn.Module:
@@ -100,7 +115,8 @@ def check_projection(what: str, blip2: Any, tensors: Mapping[str, Tensor], llm: 
     if found != {key: tensor.shape for key, tensor in blip2.language_projection.state_dict().items()}:
         linear = [shape for shape in found.values() if len(shape) == 2]
         widths = f"goes from {linear[0][1]} to {linear[-1][0]}" if linear else "has no weight"
-        side = "the Q-Former's" if blip2.config.qformer_config.num_hidden_layers else "the four patches'"
+        group = getattr(blip2.qformer, "group", 0)
+        side = {0: "the Q-Former's", 4: "the four patches'"}.get(group, f"the {group} patches'")
         raise UserError(
             f"{what} {widths}, but {side} width is {blip2.config.qformer_config.hidden_size} and that of the "
             f"LLM {llm} is {blip2.config.text_config.hidden_size}; give the projection that belongs to this LLM (4096 "
@@ -115,7 +131,11 @@ def put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch
     qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
     tensors = {
         # A copy, since the tensors are mapped from a file that may be replaced.
-        key: vision.tensors[key].to(dtype if key.startswith("vision_model.") else qformer_dtype, copy=True)
+        key: _copied(vision.tensors[key], dtype if key.startswith(parts.ENCODER_PREFIX) else qformer_dtype)
         for key in expected
     }
     blip2.load_state_dict(tensors, strict=False, assign=True)
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from minigpt4.documents import check
 from minigpt4.errors import UserError
 from minigpt4.files import expand, new_directory
+from minigpt4.images import size_of
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import check_projection, fresh_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
@@ -57,6 +58,7 @@ class AlignmentRecord(BaseModel):
     ]
     stage: Literal[1, 2] | None
     qformer: bool = True  # alignments of releases that knew only the form with a Q-Former do not say so
+    group: Annotated[int, Field(ge=1, le=2**14)] = parts.PATCHES_PER_TOKEN
     trained: Trained = Trained()
     export: str | None = None
 
@@ -84,13 +86,14 @@ def assemble(
     *,
     template: str | Template | None = None,
     qformer: bool = True,
+    group: int = parts.PATCHES_PER_TOKEN,
     trained: Trained = Trained(),  # noqa: B008  # frozen
     seed: int = 0,
 ) -> Model:
     """A model of these frozen parts with a fresh projection: see `MiniGPT4.assemble`."""
     if isinstance(template, str):
         template = get_template(template)  # reports a wrong name before anything is loaded
-    vision = parts.load_vision_qformer(vision_qformer, qformer)
+    vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     language = parts.load_llm(llm, placement.dtype, placement)
     template = choose_template(template, language.tokenizer, str(llm))
     blip2 = make_graph(vision, language.model.config, language.image_token_id)
@@ -107,8 +110,9 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     """The model of an alignment or an export: see `MiniGPT4.from_pretrained`."""
     record = read_record(name)
     model = assemble(
-        kind, *record.parts, placement, template=record.template, qformer=record.qformer, trained=record.trained
-    )
+        kind, *record.parts, placement, template=record.template, qformer=record.qformer, group=record.group,
+        trained=record.trained,
+    )  # fmt: skip
     projection = read_projection(name)
     check_projection(f"{name}: its projection", model.blip2, projection, record.parts[1])
     model.blip2.language_projection.load_state_dict(projection)
@@ -155,10 +159,11 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "format_version": FORMAT_VERSION,
         "origin": asdict(origin),
         "template": model.template.name if known else asdict(model.template),
-        "image_size": model.blip2.config.vision_config.image_size,
+        "image_size": size_of(model.image_processor)[0],
         "num_query_tokens": model.num_query_tokens,
         "qformer": model.has_qformer,
         "stage": model.stage,
+        **({"group": model.group} if model.group != parts.PATCHES_PER_TOKEN else {}),
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }
     write_json(directory / ALIGNMENT_FILE, content)

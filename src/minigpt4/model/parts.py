@@ -1,8 +1,8 @@
 """The frozen parts: the vision side and the LLM, read from their files (`sources.py`).
 
 A part is a directory or a hub id: for the vision side anything that holds a BLIP-2's `vision_model.*`, `query_tokens`
-and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint), for the LLM any decoder-only causal LM of transformers,
-also in a GGUF file.
+and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint) or, without a Q-Former, any vision encoder of transformers;
+for the LLM any decoder-only causal LM of transformers, also in a GGUF file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     Blip2QFormerConfig,
@@ -28,16 +30,19 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from minigpt4.documents import check
 from minigpt4.errors import UserError
-from minigpt4.model import sources
+from minigpt4.images import size_of
+from minigpt4.model import encoders, sources
 from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
 from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
+from minigpt4.shipped import Pinned
 
-VISION_PREFIXES = ("vision_model.", "query_tokens", "qformer.")
+ENCODER_PREFIX = "vision_model."
+VISION_PREFIXES = (ENCODER_PREFIX, "query_tokens", "qformer.")
 LLM_PREFIX = "language_model."
-TOWER_TYPE = "blip_2_vision_model"  # config.json of a vision tower on its own
 
 #: How an export's config.json lets transformers' `generate` decode with its LLM. Another template asks for otherwise.
 DECODING = ("sequence_bias", "renormalize_logits")
@@ -45,7 +50,7 @@ DECODING = ("sequence_bias", "renormalize_logits")
 #: A text that tokenizers cut differently if they are not the same.
 PROBE = "### Human: Où sont the 12 red balls, 3.5 cm apart?\n It's 猫!"
 
-#: The variant without a Q-Former puts as many neighbouring patch tokens together into one image token.
+#: Neighbouring patches that the variant without a Q-Former puts together into one image token, if nothing else is said.
 PATCHES_PER_TOKEN = 4
 
 
@@ -53,7 +58,7 @@ PATCHES_PER_TOKEN = 4
 class VisionQFormer:
     """The vision side as it was read; tensors have their names in transformers. Without a Q-Former see `no_qformer`."""
 
-    vision_config: Blip2VisionConfig
+    vision_config: Any
     qformer_config: Blip2QFormerConfig
     num_query_tokens: int
     tensors: dict[str, Tensor]
@@ -61,22 +66,26 @@ class VisionQFormer:
     fingerprint: str
 
 
-def read_vision_config(name: str | Path, qformer: bool = True) -> tuple[Blip2VisionConfig, Blip2QFormerConfig, int]:
-    """What config.json says about a vision side: tower, Q-Former (`no_qformer` without one), tokens of an image."""
-    config = read_json(resolve(name), "config.json")
-    if not qformer and config.get("model_type") == TOWER_TYPE:
-        config = {"model_type": "blip-2", "vision_config": config}
-    needed = ("vision_config", "qformer_config") if qformer else ("vision_config",)
-    if config.get("model_type") != "blip-2" or not set(needed) <= config.keys():
+def read_vision_config(
+    name: str | Path, qformer: bool = True, group: int = PATCHES_PER_TOKEN
+) -> tuple[Any, Blip2QFormerConfig, int]:
+    """What a vision side's files say: encoder, Q-Former (`no_qformer` without one), tokens of an image."""
+    source = resolve(name)
+    config = read_json(source, "config.json")
+    needed = {"vision_config", "qformer_config"} if qformer else {"vision_config"}
+    whole = config.get("model_type") == "blip-2"
+    if (whole and not needed <= config.keys()) or (qformer and not whole):
         raise UserError(
             f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
-            + " and ".join(needed)
+            + " and ".join(sorted(needed, reverse=True))
         )
     with readable(name):
-        vision_config = Blip2VisionConfig(**config["vision_config"])
+        vision = encoders.encoder_config(config, name)
+        if not isinstance(vision, Blip2VisionConfig):
+            encoders.measure(vision, size_of(read_image_processor(vision, source))[0], name)
         if not qformer:
-            return vision_config, *no_qformer(vision_config)
-        return vision_config, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
+            return vision, *no_qformer(vision, group)
+        return vision, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
 
 
 _BROKEN = "cannot be read ({}); copy or download it again"
@@ -94,43 +103,84 @@ def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
         raise UserError(f"{name}: {refusal.format(sources.first_line(error))}") from None
 
 
-def load_vision_qformer(name: str | Path, qformer: bool = True) -> VisionQFormer:
-    """Vision tower, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
+def load_vision_qformer(name: str | Path, qformer: bool = True, group: int = PATCHES_PER_TOKEN) -> VisionQFormer:
+    """Vision encoder, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
 
-    Without `qformer` only the tower is read, also from a directory with a Blip2VisionModel. Tensors are memory-mapped
-    and keep their dtype.
+    Without `qformer` only the encoder is read, also from a directory with that alone, or with a CLIP or SigLIP. Tensors
+    keep their dtype; they are memory-mapped, but for those of an encoder alone.
     """
     source = resolve(name)
-    configs = read_vision_config(name, qformer)
-    alone = read_json(source, "config.json").get("model_type") == TOWER_TYPE
-    checkpoint = Checkpoint(source)
-    names = {key: "vision_model." + key if alone else key.removeprefix("model.") for key in checkpoint}
-    prefixes = VISION_PREFIXES if qformer else "vision_model."
-    tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
+    configs = read_vision_config(name, qformer, group)
+    config, checkpoint = read_json(source, "config.json"), Checkpoint(source)
+    prefixes = VISION_PREFIXES if qformer else ENCODER_PREFIX
+    if config["model_type"] == "blip-2":
+        names = {key: key.removeprefix("model.") for key in checkpoint}
+        tensors = {short: checkpoint[key] for key, short in names.items() if short.startswith(prefixes)}
+    elif isinstance(configs[0], Blip2VisionConfig):
+        tensors = {ENCODER_PREFIX + key: checkpoint[key] for key in checkpoint}
+    else:  # transformers knows the names that its files have, alone and in a whole, now and formerly
+        with readable(name):
+            encoder = sources.load_model(AutoModel, checkpoint, config=configs[0], dtype="auto")
+        tensors = {ENCODER_PREFIX + key: tensor for key, tensor in encoder.state_dict().items()}
+    if "vision_weights" in config:
+        tensors |= _pinned_tensors(config["vision_weights"], source, str(name))
     with readable(name):
-        processor = image_processor(configs[0], read_json(source, "preprocessor_config.json"))
+        processor = read_image_processor(configs[0], source)
     return VisionQFormer(*configs, tensors, processor, fingerprint(tensors))
 
 
+def _pinned_tensors(settings: Any, source: str | Path, name: str) -> dict[str, Tensor]:
+    """The encoder's tensors from the package that a part's config.json names. A part on the hub may name none."""
+    if not isinstance(source, Path):
+        raise UserError(f"{name}: its config.json names a package (vision_weights), which only a local part may do")
+    path = check(TypeAdapter(Pinned), settings, f"{name}: vision_weights in its config.json").find(name)
+    return {ENCODER_PREFIX + key: tensor for key, tensor in sources.read_pickled(path).items()}
+
+
+def read_image_processor(vision_config: Any, source: str | Path) -> BlipImageProcessorPil:
+    """The image processor of a vision side, by its preprocessor_config.json (or its part of processor_config.json).
+
+    Raises UserError if it does not make squares: of the whole image, or of its middle at a size of the shortest edge.
+    """
+    own, both = (sources.find_file(source, f"{name}_config.json") for name in ("preprocessor", "processor"))
+    if both and not own:
+        settings = read_json(source, "processor_config.json")["image_processor"]
+    else:
+        settings = read_json(source, "preprocessor_config.json")
+    if isinstance(vision_config, Blip2VisionConfig):
+        return image_processor(vision_config, settings)
+    whole = not settings.get("do_center_crop")
+    processor = BlipImageProcessorPil.from_dict({**settings, "default_to_square": whole})
+    width, height, _, edge = size_of(processor)
+    if width is None or width != height or (edge is None) != whole:
+        raise UserError(
+            f"{source}: preprocessor_config.json makes no squares of one size (size {settings.get('size')!r:.60}); "
+            "give `size` with equal height and width, or with a shortest_edge, do_center_crop and a square crop_size"
+        )
+    return processor
+
+
 def image_processor(vision_config: Blip2VisionConfig, settings: dict[str, Any] | None = None) -> BlipImageProcessorPil:
-    """The image processor with these settings (BLIP-2's own if there are none), at the tower's image size."""
+    """The image processor with these settings (BLIP-2's own if there are none), at the encoder's image size."""
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
     return BlipImageProcessorPil.from_dict({**(settings or {}), "size": size})
 
 
-def no_qformer(vision_config: Blip2VisionConfig) -> tuple[Blip2QFormerConfig, int]:
+def no_qformer(vision_config: Any, group: int = PATCHES_PER_TOKEN) -> tuple[Blip2QFormerConfig, int]:
     """A Q-Former's configuration without layers, and the number of tokens. Raises UserError if patches are left."""
-    patches = (vision_config.image_size // vision_config.patch_size) ** 2
-    if patches % PATCHES_PER_TOKEN:
+    side, tokens = encoders.image_tokens(vision_config)
+    patches = tokens - encoders.placeless(tokens)
+    if patches % group:
+        divisors = ", ".join(str(n) for n in range(1, min(patches, 100) + 1) if patches % n == 0)
         raise UserError(
-            f"without a Q-Former {PATCHES_PER_TOKEN} patches go into each image token, and an image of "
-            f"{vision_config.image_size} px has {patches}, which cannot be divided so; use another image size"
+            f"without a Q-Former {group} patches go into each image token, and an image of {side} px has {patches}, "
+            f"which cannot be divided so; use another image size, or groups of {divisors}"
         )
     width = vision_config.hidden_size
     config = Blip2QFormerConfig(
-        hidden_size=PATCHES_PER_TOKEN * width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=width
+        hidden_size=group * width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=width
     )
-    return config, patches // PATCHES_PER_TOKEN
+    return config, patches // group
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +17,19 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from minigpt4 import shipped
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 from minigpt4.files import expand
 
 
-def shipped_models() -> dict[str, Path]:
-    """The directories of models and parts that installed packages ship, by name."""
-    return {name: path for models in extensions("models") for name, path in models().items()}
+def shipped_models() -> dict[str, Path | shipped.Pinned]:
+    """The places of models and parts that this and other installed packages ship, by name."""
+    found: dict[str, Path | shipped.Pinned] = {}
+    for models in (*extensions("models"), shipped.models):
+        found |= models()
+    return found
 
 
 def resolve(name: str | Path) -> str | Path:
@@ -33,8 +38,10 @@ def resolve(name: str | Path) -> str | Path:
     An LLM may be a GGUF file too: its path, the directory that holds it and no other model, or `owner/name/FILE.gguf`
     on the hub. Raises UserError if `name` is none of them.
     """
-    shipped = shipped_models()
-    if place := shipped.get(str(name)):
+    named = shipped_models()
+    if place := named.get(str(name)):
+        if isinstance(place, shipped.Pinned):
+            return place.find(str(name))
         if place.is_dir():
             return place
         raise UserError(
@@ -56,9 +63,7 @@ def resolve(name: str | Path) -> str | Path:
             if found := find_file(repository, filename):
                 return found
             raise UserError(f"{name}: {repository} has no file {filename} on the hub; give one of its GGUF files")
-    raise UserError(
-        f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {', '.join(shipped)}"
-    )
+    raise UserError(f"{name}: no such directory; give a directory, a hub id (owner/name) or one of {', '.join(named)}")
 
 
 def is_gguf(source: str | Path) -> bool:
@@ -164,6 +169,7 @@ _LARGEST = {
     "num_hidden_layers": 1024, "hidden_size": 2**17, "intermediate_size": 2**20, "encoder_hidden_size": 2**17,
     "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**14, "vocab_size": 2**23,
     "num_query_tokens": 2**14, "image_size": 2**14, "patch_size": 2**14, "n_layer": 1024, "n_embd": 2**17,
+    "num_classes": 2**20,
 }  # fmt: skip
 
 
@@ -187,6 +193,12 @@ _EXPECTED = {
     "config.json": "give the directory of a model",
     "alignment.json": "give an alignment (what `minigpt4 train` writes) or an export",
 }
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` or `.pth`, which are memory-mapped unless the file is older than torch 1.6."""
+    loaded = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -224,8 +236,7 @@ class Checkpoint(Mapping[str, Tensor]):
             if path.suffix == ".safetensors":  # cheap, and the pages of a file that stays open count as our memory
                 return safe_open(path, framework="pt")
             if path not in self._loaded:
-                loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                self._loaded[path] = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+                self._loaded[path] = read_pickled(path)
             return self._loaded[path]
         except Exception as error:  # each format has its own exceptions for a broken file
             raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None

@@ -41,7 +41,13 @@ class VisionSide(torch.nn.Module):
     @torch.no_grad()
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Preprocessed images (n, 3, h, w) -> features (n, num_query_tokens, d_qformer) in the model's dtype."""
-        return self.run_qformer(self.blip2.vision_model(pixel_values.to(self.device)).last_hidden_state)
+        return self.run_qformer(self.run_encoder(pixel_values))
+
+    @torch.no_grad()
+    def run_encoder(self, pixel_values: Tensor) -> Tensor:
+        """Preprocessed images (n, 3, h, w) -> the vision encoder's tokens (n, p, d_vision): its patches come last."""
+        encoder = self.blip2.vision_model
+        return encoder(pixel_values.to(self.device, encoder.dtype)).last_hidden_state
 
     def run_qformer(self, patches: Tensor) -> Tensor:
         """The vision encoder's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer)."""
@@ -58,6 +64,16 @@ class VisionSide(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         return self.blip2.query_tokens.device
+
+    @property
+    def has_qformer(self) -> bool:
+        """False for the paper's variant that projects groups of the encoder's patches (section 4.4)."""
+        return self.blip2.config.qformer_config.num_hidden_layers > 0
+
+    @property
+    def group(self) -> int:
+        """How many patches an image token holds without a Q-Former."""
+        return getattr(self.blip2.qformer, "group", parts.PATCHES_PER_TOKEN)
 
     @property
     def vision_fingerprint(self) -> str:
@@ -92,7 +108,7 @@ def load_vision_side(
 ) -> VisionSide:
     """The vision side that `MiniGPT4.from_pretrained` would load; the LLM is not read. Raises UserError as it does."""
     record, placement = read_record(name_or_path), Placement.resolve(dtype, device)
-    vision = parts.load_vision_qformer(record.parts[0], record.qformer)
+    vision = parts.load_vision_qformer(record.parts[0], record.qformer, record.group)
     record.check_parts(name_or_path, vision.fingerprint)
     blip2 = make_graph(vision, NO_LLM, 0)
     put_tensors(blip2, vision, str(name_or_path), placement.dtype)

@@ -142,7 +142,7 @@ def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:
         found = plan(recipe.init, batch=part, train=True)
     else:
         vision, llm, _ = recipe.parts
-        found = plan(f"{vision} + {llm}", batch=part, train=True, of=(vision, llm, recipe.qformer))
+        found = plan(f"{vision} + {llm}", batch=part, train=True, of=(vision, llm, recipe.qformer, recipe.group))
     device = resolve_device(recipe.device)
     precision = recipe.load_in or str(compute_dtype(recipe, device)).removeprefix("torch.")
     needed = found.memory[f"training on {part}"][precision]

@@ -26,6 +26,7 @@ from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image, to_pixels
+from minigpt4.model.parts import PATCHES_PER_TOKEN
 from minigpt4.model.vision import ENCODE_BATCH, VisionSide
 from minigpt4.progress import progress_bar
 
@@ -44,6 +45,8 @@ def features_fingerprint(model: VisionSide) -> str:
     """A name for all that decides an image's features: the vision side's weights, its dtype, and the preprocessing."""
     preprocessing = json.dumps(model.image_processor.to_dict(), sort_keys=True, default=str)
     vision = f"{model.vision_fingerprint} {model.blip2.query_tokens.dtype} {preprocessing}"
+    if model.group != PATCHES_PER_TOKEN:
+        vision += f" {model.group}"
     return hashlib.sha256(vision.encode()).hexdigest()[:16]
 
 

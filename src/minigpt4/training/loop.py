@@ -174,9 +174,7 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
         return part.images
     if not model.trained.qformer:
         return model.encode_pixels(part.images)
-    with torch.no_grad():
-        patches = model.blip2.vision_model(part.images.to(model.device)).last_hidden_state
-    return model.run_qformer(patches)
+    return model.run_qformer(model.run_encoder(part.images))
 
 
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:

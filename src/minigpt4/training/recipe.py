@@ -78,7 +78,14 @@ class Recipe(BaseModel):
     llm: str | None = Field(
         None, description="Frozen LLM with its tokenizer: a directory, a hub id, a GGUF file, or `pocket/language`."
     )
-    qformer: bool = Field(True, description="`false`: the paper's variant without it: groups of four ViT patches.")
+    qformer: bool = Field(
+        True,
+        description="`false`: the paper's variant without it: groups of patches. `vision_qformer` may then be any "
+        "vision encoder of transformers (CLIP, SigLIP, DINOv2).",
+    )
+    group: int = Field(
+        4, ge=1, le=2**14, description="Without a Q-Former: neighbouring patches that become one image token."
+    )
     projection_layers: Literal[1, 3] = Field(1, description="3: the paper's variant with GELUs between three layers.")
     train_qformer: bool = Field(False, description="`true`: the variant that trains the Q-Former too. Needs `stream`.")
     lora_rank: _UpTo1024 = Field(
@@ -168,7 +175,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
-        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "projection_from")
+        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "group", "projection_from")
         changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
         if self.init and (named := ", ".join([*(key for key, value in parts.items() if value), *changed])):
             raise ValueError(f"init already names the parts and the template; remove {named}, or set init=null")

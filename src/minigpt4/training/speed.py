@@ -13,9 +13,11 @@ import psutil
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.encoders import image_tokens
 from minigpt4.model.quantization import EightBitLinear
 
 #: For layers in 8 bits: what takes more operations than this is kept where it is needed twice, as in rounding, which
@@ -43,7 +45,8 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
     if compiled:
         tower = model.blip2.vision_model
         # Else not worth its minute: compiled, the tower in bfloat16 takes as long as before (docs/notes/speed.md).
-        of_tower = tower.encoder.layers if _in_8_bits(tower) else []
+        layers = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+        of_tower = layers if _in_8_bits(tower) else []
         if of_tower and on_cpu:
             tower.set_attn_implementation(WRITTEN_OUT)
         for layer in (*llm.base_model.layers, *of_tower):
@@ -98,8 +101,7 @@ def operations(model: MiniGPT4, tokens: float, targets: float, images: float) ->
     at_targets = sum(map(_weights, model.packer.last_layer_modules)) if model.packer else 0
     work = 4.0 * ((body - at_targets) * tokens + (at_targets + head) * targets)
     if images:
-        vision = blip2.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        patches = image_tokens(blip2.config.vision_config)[1]
         per_image = _weights(blip2.vision_model) * patches + _weights(blip2.qformer) * model.num_query_tokens
         work += 2.0 * per_image * images
     return work

@@ -92,7 +92,14 @@ def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
     vision_qformer, llm, template = recipe.parts
     trained = Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank)
     model = MiniGPT4.assemble(
-        vision_qformer, llm, template=template, qformer=recipe.qformer, trained=trained, seed=recipe.seed, **placement
+        vision_qformer,
+        llm,
+        template=template,
+        qformer=recipe.qformer,
+        group=recipe.group,
+        trained=trained,
+        seed=recipe.seed,
+        **placement,
     )
     if recipe.projection_from:
         carry_projection(model, recipe.projection_from)

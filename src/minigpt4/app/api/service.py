@@ -99,7 +99,7 @@ class Service:
             return SentImage(key, features=features)
         processor = self.model.image_processor
         image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))
-        return SentImage(key, torch.from_numpy(to_pixels(processor, [image])))
+        return SentImage(key, torch.from_numpy(to_pixels(processor, [image], fitted=True)))
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:

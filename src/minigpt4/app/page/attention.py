@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from minigpt4.errors import UserError
 from minigpt4.generation.stopping import decode_text
 from minigpt4.images import open_image, to_pixels
-from minigpt4.model.parts import PATCHES_PER_TOKEN
+from minigpt4.model.encoders import placeless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,17 +62,16 @@ def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Im
     The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
     """
     pixels = torch.from_numpy(to_pixels(model.image_processor, [open_image(image) for image in images]))
-    vision = model.blip2.config.vision_config
-    rows, columns = (side // vision.patch_size for side in pixels.shape[-2:])
     count = model.num_query_tokens
     if not model.has_qformer:
-        own = torch.eye(count).repeat_interleave(PATCHES_PER_TOKEN, dim=1) / PATCHES_PER_TOKEN
-        return own.view(1, count, rows, columns).expand(len(pixels), -1, -1, -1)
-    patches = model.blip2.vision_model(pixels.to(model.device)).last_hidden_state
+        own = torch.eye(count).repeat_interleave(model.group, dim=1) / model.group
+        return own.unflatten(1, (math.isqrt(own.shape[1]), -1)).expand(len(pixels), -1, -1, -1)
+    patches = model.run_encoder(pixels)
     queries = model.blip2.query_tokens.expand(len(patches), -1, -1)
     seen = _open(model.blip2.qformer)(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
-    weights = seen.cross_attentions[-1].float().mean(1)[:, :, 1:]  # without the class token, which has no place
-    return (weights / weights.sum(-1, keepdim=True)).view(-1, count, rows, columns).cpu()
+    weights = seen.cross_attentions[-1].float().mean(1)[:, :, placeless(patches.shape[1]) :]
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights.unflatten(2, (math.isqrt(weights.shape[2]), -1)).cpu()
 
 
 def _open(part: Any) -> Any:

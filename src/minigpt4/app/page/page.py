@@ -18,6 +18,7 @@ from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, LOOKED_AT
 from minigpt4.app.page.session import Models, Visit, Visits, opened
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
+from minigpt4.images import seen, size_of
 
 log = logging.getLogger(__name__)
 _CHAT_FILES = {
@@ -283,7 +284,8 @@ class Page(Layout):
         except Exception as error:
             return {self.status: render.problem(_explained(error))}
         heats = list((weights[:, :, None, None] * patches).sum(1))
-        return {self.heat: render.heat_maps(images, heats, about), self.status: ""}
+        shown = [seen(image, *size_of(model.image_processor)) for image in images]
+        return {self.heat: render.heat_maps(shown, heats, about), self.status: ""}
 
     def _kept(self, ending: str) -> Callable[[gr.Request], Update]:
         kind, write = _CHAT_FILES[ending]

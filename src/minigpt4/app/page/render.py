@@ -84,7 +84,7 @@ def model_answer(name: str, answer: str, ended: bool = False) -> str:
 
 
 def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str) -> str:
-    """Each image under its heat (rows, columns); the hottest place of all images is the brightest."""
+    """Each image, as far as it was seen, under its heat (rows, columns); the hottest place of all is the brightest."""
     hottest = max(float(heat.max()) for heat in heats) or 1.0
     figures = ""
     for number, (image, heat) in enumerate(zip(images, heats, strict=True), 1):
@@ -96,7 +96,7 @@ def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str
 def _heated(image: Image.Image, heat: Tensor) -> Image.Image:
     from matplotlib import colormaps
 
-    # The vision encoder saw the image squeezed to a square, so its patches lie evenly over height and width.
+    # The vision encoder saw this squeezed to a square, so its patches lie evenly over height and width.
     size = (448, max(1, round(448 * image.height / image.width)))
     grey = Image.fromarray((heat.numpy() * 255).astype("uint8")).resize(size, Image.Resampling.BICUBIC)
     warmth = np.asarray(grey, dtype=np.float32) / 255
