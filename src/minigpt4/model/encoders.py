@@ -25,10 +25,12 @@ def encoder_config(found: Mapping[str, Any], name: str | Path) -> Any:
 
     Raises UserError if it is none; `name` is for the message.
     """
+    own = Blip2VisionConfig.model_type
     if found.get("model_type") == "blip-2":
         found = found["vision_config"]
-        if found.get("model_type") in (None, Blip2VisionConfig.model_type):
-            return Blip2VisionConfig(**found)
+        found = {**found, "model_type": found.get("model_type") or own}
+    if found.get("model_type") == own:
+        return Blip2VisionConfig(**found)
     config = AutoConfig.for_model(**found)
     config = getattr(config, "vision_config", config)
     if getattr(MODEL_MAPPING.get(type(config), None), "main_input_name", None) != "pixel_values":
