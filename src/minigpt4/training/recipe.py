@@ -91,7 +91,9 @@ class Recipe(BaseModel):
     lora_rank: _UpTo1024 = Field(
         0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
     )
-    template: str | None = Field(None, description="Name of the chat template that the alignment is saved with.")
+    template: str | None = Field(
+        None, description="Name of the chat template that the alignment is saved with. Left out: the LLM's own."
+    )
     init: str | None = Field(
         None,
         description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
@@ -179,8 +181,8 @@ class Recipe(BaseModel):
         changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
         if self.init and (named := ", ".join([*(key for key, value in parts.items() if value), *changed])):
             raise ValueError(f"init already names the parts and the template; remove {named}, or set init=null")
-        if not self.init and not all(parts.values()):
-            missing = ", ".join(key for key, value in parts.items() if not value)
+        if not self.init and not (self.vision_qformer and self.llm):
+            missing = ", ".join(key for key in ("vision_qformer", "llm") if not parts[key])
             raise ValueError(f"give {missing}, or an alignment to start from as init")
         if self.projection_from and (self.projection_layers > 1 or not self.qformer):
             raise ValueError("projection_from is a projection of one layer behind a Q-Former; leave it out here")
@@ -218,11 +220,10 @@ class Recipe(BaseModel):
         return self.steps * self.batch_size
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """`vision_qformer`, `llm` and `template` of a recipe without `init`."""
+    def parts(self) -> tuple[str, str, str | None]:
+        """`vision_qformer`, `llm` and `template` of a recipe without `init`; without a template the LLM's own holds."""
         assert self.vision_qformer
         assert self.llm
-        assert self.template
         return self.vision_qformer, self.llm, self.template
 
     @classmethod
