@@ -159,3 +159,34 @@ def test_a_terminal_can_stop_an_answer_go_on_and_remember(alignment: Path, tmp_p
         screen.say("Well?", "Ye\r\n")
         screen.say("/system default", "(no system text)\r\n")
         screen.quit()
+
+
+def test_tab_completes_and_exit_leaves(alignment: Path, tmp_path: Path) -> None:
+    with Screen(alignment, "--max-new-tokens", 9, XDG_STATE_HOME=str(tmp_path)) as screen:
+        screen.wait_for("Show an image first")
+        screen.say("What is it?", "minigpt4: show an image first, for example /image photo.jpg")
+        screen.wait_for(READY)
+        screen.type("/im\t " + str(alignment.parent / "pict") + "\t" + ENTER)
+        screen.wait_for("picture.png belongs to your next question. Yes")
+        screen.say("What is it?", "Yes\r\n")
+        screen.say("/settings", "top_p=0.9   (not used: nothing is drawn at random)")
+        screen.wait_for("repetition_penalty=1.0\r\n")
+        screen.say("/settings temperature=warm", "temperature = 'warm': must be a number")
+        screen.wait_for(READY)
+        screen.type("exit" + ENTER)
+        assert screen.process.wait(timeout=60) == 0
+
+
+def test_words_are_not_broken_at_the_edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from minigpt4.terminal import _Lines
+
+    text = "A large white drum\nstands 日本日本日本日本 beside incomprehensibilities of all kinds. Well."
+    for size in (1, 3, 200):  # however it comes
+        lines = _Lines()
+        lines.width = 16
+        for start in range(0, len(text), size):
+            lines.write(text[start : start + size])
+        lines.write("\n")
+        assert capsys.readouterr().out.splitlines() == [
+            "A large white", "drum", "stands", "日本日本日本日本", "beside", " incomprehensibilities"[1:], "of all kinds.", "Well.",
+        ]  # fmt: skip

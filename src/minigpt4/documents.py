@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ T = TypeVar("T")
 #: Bytes of a file that is read at one go. The largest of the field (VQAv2's annotations) take 0.4 GB.
 LARGEST_JSON, LARGEST_YAML = 1_000_000_000, 1_000_000
 _DEEPEST, _LONGEST_NUMBER = 32, 40
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list", "dict": "a JSON object",
+    "model": "a JSON object", "string": "a valid string", "finite": "a number",
+}  # fmt: skip
 
 
 def read_document(path: str | Path, largest: int = LARGEST_JSON) -> Any:
@@ -74,9 +80,23 @@ def explain(error: ValidationError) -> str:
     key = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "missing":
         return f"{key!r} is missing"
+    if mistake["type"] == "extra_forbidden":
+        return f"there is no key {key!r}"
     if mistake["type"] == "value_error":
         return ": ".join(filter(None, (key, str(mistake["ctx"]["error"]))))
-    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return f"{key} = {mistake['input']!r:.60}: {requirement(mistake)}"
+
+
+def requirement(mistake: Mapping[str, Any]) -> str:
+    """What a value must be, where pydantic found `mistake`, in our words."""
+    kind, context = mistake["type"], mistake.get("ctx", {})
+    for bound, words in _BOUNDS.items():
+        if bound in context:
+            return f"must be {words} {context[bound]}"
+    if kind.endswith(("_type", "_parsing", "_from_float")) and kind.split("_")[0] in _KINDS:
+        return f"must be {_KINDS[kind.split('_')[0]]}"
+    said = str(mistake["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    return (said[0].lower() + said[1:]).replace("input should be", "must be")
 
 
 class _Loader(yaml.SafeLoader):

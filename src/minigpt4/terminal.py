@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
 
 COMMANDS = """\
-/image PATH       add an image to your next question; may be repeated
+/image PATH       add an image to your next question, and say what is seen in it; may be repeated
 /system TEXT      set the system prompt and start again (without TEXT: print it; "default": the template's own)
-/settings         print the decoding settings; change them with /settings temperature=0.7 max_new_tokens=100
+/settings         print how answers are decoded; change it with /settings temperature=0.7 max_new_tokens=100
 /reset            start again with the last image
 /export PATH      save the conversation (.md to read, .json for programs)
 /help             print this list
-/quit             leave (so does Ctrl-D); Ctrl-C stops an answer
+/quit, exit       leave (so does Ctrl-D); Ctrl-C stops an answer; Tab completes commands and paths
 A \\ at the end of a line, or Alt-Enter, continues the question on the next line. Up and down: earlier questions."""
 
 
@@ -63,9 +65,10 @@ class Terminal:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         if self.interactive:
-            say("Ask about the image. /help lists the commands.", err=True)
+            show = "Ask about the image" if self.pending else "Show an image first: /image photo.jpg"
+            say(f"{show}. /help lists the commands, exit leaves.", err=True)
             self._session = prompt_session([*self._commands, "/quit"])
-        while (line := self._read()) not in (None, "/quit", "/exit"):
+        while (line := self._read()) not in (None, "/quit", "/exit", "quit", "exit"):
             try:
                 if line:
                     self._command(line) if line.startswith("/") else self._ask(line)
@@ -90,18 +93,21 @@ class Terminal:
         return "\n".join(lines).strip()
 
     def _ask(self, question: str) -> None:
+        if not self.pending and not any(message.images for message in self.chat.history):
+            raise UserError("show an image first, for example /image photo.jpg")
+        lines = _Lines()
         try:
             if self.settings.get("num_beams", 1) > 1:  # the best beam is known at the end only
-                say(self.chat.ask(question, image=self.pending, **self.settings), end="")
+                lines.write(self.chat.ask(question, image=self.pending, **self.settings))
             else:
                 for piece in self.chat.stream(question, image=self.pending, **self.settings):
-                    say(piece, end="")
+                    lines.write(piece)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
             say("\n(stopped; this question is forgotten)", err=True)
             return
-        say("")
+        lines.write("\n")
         self.pending = []
 
     def _command(self, line: str) -> None:
@@ -121,6 +127,27 @@ class Terminal:
         open_image(image)  # a broken image is reported now, not at the next question
         self.last_image = image
         self.pending.append(image)
+        if self.interactive:
+            self._tell(image)
+
+    def _tell(self, image: Path) -> None:
+        """Say what the model sees in an image, in its first sentence about it, outside of the conversation."""
+        from minigpt4.generation.chat import Chat
+
+        lines, told = _Lines(), ""
+        lines.write(f"{shown(image.name)} belongs to your next question. ")
+        try:
+            for piece in Chat(self.chat.model, self.chat.template).stream(
+                "Describe this image in detail.", image=image, do_sample=False, max_new_tokens=60
+            ):
+                sentence, end, _ = (told + piece).partition(". ")
+                lines.write(sentence[len(told) :] + end.strip())
+                told += piece
+                if end:
+                    break
+        except KeyboardInterrupt:  # it is only a courtesy
+            pass
+        lines.write("\n")
 
     def _system(self, text: str) -> None:
         if text:
@@ -130,8 +157,12 @@ class Terminal:
 
     def _settings(self, text: str) -> None:
         self.settings = changed_settings(self.settings, text)
-        values = asdict(Decoding.from_settings(self.settings))
-        say("\n".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
+        decoding = Decoding.from_settings(self.settings)
+        values = asdict(decoding) | {"do_sample": decoding.sampling, "repetition_penalty": decoding.penalty}
+        for name, value in values.items():
+            unused = not decoding.sampling and name in ("temperature", "top_p", "seed")
+            why = "   (not used: nothing is drawn at random)" if unused else ""
+            say(f"{name}={'none' if value is None else value}{why}")
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
@@ -156,19 +187,57 @@ def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
     return new | {name: getattr(read, name) for name in given}
 
 
+class _Lines:
+    """Writes text as it comes; on a terminal a word that would be broken at its edge starts a line."""
+
+    def __init__(self) -> None:
+        self.width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        self._column, self._held = 0, ""
+
+    def write(self, piece: str) -> None:
+        from prompt_toolkit.utils import get_cwidth
+
+        if not self.width:
+            say(piece, end="")
+            return
+        # The last word may go on in the next piece.
+        *whole, self._held = re.split(r"(?<=\S)(?=\s)|(?<=\n)(?=\S)", self._held + piece)
+        if self._held.endswith("\n"):
+            whole, self._held = [*whole, self._held], ""
+        for part in whole:  # a word after the white space before it
+            word = part.lstrip() if "\n" not in part else part
+            self._column = 0 if "\n" in part else self._column
+            if word is not part and self._column + get_cwidth(shown(part)) > self.width > get_cwidth(shown(word)):
+                part, self._column = f"\n{word}", 0
+            self._column += get_cwidth(shown(part.rpartition("\n")[2]))
+            say(part, end="")
+
+
 def prompt_session(commands: list[str]) -> PromptSession[str]:
     """A prompt with line editing, completion of commands and paths, and a history on disk."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import create_output
+
+    files = PathCompleter(expanduser=True)
+
+    class Commands(Completer):
+        """Commands, and the paths of those that take one; prompt_toolkit's own completes no word with a slash."""
+
+        def get_completions(self, document: Any, event: Any) -> Iterator[Completion]:
+            name, space, rest = document.text_before_cursor.partition(" ")
+            if space and name in ("/image", "/export"):
+                yield from files.get_completions(Document(rest.lstrip()), event)
+            elif name.startswith("/") and not space:
+                yield from (Completion(each, -len(name)) for each in commands if each.startswith(name))
 
     keys = KeyBindings()
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     for newline in (("escape", "enter"), ("c-j",)):
         keys.add(*newline)(lambda event: event.current_buffer.insert_text("\n"))
-    paths: dict[str, Completer | None] = dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True))
     history: History = InMemoryHistory()
     try:
         path = expand(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "minigpt4" / "history"
@@ -177,8 +246,7 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         history = FileHistory(path)
     except (OSError, UserError) as error:
         say(f"(no history: {error})", err=True)
-    completer = NestedCompleter.from_nested_dict(dict.fromkeys(commands) | paths)
     return PromptSession(
         history=history, output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr), multiline=True,
-        key_bindings=keys, completer=completer, complete_while_typing=False,
+        key_bindings=keys, completer=Commands(), complete_while_typing=False,
     )  # fmt: skip

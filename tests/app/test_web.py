@@ -102,7 +102,7 @@ def test_files_to_keep_hold_everything() -> None:
     assert shared.count("data:image/jpeg") == 1
     assert "__PARTS__" not in shared
     text = render.conversation_markdown([turn], "pocket")
-    assert text.index("![picture 1]") < text.index("**MiniGPT-4:**") < text.index("[picture 1]: data:")
+    assert text.index("![image 1]") < text.index("**MiniGPT-4:**") < text.index("[image 1]: data:")
 
 
 def status(url: str, **headers: str) -> int:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -72,9 +73,10 @@ OPEN = {
     ("GET", "/gradio_api/file=x.png"): "its visitor",
 }
 #: Every event of the page, by its visitor only; the rest runs in the browser or belongs to the server.
-EVENTS = """_submit _stop _retry _edit _new _new_1 _new_2 ask ask_1 ask_2 ask_3 ask_4 ask_5 ask_6 ask_7 _website _attach
-_photo _look_at_word _look_at_query lambda make make_1 make_2 lambda_1 _stop_beside _compare _carry_over"""
-NOT_EVENTS = ["_leave", "_refuse", "js_fn", "js_fn_1", "js_fn_2", "js_fn_3", "js_fn_4"]
+EVENTS = """_submit _stop _retry _edit _new _new_1 _change_model _set_system _resume
+ask ask_1 ask_2 ask_3 ask_4 ask_5 ask_6 ask_7 _website _attach
+_photo _look_at_word _look_at_query lambda make make_1 make_2 lambda_1 _stop_beside _compare _ask_all"""
+NOT_EVENTS = ["_leave", "_refuse", "js_fn", "js_fn_1", "js_fn_2", "js_fn_3"]
 
 
 def png(colour: Any = "red", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -208,7 +210,7 @@ def test_a_file_is_a_token_of_its_visitor(visitor: Callable[..., Client]) -> Non
     worked, told = ann.send("_submit", question)
     assert worked
     assert "/uploads/" not in told
-    assert "/pictures/" not in told
+    assert "/images/" not in told
     assert tempfile.gettempdir() + "/" not in told
     shown = re.findall(r'/gradio_api/file=([0-9a-f]{32}\.png)"', told)
     assert shown
@@ -369,7 +371,7 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     assert [uploads.sent_by("ann", token) is not None for token in tokens] == [False, False, True, True]
     assert uploads.sent_by("ben", tokens[3]) is None
     assert len(list(uploads.sent.iterdir())) == 5
-    assert len(list(uploads.pictures.iterdir())) == 4
+    assert len(list(uploads.images.iterdir())) == 4
     heavy = io.BytesIO()
     Image.effect_noise((95, 95), 99).save(heavy, "PNG")
     assert 5_000 < len(heavy.getvalue()) < 10_000
@@ -378,7 +380,7 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     assert uploads.sent_by("ann", last) is None, "in bytes too"
     monkeypatch.setattr("minigpt4.app.page.uploads.KEPT_SECONDS", -1)
     uploads.forget_old()
-    assert [*uploads.sent.iterdir(), *uploads.pictures.iterdir()] == []
+    assert [*uploads.sent.iterdir(), *uploads.images.iterdir()] == []
     with pytest.raises(UserError):
         uploads.add("ann", b"<html>")
     assert list(uploads.sent.iterdir()) == []
@@ -392,7 +394,7 @@ def test_any_request_deletes_what_is_too_old(page: Page, monkeypatch: pytest.Mon
     monkeypatch.setattr("minigpt4.app.page.uploads.KEPT_SECONDS", -1)
     assert client.get("/nowhere").status_code == 404
     assert page.uploads.sent_by("ann", token) is None
-    assert [*page.uploads.sent.iterdir(), *page.uploads.pictures.iterdir()] == []
+    assert [*page.uploads.sent.iterdir(), *page.uploads.images.iterdir()] == []
 
 
 @contextlib.contextmanager
@@ -424,7 +426,7 @@ def test_nothing_of_a_visitor_is_left_behind(tmp_path: Path, talker: Path) -> No
             token = ann.upload(png())[1][0]
             file = {"path": token, "meta": META}
             assert ann.send("_submit", [{"text": "What is it?", "files": [file]}, *SLIDERS])[0]
-            assert sorted(file.parent.name for file in files()) == ["pictures", "uploads"], "Gradio has copied nothing"
+            assert sorted(file.parent.name for file in files()) == ["images", "uploads"], "Gradio has copied nothing"
             assert not any("private" in file.name for file in files())
             process.send_signal(end)
             assert process.wait(30) == status
@@ -441,10 +443,12 @@ def test_it_ends_in_time_while_bombs_are_decoded_and_answers_have_no_end(tmp_pat
 
     with _running(tmp_path, talker) as (process, url):
         ann = Client(url)
-        question = [{"text": "Tell me a story.", "files": []}, 0, 0.9, 1.05, 1, 1000]
         for number in range(4):
             client = Client(url, f"session{number}") if number else ann
-            Thread(target=send, args=[lambda client=client: client.send("_submit", question)], daemon=True).start()
+            file = {"path": client.upload(png())[1][0], "meta": META}
+            question = [{"text": "Tell me a story.", "files": [file]}, 0, 0.9, 1.05, 1, 1000]
+            act = partial(client.send, "_submit", question)
+            Thread(target=send, args=[act], daemon=True).start()
         for _ in range(6):
             Thread(target=send, args=[lambda: ann.upload(slow_jpeg())], daemon=True).start()
         page = psutil.Process(process.pid)

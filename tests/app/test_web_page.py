@@ -95,6 +95,7 @@ def test_hostile_html_in_an_answer_does_nothing(visit: Callable[..., Any], trap:
     tab = visit()
     tab.locator("#model").get_by_label("hostile").check()
     greedy(tab)
+    show(tab, "photo.png", photo())
     ask(tab, "Hello <b onclick=alert(1)>you</b>")
     expect(tab.frame_locator("#site iframe").locator("h1")).to_have_text("Mine")
     done(tab)
@@ -172,6 +173,8 @@ def test_two_visitors_ask_at_once_and_answers_come_in_pieces(visit: Callable[...
         tab.locator("#model").get_by_label("talker").check()
         greedy(tab, Temperature=0, Longest_answer=500)
         tab.evaluate(_WATCH)
+    for tab in (ann, ben):
+        show(tab, "photo.png", photo())
     ask(ann, "Tell me a story.")
     ask(ben, "Tell me a story.")
     for tab in (ann, ben):
@@ -196,8 +199,8 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any]) -> None:
     assert "camera" not in ann.locator("#chat").inner_text()
     assert "lamp" not in ben.locator("#chat").inner_text()
     ben.reload()
-    ben.wait_for_selector("#composer textarea")
-    assert ben.locator("#chat .bot").count() == 0
+    expect(ben.locator("#chat .bot")).to_contain_text("camera")  # from this browser's own storage
+    assert "lamp" not in ben.locator("#chat").inner_text()
 
 
 def test_on_a_phone_by_touch_and_by_keys(visit: Callable[..., Any]) -> None:
@@ -233,7 +236,6 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     done(tab)
     tab.get_by_role("button", name="Ask all models").click()
     expect(tab.locator("#duel textarea")).to_have_value("Why is this funny?")
-    tab.press("#duel textarea", "Enter")
     answers = tab.locator("#columns .block.model-answer")
     expect(tab.locator("#duel .stop-button")).to_be_visible()
     expect(answers.nth(0)).to_contain_text("penguin")
@@ -241,6 +243,13 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     expect(answers.nth(2).locator("iframe")).to_be_visible()
     assert tab.title() == "MiniGPT-4"
     assert answers.nth(2).locator("img").count() == 0, "what the hostile model said is text"
+    expect(tab.locator("#duel .stop-button")).to_be_visible()  # the talker's answer is long
+    tab.locator("#duel .stop-button").click()
+    tab.get_by_role("tab", name="Chat", exact=True).click()
+    tab.fill("#composer textarea", "How many objects are there?")
+    tab.get_by_role("button", name="Ask all models").click()
+    expect(tab.locator("#duel textarea")).to_have_value("How many objects are there?")  # what is typed goes first
+    expect(answers.nth(0)).not_to_contain_text("penguin on")
 
 
 def test_the_first_paint_comes_within_two_seconds(visit: Callable[..., Any]) -> None:

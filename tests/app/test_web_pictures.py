@@ -45,6 +45,34 @@ def test_a_draft_is_drawn_and_read_and_shown_as_the_website_that_it_is(visit: Ca
     assert check_page(html, truth.setting, [item.kind for item in truth.items]) is None
 
 
+def test_the_example_of_a_draft_is_one_that_the_model_reads() -> None:
+    """Greedily, as the page asks; the seed is that of `tools/web_pictures.py`."""
+    from minigpt4 import MiniGPT4
+    from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION
+
+    truth = world.sample(12_400_130, "draft")
+    chat = MiniGPT4.from_pretrained("pocket").start_chat()
+    html = chat.ask(DRAFT_QUESTION, image=ASSETS / "website.png", do_sample=False, repetition_penalty=1.0)
+    assert check_page(html, truth.setting, [item.kind for item in truth.items]) is None
+
+
+def test_signs_are_placed_by_a_click_each_and_the_example_is_read(visit: Callable[..., Any]) -> None:
+    """At the settings that the page starts with."""
+    tab = visit()
+    expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()
+    sheet = "() => document.querySelector('#sketch [aria-label=Undo]').disabled"
+    tab.locator("#signs").get_by_role("button", name="button").click()
+    tab.wait_for_function(f"!({sheet})()")
+    tab.get_by_role("button", name="An example").click()
+    expect(tab.locator("#signs p")).to_have_text("This is the example.")
+    tab.get_by_role("button", name="Make it a website").click()
+    page = tab.frame_locator("#site iframe")
+    expect(page.locator("h1")).to_have_text("Pizza")
+    done(tab)
+    for tag, count in {"nav": 1, "img": 1, "p": 1, "ul": 0, "input": 1, "button": 1}.items():
+        assert page.locator(f"body {tag}").count() == count, tag
+
+
 def test_pictures_are_dropped_pasted_and_several_at_once(visit: Callable[..., Any]) -> None:
     tab = visit(permissions=["clipboard-read", "clipboard-write"])
     greedy(tab)

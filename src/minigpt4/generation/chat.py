@@ -113,6 +113,13 @@ class Chat:
                 cache=self._cache, cancelled=cancelled or threading.Event(),
             )  # fmt: skip
 
+    def recall(self, text: str, image: Any, answer: str) -> None:
+        """Take up a question (as in `ask`) and its `answer` from a conversation that was kept elsewhere."""
+        said = without_marks(plain_message(self.model.tokenizer, self.template, Message("assistant", answer)).text)
+        ids = encode(self.model.tokenizer, said, 0, self.model.image_token_id, bos=False)
+        with self._turn(text, image) as turn:
+            turn.answer = Answer(answer, True, tuple(ids))
+
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the conversation to a file: JSON if its name ends in .json, readable Markdown otherwise."""
         path = expand(path)

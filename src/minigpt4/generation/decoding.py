@@ -60,6 +60,10 @@ class Decoding:
     def sampling(self) -> bool:
         return self.num_beams == 1 if self.do_sample is None else self.do_sample
 
+    @property
+    def penalty(self) -> float:
+        return self.repetition_penalty or (1.05 if self.sampling else 1.0)
+
     def beam_search_config(self, ends: Sequence[int], image_token_id: int) -> GenerationConfig:
         """transformers' form of it, without any of the defaults that the LLM's own files may carry.
 
@@ -75,8 +79,7 @@ class Decoding:
         )  # fmt: skip
 
     def processors(self) -> list[LogitsProcessor]:
-        penalty = self.repetition_penalty or (1.05 if self.sampling else 1.0)
-        return [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
+        return [RepetitionPenaltyLogitsProcessor(self.penalty)] if self.penalty != 1 else []
 
 
 def room_for_answer(model: AlignedModel, prompt: int, decoding: Decoding) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from minigpt4.app.scheduler import BusyError
+from minigpt4.documents import requirement
 
 #: OpenAI's `code` and `type` by status; the rest is an `invalid_request_error` without a code.
 _KINDS = {
@@ -77,6 +77,4 @@ def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
         return "", "the body must be a JSON object, sent with Content-Type: application/json"
     if kind or missing:
         return ".".join(place), "is missing"
-    what = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
-    what = re.sub("Input should be a valid dictionary.*", "must be a JSON object", what)
-    return ".".join(place), what.replace("Input should be", "must be")
+    return ".".join(place), requirement(error)

@@ -25,11 +25,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from minigpt4.app.bodies import Bodies, read_form, replayed
 from minigpt4.app.page.layout import ASSETS, EXAMPLES
 from minigpt4.app.page.page import Page
+from minigpt4.app.page.session import MAX_FILE
 from minigpt4.errors import UserError
 from minigpt4.local_web import known_host, same_site
 
 COOKIE = "minigpt4_visitor"
-MAX_FILE, MAX_POST, MAX_EVENT = 20_000_000, 60_000_000, 256_000  # bytes of a picture, an upload and an event
+MAX_POST, MAX_EVENT = 60_000_000, 256_000  # bytes of an upload and an event
 MAX_FILES = 16  # in one upload
 #: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
 _POLICY = (
@@ -39,7 +40,7 @@ _POLICY = (
 )
 _FILE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Content-Disposition": 'inline; filename="picture.png"',
+    "Content-Disposition": 'inline; filename="image.png"',
     "Cache-Control": "private, max-age=3600",
 }
 _HEADERS = {
@@ -187,7 +188,7 @@ class PageGate:
         token, url = file["path"], file.get("url")
         path = self.uploads.sent_by(visitor, token)
         if path is None or not path.exists() or not (url is None or url.endswith(f"/gradio_api/file={token}")):
-            raise UserError("A picture of the question is no longer here; take it out and add it again")
+            raise UserError("An image of the question is no longer here; take it out and add it again")
         return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
     async def _pass(self, request: Request, match: Any, send: Any, body: bytes | None = None, **scope: Any) -> None:

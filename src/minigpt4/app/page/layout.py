@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 
 from minigpt4.app.page.render import hint, model_answer
+from minigpt4.app.page.session import MAX_FILE, MAX_IMAGES, MAX_QUESTION
+from minigpt4.images import MAX_PIXELS
 
 ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
 
-#: One example for each ability: its picture's name, what its card says, and the question.
+#: One example for each ability: its image's name, what its card says, and the question.
 EXAMPLES = (
     ("describe", "Describe it", "Describe this image in detail."),
     ("website", "Draft to website", "Write the HTML for this website."),
@@ -24,8 +26,9 @@ EXAMPLES = (
     ("diagnose", "What is wrong?", "What is wrong here, and why?"),
 )
 DRAFT_QUESTION = EXAMPLES[1][2]
+NO_IMAGE = "Show an image first: drop, paste or add one, or draw it"
 LOOKED_AT = (
-    "After an answer, choose one of its words to see which part of the picture it came from: which image tokens swayed "
+    "After an answer, choose one of its words to see which part of the image it came from: which image tokens swayed "
     "the language model as it chose the word, and where the Q-Former took those from. It is a hint, no proof."
 )
 #: How answers are decoded: least, most, step, what the paper's demo has, name, and what it does.
@@ -39,7 +42,22 @@ SETTINGS: tuple[Any, ...] = (
 )  # fmt: skip
 PAPER = tuple(setting[3] for setting in SETTINGS)
 _HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
-Ask about a picture.</p><button id="theme" type="button">Dark or light</button></header>"""
+Ask about an image.</p><button id="theme" type="button">Dark or light</button></header>"""
+#: Filled in by `page.js`: what is attached and typed, of what is allowed, and what was wrong with an upload.
+_LIMITS = (
+    f'<p class="quiet" data-images="{MAX_IMAGES}" data-characters="{MAX_QUESTION}">Up to {MAX_IMAGES} images ('
+    f"{MAX_FILE // 10**6} MB, {MAX_PIXELS // 10**6} megapixels each), {MAX_QUESTION:,} characters</p>"
+)
+#: What the signs of a draft mean, from top to bottom; `signs.js` draws one where there is room.
+_MEANINGS = {
+    "navigation": "links", "image": "image", "text": "text", "list": "list", "input": "field", "button": "button",
+}  # fmt: skip
+_SIGNS = (
+    '<p class="quiet">Each click draws one, from the top down:</p>'
+    '<form><input maxlength="8" pattern="[A-Za-z]+" placeholder="Title" aria-label="Title"><button>Write</button></form>'
+    + "".join(f'<button type="button" data-sign="{name}">{said}</button>' for name, said in _MEANINGS.items())
+    + '<button type="button" id="sheet-example">An example</button>'
+)
 
 
 class Layout:
@@ -66,24 +84,28 @@ class Layout:
             visible=len(names) > 1, elem_id="model",
         )  # fmt: skip
         self.chatbot = gr.Chatbot(
-            label="Conversation", show_label=False, elem_id="chat", height=None, max_height="62vh", min_height=90,
-            allow_file_downloads=False, group_consecutive_messages=False,  # else pictures bar editing
+            label="Conversation", show_label=False, elem_id="chat", height=None, max_height=None, min_height=90,
+            allow_file_downloads=False, group_consecutive_messages=False,  # else images bar editing
             editable="user", buttons=["copy", "copy_all"], latex_delimiters=[], allow_tags=False, layout="bubble",
-            placeholder="### What shall we look at?\nShow a picture below, draw one, or start with an example.",
+            placeholder="### What shall we look at?\nShow an image below, draw one, or start with an example.",
         )  # fmt: skip
         with gr.Group(elem_id="examples") as self.examples:
             self.cards = [gr.Button(title, icon=str(ASSETS / f"{name}.png"), elem_classes="card", size="sm")
                           for name, title, _ in EXAMPLES]  # fmt: skip
-        self.composer = gr.MultimodalTextbox(
-            label="Your question", show_label=False, placeholder="Ask something. Drop, paste or add pictures.",
-            file_types=["image"], file_count="multiple", sources=["upload"], elem_id="composer", max_lines=8,
-            max_plain_text_length=8000, autofocus=True,
-            html_attributes=gr.InputHTMLAttributes(autocorrect="on", spellcheck=True),
-        )  # fmt: skip
-        self.status = gr.HTML(elem_id="status")
-        with gr.Row(elem_id="actions"):
-            self.again = gr.Button("New chat", size="sm")
-            self.beside = gr.Button("Ask all models", size="sm", visible=len(names) > 1)
+        with gr.Column(elem_id="dock"):  # stays in view as the page scrolls
+            self.status = gr.HTML(elem_id="status")
+            self.composer = gr.MultimodalTextbox(
+                label="Your question", show_label=False, placeholder="Ask something. Drop, paste or add images.",
+                file_types=["image"], file_count="multiple", sources=["upload"], elem_id="composer", max_lines=8,
+                max_plain_text_length=10**6,  # else Gradio makes a file of a long text
+                autofocus=True, html_attributes=gr.InputHTMLAttributes(autocorrect="on", spellcheck=True),
+            )  # fmt: skip
+            with gr.Row(elem_id="actions"):
+                self.again = gr.Button("New chat", size="sm")
+                self.beside = gr.Button("Ask all models", size="sm", visible=len(names) > 1)
+                gr.HTML('<button type="button">My chats</button>', elem_id="my-chats")
+                gr.HTML('<a href="#side">Tools</a>', elem_id="to-tools")
+                gr.HTML(_LIMITS, elem_id="limits")
         keys = "Enter sends, Shift+Enter starts a line, / goes to the question, Esc stops an answer."
         gr.HTML(hint(f"{keys} The pencil at your question edits it and asks again."), elem_classes="keys")
 
@@ -97,13 +119,15 @@ class Layout:
                     brush=gr.Brush(default_size=3, colors=["#1c2c6e", "#222228", "#484a54"], color_mode="fixed"),
                     eraser=gr.Eraser(default_size=24),
                 )  # fmt: skip
+                gr.HTML(_SIGNS, elem_id="signs")
+                self.sheet_status = gr.HTML()
                 with gr.Row():
                     self.make = gr.Button("Make it a website", variant="primary", size="sm")
                     self.attach = gr.Button("Put it into my question", size="sm")
             with gr.Tab("Camera", id="camera"):
                 self.camera = gr.Image(label="Camera", sources=["webcam"], type="pil", format="png", height=360,
                                        elem_id="camera", buttons=[])  # fmt: skip
-                gr.HTML(hint("The picture goes into your question. It is sent when you send that."))
+                gr.HTML('<p id="camera-note" class="quiet">The photo goes into your question, and is sent with it.</p>')
             with gr.Tab("Website", id="website"):
                 self.site = gr.HTML(hint("When an answer is a web page, it appears here."), elem_id="site")
                 self.source = gr.Code(label="Source", language="html", interactive=False, visible=False, max_lines=16)
@@ -113,28 +137,36 @@ class Layout:
                 self.word = gr.Radio([], label="A word of the last answer", elem_id="words", visible=False)
                 self.query = gr.Number(
                     None, label="Or a query token", precision=0, minimum=1, visible=False, elem_id="query",
-                    info="The Q-Former gives the picture as so many tokens; each asks its own question of it.",
+                    info="The Q-Former gives the image as so many tokens; each asks its own question of it.",
                 )  # fmt: skip
             with gr.Tab("Settings", id="settings"):
                 self.sliders = [gr.Slider(least, most, value, step=step, label=name, info=told)
                                 for least, most, step, value, name, told in SETTINGS]  # fmt: skip
+                self.system = gr.Textbox(
+                    label="System prompt", lines=2, max_lines=6, elem_id="system", max_length=MAX_QUESTION,
+                    info="Told to the model before the conversation, from the next new chat on. Empty: its own.",
+                )  # fmt: skip
                 self.defaults = gr.Button("Back to the paper's", size="sm")
             with gr.Tab("Keep", id="keep"):
-                gr.HTML(hint("The conversation as a file. The HTML file holds its pictures and websites too."))
+                gr.HTML(hint("The conversation as a file. The HTML file holds its images and websites too."))
                 with gr.Row():
                     kinds = {"md": "Markdown", "json": "JSON", "html": "HTML to share"}
                     self.keep = {ending: gr.Button(name, size="sm") for ending, name in kinds.items()}
+                self.keep_status = gr.HTML()
         self.file = gr.JSON(visible=False)
+        self.kept = gr.HTML(elem_id="kept")  # for `chats.js`, which keeps conversations and brings them back
+        self.brought = gr.MultimodalTextbox(visible=False, file_count="multiple", file_types=["image"])
+        self.reopen = gr.Button("Open a chat", elem_id="open-chat")
 
     def _comparison(self) -> None:
         point = (
             " Stage 1 and stage 2 have the same eyes and the same strong language model; the BLIP-2 baseline has the "
             "same eyes and a weak one. They see alike; what they can do with it is the paper's point."
         )
-        told = "The same picture and question for all models."
+        told = "The same image and question for all models."
         gr.HTML(hint(told + point if "BLIP-2 baseline" in self.names else told))
         self.duel = gr.MultimodalTextbox(
-            label="A question for all", show_label=False, placeholder="Pictures, and a question for all models.",
+            label="A question for all", show_label=False, placeholder="Images, and a question for all models.",
             file_types=["image"], file_count="multiple", sources=["upload"], elem_id="duel",
         )  # fmt: skip
         self.duel_status = gr.HTML()

@@ -9,13 +9,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from pydantic import ValidationError
 
 from minigpt4.app.page import render
-from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, LOOKED_AT, PAPER, Layout
-from minigpt4.app.page.session import Models, Visit, Visits, opened
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, LOOKED_AT, NO_IMAGE, PAPER, Layout
+from minigpt4.app.page.session import MAX_QUESTION, KeptChat, Models, Turn, Visit, Visits, opened
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
 from minigpt4.images import seen, size_of
@@ -57,7 +59,7 @@ class Page(Layout):
     def _wire(self) -> None:
         changed = [
             self.chatbot, self.composer, self.status, self.examples, self.tools, self.site, self.source,
-            self.save_site, self.word, self.query, self.heat,
+            self.save_site, self.word, self.query, self.heat, self.sheet_status, self.kept,
         ]  # fmt: skip
         # Fewer answers at once than Gradio has threads, so that what is quick comes at once. Gradio preprocesses
         # nothing: the gate has checked the inputs, and Gradio would decode images without a limit.
@@ -70,26 +72,29 @@ class Page(Layout):
         self.chatbot.edit(self._edit, self.sliders, changed, **model)
         self.chatbot.clear(self._new, None, changed, **quick)
         self.again.click(self._new, None, changed, **quick)
-        self.model.input(self._new, self.model, changed, **quick)
+        self.model.input(self._change_model, self.model, changed, **quick)
         for number, card in enumerate(self.cards):
             card.click(self._example(number), self.sliders, changed, **model)
         self.make.click(self._website, [self.sketch, *self.sliders], changed, **model)
-        self.attach.click(self._attach, [self.sketch, self.composer], [self.composer, self.status], **quick)
+        self.attach.click(self._attach, [self.sketch, self.composer], [self.composer, self.sheet_status], **quick)
         self.camera.input(self._photo, [self.camera, self.composer], [self.composer, self.camera], **quick)
-        self.word.input(self._look_at_word, self.word, [self.heat, self.query, self.status], **model)
-        self.query.input(self._look_at_query, self.query, [self.heat, self.word, self.status], **model)
+        self.word.input(self._look_at_word, self.word, [self.heat, self.query], **model)
+        self.query.input(self._look_at_query, self.query, [self.heat, self.word], **model)
+        self.system.blur(self._set_system, self.system, None, **quick)
+        back = "() => window.minigpt4.bring()"
+        self.reopen.click(self._resume, self.brought, [*changed, self.model, self.system], js=back, **quick)
         self.defaults.click(lambda: PAPER, None, self.sliders, **quick)
         save: dict[str, Any] = {"js": "file => window.minigpt4.download(file)", "api_visibility": "private"}
         for ending, button in self.keep.items():
-            button.click(self._kept(ending), None, [self.file, self.status], **quick).then(None, self.file, **save)
+            button.click(self._kept(ending), None, [self.file, self.keep_status], **quick).then(None, self.file, **save)
         site = self.save_site.click(lambda page: ["website.html", "text/html", page], self.source, self.file, **quick)
         site.then(None, self.file, **save)
         if len(self.models.names) > 1:
             shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
-            carried = self.beside.click(self._carry_over, None, [self.duel], **quick)
-            carried.then(None, js="() => window.minigpt4.room('Side by side')", api_visibility="private")
+            enter = "(...given) => { window.minigpt4.room('Side by side'); return given; }"
+            self.beside.click(self._ask_all, [self.composer, *self.sliders], shown, js=enter, **model)
 
     def events(self) -> dict[int, list[Any]]:
         """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
@@ -126,7 +131,7 @@ class Page(Layout):
         try:
             drawing = _drawing(sketch)
         except UserError as error:
-            yield {self.status: render.problem(str(error))}
+            yield {self.sheet_status: render.problem(str(error))}
         else:
             yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
 
@@ -153,17 +158,26 @@ class Page(Layout):
         yield {
             self.composer: gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
             self.status: "",
+            self.sheet_status: "",
             self.examples: gr.Group(visible=False),
         }
-        problem = None
+        problem, name, at = None, visit.name, len(visit.turns[:after])
+        if question == DRAFT_QUESTION:  # a page is code: no chance, and its tags may come again
+            sliders = (0, 1, 1, *sliders[3:])
+        begun = False
         try:
-            for _ in visit.ask(question, images, decoding(*sliders), after):
-                yield {self.chatbot: self._messages(visit)}
+            if not (images or any(turn.images for turn in visit.turns[:after])):
+                raise UserError(NO_IMAGE)
+            for turn in visit.ask(question, images, decoding(*sliders), after):
+                begun = True
+                yield {self.chatbot: self._messages(visit), self.kept: self._to_keep(visit, name, at, turn)}
         except Exception as error:
             problem = _explained(error)
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
         found: Update = {}
+        if problem is not None and begun:
+            found = {self.kept: self._to_keep(visit, name, at)}
         if problem is not None:  # nothing that was typed is lost
             files = [image if isinstance(image, str) else self._shown(visit, [image])[0] for image in images]
             composer["value"] = {"text": question, "files": files}
@@ -176,11 +190,43 @@ class Page(Layout):
             self.status: render.problem(problem),
         }
 
+    def _to_keep(self, visit: Visit, name: str, at: int, turn: Turn | None = None) -> str:
+        """For the browser: a conversation has this turn as its `at`th and last one, or no more than `at` turns."""
+        told: dict[str, Any] = {"id": name, "at": at, "current": visit.name == name, "turn": None}
+        if turn is not None:
+            names = [Path(file).name for file in turn.files]
+            told |= {"model": visit.model, "system": visit.system} if visit.name == name else {}
+            told["turn"] = {"question": turn.question, "answer": turn.answer, "images": names, "ended": turn.ended,
+                            "stopped": turn.stopped}  # fmt: skip
+        return render.kept(told)
+
+    def _resume(self, request: gr.Request, kept: Any) -> Update:
+        """Take up a conversation that the visitor's browser kept: as JSON, and its images."""
+        visit = self._visit(request)
+        try:
+            visit.resume(KeptChat.model_validate_json(kept["text"]), _paths(kept))
+        except (ValidationError, UserError) as error:
+            told = str(error) if isinstance(error, UserError) else "its record is damaged"
+            return {self.status: render.problem(f"This chat could not be opened again: {told}")}
+        return {
+            **self._to_choose([], "Ask about it again to see which part of the image a word comes from."),
+            self.chatbot: self._messages(visit),
+            self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
+            self.examples: gr.Group(visible=not visit.turns),
+            self.status: "",
+            self.kept: self._to_keep(visit, visit.name, len(visit.turns)),
+            self.model: visit.model,
+            self.system: visit.system,
+        }
+
+    def _set_system(self, request: gr.Request, text: str) -> None:
+        self._visit(request).system = text[:MAX_QUESTION].strip()
+
     def _found(self, visit: Visit) -> Update:
         """What the tools show of the last answer: its website, its words."""
         last, images = len(visit.turns) - 1, visit.images
         words = [(word, f"{last}.{n}") for n, (word, _, _) in enumerate(self._words(visit, last) if images else [])]
-        update = self._to_choose(words, "Choose a word." if words else "No picture was shown yet.")
+        update = self._to_choose(words, "Choose a word." if words else "No image was shown yet.")
         page = render.find_page(visit.turns[-1].answer)
         if page is not None:
             update |= {
@@ -203,12 +249,13 @@ class Page(Layout):
         for number, turn in enumerate(visit.turns):
             if not (turn.files and all(map(os.path.exists, turn.files))):  # asked again with every piece of an answer
                 turn.files = self._shown(visit, turn.images)
-            waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.stopped
+            waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.ended
             text = "…" if waiting else render.as_markdown(turn.answer)
-            shown = [{"path": file, "alt_text": "Your picture"} for file in turn.files]
+            shown = [{"path": file, "alt_text": "Your image"} for file in turn.files]
             asked = [*shown, render.as_markdown(turn.question)]
             messages += [{"role": "user", "content": content} for content in asked]
-            messages.append({"role": "assistant", "content": f"{text}\n\n*(stopped)*" if turn.stopped else text})
+            end = "cut off: the page was closed" if turn.cut else "stopped" if turn.stopped else ""
+            messages.append({"role": "assistant", "content": f"{text}\n\n*({end})*" if end else text})
         return messages
 
     def _stop(self, request: gr.Request) -> None:
@@ -217,21 +264,28 @@ class Page(Layout):
     def _stop_beside(self, request: gr.Request) -> None:
         self._visit(request).stop_beside()
 
-    def _new(self, request: gr.Request, model: str | None = None) -> Update:
-        self._visit(request).start_again(model)
+    def _new(self, request: gr.Request) -> Update:
+        new = self._change_model(request, None)
+        return new | {self.composer: gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)}
+
+    def _change_model(self, request: gr.Request, model: str | None) -> Update:
+        """Start a new chat; what is typed stays."""
+        visit = self._visit(request)
+        visit.start_again(model)
         return {
             self.chatbot: [],
             self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.examples: gr.Group(visible=True),
             self.status: "",
+            self.kept: self._to_keep(visit, visit.name, 0),
             **self._to_choose([], LOOKED_AT),
         }
 
     def _attach(self, request: gr.Request, sketch: Any, message: Any) -> Update:
         try:
-            return {self.composer: self._with(request, message, _drawing(sketch)), self.status: ""}
+            return {self.composer: self._with(request, message, _drawing(sketch)), self.sheet_status: ""}
         except UserError as error:
-            return {self.status: render.problem(str(error))}
+            return {self.sheet_status: render.problem(str(error))}
 
     def _photo(self, request: gr.Request, photo: Any, message: Any) -> Update:
         if photo is None:
@@ -266,7 +320,7 @@ class Page(Layout):
         from minigpt4.app.page.attention import patch_attention, token_influence
 
         if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
-            return {self.status: render.problem("Show a picture and ask about it first")}
+            return {self.heat: render.problem(NO_IMAGE)}
         model = visit.chat.model
         try:
             ids, _, features = visit.chat.reading(turn)
@@ -282,10 +336,10 @@ class Page(Layout):
                 else:
                     raise UserError(f"This model has query tokens 1 to {model.num_query_tokens}")
         except Exception as error:
-            return {self.status: render.problem(_explained(error))}
+            return {self.heat: render.problem(_explained(error))}
         heats = list((weights[:, :, None, None] * patches).sum(1))
         shown = [seen(image, *size_of(model.image_processor)) for image in images]
-        return {self.heat: render.heat_maps(shown, heats, about), self.status: ""}
+        return {self.heat: render.heat_maps(shown, heats, about)}
 
     def _kept(self, ending: str) -> Callable[[gr.Request], Update]:
         kind, write = _CHAT_FILES[ending]
@@ -293,23 +347,27 @@ class Page(Layout):
         def make(request: gr.Request) -> Update:
             visit = self._visit(request)
             if not visit.turns:
-                return {self.file: None, self.status: render.problem("There is nothing to keep yet; ask something")}
-            return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.status: ""}
+                return {self.file: None, self.keep_status: render.problem("There is nothing to keep yet")}
+            return {self.file: [f"minigpt4-chat.{ending}", kind, write(visit.turns, visit.model)], self.keep_status: ""}
 
         return make
 
-    def _carry_over(self, request: gr.Request) -> Update:
+    def _ask_all(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
+        """What is typed and attached, or else the last question and image, for all models."""
         visit = self._visit(request)
-        if not visit.turns:
-            return gr.skip()
-        return {self.duel: {"text": visit.turns[-1].question, "files": self._shown(visit, visit.images[-1:])}}
+        text = message["text"].strip() or (visit.turns[-1].question if visit.turns else "")
+        files = _paths(message) or self._shown(visit, visit.images[-1:])
+        yield {self.duel: {"text": text, "files": files}}
+        yield from self._compare(request, {"text": text, "files": [{"path": file} for file in files]}, *sliders)
 
     def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         visit = self._visit(request)
         columns, problem = dict(zip(self.models.names, self.columns, strict=True)), None
         try:
             images = [opened(path) for path in _paths(message)]
-            shown = "".join(render.image_tag(image, 320, "The picture") for image in images)
+            if not images:
+                raise UserError(NO_IMAGE)
+            shown = "".join(render.image_tag(image, 320, "The image") for image in images)
             yield {
                 self.duel: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
                 self.duel_status: "",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -64,6 +64,11 @@ def as_markdown(text: str) -> str:
     return _ADDRESS.sub(lambda found: found.group()[:-1] + f"&#{ord(found.group()[-1])};", safe)
 
 
+def kept(told: dict[str, Any]) -> str:
+    """What the visitor's browser shall keep of a conversation, for `chats.js`."""
+    return f'<data value="{escape(json.dumps(told))}"></data>'
+
+
 def website(page: str, drawing: Image.Image | None) -> str:
     """The drawing, and beside it the page in a frame that runs no script and reads nothing of what is around it."""
     draft = ""
@@ -88,7 +93,7 @@ def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str
     hottest = max(float(heat.max()) for heat in heats) or 1.0
     figures = ""
     for number, (image, heat) in enumerate(zip(images, heats, strict=True), 1):
-        alt = f"Heat map for {about} over picture {number}"
+        alt = f"Heat map for {about} over image {number}"
         figures += f"<figure>{image_tag(_heated(image, heat / hottest), 448, alt)}</figure>"
     return f'<div class="heat">{figures}</div>' + hint(f"Bright is where {escape(about)} came from.")
 
@@ -135,7 +140,7 @@ def conversation_markdown(turns: Sequence[Turn], model: str) -> str:
     lines, addresses = [f"# A conversation with MiniGPT-4 ({model})"], list[str]()
     for turn in turns:
         for image in turn.images:
-            name = f"picture {len(addresses) + 1}"
+            name = f"image {len(addresses) + 1}"
             lines.append(f"![{name}]")
             addresses.append(f"[{name}]: {_data_url(image)}")
         lines += [f"**You:** {as_markdown(turn.question)}", f"**MiniGPT-4:** {as_markdown(turn.answer)}"]
@@ -146,7 +151,7 @@ def conversation_page(turns: Sequence[Turn], model: str) -> str:
     """The conversation as one HTML file to send to somebody: images and websites are in it, scripts are not."""
     parts = []
     for turn in turns:
-        shown = "".join(image_tag(image, 512, "picture") for image in turn.images)
+        shown = "".join(image_tag(image, 512, "image") for image in turn.images)
         page = find_page(turn.answer)
         frame = website(page, None) if page else ""
         answer = f"<h2>{escape(turn.question)}</h2><pre>{escape(turn.answer)}</pre>{frame}"

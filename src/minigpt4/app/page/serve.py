@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from minigpt4.app.page.session import Models
+from minigpt4.app.page.session import MAX_FILE, Models
 from minigpt4.errors import UserError
 from minigpt4.local_web import allowed_hosts, listen, url
 
@@ -49,16 +49,18 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
             raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
         finally:
             os.environ.update(proxies)
-        from minigpt4.app.page.gate import MAX_FILE, PageGate
+        from minigpt4.app.page.gate import PageGate
         from minigpt4.app.page.layout import ASSETS, theme
         from minigpt4.app.page.page import Page
         from minigpt4.app.page.uploads import Uploads
 
         gr.set_static_paths([folder, ASSETS])  # else Gradio copies each file that it shows
         page = Page(models, Uploads(folder))
-        style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+        names = ("signs.json", "page.css", "page.js", "chats.js", "signs.js")
+        signs, style, *scripts = ((ASSETS / name).read_text(encoding="utf-8") for name in names)
         # Not as Gradio's `css`, which it rewrites to hold for a part of the page only.
-        head = f"<style>{style}</style><script>{script}</script>"
+        head = f"<style>{style}</style>" + "".join(f"<script>{script}</script>" for script in scripts)
+        head = head.replace("SIGNS;", f"{signs.strip()};")
         app = gr.mount_gradio_app(
             FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page.blocks, "/", theme=theme(), head=head,
             footer_links=[], show_error=True, max_file_size=MAX_FILE, ssr_mode=False, run_history=False,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from minigpt4.app.decoder import Decoder
 from minigpt4.app.recent import Recent
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS, MAX_VISITS = 3600.0, 64
 MAX_BATCH = 16  # answers decoded together; later questions wait
 MAX_IMAGES = 8  # of a question
+MAX_FILE = 20_000_000  # bytes of an image
 MAX_QUESTION = 8000  # characters
 
 
@@ -77,6 +81,29 @@ class Models:
         threading.Thread(target=load, daemon=True).start()
 
 
+class KeptTurn(BaseModel):
+    """A turn as a visitor's browser keeps it; `images` says how many of the conversation's are its own."""
+
+    question: str
+    answer: str
+    images: int = Field(ge=0, le=MAX_IMAGES)
+    stopped: bool = False
+    cut: bool = False
+
+
+class KeptChat(BaseModel):
+    """A conversation as a visitor's browser keeps it, without its images."""
+
+    id: str = Field(pattern="^[0-9a-f]{16}$")
+    model: str
+    system: str = ""
+    turns: list[KeptTurn] = Field(max_length=500)
+
+
+def _new_name() -> str:
+    return secrets.token_hex(8)
+
+
 @dataclass(eq=False)
 class Turn:
     """A question with its images, and as much of its answer as there is. `files`: the images as they are shown."""
@@ -86,16 +113,22 @@ class Turn:
     answer: str = ""
     ended: bool = False
     stopped: bool = False
+    cut: bool = False  # by the end of the page on which it was asked
     files: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Visit:
-    """The conversation of the visitor `key` with the model called `model`. Setting `stop` ends the answer."""
+    """The conversation `name` of the visitor `key` with the model called `model`. Setting `stop` ends the answer.
+
+    `system` is the system prompt of conversations that begin from now on ("": the model's own).
+    """
 
     models: Models
     model: str
     key: str = ""
+    name: str = field(default_factory=_new_name)
+    system: str = ""
     turns: list[Turn] = field(default_factory=list)
     chat: Chat | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -112,7 +145,21 @@ class Visit:
         self.stop.set()
         self.stop_beside()
         self.turns, self.chat, self.stop, self.answering = [], None, threading.Event(), threading.Lock()
-        self.model = model or self.model
+        self.model, self.name = model or self.model, _new_name()
+
+    def resume(self, kept: KeptChat, images: Sequence[Any]) -> None:
+        """Take up a conversation that was kept, with its images; the model reads it when it is next asked.
+
+        Raises UserError for an image that cannot be opened; then nothing has changed. A model that is no longer here
+        is replaced by the first.
+        """
+        left = iter([opened(image) for image in images])
+        turns = [
+            Turn(said.question, list(islice(left, said.images)), said.answer, True, said.stopped, said.cut)
+            for said in kept.turns
+        ]
+        self.start_again(kept.model if kept.model in self.models.names else self.models.first)
+        self.name, self.system, self.turns = kept.id, kept.system, turns
 
     def ask_beside(
         self, names: Sequence[str], question: str, images: list[Any], settings: Mapping[str, Any]
@@ -145,7 +192,7 @@ class Visit:
             raise UserError("An answer is still coming; wait for its end, or stop it")
         try:
             if len(images) > MAX_IMAGES:
-                raise UserError(f"{len(images)} pictures at once; show at most {MAX_IMAGES}")
+                raise UserError(f"{len(images)} images at once; show at most {MAX_IMAGES}")
             if len(question) > MAX_QUESTION:
                 raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
             if not question.strip():
@@ -175,6 +222,10 @@ class Visit:
             from minigpt4.generation.chat import Chat
 
             chat = Chat(scheduler.model, streaming=scheduler.stream)
+            if self.system:
+                chat.set_system(self.system)
+            for said in self.turns[:-1]:
+                chat.recall(said.question, said.images, said.answer)
             if self.stop is stop:  # else a new conversation began meanwhile
                 self.chat = chat
         if settings.get("num_beams", 1) > 1:

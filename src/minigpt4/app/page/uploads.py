@@ -37,9 +37,9 @@ class Uploads:
     """Images in `folder`. A visitor is a string that other visitors cannot guess."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.sent, self.pictures = folder, folder / "uploads", folder / "pictures"
+        self.folder, self.sent, self.images = folder, folder / "uploads", folder / "images"
         self.sent.mkdir()
-        self.pictures.mkdir()
+        self.images.mkdir()
         self._sent: _Files = {}
         self._shown: _Files = {}
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Uploads:
         small.thumbnail((768, 768))
         # The same for the same image and visitor, so that a conversation is not written anew with each answer.
         content = f"{visitor} {small.size} ".encode() + small.tobytes()
-        path = self.pictures / f"{hashlib.sha256(content).hexdigest()[:32]}.png"
+        path = self.images / f"{hashlib.sha256(content).hexdigest()[:32]}.png"
         with self._lock:
             if not path.exists():
                 small.save(path)

@@ -5,7 +5,27 @@
   const keep = value => { try { localStorage.setItem("minigpt4-theme", value); } catch { /* private mode */ } };
   const question = () => [...document.querySelectorAll("#composer textarea, #duel textarea")].find(e => e.offsetParent);
 
+  const built = (selector, then) => {
+    const watch = new MutationObserver(() => look());
+    const look = () => {
+      const found = document.querySelector(selector);
+      if (!found) return watch.observe(document.body, {childList: true, subtree: true});
+      watch.disconnect();
+      then(found);
+    };
+    look();
+  };
+
+  const takePen = (then = () => {}) => {
+    const patience = setInterval(() => {  // the sheet is shown some time before it takes a click
+      if (!document.querySelector("#sketch [aria-label='Brush Size']")) return document.querySelector("#sketch [aria-label=Brush]")?.click();
+      clearInterval(patience);
+      then();
+    }, 300);
+  };
+
   window.minigpt4 = {
+    built, takePen,
     room: name => [...document.querySelectorAll("#rooms [role=tab]")].find(tab => tab.textContent.trim() === name)?.click(),
     download: file => {
       if (!file) return;
@@ -32,27 +52,77 @@
       event.preventDefault();
     }
   });
-  // When the page is built: the look that was chosen here before (Gradio has set the system's), and the pen in hand.
-  const built = (selector, then) => {
-    const look = () => { const found = document.querySelector(selector); if (found) then(found); return found; };
-    const watch = new MutationObserver(() => look() && watch.disconnect());
-    look() || watch.observe(document.body, {childList: true, subtree: true});
+  // A new message, and one that grows, is in view above the question, unless its reader has scrolled up.
+  const follow = chat => {
+    let rows = 0, following = true, last = scrollY;
+    const hidden = () => chat.getBoundingClientRect().bottom - document.querySelector("#dock").getBoundingClientRect().top;
+    addEventListener("scroll", () => {
+      if (scrollY < last - 2 || hidden() < 80) following = hidden() < 80;
+      last = scrollY;
+    }, {passive: true});
+    const look = () => {
+      const count = chat.querySelectorAll(".message-row").length;
+      if (count > rows) following = true;
+      rows = count;
+      if (rows && following && hidden() > 0) scrollBy({top: hidden(), behavior: "instant"});
+    };
+    new MutationObserver(look).observe(chat, {childList: true, subtree: true, characterData: true});
+    for (const box of [chat, document.querySelector("#dock")]) new ResizeObserver(look).observe(box);
   };
+  // What is attached and typed, of what is allowed; and what became of an upload.
+  const limits = line => {
+    const allowed = line.textContent, most = {images: +line.dataset.images, characters: +line.dataset.characters};
+    const composer = document.querySelector("#composer"), number = n => n.toLocaleString("en");
+    let uploading = null, refused = "";
+    const tell = () => {
+      const has = {images: composer.querySelectorAll(".thumbnail-item").length,
+        characters: composer.querySelector("textarea")?.value.length ?? 0};
+      const over = Object.keys(most).filter(kind => has[kind] > most[kind]);
+      const counts = Object.keys(most).filter(kind => has[kind]).map(kind => `${number(has[kind])} of ${number(most[kind])} ${kind}`);
+      const wrong = [refused, ...over.map(kind => `${number(has[kind])} ${kind}; at most ${number(most[kind])} can be sent`)];
+      const text = uploading || wrong.filter(Boolean).join(". ") || counts.join(" · ") || allowed;
+      if (line.textContent !== text) line.textContent = text;
+      const bad = !uploading && (refused || over.length);
+      line.className = bad ? "problem" : "quiet";
+      bad ? line.setAttribute("role", "alert") : line.removeAttribute("role");
+    };
+    const fetching = window.fetch;
+    window.fetch = async (...asked) => {
+      if (!String(asked[0]?.url ?? asked[0]).includes("/gradio_api/upload")) return fetching(...asked);
+      refused = "";
+      const slow = setTimeout(() => { uploading = "The image is being read \u2026"; tell(); }, 400);
+      try {
+        const answer = await fetching(...asked);
+        if (!answer.ok) refused = await answer.clone().json().then(told => told.join("; "), () => "This could not be sent");
+        return answer;
+      } catch (error) {
+        refused = "The page cannot be reached; is it still running?";
+        throw error;
+      } finally { clearTimeout(slow); uploading = null; tell(); }
+    };
+    composer.addEventListener("input", () => { refused = ""; tell(); });
+    new MutationObserver(tell).observe(composer, {childList: true, subtree: true});
+  };
+  const camera = note => {
+    const tell = why => { note.textContent = why; note.className = "problem"; note.setAttribute("role", "alert"); };
+    const devices = navigator.mediaDevices;
+    if (!devices) { tell("Browsers lend the camera only to pages on this machine or with https."); return; }
+    const ask = devices.getUserMedia.bind(devices);
+    devices.getUserMedia = wanted => ask(wanted).catch(error => {
+      const known = {NotFoundError: "No camera was found.", NotAllowedError: "The browser did not allow the camera.",
+        NotReadableError: "The camera is used by another program."};
+      tell(known[error.name] ?? `The camera does not work (${error.name}).`);
+      throw error;
+    });
+  };
+  // When the page is built: the look that was chosen here before (Gradio has set the system's), and the pen in hand.
   const start = () => {
     built("#composer", () => stored() && dark(stored() === "dark"));
-    const takePen = setInterval(() => {  // the sheet is shown some time before it takes a click
-      if (document.querySelector("#sketch [aria-label='Brush Size']")) clearInterval(takePen);
-      else document.querySelector("#sketch [aria-label=Brush]")?.click();
-    }, 300);
-    built("#chat .wrapper", talk => {  // a new message, and one that grows, is seen, unless its reader has scrolled up
-      let rows = 0, kept = 0;
-      new MutationObserver(() => {
-        const box = talk.querySelector(".bubble-wrap"), count = talk.querySelectorAll(".message-row").length;
-        if (box && (count !== rows || kept - box.scrollTop - box.clientHeight < 80)) box.scrollTop = box.scrollHeight;
-        rows = count;
-        kept = box?.scrollHeight ?? 0;
-      }).observe(talk, {childList: true, subtree: true, characterData: true});
-    });
+    takePen();
+    built("#side", side => new ResizeObserver(() => side.style.setProperty("--tools", `${side.offsetHeight}px`)).observe(side));
+    built("#dock", () => built("#chat", follow));
+    built("#limits p", line => built("#composer textarea", () => limits(line)));
+    built("#camera-note", camera);
     built(".overflow-menu > button", () => {
       document.querySelectorAll(".overflow-menu > button").forEach(more => { more.ariaLabel = "More"; });
     });

@@ -1,0 +1,177 @@
+"""Conversations in real headless Chromium: in view as they grow, kept in the browser, limits told where they apply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from minigpt4.app.page.session import MAX_IMAGES, MAX_QUESTION
+
+pytest.importorskip("playwright.sync_api")
+from on_the_page import ask, done, expect, greedy, photo, show
+
+#: How far the end of the chat lies below the place where the question hides it, and the page's scrolls that have room.
+_VIEW = """() => {
+    const [chat, dock] = ["#chat", "#dock"].map(name => document.querySelector(name).getBoundingClientRect());
+    const scrolls = [...document.querySelectorAll("#rooms *")].filter(e => e.checkVisibility() && e.clientHeight > 60
+        && e.scrollHeight > e.clientHeight + 20 && /auto|scroll/.test(getComputedStyle(e).overflowY));
+    return {hidden: chat.bottom - dock.top, below: dock.bottom - innerHeight, scrolls: scrolls.map(e => e.className)};
+}"""
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (1920, 1080), (390, 844)])
+def test_the_newest_answer_is_in_view_unless_its_reader_scrolled_up(
+    visit: Callable[..., Any], size: tuple[int, int]
+) -> None:
+    tab = visit(*size)
+    tab.locator("#model").get_by_label("talker").check()
+    greedy(tab, Temperature=0, Longest_answer=400)
+    show(tab, "photo.png", photo())
+    for number in (1, 2):
+        ask(tab, "Tell me a story.")
+        expect(tab.locator("#chat .bot")).to_have_count(number)
+        for _ in range(4):  # as it grows
+            tab.wait_for_timeout(400)
+            view = tab.evaluate(_VIEW)
+            assert view["hidden"] < 30, view
+            assert view["below"] < 2, view
+            assert view["scrolls"] == [], "the page has one scroll"
+        done(tab)
+        assert tab.evaluate(_VIEW)["hidden"] < 30
+        expect(tab.locator("#chat [aria-label=Retry]")).to_be_in_viewport()
+    ask(tab, "And then?")
+    expect(tab.locator("#chat .bot")).to_have_count(3)
+    tab.evaluate("scrollBy(0, -600)")
+    tab.wait_for_timeout(100)
+    place = tab.evaluate("scrollY")
+    done(tab)
+    assert abs(tab.evaluate("scrollY") - place) < 5, "who reads further up is left there"
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def _chats(tab: Any) -> Any:
+    tab.get_by_role("button", name="My chats").click()
+    return tab.locator("#chats li")
+
+
+def test_chats_come_back_and_are_named_listed_and_deleted(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    greedy(tab)
+    show(tab, "photo.png", photo())
+    ask(tab, "Describe this image in detail.")
+    first = done(tab)
+    tab.reload()
+    expect(tab.locator("#chat .bot")).to_have_text(first)
+    greedy(tab)
+    ask(tab, "How many objects are there?")
+    expect(tab.locator("#chat .bot")).to_have_count(2)
+    assert "four" in done(tab).lower(), "the model has the image and what was said before"
+    tab.locator("#model").get_by_label("pocket-stage1").check()
+    expect(tab.locator("#chat .bot")).to_have_count(0)
+    tab.get_by_role("button", name="What is funny?").click()
+    expect(tab.locator("#chat .bot")).to_contain_text("penguin")
+    done(tab)
+    rows = _chats(tab)
+    expect(rows).to_have_count(2)
+    expect(rows.nth(1)).to_contain_text("pocket · 2 questions")
+    rows.nth(1).get_by_label("Name").fill("<b>Drums</b>")
+    rows.nth(1).get_by_label("Name").press("Tab")
+    rows.nth(1).get_by_role("button", name="Open").click()
+    expect(tab.locator("#chat .bot")).to_have_count(2)
+    expect(tab.locator("#chat .bot").first).to_have_text(first)
+    expect(tab.locator("#model").get_by_label("pocket", exact=True)).to_be_checked()
+    expect(tab.locator("#examples")).to_be_hidden()
+    tab.get_by_role("button", name="New chat").click()
+    expect(tab.locator("#chat .bot")).to_have_count(0)
+    tab.reload()
+    tab.wait_for_selector("#composer textarea")
+    tab.wait_for_timeout(1500)
+    assert tab.locator("#chat .bot").count() == 0, "a new chat was begun"
+    rows = _chats(tab)
+    expect(rows.nth(1).get_by_label("Name")).to_have_value("<b>Drums</b>")
+    tab.on("dialog", lambda dialog: dialog.accept())
+    rows.nth(1).get_by_role("button", name="Delete").click()
+    expect(tab.locator("#chats li")).to_have_count(1)
+    left = """async () => { const opened = indexedDB.open("minigpt4");
+        await new Promise(then => opened.onsuccess = then);
+        const all = name => new Promise(then => {
+            const asked = opened.result.transaction(name).objectStore(name).getAll();
+            asked.onsuccess = () => then(asked.result.length); });
+        return [await all("chats"), await all("images")]; }"""
+    assert tab.evaluate(left) == [1, 1], "its images are gone too"
+
+
+def test_an_answer_that_is_cut_by_a_reload_says_so(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    tab.locator("#model").get_by_label("talker").check()
+    greedy(tab, Temperature=0, Longest_answer=1000)
+    show(tab, "photo.png", photo())
+    ask(tab, "Tell me a story.")
+    expect(tab.locator("#chat .bot")).to_contain_text(re.compile(r"(\w+\s+){20}"))
+    tab.reload()
+    expect(tab.locator("#chat .bot")).to_contain_text("cut off")
+    assert len(tab.locator("#chat .bot").inner_text().split()) > 10
+    expect(tab.locator("#model").get_by_label("talker")).to_be_checked()
+    tab.locator("#chat [aria-label=Retry]").click()
+    expect(tab.locator("#chat .bot")).not_to_contain_text("cut off")
+
+
+def test_limits_stand_where_they_apply_and_images_are_taken_out(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    line = tab.locator("#limits p")
+    expect(line).to_contain_text("20 MB")
+    ask(tab, "How many objects are there?")
+    expect(tab.locator("#status")).to_contain_text("Show an image first")
+    expect(tab.locator("#composer textarea")).to_have_value("How many objects are there?")
+    files = [{"name": f"{n}.png", "mimeType": "image/png", "buffer": photo(12_400_001 + n)} for n in range(9)]
+    tab.set_input_files("#composer input[type=file]", files)
+    expect(line).to_have_text(f"9 images; at most {MAX_IMAGES} can be sent")
+    remove = tab.locator("#composer").get_by_label("Remove file")
+    assert remove.first.evaluate("e => getComputedStyle(e).opacity") == "1", "seen without a mouse over it"
+    remove.first.click()
+    expect(line).to_contain_text(f"8 of {MAX_IMAGES} images")
+    tab.fill("#composer textarea", "x" * (MAX_QUESTION + 1))
+    expect(line).to_contain_text(f"8,001 characters; at most {MAX_QUESTION:,} can be sent")
+    tab.set_input_files("#composer input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+    expect(line).to_contain_text("a.png")
+    tab.get_by_role("button", name="New chat").click()
+    expect(tab.locator("#composer textarea")).to_have_value("")
+    expect(tab.locator("#composer .thumbnail-image")).to_have_count(0)
+
+
+def test_a_system_prompt_is_told_to_the_model(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    tab.get_by_role("tab", name="Settings").click()
+    tab.locator("#system textarea").fill("Answer briefly.")
+    tab.get_by_label("number input for Temperature").fill("0")
+    tab.get_by_label("number input for Temperature").press("Enter")
+    tab.get_by_role("button", name="Describe it").click()
+    done(tab)
+    tab.reload()
+    expect(tab.locator("#chat .bot")).to_have_count(1)
+    tab.get_by_role("tab", name="Settings").click()
+    expect(tab.locator("#system textarea")).to_have_value("Answer briefly.")
+
+
+def test_what_a_browser_kept_is_checked(visit: Callable[..., Any]) -> None:
+    """Its owner can write there what they like: it is text, of their own images, or it is refused."""
+    tab = visit()
+    tab.get_by_role("button", name="Describe it").click()
+    done(tab)
+    change = """async ([key, value]) => { const opened = indexedDB.open("minigpt4");
+        await new Promise(then => opened.onsuccess = then);
+        const chats = opened.result.transaction("chats", "readwrite").objectStore("chats"), got = chats.getAll();
+        await new Promise(then => got.onsuccess = then);
+        const written = chats.put(Object.assign(got.result[0], {[key]: value}));
+        await new Promise(then => written.onsuccess = then); }"""
+    turn = {"question": "<img src=x onerror=alert(1)>", "answer": "<script>document.title=1</script>", "images": []}
+    tab.evaluate(change, ["turns", [{**turn, "ended": True, "stopped": False}]])
+    tab.reload()
+    expect(tab.locator("#chat .bot")).to_contain_text("<script>")
+    assert tab.title() == "MiniGPT-4"
+    tab.evaluate(change, ["system", 5])
+    tab.reload()
+    expect(tab.locator("#status")).to_contain_text("could not be opened again")
