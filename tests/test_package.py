@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,7 @@ def test_public_names() -> None:
 
     assert minigpt4.MiniGPT4 is MiniGPT4
     assert minigpt4.Chat is Chat
-    assert minigpt4.__version__ == version("minigpt4")
+    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", minigpt4.__version__)
     assert dir(minigpt4) == sorted(minigpt4.__all__)
     with pytest.raises(AttributeError, match="'minigpt4' has no attribute 'MiniGPT5'"):
         _ = minigpt4.MiniGPT5
@@ -86,3 +86,11 @@ def test_every_data_file_is_in_the_package_that_is_built() -> None:
         built = {path for pattern in patterns for path in (source / name).glob(pattern)}
         there = (path for path in (source / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         assert [path for path in there if path.suffix != ".py" and path not in built] == []
+
+
+def test_what_is_installed_is_ours() -> None:
+    """The name `minigpt4` on the index is somebody else's, so nothing says to install it."""
+    root = Path(__file__).parents[1]
+    assert '\nname = "minigpt4-vlm"' in (root / "pyproject.toml").read_text()
+    texts = [*root.glob("*.*"), *root.glob("docs/**/*.md"), *root.glob("src/**/*.py")]
+    assert [file for file in texts if re.search(r"minigpt4\[|install '?minigpt4['\s]", file.read_text("utf-8"))] == []

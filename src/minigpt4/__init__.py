@@ -15,17 +15,12 @@ if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
     from minigpt4.minigpt4 import MiniGPT4
 
-    __version__: str
-
+__version__ = "0.1.0"
 __all__ = ["Chat", "MiniGPT4", "UserError", "__version__"]
 _HOMES = {"Chat": "minigpt4.generation.chat", "MiniGPT4": "minigpt4.minigpt4"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("minigpt4")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,11 @@ from minigpt4.evaluation.cli import eval_
 from minigpt4.files import expand
 from minigpt4.telling import LogFormatter, say, shown
 
+_GROUPS = {
+    "Start here": ("web", "chat", "generate"), "Train": ("train", "recipe", "data", "curate", "assemble", "plan"),
+    "Serve": ("serve", "export", "convert"), "Measure": ("eval",), "Research": ("pocket",),
+}  # fmt: skip
+
 
 class _Commands(TyperGroup):
     """Tells a user's mistake and Ctrl-C apart from errors: one line on stderr, exit code 2 or 130."""
@@ -30,6 +35,11 @@ class _Commands(TyperGroup):
         """`~/x`, `$DATA/x` and file:// URLs are paths also where no shell has seen them: `--out=~/x`, a quoted path."""
         path = r"^(--[a-z-]+=)?((?:~|\$\w+|\$\{\w+\})(?:/.*)?|file:/.*)$"
         return super().parse_args(ctx, [re.sub(path, _expanded, arg) for arg in args])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for group, names in _GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(70)) for name in names])
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -63,8 +73,9 @@ def _expanded(option: re.Match[str]) -> str:
 
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 data = typer.Typer(no_args_is_help=True, help="Look at data, download them, cache the vision side's features of them.")
 recipes = typer.Typer(no_args_is_help=True, help="Recipes: those that ship, and what their keys mean.")
 app.add_typer(curate, name="curate")
@@ -258,7 +269,7 @@ def serve(
         from minigpt4.app.api.gate import Limits
         from minigpt4.app.api.server import serve as serve_api
     except ModuleNotFoundError as missing:
-        raise UserError(f"the API needs {missing.name}: pip install 'minigpt4[serve]'") from None
+        raise UserError(f"the API needs {missing.name}: pip install 'minigpt4-vlm[serve]'") from None
     from minigpt4.minigpt4 import MiniGPT4
 
     limits = Limits(

@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said_in_one_line(alignment: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_there_is_told_how_to_get(alignment: Path) -> None:
-    assert "minigpt4[vllm]" in refusal(alignment, "--engine", "vllm")
+    assert "minigpt4-vlm[vllm]" in refusal(alignment, "--engine", "vllm")
 
 
 def test_vllm_gets_the_same_limits_and_no_key_that_others_can_read() -> None:

@@ -13,7 +13,7 @@ REFERENCES = {"1": ["a red ball on a beach"], "2": ["a dog playing guitar", "a c
 
 
 def test_without_java_the_rest_is_scored_and_the_result_says_so(monkeypatch, tmp_path):
-    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4[eval]')")
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4-vlm[eval]')")
     monkeypatch.setenv("PATH", str(tmp_path))
     each, corpus, notes = caption_scores(ANSWERS, REFERENCES)
     assert PLAIN in notes[0]
@@ -28,7 +28,7 @@ def test_without_java_the_rest_is_scored_and_the_result_says_so(monkeypatch, tmp
 
 
 def test_with_java_words_are_cut_as_published_scores_have_it_and_meteor_is_there():
-    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4[eval]')")
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4-vlm[eval]')")
     if shutil.which("java") is None:
         pytest.skip("there is no java")
     each, _, notes = caption_scores({"1": "The dog isn't\u2028here, it's there.", "2": "a lamp"},
@@ -40,7 +40,7 @@ def test_with_java_words_are_cut_as_published_scores_have_it_and_meteor_is_there
 
 
 def test_the_coverage_suite_scores_short_captions_apart_and_says_what_is_left_out(monkeypatch, tmp_path):
-    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4[eval]')")
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (pip install 'minigpt4-vlm[eval]')")
     monkeypatch.setenv("PATH", str(tmp_path))
     suite = Coverage(count=3)
     responses = []

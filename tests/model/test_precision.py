@@ -76,7 +76,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 2
     assert run.stderr == (
-        "minigpt4: load_in='4bit' needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'\n"
+        "minigpt4: load_in='4bit' needs bitsandbytes; install it with: pip install 'minigpt4-vlm[quantized]'\n"
     )
 
 

@@ -54,7 +54,7 @@ def download(
     """
     command = shutil.which("img2dataset") or shutil.which("img2dataset", path=str(Path(sys.executable).parent))
     if command is None:
-        raise UserError("img2dataset is not installed; pip install 'minigpt4[data]'")
+        raise UserError("img2dataset is not installed; pip install 'minigpt4-vlm[data]'")
     rows = out / "list"
     if not rows.is_dir():
         _write_rows(captions, rows, limit)

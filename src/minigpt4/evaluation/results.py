@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from minigpt4 import __version__
 from minigpt4.files import write_atomically
 from minigpt4.images import figure_png
 from minigpt4.statistics import text
@@ -138,5 +139,6 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "minigpt4")},
+        **{package: version(package) for package in ("torch", "transformers")},
+        "minigpt4": __version__,
     }

