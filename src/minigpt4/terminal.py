@@ -188,29 +188,32 @@ def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 class _Lines:
-    """Writes text as it comes; on a terminal a word that would be broken at its edge starts a line."""
+    """Writes text as it comes; on a terminal a word that comes to its edge is taken to the next line whole."""
 
     def __init__(self) -> None:
-        self.width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        self._column, self._held = 0, ""
+        self.room = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
+        self._column, self._word = 0, ""
 
     def write(self, piece: str) -> None:
         from prompt_toolkit.utils import get_cwidth
 
-        if not self.width:
+        if not self.room:
             say(piece, end="")
             return
-        # The last word may go on in the next piece.
-        *whole, self._held = re.split(r"(?<=\S)(?=\s)|(?<=\n)(?=\S)", self._held + piece)
-        if self._held.endswith("\n"):
-            whole, self._held = [*whole, self._held], ""
-        for part in whole:  # a word after the white space before it
-            word = part.lstrip() if "\n" not in part else part
-            self._column = 0 if "\n" in part else self._column
-            if word is not part and self._column + get_cwidth(shown(part)) > self.width > get_cwidth(shown(word)):
-                part, self._column = f"\n{word}", 0
-            self._column += get_cwidth(shown(part.rpartition("\n")[2]))
+        for part in re.findall(r"\n|[^\S\n]+|\S+", shown(piece, lines=True)):
+            if part.isspace():
+                self._word, cells = "", get_cwidth(part)
+                fits = part == "\n" or self._column + cells <= self.room
+                self._column = 0 if part == "\n" else self._column + cells * fits
+                say(part * fits, end="")
+                continue
+            written, cells = get_cwidth(self._word), get_cwidth(part)
+            if self._column + cells > self.room >= written + cells and self._column > written:
+                sys.stdout.write(f"\x1b[{written}D\x1b[K" if written else "")
+                part, self._column, cells = f"\n{self._word}{part}", 0, written + cells
             say(part, end="")
+            self._column += cells
+            self._word = part[1:] if part[0] == "\n" else self._word + part
 
 
 def prompt_session(commands: list[str]) -> PromptSession[str]:
