@@ -175,3 +175,53 @@ def test_what_a_browser_kept_is_checked(visit: Callable[..., Any]) -> None:
     tab.evaluate(change, ["system", 5])
     tab.reload()
     expect(tab.locator("#status")).to_contain_text("could not be opened again")
+
+
+#: Texts that are seen and have a contrast below 4.5 to what is behind them.
+_WEAK = """() => {
+    const rgb = text => { const m = text.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+    const light = colour => colour.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    const over = (below, [r, g, b, a]) => below.map((v, i) => v * (1 - a) + [r, g, b][i] * a);
+    const behind = e => {
+        const layers = [];
+        for (; e && layers.at(-1)?.[3] !== 1; e = e.parentElement)
+            layers.push(rgb(getComputedStyle(e).backgroundColor));
+        return layers.reverse().reduce(over, [255, 255, 255]);
+    };
+    const hidden = "svg, [disabled], script, style, .sr-only, [aria-hidden=true]";
+    const seen = e => e.checkVisibility({visibilityProperty: true, opacityProperty: true})
+        && !e.closest(hidden) && e.getBoundingClientRect().width;
+    return [...document.querySelectorAll("body *")].filter(seen).filter(e => {
+        if (!e.placeholder && ![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) return false;
+        const back = behind(e), style = getComputedStyle(e, e.placeholder && !e.value ? "::placeholder" : null);
+        const [dark, bright] = [back, over(back, rgb(style.color))].map(light).sort((a, b) => a - b);
+        return (bright + .05) / (dark + .05) < 4.5;
+    }).map(e => `${e.tagName} ${e.className} ${(e.textContent || e.placeholder).trim().slice(0, 40)}`);
+}"""
+
+
+@pytest.mark.parametrize("look", ["dark", "light"])
+def test_all_text_can_be_read(visit: Callable[..., Any], look: str) -> None:
+    tab = visit(color_scheme=look)
+    tab.wait_for_selector("#sketch [aria-label='Brush Size']")
+    weak = tab.evaluate(_WEAK)
+    tab.get_by_role("button", name="Draft to website").click()
+    expect(tab.locator("#site iframe")).to_be_visible()
+    done(tab)
+    for name in ("Website", "Camera", "Looked at", "Settings", "Keep"):
+        tab.get_by_role("tab", name=name).click()
+        tab.wait_for_timeout(500)
+        weak += tab.evaluate(_WEAK)
+    _chats(tab)
+    assert weak + tab.evaluate(_WEAK) == []
+
+
+def test_a_camera_that_is_not_there_is_told_where_it_is_asked_for(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    none = "async () => { throw new DOMException('', 'NotFoundError'); }"
+    tab.add_init_script(f"navigator.mediaDevices.getUserMedia = {none}")
+    tab.reload()
+    tab.get_by_role("tab", name="Camera").click()
+    tab.locator("#camera").get_by_text(re.compile("webcam", re.I)).click()
+    expect(tab.locator("#camera-note")).to_have_text("No camera was found.")

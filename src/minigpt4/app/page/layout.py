@@ -187,6 +187,7 @@ def theme() -> Any:
         background_fill_primary="#ffffff", background_fill_primary_dark="#1c1a18",
         background_fill_secondary="#f4f0e8", background_fill_secondary_dark="#24211e",
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
         color_accent_soft="*primary_50", color_accent_soft_dark="*primary_900",
         color_accent="*primary_700", block_border_width="1px", block_shadow="none",
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
