@@ -252,8 +252,12 @@ def test_no_event_takes_anything_else_for_a_file(visitor: Callable[..., Client],
         data_url,
     ]
     text = {"text": "x", "files": []}
+    many = {"text": "", "files": [{"path": token, "meta": META}] * (PER_VISITOR[0] + 1)}
+    for name, more in (("_submit", SLIDERS), ("_resume", []), ("_compare", SLIDERS), ("_ask_all", SLIDERS)):
+        assert not ann.send(name, [many, *more])[0], name
     for file in files:
         worked = [
+            ann.send("_resume", [{"text": "", "files": [file]}]),
             ann.send("_submit", [{"text": "x", "files": [file]}, *SLIDERS]),
             ann.send("_submit", [{"text": file, "files": []}, *SLIDERS]) if isinstance(file, dict) else (False, ""),
             ann.send("_photo", [file, text]),

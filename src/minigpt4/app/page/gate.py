@@ -26,6 +26,7 @@ from minigpt4.app.bodies import Bodies, read_form, replayed
 from minigpt4.app.page.layout import ASSETS, EXAMPLES
 from minigpt4.app.page.page import Page
 from minigpt4.app.page.session import MAX_FILE
+from minigpt4.app.page.uploads import PER_VISITOR
 from minigpt4.errors import UserError
 from minigpt4.local_web import known_host, same_site
 
@@ -170,6 +171,8 @@ class PageGate:
     def _taken(self, component: Any, value: Any, visitor: str) -> Any:
         """The value of an input, if it is one that this component can have; files as Gradio has them."""
         if isinstance(component, gr.MultimodalTextbox):
+            if len(value["files"]) > PER_VISITOR[0]:
+                raise UserError(f"These are more than {PER_VISITOR[0]} images; take some out")
             return {"text": _text(value["text"]), "files": [self._file_of(file, visitor) for file in value["files"]]}
         if isinstance(component, gr.Image):
             return value and self._file_of(value, visitor)

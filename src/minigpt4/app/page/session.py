@@ -30,6 +30,7 @@ IDLE_SECONDS, MAX_VISITS = 3600.0, 64
 MAX_BATCH = 16  # answers decoded together; later questions wait
 MAX_IMAGES = 8  # of a question
 MAX_FILE = 20_000_000  # bytes of an image
+SHOWN = 768  # pixels a side, at most, of an image as it is shown and kept
 MAX_QUESTION = 8000  # characters
 
 
@@ -100,6 +101,11 @@ class KeptChat(BaseModel):
     turns: list[KeptTurn] = Field(max_length=500)
 
 
+def _small(image: Image.Image) -> Image.Image:
+    image.thumbnail((SHOWN, SHOWN))  # as the browser has kept it
+    return image
+
+
 def _new_name() -> str:
     return secrets.token_hex(8)
 
@@ -148,14 +154,20 @@ class Visit:
         self.model, self.name = model or self.model, _new_name()
 
     def resume(self, kept: KeptChat, images: Sequence[Any]) -> None:
-        """Take up a conversation that was kept, with its images; the model reads it when it is next asked.
+        """Take up a conversation that was kept, with its images; the model (or the first) reads it when next asked.
 
-        Raises UserError for an image that cannot be opened; then nothing has changed. A model that is no longer here
-        is replaced by the first.
+        Raises UserError for an image that cannot be opened; then nothing has changed.
         """
-        left = iter([opened(image) for image in images])
+        left = (opened(image) for image in images)
         turns = [
-            Turn(said.question, list(islice(left, said.images)), said.answer, True, said.stopped, said.cut)
+            Turn(
+                said.question,
+                [_small(image) for image in islice(left, said.images)],
+                said.answer,
+                True,
+                said.stopped,
+                said.cut,
+            )
             for said in kept.turns
         ]
         self.start_again(kept.model if kept.model in self.models.names else self.models.first)

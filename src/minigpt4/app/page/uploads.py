@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from minigpt4.app.page.session import opened
+from minigpt4.app.page.session import SHOWN, opened
 
 #: Seconds after which a file is deleted.
 KEPT_SECONDS = 7200.0
@@ -58,7 +58,7 @@ class Uploads:
     def show(self, visitor: str, image: Image.Image) -> str:
         """A file of the image for the page, made from its pixels: what was sent is never sent back."""
         small = image.copy()
-        small.thumbnail((768, 768))
+        small.thumbnail((SHOWN, SHOWN))
         # The same for the same image and visitor, so that a conversation is not written anew with each answer.
         content = f"{visitor} {small.size} ".encode() + small.tobytes()
         path = self.images / f"{hashlib.sha256(content).hexdigest()[:32]}.png"
