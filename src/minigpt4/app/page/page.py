@@ -208,16 +208,8 @@ class Page(Layout):
         except (ValidationError, UserError) as error:
             told = str(error) if isinstance(error, UserError) else "its record is damaged"
             return {self.status: render.problem(f"This chat could not be opened again: {told}")}
-        return {
-            **self._to_choose([], "Ask about it again to see which part of the image a word comes from."),
-            self.chatbot: self._messages(visit),
-            self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
-            self.examples: gr.Group(visible=not visit.turns),
-            self.status: "",
-            self.kept: self._to_keep(visit, visit.name, len(visit.turns)),
-            self.model: visit.model,
-            self.system: visit.system,
-        }
+        hint = "Ask about it again to see which part of the image a word comes from."
+        return self._opened(visit, hint) | {self.model: visit.model, self.system: visit.system}
 
     def _set_system(self, request: gr.Request, text: str) -> None:
         self._visit(request).system = text[:MAX_QUESTION].strip()
@@ -272,13 +264,16 @@ class Page(Layout):
         """Start a new chat; what is typed stays."""
         visit = self._visit(request)
         visit.start_again(model)
+        return self._opened(visit, LOOKED_AT)
+
+    def _opened(self, visit: Visit, hint: str) -> Update:
         return {
-            self.chatbot: [],
+            self.chatbot: self._messages(visit),
             self.composer: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
-            self.examples: gr.Group(visible=True),
+            self.examples: gr.Group(visible=not visit.turns),
             self.status: "",
-            self.kept: self._to_keep(visit, visit.name, 0),
-            **self._to_choose([], LOOKED_AT),
+            self.kept: self._to_keep(visit, visit.name, len(visit.turns)),
+            **self._to_choose([], hint),
         }
 
     def _attach(self, request: gr.Request, sketch: Any, message: Any) -> Update:

@@ -101,11 +101,6 @@ class KeptChat(BaseModel):
     turns: list[KeptTurn] = Field(max_length=500)
 
 
-def _small(image: Image.Image) -> Image.Image:
-    image.thumbnail((SHOWN, SHOWN))  # as the browser has kept it
-    return image
-
-
 def _new_name() -> str:
     return secrets.token_hex(8)
 
@@ -158,18 +153,12 @@ class Visit:
 
         Raises UserError for an image that cannot be opened; then nothing has changed.
         """
-        left = (opened(image) for image in images)
-        turns = [
-            Turn(
-                said.question,
-                [_small(image) for image in islice(left, said.images)],
-                said.answer,
-                True,
-                said.stopped,
-                said.cut,
-            )
-            for said in kept.turns
-        ]
+        turns, left = [], iter(images)
+        for said in kept.turns:
+            shown = [opened(image) for image in islice(left, said.images)]
+            for image in shown:
+                image.thumbnail((SHOWN, SHOWN))  # as the browser has kept it
+            turns.append(Turn(said.question, shown, said.answer, True, said.stopped, said.cut))
         self.start_again(kept.model if kept.model in self.models.names else self.models.first)
         self.name, self.system, self.turns = kept.id, kept.system, turns
 
