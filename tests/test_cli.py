@@ -82,6 +82,20 @@ def test_without_a_command_it_shows_the_commands() -> None:
     assert {"train", "chat", "pocket"} <= set((shown.stdout + shown.stderr).split())
 
 
+def test_h_shows_every_command_in_its_group() -> None:
+    import typer
+
+    from minigpt4.cli import _GROUPS, app
+
+    shown = run("-h").stdout
+    places = [shown.index(f"\n{group}:\n") for group in _GROUPS]
+    assert places == sorted(places)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    visible = {name for name, command in commands.items() if not command.hidden}
+    assert visible == {name for names in _GROUPS.values() for name in names}
+    assert "--max-new-tokens" in run("chat", "-h").stdout
+
+
 def test_pocket_draw_writes_the_same_pictures_again(tmp_path: Path) -> None:
     for name in "ab":
         result = run("pocket", "draw", "--seed", 7, "--count", 3, "--size", 64, "--out", tmp_path / name)
