@@ -56,15 +56,18 @@
   const follow = chat => {
     let rows = 0, following = true, last = scrollY;
     const hidden = () => chat.getBoundingClientRect().bottom - document.querySelector("#dock").getBoundingClientRect().top;
-    addEventListener("scroll", () => {
+    const note = () => {
       if (scrollY < last - 2 || hidden() < 80) following = hidden() < 80;
       last = scrollY;
-    }, {passive: true});
+    };
+    addEventListener("scroll", note, {passive: true});
     const look = () => {
+      note();  // the event of a scroll comes a frame after it
       const count = chat.querySelectorAll(".message-row").length;
       if (count > rows) following = true;
       rows = count;
       if (rows && following && hidden() > 0) scrollBy({top: hidden(), behavior: "instant"});
+      last = scrollY;
     };
     new MutationObserver(look).observe(chat, {childList: true, subtree: true, characterData: true});
     for (const box of [chat, document.querySelector("#dock")]) new ResizeObserver(look).observe(box);
