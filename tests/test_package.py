@@ -93,4 +93,5 @@ def test_what_is_installed_is_ours() -> None:
     root = Path(__file__).parents[1]
     assert '\nname = "minigpt4-vlm"' in (root / "pyproject.toml").read_text()
     texts = [*root.glob("*.*"), *root.glob("docs/**/*.md"), *root.glob("src/**/*.py")]
+    texts = [file for file in texts if file.is_file()]
     assert [file for file in texts if re.search(r"minigpt4\[|install '?minigpt4['\s]", file.read_text("utf-8"))] == []

@@ -44,8 +44,8 @@ def measure(config: Any, side: int, name: str | Path) -> None:
     Raises what the encoder raises if it takes no images of this size, and UserError if it makes no tokens of them.
     """
     with torch.device("meta"):
-        encoder = AutoModel.from_config(config, trust_remote_code=False)
-        seen = encoder(pixel_values=torch.empty(1, 3, side, side)).last_hidden_state
+        encoder = AutoModel.from_config(config, trust_remote_code=False).to("meta")
+        seen = encoder(pixel_values=torch.empty(1, 3, side, side, device="meta")).last_hidden_state
     if seen.dim() != 3 or seen.shape[2] != config.hidden_size:
         raise UserError(f"{name}: a {config.model_type!r} encoder makes no row of tokens of an image; give another one")
     config.input_size, config.output_tokens = side, seen.shape[1]

@@ -18,7 +18,7 @@ from minigpt4.training.distributed import Processes
 from minigpt4.training.recipe import Recipe
 
 SMOOTHING = 0.95
-PACKAGES = ("minigpt4", "torch", "transformers", "accelerate", "datasets", "safetensors")
+PACKAGES = ("minigpt4-vlm", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
 def keep_lines(path: Path, last_step: int) -> None:
