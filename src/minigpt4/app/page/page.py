@@ -94,7 +94,8 @@ class Page(Layout):
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
             enter = "(...given) => { window.minigpt4.room('Side by side'); return given; }"
-            self.beside.click(self._ask_all, [self.composer, *self.sliders], shown, js=enter, **model)
+            again: dict[str, Any] = {"js": enter, "trigger_mode": "multiple", **model}  # also while they answer
+            self.beside.click(self._ask_all, [self.composer, *self.sliders], shown, **again)
 
     def events(self) -> dict[int, list[Any]]:
         """The inputs of each event that the page may send, by its number; the rest is JavaScript, or for us alone."""
@@ -358,6 +359,7 @@ class Page(Layout):
     def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         visit = self._visit(request)
         columns, problem = dict(zip(self.models.names, self.columns, strict=True)), None
+        before = beside = visit.beside
         try:
             images = [opened(path) for path in _paths(message)]
             if not images:
@@ -370,10 +372,13 @@ class Page(Layout):
                 **{column: render.model_answer(name, "…") for name, column in columns.items()},
             }
             for turns in visit.ask_beside(list(columns), message["text"], images, decoding(*sliders)):
+                beside = visit.beside if beside is before else beside
                 yield {columns[name]: render.model_answer(name, turn.answer or "…", turn.ended)
                        for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)
+        if visit.beside is not beside:  # they are asked something else meanwhile
+            return
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
             self.duel_status: render.problem(problem),

@@ -44,19 +44,16 @@
   document.addEventListener("click", event => {
     const sign = event.target.closest("#signs [data-sign]")?.dataset.sign, {takePen} = window.minigpt4;
     if (sign) takePen(() => place(sign));
-    if (event.target.closest("#sketch [aria-label='Clear canvas']")) {
-      next = START;
-      takePen();  // Gradio puts it down
-    }
+    if (event.target.closest("#sketch [aria-label='Clear canvas']")) next = START;  // Gradio puts the pen down
     if (event.target.closest("#sheet-example")) {
       document.querySelector("#sketch [aria-label='Clear canvas']").click();
       setTimeout(() => takePen(() => {
         draw(titled(EXAMPLE[0]));
         EXAMPLE.slice(1).forEach(place);
         tell("This is the example.");
-      }), 300);
+      }), 1000);
     }
-  });
+  }, true);  // the sheet's own buttons let no click through
   document.addEventListener("submit", event => {
     if (!event.target.closest("#signs")) return;
     event.preventDefault();
