@@ -91,14 +91,16 @@ class EfficientNetLite(PreTrainedModel):
         positions = F.relu6(self._bn1(self._conv_head(x))).flatten(2).transpose(1, 2)
         summary = positions.mean(1, keepdim=True)
         kind = self._fc(summary).softmax(-1) @ self._fc.weight * CLASS_SCALE
-        placed = positions + position_code(math.isqrt(positions.shape[1]), positions.shape[2]).to(positions)
+        placed = positions + position_code(math.isqrt(positions.shape[1]), positions.shape[2], positions.device).to(
+            positions.dtype
+        )
         return BaseModelOutput(last_hidden_state=torch.cat([summary, kind, placed], dim=1))
 
 
-def position_code(side: int, width: int) -> Tensor:
+def position_code(side: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of row and column, (side * side, width): convolutions say little of where a position is."""
-    place = torch.arange(side, dtype=torch.float32) / side
-    waves = place[:, None] * torch.linspace(0.5, side / 2, width // 4) * 2 * math.pi
+    place = torch.arange(side, dtype=torch.float32, device=device) / side
+    waves = place[:, None] * torch.linspace(0.5, side / 2, width // 4, device=device) * 2 * math.pi
     line = torch.cat([waves.sin(), waves.cos()], dim=1) * POSITION_SCALE
     rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
