@@ -250,9 +250,6 @@ class Validation:
     tokenizer: Any
 
     def __call__(self, module: QFormerPretraining) -> dict[str, float]:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-
         module.eval()
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             losses, said = [], []
@@ -263,11 +260,19 @@ class Validation:
                 written = module.write(self.features[part])
                 said += [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
         module.train()
-        plain = {n: [_plain(text)] for n, text in enumerate(said)}
-        people = {n: [_plain(text) for text in texts] for n, texts in enumerate(self.texts)}
-        bleu, cider = Bleu(4).compute_score(people, plain, verbose=0)[0], Cider().compute_score(people, plain)[0]
         logging.getLogger().info("%s", " | ".join(said[:6]))
-        return {"val_caption": float(np.mean(losses)), "BLEU-4": bleu[3] * 100, "CIDEr": float(cider) * 100}
+        return {"val_caption": float(np.mean(losses)), **scores(said, self.texts)}
+
+
+def scores(said: Sequence[str], texts: Sequence[Sequence[str]]) -> dict[str, float]:
+    """BLEU-4 and CIDEr (times 100) of one caption for each image against what people said of it."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
+    plain = {n: [_plain(text)] for n, text in enumerate(said)}
+    people = {n: [_plain(text) for text in each] for n, each in enumerate(texts)}
+    bleu, cider = Bleu(4).compute_score(people, plain, verbose=0)[0], Cider().compute_score(people, plain)[0]
+    return {"BLEU-4": bleu[3] * 100, "CIDEr": float(cider) * 100}
 
 
 def _plain(text: str) -> str:
