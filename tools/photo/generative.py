@@ -50,11 +50,12 @@ PARTS = {"train": 18, "imagenet": 4, "drafts": 2}
 WORD_PARTS = {"train": 74, "imagenet": 14, "drafts": 8}  # without an LLM, a batch may be larger
 SHARPNESS = 0.07  # of the softmax over words, whose logits are cosines
 #: What is not learnt as a word of an image.
-EMPTY = set(
-    "a an the of in on at to is are and with by for from as it its his her their there that this while up down out into "
-    "near over through another other some one be being has have who he she they them him off along across against "
-    "around behind front very which".split()
+_EMPTY = (
+    "a an the of in on at to is are and with by for from as it its his her their there that this while up down out "
+    "into near over through another other some one be being has have who he she they them him off along across "
+    "against around behind front very which"
 )
+EMPTY = {*_EMPTY.split()}
 CAPTIONS = 5  # of an image, in one row
 LONGEST = 84  # tokens of an image's captions; further captions are left out
 #: How an image is shown: of eight batches, so many in each form.
