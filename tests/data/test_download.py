@@ -46,7 +46,7 @@ def test_a_list_that_is_missing_or_cut(tmp_path: Path) -> None:
 def test_without_img2dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match=r"pip install 'minigpt4\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install 'minigpt4-vlm\[data\]'"):
         download(tmp_path / "list.json", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
