@@ -133,6 +133,11 @@ def test_rules_from_a_file(tmp_path: Path, project: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "too_short: 12" in result.stdout.splitlines()
     assert "kept: 0" in result.stdout.splitlines()
+    assert not any(line.endswith(": 0") for line in result.stdout.splitlines() if not line.startswith("kept"))
+    for step in (["filter", project, "--rules", file], ["select", project, "--best", 3], ["review", project],
+                 ["export", project, "--out", tmp_path / "out"]):  # fmt: skip
+        said = run(*step)
+        assert "of 12 texts 0 are kept; caught by rules: too_short 12; " in said.stdout + said.stderr, step
     for text, says in (
         ("too_shart: 3", "did you mean 'too_short'"),
         ("too_short: many", "expected a number"),

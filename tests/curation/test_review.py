@@ -158,7 +158,7 @@ def test_another_sites_page_decides_nothing_on_a_page_for_the_network(project: P
 
 
 def test_nothing_to_review(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "p", create=True) as ledger, pytest.raises(UserError, match="no text to review"):
+    with Ledger(tmp_path / "p", create=True) as ledger, pytest.raises(UserError, match="it holds no text yet"):
         ReviewDesk(ledger)
 
 

@@ -124,7 +124,9 @@ def filter_(
 
             _print(ground(ledger, model, only=only or ()))
         found = filters.filter_items(ledger, thresholds, only=only or ())
-        _print({**found["caught"], "kept": found["kept"]})
+        _print({**{name: count for name, count in found["caught"].items() if count}, "kept": found["kept"]})
+        if not found["kept"]:
+            say(shown(ledger.left_out()))
 
 
 @curate.command()

@@ -69,7 +69,7 @@ def write_dataset(
             row = _folder_row(image_id, item, text) if is_folder else {"image_id": image_id, "caption": text}
             rows.setdefault(where, []).append(row)
         if not counts["train"]:
-            raise UserError(f"{ledger.project}: there is no finished text to export")
+            raise UserError(f"{ledger.project}: there is no finished text to export; {ledger.left_out()}")
         for where, part in rows.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             annotations = json.dumps({"annotations": part}, indent=1, ensure_ascii=False)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -299,6 +300,17 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             elif key in items:
                 items[key].apply(event)
         return [items[key] for key in sorted(items, key=lambda key: (order[key[0]], key[1]))]
+
+    def left_out(self) -> str:
+        """How many texts there are and which rules caught how many of them, in words, and what to do."""
+        if not (items := self.items()):
+            return "it holds no text yet: run minigpt4 curate describe first"
+        caught = Counter(name for item in items if item.verdict for name in item.verdict.data["caught"])
+        rules = ", ".join(f"{name} {count}" for name, count in caught.most_common()) or "none"
+        return (
+            f"of {len(items)} texts {sum(item.kept for item in items)} are kept; caught by rules: {rules}; "
+            "minigpt4 curate stats shows why, and writes rules.yaml, whose numbers curate filter --rules takes"
+        )
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told():

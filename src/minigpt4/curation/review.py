@@ -36,7 +36,7 @@ class ReviewDesk(LabellingDesk):
         self.items = [item for item in ledger.items() if item.kept and item.text.strip()]
         super().__init__(len(self.items))
         if not self.items:
-            raise UserError(f"{ledger.project}: there is no text to review; describe, refine and filter first")
+            raise UserError(f"{ledger.project}: there is no text to review; {ledger.left_out()}")
         self._settings = ledger.settings("review", {"shared": shared})
         self._leases: dict[int, tuple[str, float]] = {}  # reviewer, until when
 

@@ -63,7 +63,9 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
         if best is not None:
             allowed = [item for item in items if item.verdict is not None and not item.verdict.data["caught"]]
             if not allowed:
-                raise UserError(f"{ledger.project}: no text has passed the rules; run minigpt4 curate filter first")
+                if any(item.verdict for item in items):
+                    raise UserError(f"{ledger.project}: no text has passed the rules; {ledger.left_out()}")
+                raise UserError(f"{ledger.project}: no text was judged by the rules; run minigpt4 curate filter first")
             candidates, scores = best_samples(allowed)
             if best > len(candidates):
                 raise UserError(f"--best {best}: only {len(candidates)} images have a text that passed the rules")
