@@ -3,10 +3,8 @@
 python tools/photo/generative.py --features runs/photo/features --qformer runs/photo/qformer/vision \
     --out runs/photo/generative
 
-First words: each content word of an image's captions must be near one of the image's tokens, among the LLM's own
-input embeddings. No LLM is run for that, so it is fast, and a small LLM reads such tokens at once. Then captions: the
-Q-Former and the linear projection are trained on their loss, through the LLM, which stays frozen (Li et al. 2023,
-section 3.3). The projection is the BLIP-2 baseline's afterwards; MiniGPT-4's stage 1 starts with a fresh one. All
+The Q-Former and a linear projection are trained on the captions' loss, through the LLM, which stays frozen (Li et al.
+2023, section 3.3). The projection is the BLIP-2 baseline's afterwards; MiniGPT-4's stage 1 starts with a fresh one. All
 captions of an image are computed in one row: they see the image's tokens and themselves. An image is shown bare, in
 BLIP-2's form of a question, or in the LLM's own form of a chat, so that its tokens mean the same in each.
 
@@ -18,13 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import random
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +41,6 @@ from pocket.world.world import sample
 
 #: Of a batch's images: photographs of Flickr8k, of ImageNet's classes, drawn drafts.
 PARTS = {"train": 18, "imagenet": 4, "drafts": 2}
-WORD_PARTS = {"train": 74, "imagenet": 14, "drafts": 8}  # without an LLM, a batch may be larger
-SHARPNESS = 0.07  # of the softmax over words, whose logits are cosines
-#: What is not learnt as a word of an image.
-_EMPTY = (
-    "a an the of in on at to is are and with by for from as it its his her their there that this while up down out "
-    "into near over through another other some one be being has have who he she they them him off along across "
-    "against around behind front very which"
-)
-EMPTY = {*_EMPTY.split()}
 CAPTIONS = 5  # of an image, in one row
 LONGEST = 84  # tokens of an image's captions; further captions are left out
 #: How an image is shown: of eight batches, so many in each form.
@@ -78,14 +63,6 @@ class Batch:
     which: Tensor
 
 
-@dataclass
-class WordBatch:
-    """Images and the share of each word among their captions' content words: float16 (n, 83, d), float (n, words)."""
-
-    features: Tensor
-    shares: Tensor
-
-
 class Sources:
     """The cached features and texts of all parts; batch `n` follows from `n` alone."""
 
@@ -94,7 +71,6 @@ class Sources:
         self.count, self.templates = model.num_query_tokens, {"chat": model.template, "blip2": TEMPLATES["blip2"]}
         self.features = {part: np.load(directory / f"{part}.npy", mmap_mode="r") for part in PARTS}
         self.told = {part: json.loads((directory / f"{part}.json").read_text()) for part in PARTS}
-        self.vocabulary = {token: place for place, token in enumerate(self.words())}
 
     def texts(self, part: str, row: int, rng: random.Random) -> list[str]:
         if part == "imagenet":
@@ -112,47 +88,18 @@ class Sources:
         asked = [Message("user", question, images=1)]
         return encode_chat(self.tokenizer, template, asked, self.count, self.image_token_id), template.stop
 
-    def drawn(self, parts: dict[str, int], rng: random.Random) -> Iterator[tuple[Tensor, list[str]]]:
-        """Features of one view and texts of so many images of each part."""
-        for part, count in parts.items():
-            photos = len(self.told[part]["texts"])
-            for photo in rng.sample(range(photos), count):
-                view = rng.randrange(len(self.features[part]) // photos)
-                row = self.features[part][photo + view * photos]
-                yield torch.from_numpy(row.copy()), list(dict.fromkeys(self.texts(part, photo, rng)))
-
-    def content(self, texts: Sequence[str]) -> Counter[int]:
-        """The first token of each content word, with its number."""
-        said = [word for text in texts for word in re.findall(r"[a-z]+", text.lower()) if word not in EMPTY]
-        return Counter(self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in said)
-
-    def words(self) -> list[int]:
-        """The tokens of all content words of all captions."""
-        rng, found = random.Random(0), Counter[int]()
-        for part, told in self.told.items():
-            for row in range(0, len(told["texts"]), 20 if part == "drafts" else 1):
-                found += self.content(self.texts(part, row, rng))
-        return sorted(found)
-
-    def word_batch(self, number: int) -> WordBatch:
-        """Batch `number` of the first part."""
-        drawn = list(self.drawn(WORD_PARTS, random.Random(f"words {number}")))
-        shares = torch.zeros(len(drawn), len(self.vocabulary))
-        for n, (_, texts) in enumerate(drawn):
-            for token, times in self.content(texts).items():
-                if token in self.vocabulary:
-                    shares[n, self.vocabulary[token]] = times
-        return WordBatch(torch.stack([row for row, _ in drawn]), shares / shares.sum(1, keepdim=True).clamp(min=1))
-
     def __call__(self, number: int) -> Batch:
-        """Batch `number` of the second part."""
         rng = random.Random(f"batch {number}")
         prompt, stop = self.prompt(FORMS[number % len(FORMS)], rng.choice(QUESTIONS))
         features, rows = [], []
-        for row, said in self.drawn(PARTS, rng):
-            features.append(row)
-            ids = self.tokenizer([text + stop for text in said], add_special_tokens=False)["input_ids"]
-            rows.append([text for n, text in enumerate(ids) if sum(map(len, ids[: n + 1])) <= LONGEST])
+        for part, count in PARTS.items():
+            photos = len(self.told[part]["texts"])
+            for photo in rng.sample(range(photos), count):
+                view = rng.randrange(len(self.features[part]) // photos)
+                features.append(torch.from_numpy(self.features[part][photo + view * photos].copy()))
+                texts = [text + stop for text in dict.fromkeys(self.texts(part, photo, rng))]
+                ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+                rows.append([text for n, text in enumerate(ids) if sum(map(len, ids[: n + 1])) <= LONGEST])
         longest = max(sum(map(len, row)) for row in rows)
         flat_ids, which = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
         for n, row in enumerate(rows):
@@ -164,14 +111,9 @@ class Sources:
 class Generative(nn.Module):
     """The Q-Former, its queries and a projection, which are trained; the LLM is not among the module's parts."""
 
-    def __init__(
-        self, model: MiniGPT4, words: list[int], mean: Tensor, deviation: Tensor, classifier: tuple[Tensor, Tensor]
-    ) -> None:
+    def __init__(self, model: MiniGPT4, mean: Tensor, deviation: Tensor, classifier: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self._model = [model]  # in a list: not a part
-        known = model.blip2.language_model.get_input_embeddings().weight.data.float()
-        self.register_buffer("middle", known.mean(0), persistent=False)
-        self.register_buffer("words", known[words] - self.middle, persistent=False)
         self.qformer = model.blip2.qformer.float().requires_grad_(True)
         self.query_tokens = model.blip2.query_tokens
         self.query_tokens.requires_grad_(True).data = self.query_tokens.data.float()
@@ -218,23 +160,14 @@ class Generative(nn.Module):
         rows = torch.arange(n)[:, None].expand_as(real)[real]
         return head_loss(model, hidden[rows, predicted_from[real]], batch.ids[real])
 
-    def word_loss(self, queries: Tensor, batch: WordBatch) -> Tensor:
-        """Cross-entropy (nats per word) of the captions' words; each token of the image tells words by its cosine."""
-        tokens = self.projection(queries).float() - self.middle
-        near = F.normalize(tokens, dim=-1) @ F.normalize(self.words, dim=-1).T / SHARPNESS
-        told = near.log_softmax(-1).logsumexp(1) - math.log(tokens.shape[1])
-        length = self.words.norm(dim=-1).mean()
-        return -(batch.shares * told).sum(-1).mean() + 0.1 * (tokens.norm(dim=-1) / length - 1).square().mean()
-
-    def forward(self, batch: Batch | WordBatch) -> tuple[Tensor, dict[str, float]]:
-        """The words' or the captions' loss, and that of the classifier's own verdict, told from the queries' mean."""
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The captions' loss, and that of the classifier's own verdict, told from the queries' mean."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             queries = self.look(batch.features)
             known = (batch.features[:, 0].float() @ self.class_weight.T + self.class_bias).softmax(-1)
             classes = F.cross_entropy(self.class_head(queries.mean(1)).float(), known)
-            of_words = isinstance(batch, WordBatch)
-            loss = self.word_loss(queries, batch) if of_words else self.caption_loss(queries, batch)
-        return loss + 0.1 * classes, {"words" if of_words else "captions": loss.item(), "classes": classes.item()}
+            captioning = self.caption_loss(queries, batch)
+        return captioning + 0.1 * classes, {"caption": captioning.item(), "classes": classes.item()}
 
     def qformer_tensors(self) -> dict[str, Tensor]:
         """The trained Q-Former's tensors by their names in a BLIP-2; what standardises features is part of them."""
@@ -283,25 +216,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path, default=Path("runs/photo/features"))
     parser.add_argument("--qformer", default="photo/vision", help="the Q-Former to start from; default: the shipped")
+    parser.add_argument("--start", help="an alignment of that Q-Former, for its projection; default: a fresh one")
     parser.add_argument("--out", type=Path, default=Path("runs/photo/generative"))
-    parser.add_argument("--word-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=190)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(0)
-    model = MiniGPT4.assemble(arguments.qformer, "photo/language", dtype="bfloat16")
+    if arguments.start:
+        model = MiniGPT4.from_pretrained(arguments.start, dtype="bfloat16")
+    else:
+        model = MiniGPT4.assemble(arguments.qformer, "photo/language", dtype="bfloat16")
     model.blip2.language_model.set_attn_implementation("eager")  # faster than sdpa here, most of all backwards
     _, mean, deviation = prepare(arguments.features, arguments.out)
     net = network().float()
-    sources = Sources(arguments.features, model)
-    classifier = net._fc.weight.data, net._fc.bias.data
-    module = Generative(model, list(sources.vocabulary), mean, deviation, classifier).train()
+    module = Generative(model, mean, deviation, (net._fc.weight.data, net._fc.bias.data)).train()
     validation = Validation(arguments.features, 300, model)
-    plan = Pretraining(arguments.word_steps, muon_lr=0.02, adam_lr=2e-3, warmup=30, decay_share=0.5)
-    check = partial(validation, module)
-    pretrain(module, sources.word_batch, module, plan, arguments.out / "words", evaluate=check, evaluate_every=250)
-    plan = Pretraining(arguments.steps, muon_lr=0.01, adam_lr=1e-3, warmup=20, decay_share=0.6)
-    pretrain(module, sources, module, plan, arguments.out, evaluate=check, evaluate_every=100)
+    pretrain(
+        module, Sources(arguments.features, model), module,
+        Pretraining(arguments.steps, muon_lr=0.005, adam_lr=5e-4, warmup=20, decay_share=0.7), arguments.out,
+        evaluate=lambda: validation(module), evaluate_every=100,
+    )  # fmt: skip
     module.eval()
     tensors = module.qformer_tensors()
     shown = Path(str(models().get(arguments.qformer, arguments.qformer)))

@@ -1,9 +1,10 @@
-"""Step 4 of the photo model: what was trained goes where the package ships it.
+"""The photo model's last step: what was trained goes where the package ships it.
 
-python tools/photo/ship.py parts runs/photo/qformer
+python tools/photo/ship.py parts runs/photo/generative
 python tools/photo/ship.py alignment photo-stage1 runs/photo/stage1/alignment
 
-`parts` takes the Q-Former and the captioning LM, and makes the BLIP-2 baseline of them.
+`parts` takes the Q-Former, and makes the BLIP-2 baseline of it and the projection that learnt with it. The same in the
+LLM's own chat format goes to runs/photo/generative/alignment: stage 1 starts there.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from minigpt4.shipped import WEIGHTS
 
 
 def ship_parts(trained: Path) -> None:
-    """The Q-Former, the captioning LM and the baseline's alignment."""
-    for part in ("vision", "captioner"):
-        shutil.rmtree(WEIGHTS / part, ignore_errors=True)
-        shutil.copytree(trained / part, WEIGHTS / part)
-    model = MiniGPT4.assemble("photo/vision", "photo/captioner", template="blip2", dtype=torch.float32)
+    """The Q-Former and the baseline's alignment."""
+    shutil.rmtree(WEIGHTS / "vision", ignore_errors=True)
+    shutil.copytree(trained / "vision", WEIGHTS / "vision")
+    model = MiniGPT4.assemble("photo/vision", "photo/language", template="blip2", dtype=torch.float32)
     model.blip2.language_projection.load_state_dict(load_file(trained / "projection.safetensors"))
     model.save_pretrained(WEIGHTS / "alignments" / "photo-blip2", overwrite=True)
+    start = MiniGPT4.assemble("photo/vision", "photo/language", dtype=torch.float32)
+    start.blip2.language_projection.load_state_dict(model.blip2.language_projection.state_dict())
+    start.save_pretrained(trained / "alignment", overwrite=True)
 
 
 def ship_alignment(name: str, trained: Path) -> None:
