@@ -89,10 +89,12 @@ class LabellingDesk(ABC):
         """The order in which this person judges."""
         return range(self.total)
 
-    def next(self, person: str) -> int | None:
-        """The first thing that waits for this person, or None."""
+    def next(self, person: str, after: int | None = None) -> int | None:
+        """The first thing that waits for this person, in their order from the one after `after` on; or None."""
         with self.lock:
-            return next((index for index in self.order(person) if self.waits(person, index)), None)
+            order = list(self.order(person))
+            first = order.index(after) + 1 if after in order else 0
+            return next((index for index in order[first:] + order[:first] if self.waits(person, index)), None)
 
     def progress(self, person: str) -> dict[str, Any]:
         """Counts, the seconds that remain at this person's pace, and how far people agree."""
@@ -152,8 +154,8 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         return page
 
     @app.get("/api/next")
-    def waiting(name: str = Query(alias=desk.judge)) -> dict[str, Any]:
-        return shown(person(name), desk.next(person(name)))
+    def waiting(name: str = Query(alias=desk.judge), after: int | None = None) -> dict[str, Any]:
+        return shown(person(name), desk.next(person(name), after))
 
     @app.get(f"/api/{desk.thing}s/{{index}}")
     def look(index: int, name: str = Query(alias=desk.judge)) -> dict[str, Any]:

@@ -55,6 +55,15 @@ def test_nobody_gets_what_another_has(project: Path) -> None:
         assert len(ledger.events("review")) == 12
 
 
+def test_a_text_that_is_passed_over_waits_for_others_and_comes_again(project: Path) -> None:
+    with Ledger(project) as ledger:
+        desk = ReviewDesk(ledger, shared=0)
+        assert desk.next("Ann") == 0
+        assert desk.next("Ann", after=0) == 1
+        assert desk.next("Ben") == 0
+        assert desk.next("Ann", after=11) == 1
+
+
 def test_everyone_decides_on_the_shared_sample_and_agreement_is_told(project: Path) -> None:
     with Ledger(project) as ledger:
         desk = ReviewDesk(ledger, shared=0.5)
@@ -118,6 +127,7 @@ def test_the_page_answers_its_own_visitors_only(project: Path) -> None:
         assert status(url, Host="evil.example") == 400
         assert status(f"{url}api/next?reviewer=A", **{"Sec-Fetch-Site": "cross-site"}) == 403
         assert status(f"{url}api/next?reviewer=") == 400
+        assert status(f"{url}api/next?reviewer=A&after=99") == 200
         assert status(f"{url}api/items/999?reviewer=A") == 404
         assert status(f"{url}pictures/0") == 200
         assert_one_line(run("review", project, "--port", 0), "is at work on review")
@@ -218,8 +228,13 @@ def test_two_people_review_in_a_browser(project: Path, tmp_path: Path) -> None:
         expect(desktop.locator("#text")).to_have_text(TEXTS[5])
         desktop.keyboard.press("u")
         expect(desktop.locator("#text")).to_have_text(TEXTS[4])
-        desktop.once("dialog", lambda dialog: dialog.accept("3"))
+        desktop.keyboard.press("n")
+        expect(desktop.locator("#text")).to_have_text(TEXTS[5])
         desktop.keyboard.press("j")
+        expect(desktop.locator("#jumping")).to_contain_text("1 to 12")
+        expect(desktop.locator("#decided button")).to_have_text([re.compile("^1 .*accept$"), re.compile("^2 .*edit$")])
+        desktop.keyboard.type("3")
+        desktop.keyboard.press("Enter")
         expect(desktop.locator("#text")).to_have_text(TEXTS[2])
         desktop.keyboard.press("a")
         expect(desktop.locator("#message")).to_have_text("Ben has this text")

@@ -59,9 +59,11 @@ class ReviewDesk(LabellingDesk):
         holder, until = self._leases.get(index, (reviewer, 0.0))
         return sorted((self.items[index].reviews.keys() | ({holder} if until > self.clock() else set())) - {reviewer})
 
-    def next(self, reviewer: str) -> int | None:
+    def next(self, reviewer: str, after: int | None = None) -> int | None:
         with self.lock:
-            index = super().next(reviewer)
+            if after is not None and self._leases.get(after, ("", 0.0))[0] == reviewer:
+                del self._leases[after]  # passed over: others may have it
+            index = super().next(reviewer, after)
             if index is not None:
                 self._leases[index] = reviewer, self.clock() + LEASE_SECONDS
             return index
@@ -122,7 +124,10 @@ class ReviewDesk(LabellingDesk):
 
     def progress(self, reviewer: str) -> dict[str, Any]:
         with self.lock:
-            return {**super().progress(reviewer), "done": sum(bool(item.reviews) for item in self.items)}
+            mine = [(i, item.image.name, item.reviews[reviewer].data["verdict"])
+                    for i, item in enumerate(self.items) if reviewer in item.reviews]  # fmt: skip
+            done = sum(bool(item.reviews) for item in self.items)
+            return {**super().progress(reviewer), "done": done, "mine": mine}
 
 
 def differences(before: str, after: str) -> list[tuple[str, str]]:
