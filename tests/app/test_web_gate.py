@@ -390,6 +390,19 @@ def test_what_was_sent_is_bounded_and_the_oldest_goes_first(tmp_path: Path, monk
     assert list(uploads.sent.iterdir()) == []
 
 
+def test_a_drawing_that_is_sent_again_is_whole_for_whoever_reads_it(tmp_path: Path) -> None:
+    """At one click Gradio sends the sheet three times, and asks the question when the first of them have come."""
+    drawing, uploads = io.BytesIO(), Uploads(tmp_path)
+    Image.effect_noise((400, 400), 99).save(drawing, "PNG")
+    data = drawing.getvalue()
+    path = uploads.sent_by("ann", uploads.add("ann", data))
+    assert path is not None
+    again = Thread(target=lambda: [uploads.add("ann", data) for _ in range(100)])
+    again.start()
+    while again.is_alive():
+        assert path.read_bytes() == data
+
+
 def test_any_request_deletes_what_is_too_old(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     token = page.uploads.add("ann", png())
     client = TestClient(PageGate(None, page, None))

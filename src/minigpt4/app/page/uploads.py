@@ -49,8 +49,10 @@ class Uploads:
         token = Path(self.show(visitor, opened(data))).name
         path = self.sent / token  # .png, whatever it is: Gradio goes by the name
         with self._lock:
-            path.write_bytes(data)
-            self._sent[visitor, token] = _File(path, len(data), time.monotonic())
+            if not path.exists():  # else a question may be reading it: Gradio sends a drawing several times at once
+                path.write_bytes(data)
+            self._sent.pop((visitor, token), None)
+            self._sent[visitor, token] = _File(path, path.stat().st_size, time.monotonic())
             self._trim(self._sent, [key for key in self._sent if key[0] == visitor], *PER_VISITOR)
             self._trim(self._sent, list(self._sent), *IN_ALL)
         return token
