@@ -392,17 +392,23 @@ def inspect(
     caption_key: options.CaptionKey = None,
     limit: Annotated[int, typer.Option(min=1, help="Pairs to look at, from the start.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Write a contact sheet of 24 images, as sheet.png.")] = None,
+    model: Annotated[str | None, typer.Option(help="Say how well its LLM knows the words.")] = None,
 ) -> None:
     """Show counts, lengths of texts, and problems of a source of pairs.
 
-    Example: minigpt4 data inspect photos --out sheet.png
+    Example: minigpt4 data inspect photos --out sheet.png --model pocket
     """
-    from minigpt4.data.inspect import contact_sheet
+    from minigpt4.data.inspect import contact_sheet, spelling
     from minigpt4.data.inspect import inspect as look
     from minigpt4.data.sources import Source
 
     found = look(Source(source, caption_key=caption_key), stage=stage, limit=limit)
     say(found)
+    if model is not None:
+        from minigpt4.model.loading import read_record
+        from minigpt4.model.parts import load_tokenizer
+
+        say(spelling(found, load_tokenizer(read_record(model).parts[1])))
     if out is not None:
         contact_sheet(found, out)
         say(f"contact sheet: {out}")

@@ -21,10 +21,11 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 def test_inspect_prints_and_draws(tmp_path: Path) -> None:
     source = FORMATS["csv"](tmp_path / "photos", range(30))
-    code, printed, _ = run("inspect", source, "--out", tmp_path / "sheet.png", "--limit", 20)
+    code, printed, _ = run("inspect", source, "--out", tmp_path / "sheet.png", "--limit", 20, "--model", "pocket")
     assert code == 0
+    assert "no problems\nwords that the LLM has in three pieces or more: " in printed
     assert "pairs looked at: 20 of 30\n" in printed
-    assert printed.endswith(f"no problems\ncontact sheet: {tmp_path / 'sheet.png'}\n")
+    assert printed.endswith(f"\ncontact sheet: {tmp_path / 'sheet.png'}\n")
     assert Image.open(tmp_path / "sheet.png").size[0] == 960
 
 

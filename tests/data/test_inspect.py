@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from formats import FORMATS, picture, tars, text
-from minigpt4.data.inspect import COLUMNS, TEXT_HEIGHT, THUMBNAIL, contact_sheet, inspect
+from minigpt4.data.inspect import COLUMNS, TEXT_HEIGHT, THUMBNAIL, contact_sheet, inspect, spelling
 from minigpt4.data.sources import Source
 from minigpt4.errors import UserError
+from minigpt4.model.parts import load_tokenizer
 
 
 def test_counts_lengths_and_problems(tmp_path: Path) -> None:
@@ -32,6 +34,17 @@ def test_counts_lengths_and_problems(tmp_path: Path) -> None:
     assert f"problem: an image that came before 1, first at {path}:21" in told
     assert re.search(rf"problem: unreadable image \([a-z ]+\) 1, first at {path}:31", told)
     assert "no problems" in str(inspect(Source(tars(tmp_path / "tars", range(9)))))
+
+
+def test_words_that_the_llm_hardly_knows_are_counted(tmp_path: Path) -> None:
+    """By the pocket world's LLM: captions of its own world, and captions of photographs."""
+    tokenizer = load_tokenizer("pocket/language")
+    found = inspect(Source(tars(tmp_path / "tars", range(2))))
+    found.vocabulary = Counter(["a", "small", "red", "ball", "lies", "to", "the", "left", "of", "a", "large", "cup"])
+    assert spelling(found, tokenizer) == "words that the LLM has in three pieces or more: 0% (none)"
+    found.vocabulary = Counter(["a", "skateboarder", "grinds", "at", "the", "skatepark", "skatepark"])
+    told = spelling(found, tokenizer)
+    assert re.search(r": \d\d% \(skatepark, .*skateboarder.*\); it hardly learnt from such texts", told)
 
 
 def test_forms_of_stage_2(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def test_both_stages(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path, ca
     assert curves.size == (960, 540)
     assert len(set(curves.convert("RGB").tobytes())) > 50  # something is drawn
     assert Recipe.load(stage1.output / "recipe.yaml") == stage1
+    # An LLM of random weights guesses. One that learnt its texts is not told of: tests/test_cli.py.
+    told = [record.message for record in caplog.records if "near a blind guess's" in record.message]
+    assert len(told) == 2
 
 
 def test_a_finished_run_says_so_and_does_nothing(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:

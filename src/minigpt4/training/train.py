@@ -8,6 +8,7 @@ that an undisturbed run would have had. Its files lie in the recipe's `output`: 
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ from minigpt4.training.report import add_line, draw_curves, keep_lines, write_su
 from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
 
 logger = logging.getLogger(__name__)
+
+#: Of a blind guess's loss. The pocket world's captions start at 0.5 of it, photographs' at 0.3 for the photo model, and
+#: texts of which an LLM learnt nothing at 0.96 and more.
+BLIND = 0.8
 
 
 def train(recipe: Recipe, *, progress: bool = True) -> Path:
@@ -185,9 +190,13 @@ class Run:
 
     def _log(self, step: Step) -> None:
         self._losses.append(step.loss)
+        recipe, guess = self.recipe, math.log(self.model.blip2.config.text_config.vocab_size)
+        if step.step == 1 and step.loss > BLIND * guess and self.processes.is_main:
+            told = "data %s: the first loss, %.1f, is near a blind guess's, %.1f: the LLM hardly learnt from such texts"
+            logger.warning(f"{told}; minigpt4 data inspect --model shows it", recipe.data_named, step.loss, guess)
         figures = step.figures()
         if self.processes.is_main:
-            add_line(self.recipe.output / "metrics.jsonl", {"step": step.step, **figures})
+            add_line(recipe.output / "metrics.jsonl", {"step": step.step, **figures})
         self.processes.track(figures, step.step)
 
     def _save(self, step: Step) -> None:
