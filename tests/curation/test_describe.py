@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,17 @@ def test_enough_is_not_continued(tmp_path: Path, pictures: Path, tiny_model: Pat
     with Ledger(tmp_path / "p", create=True) as ledger:
         add_folder(ledger, pictures)
         assert describe(ledger, tiny_model, Describing(min_tokens=1, max_new_tokens=4))["continued"] == 0
+
+
+@pytest.mark.parametrize(("stage", "continued"), [("1", 12), ("2", 0)])
+def test_by_default_a_model_after_stage_2_is_not_asked_to_continue(
+    tmp_path: Path, pictures: Path, tiny_model: Path, stage: str, continued: int
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    record = (model / "alignment.json").read_text()
+    (model / "alignment.json").write_text(record.replace('"stage": null', f'"stage": {stage}'))
+    done = run("describe", tmp_path / "p", "--images", pictures, "--model", model, "--max-new-tokens", 4)
+    assert f"continued: {continued}\n" in done.stdout, done.stderr
 
 
 def test_pictures_that_cannot_be_used_are_left_out(

@@ -41,7 +41,9 @@ def describe(
     model: Annotated[str, typer.Option(help="The model, or the endpoint's name of one.")] = "pocket-stage1",
     endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
-    min_tokens: Annotated[int, typer.Option(min=0, help="The model is asked to continue a shorter text.")] = 80,
+    min_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Shorter texts are continued; 80, or 0 for a model after stage 2.")
+    ] = None,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     instruction: Annotated[str | None, typer.Option(help="The prompt for a description.")] = None,
     temperature: options.Temperature = 1.0,
@@ -55,16 +57,19 @@ def describe(
 
     Example: minigpt4 curate describe my-set --images photos --model pocket-stage1
     """
+    if images is not None and not images.is_dir():
+        raise UserError(f"{images}: no such directory of images")
     from minigpt4.curation import describe as describing
     from minigpt4.endpoint import Endpoint
+    from minigpt4.model.loading import read_record
 
+    if min_tokens is None:  # after stage 2 a model ends a description where it should
+        min_tokens = describing.Describing.min_tokens if endpoint or read_record(model).stage != 2 else 0
     settings = describing.Describing(
         instruction=instruction or describing.Describing.instruction, min_tokens=min_tokens,
         max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
     )  # fmt: skip
     asked = Endpoint(endpoint, model, timeout=timeout) if endpoint else model
-    if images is not None and not images.is_dir():
-        raise UserError(f"{images}: no such directory of images")
     with _open(project, create=images is not None) as ledger:
         if images is not None:
             say(f"images: {describing.add_folder(ledger, images)}")
