@@ -32,8 +32,10 @@ from torch import Tensor
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
 from minigpt4.data.mixture import PairStream, Source
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model.loading import read_projection
 from minigpt4.model.lora import set_trainable
-from minigpt4.model.projection import carry_projection, fit_to_words, ridge, start_among_words
+from minigpt4.model.parts import load_llm
+from minigpt4.model.projection import start_among_words
 from minigpt4.training.features import FeatureCache, Prepare, cache_features, features_fingerprint, image_key
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.speed import make_fast
@@ -171,11 +173,11 @@ class Study:
         if start in ("regressed", "matched"):
             self._put(self._regressed(features, matched=start == "matched"))
         elif start in ("carried over", "translated", "fitted"):
-            carry_projection(self.model, "pocket-blip2")
+            self._put(self._carried_over())
         elif start == "among words":
             start_among_words(self.model)
         if start in ("fitted", "random, fitted"):
-            fit_to_words(self.model, features)
+            self._fit_to_words(features)
         elif start in ("regressed", "matched", "translated", "rescaled"):
             with torch.no_grad():
                 lengths = self.projection(features).norm(dim=-1).mean() / self.words.norm(dim=-1).mean()
@@ -188,6 +190,29 @@ class Study:
             self.projection.weight.copy_(solved[:-1].T)
             self.projection.bias.copy_(solved[-1])
 
+    def _carried_over(self) -> Tensor:
+        """BLIP-2's projection, through a ridge regression between both LLMs' embeddings of the words that both know."""
+        theirs = load_llm("pocket/captioner", torch.float32)
+        words, row = theirs.model.get_input_embeddings().weight.detach(), self.model.tokenizer.get_vocab()
+        their_row = {word: n for word, n in theirs.tokenizer.get_vocab().items() if n < len(words)}
+        shared = sorted(row.keys() & their_row.keys())
+        carry = ridge(words[[their_row[word] for word in shared]], self.words[[row[word] for word in shared]])
+        blip2 = read_projection("pocket-blip2")
+        solved = torch.cat([blip2["weight"].float().T, blip2["bias"].float()[None]]) @ carry[:-1]
+        solved[-1] += carry[-1]
+        return solved
+
+    @torch.no_grad()
+    def _fit_to_words(self, features: Tensor) -> None:
+        """Shift and scale the projection, so that image tokens have the mean and the spread of word embeddings.
+
+        The spread is the mean distance from the mean.
+        """
+        made = self.projection(features).flatten(0, 1)
+        spread, wanted = (x.sub(x.mean(0)).norm(dim=-1).mean() for x in (made, self.words))
+        self.projection.weight.mul_(wanted / spread)
+        self.projection.bias.sub_(made.mean(0)).mul_(wanted / spread).add_(self.words.mean(0))
+
     def _regressed(self, features: Tensor, matched: bool) -> Tensor:
         """Ridge regression of the caption's word embeddings on features (n, q, d): their mean for every query.
 
@@ -196,13 +221,13 @@ class Study:
         captions = [self.words[ids[:-1]] for ids in self.samples.targets[: len(features)]]
         count, queries = features.shape[:2]
         if not matched:
-            return ridge_of(features, torch.stack([c.mean(0).expand(queries, -1) for c in captions]))
+            return ridge(features, torch.stack([c.mean(0).expand(queries, -1) for c in captions]))
         order = torch.arange(queries)
-        solved = ridge_of(features, torch.stack([c[order * len(c) // queries] for c in captions]))
+        solved = ridge(features, torch.stack([c[order * len(c) // queries] for c in captions]))
         for _ in range(6):
             guesses = features @ solved[:-1] + solved[-1]
             nearest = [torch.cdist(g, c).argmin(1) for g, c in zip(guesses, captions, strict=True)]
-            solved = ridge_of(features, torch.stack([captions[i][nearest[i]] for i in range(count)]))
+            solved = ridge(features, torch.stack([captions[i][nearest[i]] for i in range(count)]))
         return solved
 
     def scales(self) -> str:
@@ -261,9 +286,13 @@ class Study:
         return loss
 
 
-def ridge_of(x: Tensor, y: Tensor) -> Tensor:
-    """`ridge` over all but the last dimension."""
-    return ridge(x.flatten(0, -2), y.flatten(0, -2))
+def ridge(x: Tensor, y: Tensor) -> Tensor:
+    """Ridge regression with bias from x (..., d) to y (..., e): (d + 1, e), the bias last."""
+    x, y = x.flatten(0, -2), y.flatten(0, -2)
+    a = torch.cat([x, torch.ones(len(x), 1)], 1)
+    gram = a.T @ a
+    penalty = 1e-2 * gram.diagonal().mean()  # the mean squared norm of the regressors
+    return torch.linalg.solve(gram + penalty * torch.eye(len(gram)), a.T @ y)
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:

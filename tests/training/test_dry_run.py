@@ -64,7 +64,6 @@ def test_its_memory_is_that_of_the_plan(recipe: Recipe, tmp_path: Path) -> None:
         ({"data": "nowhere/{00000..00002}.tar"}, "3 of 3 shards are missing: nowhere/00000.tar"),
         ({"vision_qformer": "nowhere"}, "nowhere"),
         ({"llm": "nowhere/llm"}, "nowhere"),
-        ({"projection_from": "nowhere"}, "nowhere: no such directory"),
         ({"sample_every": 5, "sample_images": ["cat.png"]}, "cat.png: no such file"),
         ({"device": "cuda:7"}, "cuda:7 is not available"),
         ({"batch_size": 9}, "batch_size 9 cannot be divided over 2 processes x 1 gradient_accumulation_steps"),

@@ -78,10 +78,12 @@ def test_mistakes_are_named_in_one_line(override: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("variant", ["projection_layers=3", "qformer=false"])
-def test_a_variant_takes_no_projection_from_elsewhere(variant: str) -> None:
-    with pytest.raises(UserError, match="projection_from is a projection of one layer behind a Q-Former"):
-        Recipe.load("pocket-stage1", [variant, "projection_from=pocket-blip2"])
+def test_a_key_that_is_gone_is_told_but_where_a_run_saved_it_unused(tmp_path: Path) -> None:
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(Recipe.load("pocket-stage1").to_yaml() + "projection_from: null\n")
+    assert Recipe.load(saved) == Recipe.load("pocket-stage1")
+    with pytest.raises(UserError, match="unknown key 'projection_from'"):
+        Recipe.load("pocket-stage1", ["projection_from=pocket-blip2"])
 
 
 def test_a_missing_key_is_explained() -> None:
@@ -154,11 +156,11 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_stands(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "base.yaml").write_text("base: pocket-stage1\ndata: ~/shards/{00000..00003}.tar\n")
     (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\noutput: ~/runs/x\nfeature_cache: ~/features\n")
-    recipe = Recipe.load("~/mine.yaml", ["sample_images=[~/a.png, b~.png]", "llm=~/llm", "projection_from=~/p"])
+    recipe = Recipe.load("~/mine.yaml", ["sample_images=[~/a.png, b~.png]", "llm=~/llm"])
     home = str(tmp_path)
     assert recipe.data == f"{home}/shards/{{00000..00003}}.tar"
     assert (recipe.output, recipe.feature_cache) == (tmp_path / "runs/x", tmp_path / "features")
-    assert (recipe.llm, recipe.projection_from) == (f"{home}/llm", f"{home}/p")
+    assert recipe.llm == f"{home}/llm"
     assert recipe.sample_images == (f"{home}/a.png", "b~.png")
     several = Recipe.load("~/mine.yaml", ["data=[{path: ~/one}, {path: 'hub:owner/name'}]"])
     assert [source.path for source in several.sources] == [f"{home}/one", "hub:owner/name"]

@@ -294,26 +294,6 @@ def test_a_run_does_not_go_on_with_other_data(stage1: Recipe, tmp_path: Path, ti
         train(recipe, progress=False)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_projection_from_another_model(stage1: Recipe, tmp_path: Path, stream: bool) -> None:
-    """Steps of next to nothing show where it starts: there, but for its mean and spread, and once only."""
-    there = train(stage1, progress=False)
-    recipe = with_values(
-        stage1, output=tmp_path / "next", projection_from=str(there), learning_rate=1e-12, warmup_learning_rate=0,
-        steps=2, dtype="float32", stream=stream, save_every=1, save_total_limit=2,
-    )  # fmt: skip
-    here = train(recipe, progress=False)
-    weights = [load_file(path / "projection.safetensors")["weight"] for path in (there, here)]
-    assert torch.nn.functional.cosine_similarity(*weights, dim=0).min() > 0.95  # the LLM is the same
-    assert abs(weights[1].norm() / weights[0].norm() - 1) > 0.1, "its spread is not the words'"
-    losses = [json.loads(line)["loss"] for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
-    shutil.rmtree(here)  # as if it had been killed after the first step
-    max((recipe.output / "checkpoints").glob("*.pt")).unlink()
-    train(recipe, progress=False)
-    again = [json.loads(line)["loss"] for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
-    assert again == losses
-
-
 def test_a_run_does_not_go_on_with_another_llm(stage1: Recipe, tmp_path: Path) -> None:
     """Which is known before anything is loaded: the vision side is not even there any more."""
     llm = shutil.copytree(stage1.llm or "", tmp_path / "llm")

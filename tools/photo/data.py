@@ -1,4 +1,4 @@
-"""Step 3 of the photo model: what both stages are trained on, as parquet files of images with texts.
+"""Step 4 of the photo model: what both stages are trained on, as parquet files of images with texts.
 
 python tools/photo/data.py --flickr8k DIR --imagenet DIR --out runs/photo/data
 

@@ -4,9 +4,9 @@ python tools/photo/qformer.py --features runs/photo/features --out runs/photo/qf
 
 Its losses are BLIP-2's three (Li et al. 2023, section 3): an image's queries find its caption among those of the batch
 (contrastive); queries and caption together tell whether they belong together (matching, against the hardest of the
-batch); and a small captioning LM writes the caption from the queries through one linear layer (captioning). That LM
-learns along, and is the BLIP-2 baseline's afterwards. A fourth keeps what the network knows of ImageNet's classes:
-the queries' mean must tell the classifier's own verdict.
+batch); and a small captioning LM, which learns along, writes the caption from the queries through one linear layer
+(captioning). A fourth keeps what the network knows of ImageNet's classes: the queries' mean must tell the classifier's
+own verdict.
 
 A killed run goes on where its last checkpoint stood.
 """
@@ -45,7 +45,7 @@ CAPTIONS = 2  # of an image, in one batch
 MATCHED = 16  # images of a batch whose captions are told from wrong ones
 COMPARED = 2  # one batch of so many compares images with captions (contrastive, matching); all are captioned
 TEXT_TOKENS = 32
-#: One batch of so many is asked for its captions, in BLIP-2's form, as the baseline will be: whatever is asked.
+#: One batch of so many is asked for its captions in BLIP-2's form.
 ASKED = 8
 QUESTIONS = (
     "Describe this image in detail.", "What is in this image?", "Write a short caption.", "What do you see?",
@@ -298,8 +298,8 @@ def prepare(features: Path, out: Path) -> tuple[Any, Tensor, Tensor]:
     return AutoTokenizer.from_pretrained(out), *torch.load(out / "statistics.pt", weights_only=True)
 
 
-def write_parts(module: QFormerPretraining, tokenizer: Any, out: Path) -> None:
-    """Writes `vision` (the Q-Former), `captioner` (the captioning LM) and its projection, in float16, below `out`.
+def write_vision(module: QFormerPretraining, out: Path) -> None:
+    """Writes the Q-Former in float16 to `out`, as a vision side that names the network's package.
 
     What standardised the features becomes a part of the cross-attention's weights; the text side is left out.
     """
@@ -320,7 +320,7 @@ def write_parts(module: QFormerPretraining, tokenizer: Any, out: Path) -> None:
         "package": PACKAGE, "version": version(PACKAGE), "file": f"{package.name}/models/{weights.name}",
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }  # fmt: skip
-    with new_directory(out / "vision", overwrite=True, marker="config.json") as directory:
+    with new_directory(out, overwrite=True, marker="config.json") as directory:
         save_file({name: t.half().contiguous() for name, t in tensors.items()}, directory / "model.safetensors")
         write_json(directory / "config.json", {
             "model_type": "blip-2", "vision_config": encoder, "vision_weights": where, "qformer_config": config,
@@ -331,11 +331,6 @@ def write_parts(module: QFormerPretraining, tokenizer: Any, out: Path) -> None:
             "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
             "image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3, "do_convert_rgb": True,
         })  # fmt: skip
-    with new_directory(out / "captioner", overwrite=True, marker="config.json") as directory:
-        module.captioner.config.attention_dropout = 0.0
-        module.captioner.half().save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-    save_file({name: t.float() for name, t in module.projection.state_dict().items()}, out / "projection.safetensors")
 
 
 def main() -> None:
@@ -359,7 +354,7 @@ def main() -> None:
         module, Sources(arguments.features, tokenizer, PARTS), module, Pretraining(arguments.steps, adam_lr=1e-3),
         arguments.out, evaluate=lambda: validation(module), evaluate_every=300,
     )  # fmt: skip
-    write_parts(module, tokenizer, arguments.out)
+    write_vision(module, arguments.out / "vision")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from minigpt4.memory import plan
 from minigpt4.model.loading import read_record
 from minigpt4.model.parts import llm_files
 from minigpt4.model.precision import resolve_device, resolve_dtype, training_dtype
-from minigpt4.model.projection import check_projection_from
 from minigpt4.model.sources import fingerprint, resolve
 from minigpt4.training.checkpoint import Checkpoints
 from minigpt4.training.recipe import Recipe
@@ -33,7 +32,7 @@ def check_all(recipe: Recipe, lock: ExitStack) -> bool:
     check_output(recipe)
     if (recipe.output / "alignment" / "alignment.json").is_file():
         return True
-    check_data(recipe)
+    check_sources(mixture(recipe), recipe.stage)
     _check_llm(recipe)
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
@@ -61,13 +60,6 @@ def check_output(recipe: Recipe) -> None:
             f"output {output}: holds a run with another {', '.join(differing)}; "
             "give another output, or delete that directory to start again"
         )
-
-
-def check_data(recipe: Recipe) -> None:
-    """Raises UserError if data, or a projection to start from, are missing; nothing heavy is loaded."""
-    check_sources(mixture(recipe), recipe.stage)
-    if recipe.projection_from:
-        check_projection_from(recipe.projection_from)
 
 
 def _check_llm(recipe: Recipe) -> None:
@@ -106,7 +98,7 @@ def dry_run(recipe: Recipe, processes: int = 1) -> str:
     """
     rows = rows_per_process(recipe, processes)
     check_output(recipe)
-    check_data(recipe)
+    check_sources(mixture(recipe), recipe.stage)
     for image in recipe.sample_images:
         if not Path(image).is_file():
             raise UserError(f"sample_images: {image}: no such file")

@@ -162,12 +162,6 @@ def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
         yield mine if count == 1 else mine.part(slice(start, start + size))
 
 
-@torch.no_grad()
-def features_of(model: MiniGPT4, mine: Loaded, accumulation_steps: int) -> Tensor:
-    """The features (n, q, d_qformer) of this process's rows, computed in pieces if they are not cached."""
-    return torch.cat([_features(model, piece) for piece in _pieces(mine, accumulation_steps)])
-
-
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:
     """The cached features, or those of the images, with gradients if the Q-Former is trained."""
     if part.are_features:

@@ -27,6 +27,8 @@ RENAMED = {
     "accumulate": "gradient_accumulation_steps", "keep_checkpoints": "save_total_limit",
     "sample_pictures": "sample_images",
 }  # fmt: skip
+#: Keys that are no more. Runs saved them as null; those runs go on.
+GONE = {"projection_from"}
 #: Keys that may differ in a run that continues: they do not change the losses.
 HARMLESS = {
     "base", "output", "save_every", "feature_cache", "save_total_limit", "trackers", "max_skipped", "workers",
@@ -99,12 +101,6 @@ class Recipe(BaseModel):
         description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
         "variant, so it replaces those keys. Left out: a random projection, the LLM's mean word embedding as its bias.",
     )
-    projection_from: str | None = Field(
-        None,
-        description="A BLIP-2 with this vision side and another LLM (a checkpoint, a hub id, an alignment like "
-        "`pocket-blip2`). Its projection is the start: carried over to this LLM's word embeddings by a regression on "
-        "the words that both know, and fitted to their mean and spread on the first batch.",
-    )
     # What it is trained on
     data: str | tuple[DataSource, ...] = Field(
         description="Pairs: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`), "
@@ -171,21 +167,19 @@ class Recipe(BaseModel):
     sample_prompt: str = Field("Describe this image in detail.", description="The question about them.")
 
     _paths = field_validator(
-        "vision_qformer", "llm", "init", "projection_from", "data", "feature_cache", "output", "sample_images"
+        "vision_qformer", "llm", "init", "data", "feature_cache", "output", "sample_images"
     )(_expanded)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
-        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "group", "projection_from")
+        variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "group")
         changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
         if self.init and (named := ", ".join([*(key for key, value in parts.items() if value), *changed])):
             raise ValueError(f"init already names the parts and the template; remove {named}, or set init=null")
         if not self.init and not (self.vision_qformer and self.llm):
             missing = ", ".join(key for key in ("vision_qformer", "llm") if not parts[key])
             raise ValueError(f"give {missing}, or an alignment to start from as init")
-        if self.projection_from and (self.projection_layers > 1 or not self.qformer):
-            raise ValueError("projection_from is a projection of one layer behind a Q-Former; leave it out here")
         if self.stage == 2 and not self.instructions:
             raise ValueError("stage 2 needs at least one of instructions")
         if self.stage == 1 and self.instructions:
@@ -306,7 +300,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _renamed(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The same with former names of keys replaced, and a notice for each. Raises UserError if both names are given."""
-    new = dict(values)
+    new = {key: value for key, value in values.items() if key not in GONE or value is not None}
     for former in sorted(RENAMED.keys() & new.keys()):
         name = RENAMED[former]
         if name in new:

@@ -13,26 +13,23 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from minigpt4.data.mixture import check_skipped
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
-from minigpt4.model.projection import carry_projection, fit_to_words, start_among_words
+from minigpt4.model.projection import start_among_words
 from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
 from minigpt4.training.checkpoint import Checkpoints, Position
 from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, rows_per_process
 from minigpt4.training.distributed import Processes
-from minigpt4.training.loader import Loaded, joined, make_loader, read_ahead
-from minigpt4.training.loop import Step, features_of, make_optimizer, make_scaler, training_steps
+from minigpt4.training.loader import joined, make_loader, read_ahead
+from minigpt4.training.loop import Step, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
 from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
@@ -106,10 +103,7 @@ def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
         seed=recipe.seed,
         **placement,
     )
-    if recipe.projection_from:
-        carry_projection(model, recipe.projection_from)
-    else:
-        start_among_words(model)
+    start_among_words(model)
     return model
 
 
@@ -145,9 +139,8 @@ class Run:
         loaded = read_ahead(self.loader.start(self.done, self._data_state))
         with closing(loaded), self._logs(), progress_bar(self.progress and is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
-            batches = self._fit_projection(loaded)
             for step in training_steps(
-                self.model, self.optimizer, self.scaler, batches, recipe, self.processes, self.stop, self.done
+                self.model, self.optimizer, self.scaler, loaded, recipe, self.processes, self.stop, self.done
             ):
                 self.done = step.step
                 self._log(step)
@@ -205,15 +198,6 @@ class Run:
         self._losses.clear()
         if self.processes.is_main:
             self.checkpoints.save(position, self.model, self.optimizer, self.scaler)
-
-    def _fit_projection(self, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-        """Fit a projection from another LLM to this one's words on the first batch; returns all batches."""
-        if not self.recipe.projection_from or self.done:
-            return loaded
-        first = next(loaded)
-        features = features_of(self.model, first, self.recipe.gradient_accumulation_steps)
-        fit_to_words(self.model, torch.cat(self.processes.gather(features.cpu())).to(self.model.device))
-        return chain([first], loaded)
 
     def _sample(self) -> None:
         """Add answers about the recipe's images to `samples.jsonl`. If the LLM is sharded, all processes take part."""
