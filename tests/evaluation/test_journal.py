@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.journal import Journal, digest, read_rows
+from minigpt4.evaluation.results import Journal, digest, read_rows
 
 
 def test_half_a_line_at_the_end_is_cut_off_and_others_are_named(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from endpoint import Server
 from evaluating import figures, picture_folder, results, run, task, write_tasks
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.abilities import Abilities
-from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.rating import RATINGS, PeopleJudge, RatingDesk, questions_to_rate
+from minigpt4.evaluation.results import Journal
 from minigpt4.evaluation.run import evaluate
 from minigpt4.labelling import labelling_app
 from pages import CHROMIUM, PLAIN, ask, assert_guarded, routes_of, served

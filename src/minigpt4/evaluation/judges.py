@@ -17,9 +17,8 @@ from minigpt4.documents import read_document
 from minigpt4.endpoint import Unanswered, without_thought
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Item, Response, Verdict, field_of
-from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.models import open_endpoint
-from minigpt4.evaluation.results import write_files
+from minigpt4.evaluation.results import Journal, digest, write_files
 from minigpt4.files import only_process
 from minigpt4.images import image_url
 from minigpt4.progress import progress_bar

@@ -19,9 +19,8 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Response, Verdict
-from minigpt4.evaluation.journal import Journal, digest, read_rows
 from minigpt4.evaluation.judges import Judge
-from minigpt4.evaluation.results import RESULTS
+from minigpt4.evaluation.results import RESULTS, Journal, digest, read_rows
 from minigpt4.files import only_process
 from minigpt4.labelling import LabellingDesk, labelling_app, serve_app
 from minigpt4.statistics import agreements

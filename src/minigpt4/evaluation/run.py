@@ -21,9 +21,8 @@ from typing import Any
 from minigpt4.endpoint import Unanswered
 from minigpt4.errors import UserError, without_password
 from minigpt4.evaluation.items import UNANSWERED, UNREADABLE, Fault, Item, Response
-from minigpt4.evaluation.journal import Journal, digest
 from minigpt4.evaluation.models import Answerer, Answering, ModelReply, open_answerer
-from minigpt4.evaluation.results import TABLE, bars, machine, markdown, write_files
+from minigpt4.evaluation.results import TABLE, Journal, bars, digest, machine, markdown, write_files
 from minigpt4.evaluation.suite import Suite
 from minigpt4.files import only_process
 from minigpt4.images import read_image

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Items, Response
-from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge
+from minigpt4.evaluation.results import Journal
 from minigpt4.extensions import extensions
 from minigpt4.statistics import Estimate, Rate
 

@@ -12,9 +12,9 @@ from typing import Any
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict, field_of, well_formed
-from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.rating import PeopleJudge
+from minigpt4.evaluation.results import Journal
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.statistics import Rate, agreement

@@ -22,8 +22,8 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.evaluation.benchmarks.coco import read_coco
 from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
-from minigpt4.evaluation.journal import Journal
 from minigpt4.evaluation.judges import Judge, LLMJudge
+from minigpt4.evaluation.results import Journal
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data, require_images
 from minigpt4.statistics import Estimate, agreement
 from minigpt4.text_failures import WORDS
