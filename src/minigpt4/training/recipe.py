@@ -65,110 +65,62 @@ class DataSource(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`."""
+    """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`.
+
+    What the keys mean is in `keys.yaml`, beside this file.
+    """
 
     model_config = _STRICT
 
-    base: str | None = Field(None, description="A recipe (a file or a shipped name) whose keys this one overrides.")
-    stage: Literal[1, 2] = Field(
-        description="1: align on image-text pairs, no instruction. 2: polish on descriptions in conversation format."
-    )
+    base: str | None = None
+    stage: Literal[1, 2]
     # What is trained
-    vision_qformer: str | None = Field(
-        None, description="Frozen vision tower and Q-Former: a directory, a hub id, or `pocket/vision`."
-    )
-    llm: str | None = Field(
-        None, description="Frozen LLM with its tokenizer: a directory, a hub id, a GGUF file, or `pocket/language`."
-    )
-    qformer: bool = Field(
-        True,
-        description="`false`: the paper's variant without it: groups of patches. `vision_qformer` may then be any "
-        "vision encoder of transformers (CLIP, SigLIP, DINOv2).",
-    )
-    group: int = Field(
-        4, ge=1, le=2**14, description="Without a Q-Former: neighbouring patches that become one image token."
-    )
-    projection_layers: Literal[1, 3] = Field(1, description="3: the paper's variant with GELUs between three layers.")
-    train_qformer: bool = Field(False, description="`true`: the variant that trains the Q-Former too. Needs `stream`.")
-    lora_rank: _UpTo1024 = Field(
-        0, description="Above 0: train LoRA matrices of this rank on the LLM's attention (q and v) too."
-    )
-    template: str | None = Field(
-        None, description="Name of the chat template that the alignment is saved with. Left out: the LLM's own."
-    )
-    init: str | None = Field(
-        None,
-        description="Alignment to start from (a directory or a shipped name). It names the parts, template and "
-        "variant, so it replaces those keys. Left out: a random projection, the LLM's mean word embedding as its bias.",
-    )
+    vision_qformer: str | None = None
+    llm: str | None = None
+    qformer: bool = True
+    group: int = Field(4, ge=1, le=2**14)
+    projection_layers: Literal[1, 3] = 1
+    train_qformer: bool = False
+    lora_rank: _UpTo1024 = 0
+    template: str | None = None
+    init: str | None = None
     # What it is trained on
-    data: str | tuple[DataSource, ...] = Field(
-        description="Pairs: img2dataset tar shards (a directory, one file, or a pattern like `{00000..00012}.tar`), "
-        "parquet, JSONL or CSV with images, an image folder, `hub:owner/name`; for stage 2 also a directory in "
-        "`cc_sbu_align` layout. Or a list of several, each with `path`, and optionally `weight` and `caption_key`."
-    )
-    stream: bool = Field(
-        False,
-        description="`true`: images are read as they come and go through the vision side in every step, for data "
-        "that are seen once. `false`: their features are computed once and kept in `feature_cache`.",
-    )
-    shuffle_buffer: _Whole = Field(10_000, description="With `stream`: pairs in memory to shuffle, over all processes.")
-    workers: _UpTo1024 = Field(
-        0, description="With `stream`: processes that read images, for each GPU. Any number gives the same batches."
-    )
-    max_skipped: float = Field(
-        0.5, gt=0, le=1, description="Share of a source's pairs that may be unusable; if more are, the run stops."
-    )
-    instructions: tuple[str, ...] = Field((), description="Stage 2: ways to ask, one drawn per sample and epoch.")
-    max_text_tokens: _Count = Field(32, description="Tokens of a text that are kept, its end symbol included.")
-    feature_cache: Path = Field(
-        Path("runs/features"),
-        description="Directory of the vision side's cached outputs. Runs may share it: it is keyed by image content "
-        "and by the vision side's weights.",
-    )
+    data: str | tuple[DataSource, ...]
+    stream: bool = False
+    shuffle_buffer: _Whole = 10_000
+    workers: _UpTo1024 = 0
+    max_skipped: float = Field(0.5, gt=0, le=1)
+    instructions: tuple[str, ...] = ()
+    max_text_tokens: _Count = 32
+    feature_cache: Path = Path("runs/features")
     # How
-    steps: _Count = Field(description="Optimizer steps in all.")
-    batch_size: _Count = Field(description="Samples per step, over all processes together.")
-    gradient_accumulation_steps: _Count = Field(1, description="Parts a step is computed in: less memory, same result.")
-    learning_rate: float = Field(gt=0, le=1e3, description="Peak learning rate, reached after the warm-up.")
-    warmup_steps: _Whole = Field(0, description="Steps of linear warm-up.")
-    warmup_learning_rate: _Rate = Field(1e-6, description="Learning rate of the first step of the warm-up.")
-    final_learning_rate: _Rate = Field(0.0, description="Learning rate at which the cosine decay ends.")
-    weight_decay: _Rate = Field(0.05, description="AdamW's weight decay; biases and norms get none.")
-    seed: _Seed = Field(0, description="Seeds the projection's start, the order of samples and the instructions.")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None,
-        description="Type of the frozen weights and of computation; the projection's weights stay in float32. "
-        "float16 scales the loss. Left out: bfloat16 where the processor multiplies it fast, else float32.",
-    )
-    load_in: Literal["8bit", "4bit", "fp8", "int8"] | None = Field(
-        None,
-        description="Hold the frozen LLM's linear layers in 8 or 4 bits (bitsandbytes, on CUDA or the CPU) and train "
-        "through them; `fp8` computes in 8-bit floats too, on GPUs from L4, RTX 40 and H100 on, `int8` in 8-bit "
-        "integers, on the CPU; both want `compile`. Left out: in `dtype`.",
-    )
-    vision_load_in: Literal["fp8", "int8"] | None = Field(
-        None,
-        description="`fp8` or `int8`: the frozen vision tower's linear layers compute in 8-bit floats or integers too, "
-        "where every step reads images. Needs `stream`; `compile` compiles them too. Left out: in `dtype`.",
-    )
-    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`, `mps`. Left out: CUDA, else the CPU.")
-    shard_llm: bool = Field(False, description="`true`: each process holds a shard of a large LLM (FSDP).")
-    compile: bool = Field(False, description="`true`: compile the LLM's layers: a minute at the start, faster steps.")
+    steps: _Count
+    batch_size: _Count
+    gradient_accumulation_steps: _Count = 1
+    learning_rate: float = Field(gt=0, le=1e3)
+    warmup_steps: _Whole = 0
+    warmup_learning_rate: _Rate = 1e-6
+    final_learning_rate: _Rate = 0.0
+    weight_decay: _Rate = 0.05
+    seed: _Seed = 0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    load_in: Literal["8bit", "4bit", "fp8", "int8"] | None = None
+    vision_load_in: Literal["fp8", "int8"] | None = None
+    device: str | None = None
+    shard_llm: bool = False
+    compile: bool = False
     # What it leaves behind
-    output: Path = Field(description="Directory for checkpoints, metrics and the resulting `alignment`.")
-    save_every: _Count = Field(100, description="Steps between checkpoints.")
-    save_total_limit: _Count = Field(2, description="Last checkpoints to keep; that of the lowest loss is kept too.")
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        (), description="Where metrics are sent too: `tensorboard`, `wandb`, `trackio`."
-    )
-    sample_every: _Whole = Field(0, description="Steps between sample answers, written to `samples.jsonl`; 0 for none.")
-    sample_images: tuple[str, ...] = Field((), description="Images that the sample answers are about.")
-    sample_prompt: str = Field("Describe this image in detail.", description="The question about them.")
+    output: Path
+    save_every: _Count = 100
+    save_total_limit: _Count = 2
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    sample_every: _Whole = 0
+    sample_images: tuple[str, ...] = ()
+    sample_prompt: str = "Describe this image in detail."
 
-    _paths = field_validator(
-        "vision_qformer", "llm", "init", "data", "feature_cache", "output", "sample_images"
-    )(_expanded)
+    _paths = field_validator("vision_qformer", "llm", "init", "data", "feature_cache", "output", "sample_images")(
+        _expanded
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -246,6 +198,10 @@ class Recipe(BaseModel):
         return [
             key for key in type(self).model_fields if key not in HARMLESS and getattr(self, key) != getattr(other, key)
         ]
+
+
+for _key, _meaning in read_yaml(Path(__file__).with_name("keys.yaml")).items():
+    Recipe.model_fields[_key].description = _meaning
 
 
 def packaged_recipes() -> dict[str, Path]:
