@@ -43,21 +43,6 @@ def agreements(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
     return [pair for pair in found if pair["cases"]]
 
 
-def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
-    """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
-
-    Newcombe's hybrid of both Wilson intervals (1998, his method 10). It takes the samples as independent: where the
-    same questions were put to both, it is wider than need be. Raises ValueError if nothing was observed of one.
-    """
-    if not (one.total and other.total):
-        raise ValueError("a difference needs observations of both rates")
-    (low, high), (other_low, other_high) = one.interval, other.interval
-    found = one.share - other.share
-    below = math.hypot(one.share - low, other_high - other.share)
-    above = math.hypot(high - one.share, other.share - other_low)
-    return found, found - below, found + above
-
-
 @dataclass(frozen=True)
 class Rate:
     """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up.

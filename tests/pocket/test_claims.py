@@ -1,7 +1,7 @@
 import pytest
 
-from minigpt4.statistics import Rate, difference
-from pocket.measure.survey import ABILITIES, Judged, Rates
+from minigpt4.statistics import Rate
+from pocket.measure.survey import ABILITIES, Judged, Rates, difference
 from pocket.measure.truth import Finding, check
 from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, at_least, judge, more, not_more
 from pocket.reproduce.experiments import FULL, arms

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
+from pathlib import Path
 
+from minigpt4.documents import read_yaml
 from minigpt4.text_failures import words
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
-#: Phrases about a mistake, or a refusal, instead of an image.
-APOLOGIES = re.compile(
-    r"(?i)\b(?:i(?:'m| am) (?:so |very |really )?sorry|(?:i |my )?apolog(?:y|ies|ise|ize)\w*|sorry,|my mistake|"
-    r"i made (?:a|an|some) (?:mistake|error)s?|there (?:was|is) (?:a|an) (?:mistake|error) in my|"
-    r"i (?:can(?:'|no)t|cannot|am (?:not able|unable) to|won't) (?:help|assist|see|view|fulfil\w*|comply|do that|mend|"
-    r"process|provide)|unable to (?:assist|comply)|i must decline)"
-)
-#: Phrases that assistants put around the text they were asked for.
-ASSISTANT_TALK = re.compile(
-    r"(?i)(?:\bas an? (?:ai|artificial|language model|assistant)\b|\b(?:large )?language model\b|"
-    r"^(?:sure|certainly|of course|okay|ok|absolutely)\b[,!.:]|\bhere(?:'s| is| are) (?:the|your|a|my) (?:\w+ )?"
-    r"(?:corrected|mended|revised|rewritten|improved|edited|fixed|text|version)|\bi hope (?:this|that) helps|"
-    r"\blet me know if\b|\bfeel free to\b|\bhow (?:can|may) i (?:help|assist)|\bcorrected (?:text|version)\s*:|"
-    r"\b(?:human|user|assistant)\s*:)"
-)
-#: Tags, links, Markdown and the marks of chat formats.
-MARKUP = re.compile(
-    r"</?[a-z][^<>]{0,80}>|<!--|https?://|www\.|###|```|\*\*|^\s*#+ |\[[^\]]*\]\([^)]*\)|&[a-z]{2,6};|\{\\|<\|",
-    re.I | re.M,
+_PHRASES = read_yaml(Path(str(files("minigpt4.curation") / "phrases.yaml")))
+APOLOGIES, ASSISTANT_TALK, MARKUP = (
+    re.compile("|".join(_PHRASES[kind]), re.IGNORECASE | re.MULTILINE)
+    for kind in ("apologies", "assistant_talk", "markup")
 )
 
 
@@ -58,7 +46,7 @@ def repeated_share(text: str) -> float:
 
 
 def count(pattern: re.Pattern[str], text: str) -> int:
-    """How often one of the patterns above is found."""
+    """How often one of the phrases is found."""
     return len(pattern.findall(text))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt4.statistics import Rate, difference, text
+from minigpt4.statistics import Rate, text
 from minigpt4.telling import table
+from pocket.measure.survey import difference
 from pocket.shipped import render
 
 

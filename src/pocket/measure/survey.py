@@ -6,6 +6,7 @@ seeds that nothing was trained on, and reach the model as people's pictures do: 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -182,3 +183,18 @@ def measure(survey: Survey, records: Sequence[Judged]) -> Rates:
         if ability in ABILITIES:
             rates.count("abilities", verdict.success)
     return rates
+
+
+def difference(one: Rate, other: Rate) -> tuple[float, float, float]:
+    """(share of `one` minus share of `other`, low, high): the 95 % interval of a difference of two proportions.
+
+    Newcombe's hybrid of both Wilson intervals (1998, his method 10). It takes the samples as independent: where the
+    same questions were put to both, it is wider than need be. Raises ValueError if nothing was observed of one.
+    """
+    if not (one.total and other.total):
+        raise ValueError("a difference needs observations of both rates")
+    (low, high), (other_low, other_high) = one.interval, other.interval
+    found = one.share - other.share
+    below = math.hypot(one.share - low, other_high - other.share)
+    above = math.hypot(high - one.share, other.share - other_low)
+    return found, found - below, found + above

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from minigpt4.statistics import Rate, difference
+from minigpt4.statistics import Rate
+from pocket.measure.survey import difference
 from pocket.reproduce.survey import Evidence
 from pocket.shipped import read_table
 

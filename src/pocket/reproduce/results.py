@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.files import write_atomically
-from minigpt4.statistics import Rate, difference, text
+from minigpt4.statistics import Rate, text
 from minigpt4.telling import table
-from pocket.measure.survey import ABILITIES
+from pocket.measure.survey import ABILITIES, difference
 from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, compared, judge
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from pocket.reproduce.figures import InWords, draw_all
