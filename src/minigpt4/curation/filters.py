@@ -46,21 +46,8 @@ class FilterRule:
         return value > threshold if self.side == "above" else value < threshold
 
 
-RULES = (
-    FilterRule("too_short", "words", "below", 8),
-    FilterRule("too_long", "words", "above", 300),
-    FilterRule("unfinished", "1 if cut off or empty", "above", 0),
-    FilterRule("fragments", "incomplete sentences", "above", 0),
-    FilterRule("repeated_ngrams", "share of repeated runs of four words", "above", 0.2),
-    FilterRule("repeated_sentences", "repeated sentences", "above", 0),
-    FilterRule("apology", "phrases", "above", 0),
-    FilterRule("assistant_talk", "phrases", "above", 0),
-    FilterRule("non_english", "share of letters, or 1", "above", 0.1),
-    FilterRule("markup", "tags, links, marks", "above", 0),
-    FilterRule("duplicate_picture", f"bits of {HASH_SIDE**2} that differ from an earlier image", "below", 6),
-    FilterRule("duplicate_text", "earlier texts with the same words", "above", 0),
-    FilterRule("ungrounded_sentence", "grounding of the least supported sentence", "below", 0.1),
-    FilterRule("ungrounded_text", "grounding of the whole text", "below", 0.2),
+RULES = tuple(
+    FilterRule(name, **told) for name, told in read_yaml(Path(__file__).with_name("rules.yaml")).items()
 )
 Thresholds = Mapping[str, float | None]
 DEFAULTS: Thresholds = {rule.name: rule.threshold for rule in RULES}

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 
 IMAGE_MARK = "<ImageHere>"
@@ -104,26 +106,10 @@ def without_marks(text: str) -> str:
     return text.replace(IMAGE_MARK, " ")
 
 
-_RELEASED_SYSTEM = (
-    "Give the following image: <Img>ImageContent</Img>. "
-    "You will be able to see the image once I provide it to you. Please answer my questions."
-)
-
-_VICUNA = Template(
-    name="vicuna_v0", system=_RELEASED_SYSTEM, system_end="###", user="Human: {images}{text}###",
-    assistant="Assistant: {text}###", image=f"<Img>{IMAGE_MARK}</Img> ", stop="###",
-)  # fmt: skip
-_LLAMA2 = Template(
-    name="llama2", system=_RELEASED_SYSTEM, system_end="", user="<s>[INST] {images}{text}",
-    assistant=" [/INST] {text}", image=_VICUNA.image, stop="</s>",
-)  # fmt: skip
-_BLIP2 = Template(
-    name="blip2", system="", system_end="", user="{images}Question: {text} ", assistant="Answer: {text}\n",
-    image=IMAGE_MARK, stop="\n",
-)  # fmt: skip
-_POCKET = replace(_VICUNA, name="pocket", system="")
-
-TEMPLATES = {template.name: template for template in (_VICUNA, _LLAMA2, _POCKET, _BLIP2)}
+TEMPLATES = {
+    name: Template(name=name, **strings)
+    for name, strings in read_yaml(Path(__file__).with_name("templates.yaml")).items()
+}
 
 
 def get_template(template: str | Template) -> Template:
