@@ -60,9 +60,8 @@ class Answering:
 
     def sampling(self) -> dict[str, Any]:
         """The same as `generate` takes it, without the seed."""
-        if self.temperature == 0:
-            return {"do_sample": False, "num_beams": 1}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "num_beams": 1}
+        drawn = {"temperature": self.temperature, "top_p": 1.0} if self.temperature else {}
+        return {"do_sample": bool(drawn), "num_beams": 1, **drawn}
 
 
 @dataclass(frozen=True)

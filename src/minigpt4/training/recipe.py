@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
-from minigpt4.documents import parse_yaml, read_yaml
+from minigpt4.documents import parse_yaml, read_yaml, requirement
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 from minigpt4.files import expand
@@ -293,7 +293,7 @@ def _explain(error: ValidationError) -> str:
         return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    return f"{key} = {mistake['input']!r:.60}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    return f"{key} = {mistake['input']!r:.60}: {requirement(mistake)}"
 
 
 def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
