@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -32,10 +32,10 @@ def model(request: pytest.FixtureRequest) -> MiniGPT4:
 BARE = replace(TEMPLATES["blip2"], name="bare", user="{images}{text}", assistant="{text}\n")
 
 
-def test_it_sees_a_drawn_draft(model: MiniGPT4) -> None:
-    draft = draw(sample(SEEDS["development"][0] + random.Random(0).randrange(1000), "draft"), 320)
-    (answer,) = model.generate([draft], [""], template=BARE, do_sample=False, max_new_tokens=40)
-    assert "website" in answer
+def test_it_sees_drawn_drafts(model: MiniGPT4) -> None:
+    drafts = [draw(sample(SEEDS["development"][0] + n, "draft"), 320) for n in range(8)]
+    answers = model.generate(drafts, [""] * 8, template=BARE, do_sample=False, max_new_tokens=40)
+    assert sum(bool(re.search("website|page|draft|document", answer)) for answer in answers) >= 6, answers
 
 
 def test_its_answer_depends_on_the_image(model: MiniGPT4) -> None:
