@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from minigpt4.generation.chat import Chat
 
 COMMANDS = """\
-/image PATH       add an image to your next question, and say what is seen in it; may be repeated
+/image PATH       add an image to your next question, and say what is seen in it
 /system TEXT      set the system prompt and start again (without TEXT: print it; "default": the template's own)
 /settings         print how answers are decoded; change it with /settings temperature=0.7 max_new_tokens=100
 /reset            start again with the last image

@@ -72,13 +72,17 @@ def test_pictures_stand_where_they_were_put_among_words_and_turns(
         Message("system", "Be brief."),
         Message("user", "What is it?", images=1),
         Message("assistant", "A box."),
-        Message("user", "Is <ImageHere> like <ImageHere>?", images=2),
+        Message("user", "Is <ImageHere> like it?", images=1),
+        Message("assistant", "No."),
+        Message("user", "Compare <ImageHere> with all three images.", images=1),
     ]
     messages = [
         {"role": "developer", "content": "Be brief."},
         user(shown(three[0]), "What ", "is it?"),
         {"role": "assistant", "content": [{"type": "text", "text": "A box."}]},
-        user("Is ", shown(three[1]), " like ", shown(three[2]), "?"),
+        user("Is ", shown(three[1]), " like it?"),
+        {"role": "assistant", "content": "No."},
+        user("Compare ", shown(three[2]), " with all three images."),
     ]
     [expected] = answers(varied, [three], [talk], **PLAIN)
     response = server.ask(messages=messages, logprobs=True)
@@ -90,6 +94,21 @@ def test_pictures_stand_where_they_were_put_among_words_and_turns(
         sure = logprobs(varied, talk, [three[i] for i in order], expected.tokens)
         chosen = [float(row[token]) for row, token in zip(sure, expected.tokens, strict=False)]
         assert (found == pytest.approx(chosen, abs=2e-4)) is equal, order
+
+
+def test_a_conversation_is_read_as_a_chat_reads_it(
+    varied: MiniGPT4, server: Running, pictures: list[Image.Image]
+) -> None:
+    chat, messages = varied.start_chat(), []
+    for text, image in (("What?", 0), ("And this?", 1), ("Where?", None), ("Is it like the first image?", None)):
+        seen = [] if image is None else [pictures[image]]
+        messages.append(user(*map(shown, seen), text))
+        response = server.ask(messages=messages)
+        assert response.choices[0].message.content == chat.ask(text, seen, **PLAIN), text
+        assert response.usage.prompt_tokens == chat.reading(-1)[1], text
+        chat.rewind(len(messages) // 2)
+        chat.recall(text, seen, "A box.")
+        messages.append({"role": "assistant", "content": "A box."})
 
 
 def test_a_question_without_a_picture_is_answered(varied: MiniGPT4, server: Running) -> None:

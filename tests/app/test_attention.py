@@ -56,9 +56,9 @@ def test_the_pocket_model_looks_where_the_object_is_that_it_names() -> None:
 def test_every_picture_of_a_chat_has_its_share(varied: MiniGPT4, pictures: list[Image.Image]) -> None:
     chat = varied.start_chat()
     chat.ask("What is it?", image=pictures[0], **PLAIN)
-    chat.ask("And these?", image=pictures[1:3], **PLAIN)
+    chat.ask("How does it differ from the first image?", image=pictures[1], **PLAIN)
     ids, start, features = chat.reading(1)
-    assert token_influence(varied, ids, features, start, start + 1).shape == (3, varied.num_query_tokens)
+    assert token_influence(varied, ids, features, start, start + 1).shape == (2, varied.num_query_tokens)
     ids, start, features = chat.reading(0)
     assert token_influence(varied, ids, features, start, start + 1).shape == (1, varied.num_query_tokens)
     chat.reset()

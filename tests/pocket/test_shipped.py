@@ -58,3 +58,13 @@ def test_a_chat_has_two_turns(tmp_path):
     assert first.endswith(".")
     assert first != second
     assert len(chat.history) == 4
+
+
+def test_a_second_picture_is_told_as_if_it_were_the_first():
+    model = MiniGPT4.from_pretrained("pocket")
+    settings = {"do_sample": False, "max_new_tokens": 60}
+    alone = model.generate([draw(each, 224) for each in SCENES[:6]], "Describe this image in detail.", **settings)
+    assert len(set(alone)) == 6
+    chat = model.start_chat()
+    for picture, told in zip(SCENES[:6], alone, strict=True):
+        assert chat.ask("Describe this image in detail.", image=draw(picture, 224), **settings) == told

@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.prompts.templates import TEMPLATES, Message, get_template, stage1_text, stage2_text
+from minigpt4.prompts.templates import TEMPLATES, Message, get_template, stage1_text, stage2_text, what_is_read
 
 SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
@@ -87,3 +87,20 @@ def test_stages_are_asked_in_the_papers_form() -> None:
         "###Human: <Img><ImageHere></Img> Describe it. ###Assistant: ",
         "A ball.###",
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "whole"),
+    [
+        *((each, False) for each in ("Describe this image in detail.", "Are both dogs brown?", "What is different?")),
+        *((each, False) for each in ("What is in the second picture?", "Where is the first ball?", "Another one!")),
+        *((each, True) for each in ("Compare them.", "What is in the FIRST picture?", "Is it like the other one?")),
+        *((each, True) for each in ("What do both of them show?", "What do these images have in common?")),
+    ],
+)
+def test_a_question_that_speaks_of_another_image_has_everything_read(question: str, whole: bool) -> None:
+    talk = [Message("system", "Compare."), Message("user", "Hello."), Message("assistant", "Hello.")]
+    talk += [Message("user", "What is it?", images=1), Message("assistant", "A ball, not the other one.")]
+    assert what_is_read([*talk, Message("user", question)]) == [*talk, Message("user", question)], "there is but one"
+    new = Message("user", question, images=1)
+    assert what_is_read([*talk, new]) == ([*talk, new] if whole else [talk[0], new])

@@ -26,7 +26,7 @@ from minigpt4.generation.engine import as_list, encode_images
 from minigpt4.generation.stopping import Answer
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.prompts.encode import encode, encode_chat, plain_message
-from minigpt4.prompts.templates import Message, Template, get_template, without_marks
+from minigpt4.prompts.templates import Message, Template, get_template, what_is_read, without_marks
 
 
 class Chat:
@@ -50,12 +50,10 @@ class Chat:
     def reset(self) -> None:
         """Forget everything that was said and shown."""
         self._turns: list[tuple[Message, list[str]]] = []  # each message with the names of its images
-        #: Of each answer: where its tokens start and end in what the LLM has read, and how many images it had seen.
-        self._answers: list[tuple[int, int, int]] = []
-        self._ids: list[int] = []  # all that the LLM has read and written, up to the end of the last answer
+        self._read: list[_Turn] = []  # what the LLM had read for each answer
         self._known: dict[bytes, Tensor] = {}  # features of the images shown, by content
         self._features = encode_images(self.model, [[]])[0]  # of every image so far: (images, q, d_qformer)
-        self._cache = DynamicCache()  # keys and values of the first of `_ids`: seldom of the very last
+        self._cache = DynamicCache()  # keys and values of what was read and written last, seldom of its last token
 
     def set_system(self, text: str | None) -> None:
         """Use `text` as the system text in place of the template's own (None: the template's), and start again."""
@@ -65,17 +63,17 @@ class Chat:
 
     @property
     def history(self) -> list[Message]:
-        """All messages so far, oldest first."""
+        """All messages so far, oldest first; the LLM reads what `prompts.templates.what_is_read` says of them."""
         return [message for message, _ in self._turns]
 
     def rewind(self, turns: int) -> None:
         """Forget all but the first `turns` questions and answers, as if the others had not been."""
-        if not 0 <= turns <= len(self._answers):
-            raise UserError(f"the chat has {len(self._answers)} turns; it cannot go back to turn {turns}")
-        del self._turns[2 * turns :], self._answers[turns:]
-        _, end, images = self._answers[-1] if self._answers else (0, 0, 0)
-        self._ids, self._features = self._ids[:end], self._features[:images]
-        self._shorten_cache(end)
+        if not 0 <= turns <= len(self._read):
+            raise UserError(f"the chat has {len(self._read)} turns; it cannot go back to turn {turns}")
+        known = turns > 0 and all(turn.continues for turn in self._read[turns:])
+        del self._turns[2 * turns :], self._read[turns:]
+        self._features = self._features[: sum(message.images for message in self.history)]
+        _shorten(self._cache, len(self._read[-1].all_ids) if known else 0)
 
     def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
         """What the LLM had read and written by the end of an answer (for the heat map of the page).
@@ -83,20 +81,21 @@ class Chat:
         Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
         the images among them (images, q, d_qformer).
         """
-        start, end, images = self._answers[turn]
-        return self._ids[:end], start, self._features[:images]
+        read = self._read[turn]
+        return read.all_ids, len(read.ids), read.features
 
     def ask(self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any) -> str:
-        """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) and all shown before.
+        """The answer to `text`, about `image` (a path, bytes, Pillow image, or a list of them) or the one shown last.
 
+        `text` may speak of earlier images ("the first picture", "compare"): see `prompts.templates.what_is_read`.
         `settings`: the fields of `decoding.Decoding`, such as `max_new_tokens`, `do_sample`, `num_beams`, `seed`.
         Setting `cancelled` ends the answer after the current token; the text up to then is the answer.
         Raises UserError for an image that cannot be read, or a conversation longer than the LLM can read.
         """
         decoding = Decoding.from_settings(settings)
-        # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
-        cache = self._cache if decoding.num_beams == 1 else None
-        with self._turn(text, image) as turn:
+        with self._turn(text, image) as (turn, kept):
+            # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
+            cache = kept if decoding.num_beams == 1 else None
             [turn.answer] = decode(
                 self.model, [turn.ids], [turn.features], decoding, self.template.stop, cache=cache, cancelled=cancelled
             )
@@ -107,17 +106,17 @@ class Chat:
     ) -> Iterator[str]:
         """The same in pieces, as they come. Closing the iterator early stops the LLM and undoes the turn."""
         decoding = Decoding.from_settings(settings)
-        with self._turn(text, image) as turn:
+        with self._turn(text, image) as (turn, cache):
             turn.answer = yield from self._decode_stream(
                 turn.ids, turn.features, decoding, self.template.stop,
-                cache=self._cache, cancelled=cancelled or threading.Event(),
+                cache=cache, cancelled=cancelled or threading.Event(),
             )  # fmt: skip
 
     def recall(self, text: str, image: Any, answer: str) -> None:
         """Take up a question (as in `ask`) and its `answer` from a conversation that was kept elsewhere."""
         said = without_marks(plain_message(self.model.tokenizer, self.template, Message("assistant", answer)).text)
         ids = encode(self.model.tokenizer, said, 0, self.model.image_token_id, bos=False)
-        with self._turn(text, image) as turn:
+        with self._turn(text, image) as (turn, _):
             turn.answer = Answer(answer, True, tuple(ids))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
@@ -140,42 +139,54 @@ class Chat:
         return path
 
     @contextmanager
-    def _turn(self, text: str, image: Any) -> Iterator[_Turn]:
-        """A turn, kept with the answer that it is given; if that fails, the chat is as it was before."""
+    def _turn(self, text: str, image: Any) -> Iterator[tuple[_Turn, DynamicCache]]:
+        """A turn, kept with the answer that it is given, and its cache; if it fails, the chat is as it was before."""
         model, images = self.model, as_list(image)
         message = Message("user", text, len(images))
         [features] = encode_images(model, [images], self._known)
-        if self._turns:
+        features = torch.cat([self._features, features])
+        told = what_is_read([*self.history, message])
+        last = self._read[-1] if self._read else None
+        if last is not None and len(told) == last.messages + 2:
+            cache = self._cache
             new = self.template.continuation(plain_message(model.tokenizer, self.template, message))
-            ids = encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
+            ids = last.all_ids + encode(model.tokenizer, new, model.num_query_tokens, model.image_token_id, bos=False)
         else:
-            ids = encode_chat(model.tokenizer, self.template, [message], model.num_query_tokens, model.image_token_id)
+            cache = DynamicCache()
+            ids = encode_chat(model.tokenizer, self.template, told, model.num_query_tokens, model.image_token_id)
         names = [str(given) if isinstance(given, (str, Path)) else "image" for given in images]
-        turn = _Turn(self._ids + ids, torch.cat([self._features, features]))
-        length = self._cache.get_seq_length()
+        seen = features[len(features) - sum(each.images for each in told) :]
+        turn = _Turn(len(told), ids, seen, continues=cache is self._cache)
+        length = cache.get_seq_length()
         try:
-            yield turn
+            yield turn, cache
         except BaseException:
-            self._shorten_cache(length)
+            _shorten(cache, length)
             raise
         self._turns += [(message, names), (Message("assistant", turn.answer.text), [])]
-        self._ids = turn.ids + list(turn.answer.tokens)
-        self._answers.append((len(turn.ids), len(self._ids), len(turn.features)))
-        self._features = turn.features
-        self._shorten_cache(len(self._ids) - turn.answer.respelled)
+        self._read.append(turn)
+        self._cache, self._features = cache, features
+        _shorten(cache, len(turn.all_ids) - turn.answer.respelled)
 
-    def _shorten_cache(self, length: int) -> None:
-        # Layer by layer, for a turn that was broken off in the middle of a step leaves some longer than others.
-        for layer in self._cache.layers:
-            surplus = layer.get_seq_length() - length
-            if surplus > 0:
-                layer.crop(-surplus)
+
+def _shorten(cache: DynamicCache, length: int) -> None:
+    # Layer by layer, for a turn that was broken off in the middle of a step leaves some longer than others.
+    for layer in cache.layers:
+        surplus = layer.get_seq_length() - length
+        if surplus > 0:
+            layer.crop(-surplus)
 
 
 @dataclass
 class _Turn:
-    """Token ids of the whole conversation up to a question, features of all its images, and the answer when it came."""
+    """What the LLM reads for a question: so many messages, their token ids and images' features; the answer in time."""
 
+    messages: int
     ids: list[int]
     features: Tensor
+    continues: bool  # the ids begin with `all_ids` of the turn before
     answer: Answer = field(init=False)
+
+    @property
+    def all_ids(self) -> list[int]:
+        return self.ids + list(self.answer.tokens)

@@ -101,6 +101,31 @@ class Template:
         return before + between + text.replace(IMAGE_MARK, self.image.rstrip(" ")) + after
 
 
+#: Words by which a question speaks of other images than the newest.
+_OTHERS = re.compile(
+    r"(?i)\b(?:compar(?:e|es|ed|ing|ison)|differences?|in common|both of (?:them|these)"
+    r"|(?:both|two|three|these|those|all|the) (?:the |of the )?(?:image|picture|photo|photograph|drawing)s"
+    r"|(?:first|other|previous|earlier) (?:image|picture|photo|photograph|drawing|one))\b"
+)
+
+
+def what_is_read(messages: Sequence[Message]) -> list[Message]:
+    """The messages of a chat that the LLM reads: the system message, and from the last turn on that brought an image.
+
+    Models that learnt from one image at a time, as the paper's do, tell the first that they see. A question that
+    speaks of other images ("compare", "the first picture") where only one would be read has everything read again.
+    """
+    first = start = int(bool(messages) and messages[0].role == "system")
+    shown = seen = 0  # images so far, and those of them from `start` on
+    for i, message in enumerate(messages):
+        if message.images and shown:
+            start, seen = i, 0
+        shown, seen = shown + message.images, seen + message.images
+        if seen == 1 and message.role == "user" and _OTHERS.search(message.text):
+            start, seen = first, shown
+    return [*messages[:first], *messages[start:]]
+
+
 def without_marks(text: str) -> str:
     """`text` with a space in place of each `<ImageHere>` (removing one could join two halves of another)."""
     return text.replace(IMAGE_MARK, " ")

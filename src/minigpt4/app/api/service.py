@@ -22,7 +22,7 @@ from minigpt4.generation.decoding import Decoding, room_for_answer
 from minigpt4.images import size_of, to_pixels
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
-from minigpt4.prompts.templates import IMAGE_MARK, Message, without_marks
+from minigpt4.prompts.templates import IMAGE_MARK, Message, what_is_read, without_marks
 
 #: Below this a temperature takes the likeliest token anyway, and dividing by it overflows.
 COLD = 1e-3
@@ -103,7 +103,7 @@ class Service:
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:
-    """The conversation, with a mark where an image stands among words, and the URLs of all its images in order."""
+    """What is read of the conversation, with a mark where an image stands among words, and its images' URLs."""
     messages, urls, length = [], [], 0
     for message in asked:
         content = message.content
@@ -122,7 +122,8 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
         text = IMAGE_MARK.join([*before, last]) if any(before) else last
         role: Any = "system" if message.role == "developer" else message.role
         messages.append(Message(role, text, len(before)))
-    return messages, urls
+    read = what_is_read(messages)
+    return read, urls[len(urls) - sum(message.images for message in read) :]
 
 
 def read_decoding(asked: schema.ChatRequest) -> Decoding:

@@ -320,7 +320,8 @@ class Page(Layout):
         model = visit.chat.model
         try:
             ids, _, features = visit.chat.reading(turn)
-            images = visit.images[: len(features)]
+            images = [image for each in visit.turns[: turn + 1] for image in each.images]
+            images = images[len(images) - len(features) :]  # those that the LLM read of
             with self.models.alone:
                 patches = patch_attention(model, images)
                 if word is not None:

@@ -138,7 +138,7 @@ class Visit:
 
     @property
     def images(self) -> list[Image.Image]:
-        """All that were shown, in order: those of the features that the chat holds."""
+        """All that were shown, in order."""
         return [image for turn in self.turns for image in turn.images]
 
     def start_again(self, model: str | None = None) -> None:
