@@ -56,8 +56,9 @@
   const follow = chat => {
     let rows = 0, following = true, last = scrollY;
     const hidden = () => chat.getBoundingClientRect().bottom - document.querySelector("#dock").getBoundingClientRect().top;
-    const note = () => {
-      if (scrollY < last - 2 || hidden() < 80) following = hidden() < 80;
+    const note = () => {  // only where the reader goes: a message that is drawn anew is short for a moment
+      if (scrollY < last - 2) following &&= hidden() < 80;
+      if (scrollY > last + 2) following ||= hidden() < 80;
       last = scrollY;
     };
     addEventListener("scroll", note, {passive: true});
@@ -115,7 +116,7 @@
       const known = {NotFoundError: "No camera was found.", NotAllowedError: "The browser did not allow the camera.",
         NotReadableError: "The camera is used by another program."};
       tell(known[error.name] ?? `The camera does not work (${error.name}).`);
-      throw error;
+      return new Promise(() => {});  // Gradio would leave the error unhandled
     });
   };
   // When the page is built: the look that was chosen here before (Gradio has set the system's), and the pen in hand.
