@@ -48,7 +48,7 @@ def examples() -> None:
 def screenshots() -> None:
     """Start the page as people do, use it in headless Chromium, and take three pictures of it."""
     folder = ROOT / "docs" / "assets"
-    command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "web", "--port", "0"]
+    command = [sys.executable, "-c", "from minigpt4.cli import main; main()", "web", "pocket", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as process, sync_playwright() as playwright:  # fmt: skip

@@ -182,7 +182,7 @@ def chat(
 
 @app.command()
 def web(
-    model: options.Model = "pocket",
+    model: Annotated[str | None, typer.Argument(help=f"{options.MODELS}; photo if it is here.")] = None,
     beside: Annotated[list[str] | None, typer.Option(help="Another model to compare; may be repeated.")] = None,
     host: options.Host = options.HOST,
     port: options.Port = 7860,
@@ -192,11 +192,16 @@ def web(
 ) -> None:
     """Open a page in the browser to chat about images, draw websites, and see what the model looked at.
 
-    Example: minigpt4 web pocket --port 7860
+    Example: minigpt4 web --port 7860
     """
+    from minigpt4 import shipped
     from minigpt4.app.page.serve import serve_page
     from minigpt4.app.page.session import Models, offered
 
+    model = model or ("photo" if "photo" in shipped.models() else "pocket")
+    if model == "photo" and (lacks := shipped.photo_lacks()):
+        say(f"The photo model needs two packages ({lacks}); the page shows the drawn pocket world instead", err=True)
+        model = "pocket"
     models = Models(offered(model, beside or []), dtype=dtype, load_in=load_in, device=device)
     serve_page(models, host, port, lambda address: say(f"The page is at {address} (Ctrl-C ends it)"))
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="pocket, pocket-stage1, pocket-blip2, or a model's directory or hub id.")]
+MODELS = "photo or pocket (or either with -stage1 or -blip2), or a model's directory or hub id"
+Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
 LoadIn = Annotated[
     str | None, typer.Option(help="Quantize the LLM's linear layers: 8bit or 4bit (bitsandbytes), fp8 or int8.")

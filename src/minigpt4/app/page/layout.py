@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,28 @@ from minigpt4.images import MAX_PIXELS
 
 ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
 
-#: One example for each ability: its image's name, what its card says, and the question.
-EXAMPLES = (
-    ("describe", "Describe it", "Describe this image in detail."),
-    ("website", "Draft to website", "Write the HTML for this website."),
-    ("funny", "What is funny?", "Why is this funny?"),
-    ("recipe", "A recipe", "How do I cook this?"),
-    ("advertise", "An advertisement", "Write an advertisement for this product."),
-    ("poem", "A poem", "Write a short poem about this image."),
-    ("story", "A story", "Tell me a story about this picture."),
-    ("diagnose", "What is wrong?", "What is wrong here, and why?"),
+DRAFT_QUESTION = "Write the HTML for this website."
+#: Examples for models of the drawn world and of photographs: an image's file, what its card says, and the question.
+DRAWN = (
+    ("describe.png", "Describe it", "Describe this image in detail."),
+    ("website.png", "Draft to website", DRAFT_QUESTION),
+    ("funny.png", "What is funny?", "Why is this funny?"),
+    ("recipe.png", "A recipe", "How do I cook this?"),
+    ("advertise.png", "An advertisement", "Write an advertisement for this product."),
+    ("poem.png", "A poem", "Write a short poem about this image."),
+    ("story.png", "A story", "Tell me a story about this picture."),
+    ("diagnose.png", "What is wrong?", "What is wrong here, and why?"),
 )
-DRAFT_QUESTION = EXAMPLES[1][2]
+PHOTOS = (  # photos.txt says whose they are
+    ("cat.jpg", "Describe it", "Describe this image in detail."),
+    ("website.png", "Draft to website", DRAFT_QUESTION),
+    ("coffee.jpg", "A recipe", "Write a recipe for this."),
+    ("rocket.jpg", "What next?", "What could happen next?"),
+    ("coffee.jpg", "An advertisement", "Write an advertisement for this product."),
+    ("rocket.jpg", "A poem", "Write a short poem about this image."),
+    ("cat.jpg", "A story", "Tell me a story about this picture."),
+    ("astronaut.jpg", "A question", "What is this person wearing?"),
+)
 NO_IMAGE = "Show an image first: drop, paste or add one, or draw it"
 LOOKED_AT = (
     "After an answer, choose one of its words to see which part of the image it came from: which image tokens swayed "
@@ -64,8 +75,8 @@ _SIGNS = (
 class Layout:
     """The page's controls, for the models called `names`. `blocks` is Gradio's app."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, names: list[str], examples: Sequence[tuple[str, str, str]]) -> None:
+        self.names, self.shown_examples = names, examples
         with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as self.blocks:
             gr.HTML(_HEADER)
             with gr.Tabs(elem_id="rooms"):
@@ -91,8 +102,8 @@ class Layout:
             placeholder="### What shall we look at?\nShow an image below, draw one, or start with an example.",
         )  # fmt: skip
         with gr.Group(elem_id="examples") as self.examples:
-            self.cards = [gr.Button(title, icon=str(ASSETS / f"{name}.png"), elem_classes="card", size="sm")
-                          for name, title, _ in EXAMPLES]  # fmt: skip
+            self.cards = [gr.Button(title, icon=str(ASSETS / file), elem_classes="card", size="sm")
+                          for file, title, _ in self.shown_examples]  # fmt: skip
         with gr.Column(elem_id="dock"):  # stays in view as the page scrolls
             self.status = gr.HTML(elem_id="status")
             self.composer = gr.MultimodalTextbox(

@@ -16,7 +16,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from minigpt4.app.page import render
-from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, EXAMPLES, LOOKED_AT, NO_IMAGE, PAPER, Layout
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, DRAWN, LOOKED_AT, NO_IMAGE, PAPER, PHOTOS, Layout
 from minigpt4.app.page.session import MAX_QUESTION, KeptChat, Models, Turn, Visit, Visits, opened
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
@@ -46,7 +46,7 @@ class Page(Layout):
     """The page about `models`. `visits` are the conversations on it; `uploads` holds images, sent and shown."""
 
     def __init__(self, models: Models, uploads: Uploads) -> None:
-        super().__init__(list(models.names))
+        super().__init__(list(models.names), DRAWN if "pocket" in models.names[models.first] else PHOTOS)
         self.models, self.uploads, self.visits = models, uploads, Visits(models)
         with self.blocks:
             self._wire()
@@ -121,10 +121,10 @@ class Page(Layout):
         yield from self._ask(self._visit(request), message["text"], _paths(message), sliders)
 
     def _example(self, number: int) -> Callable[..., Iterator[Update]]:
-        name, _, question = EXAMPLES[number]
+        file, _, question = self.shown_examples[number]
 
         def ask(request: gr.Request, *sliders: float) -> Iterator[Update]:
-            yield from self._ask(self._visit(request), question, [str(ASSETS / f"{name}.png")], sliders)
+            yield from self._ask(self._visit(request), question, [str(ASSETS / file)], sliders)
 
         return ask
 

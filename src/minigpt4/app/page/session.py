@@ -277,10 +277,10 @@ def opened(image: str | bytes | Image.Image) -> Image.Image:
 def offered(model: str, beside: list[str]) -> dict[str, str]:
     """The models of a page about `model`, by the names that it shows. Raises UserError for one that does not exist.
 
-    Beside the pocket model stand stage 1 and the BLIP-2 baseline, so that the paper's point can be seen.
+    Beside a shipped model stand stage 1 and the BLIP-2 baseline, so that the paper's point can be seen.
     """
-    if model == "pocket" and not beside:
-        return {"Stage 2": "pocket", "Stage 1": "pocket-stage1", "BLIP-2 baseline": "pocket-blip2"}
+    if model in ("photo", "pocket") and not beside:
+        return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
     from minigpt4.model import sources
 
     names: dict[str, str] = {}
