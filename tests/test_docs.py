@@ -207,6 +207,21 @@ def test_python_can_be_run(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
+def test_who_follows_the_readme_and_then_another_page_meets_no_directory_that_exists() -> None:
+    pages = ("README.md", "docs/quickstart.md", "docs/finetune.md")
+    calls = [arguments for page in pages for line in shell_lines(ROOT / page) if (arguments := words(line))]
+    made = [call[call.index("--out") + 1] for call in calls if "--out" in call]
+    assert len(made) > 3
+    assert len({*made}) == len(made), made
+
+
+def test_documents_call_the_program_in_one_way() -> None:
+    """From the environment that README says to activate: not as .venv/bin/minigpt4, nor python -m."""
+    lines = [(page.name, line) for page in PAGES for line in shell_lines(page) if words(line) is not None]
+    assert [at for at in lines if ".venv/bin/minigpt4" in at[1] or "python -m minigpt4" in at[1]] == []
+    assert ". .venv/bin/activate" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_shows_the_two_commands_that_matter() -> None:
     lines = shell_lines(ROOT / "README.md")
     assert any(line.startswith("make demo") for line in lines)
