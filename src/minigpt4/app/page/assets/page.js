@@ -56,9 +56,8 @@
   const follow = chat => {
     let rows = 0, following = true, last = scrollY;
     const hidden = () => chat.getBoundingClientRect().bottom - document.querySelector("#dock").getBoundingClientRect().top;
-    const note = () => {  // only where the reader goes: a message that is drawn anew is short for a moment
-      if (scrollY < last - 2) following &&= hidden() < 80;
-      if (scrollY > last + 2) following ||= hidden() < 80;
+    const note = () => {
+      if (scrollY < last - 2 || hidden() < 80) following = hidden() < 80;
       last = scrollY;
     };
     addEventListener("scroll", note, {passive: true});
