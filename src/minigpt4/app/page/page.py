@@ -93,7 +93,9 @@ class Page(Layout):
             shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
             self.duel.stop(self._stop_beside, None, None, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
-            enter = "(...given) => { window.minigpt4.room('Side by side'); return given; }"
+            # What stands in the box: Gradio's own copy of it is a moment late.
+            typed = "{files: [], ...given[0], text: document.querySelector('#composer textarea').value}"
+            enter = f"(...given) => {{ given[0] = {typed}; window.minigpt4.room('Side by side'); return given; }}"
             again: dict[str, Any] = {"js": enter, "trigger_mode": "multiple", **model}  # also while they answer
             self.beside.click(self._ask_all, [self.composer, *self.sliders], shown, **again)
 
