@@ -16,7 +16,7 @@ ENV PIP_EXTRA_INDEX_URL=${TORCH_INDEX} \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/data/huggingface
 
-WORKDIR /opt/minigpt4
+WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 RUN pip install -q --disable-pip-version-check -c constraints.txt '.[serve,web]'

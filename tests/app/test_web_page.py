@@ -245,6 +245,13 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     assert answers.nth(2).locator("img").count() == 0, "what the hostile model said is text"
     expect(tab.locator("#duel .stop-button")).to_be_visible()  # the talker's answer is long
     tab.locator("#duel .stop-button").click()
+    tab.get_by_role("tab", name="Chat", exact=True).click()
+    tab.locator("#composer textarea").press_sequentially("How many objects are there?", delay=20)  # as a person types
+    tab.get_by_role("button", name="Ask all models").click()
+    expect(tab.locator("#duel textarea")).to_have_value("How many objects are there?")  # what is typed goes first
+    expect(answers.nth(0)).not_to_contain_text("penguin on")
+    expect(tab.locator("#duel .stop-button")).to_be_visible()  # this one can be stopped too
+
 
 
 def test_the_first_paint_comes_within_two_seconds(visit: Callable[..., Any]) -> None:

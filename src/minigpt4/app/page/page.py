@@ -91,11 +91,13 @@ class Page(Layout):
         site.then(None, self.file, **save)
         if len(self.models.names) > 1:
             shown = [self.duel, self.duel_status, self.duel_images, *self.columns]
-            self.duel.stop(self._stop_beside, None, None, **quick)
+            self.duel.stop(self._stop_beside, None, self.duel, **quick)
             self.duel.submit(self._compare, [self.duel, *self.sliders], shown, **model)
             # What stands in the box: Gradio's own copy of it is a moment late.
             typed = "{files: [], ...given[0], text: document.querySelector('#composer textarea').value}"
-            enter = f"(...given) => {{ given[0] = {typed}; window.minigpt4.room('Side by side'); return given; }}"
+            # What comes while the room is being shown would be lost.
+            shown_first = "window.minigpt4.room('Side by side'); await new Promise(done => setTimeout(done, 250));"
+            enter = f"async (...given) => {{ given[0] = {typed}; {shown_first} return given; }}"
             again: dict[str, Any] = {"js": enter, "trigger_mode": "multiple", **model}  # also while they answer
             self.beside.click(self._ask_all, [self.composer, *self.sliders], shown, **again)
 
@@ -256,8 +258,9 @@ class Page(Layout):
     def _stop(self, request: gr.Request) -> None:
         self._visit(request).stop.set()
 
-    def _stop_beside(self, request: gr.Request) -> None:
+    def _stop_beside(self, request: gr.Request) -> Any:
         self._visit(request).stop_beside()
+        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)  # before the answers' end: one may ask again
 
     def _new(self, request: gr.Request) -> Update:
         new = self._change_model(request, None)
@@ -380,7 +383,7 @@ class Page(Layout):
                        for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)
-        if visit.beside is not beside:  # they are asked something else meanwhile
+        if visit.beside is not beside:  # they were stopped, or are asked something else meanwhile
             return
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),

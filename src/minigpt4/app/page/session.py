@@ -176,9 +176,10 @@ class Visit:
             coming = {name: coming[name] for name in grown}
 
     def stop_beside(self) -> None:
-        """End the answers of `ask_beside`."""
+        """End the answers of `ask_beside`, which belong to no question any more."""
         for visit in self.beside:
             visit.stop.set()
+        self.beside = []
 
     def ask(
         self, question: str, images: list[Any], settings: Mapping[str, Any], after: int | None = None
