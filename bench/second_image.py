@@ -1,8 +1,8 @@
 """Which image an answer tells: `python bench/second_image.py [--model pocket] [--pairs 50] [--images DIR]`.
 
-Shows two images in turn in one conversation and asks of each "Describe this image in detail." An answer to the second
-is right if it is the one that the image gets in a conversation of its own, letter by letter (greedy). With pictures of
-the pocket world (the default, development seeds) it is also judged against the truth of both of them.
+One conversation shows two images, one after the other, and asks of each "Describe this image in detail." The second
+answer is right if it equals, letter by letter, what the image gets in a conversation of its own (greedy). Pictures of
+the pocket world (the default, development seeds) are also judged against the truth of both.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def ask(flickr8k: Path, split: str, names: list[str], out: Path) -> None:
         case["id"] = f"{number:04d}"
         key[case["id"]] = case.pop("model")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "answers.jsonl", "".join(json.dumps(case) + "\n" for case in told))
-    write_atomically(out / "key.json", json.dumps(key, indent=0))
+    write_atomically(out / "answers.jsonl", "".join(json.dumps(case) + "\n" for case in told).encode())
+    write_atomically(out / "key.json", json.dumps(key, indent=0).encode())
 
 
 def generate(model: MiniGPT4, images: list[Any], prompts: list[Any]) -> list[str]:
