@@ -3,8 +3,8 @@
 python tools/photo/data.py --flickr8k DIR --imagenet DIR --out runs/photo/data
 
 Stage 1: the 6,000 photographs of Flickr8k's train split with five captions each (the space before the full stop taken
-out), the ImageNet samples with their class in words, and drawn website drafts. Stage 2: the descriptions of
-datasets/photo-descriptions, with the photographs that they name.
+out), the ImageNet samples with their class in words, and drawn website drafts. Stage 2: the texts of
+datasets/photo-descriptions and datasets/photo-answers, with the photographs that they name.
 """
 
 from __future__ import annotations
@@ -13,23 +13,32 @@ import argparse
 import io
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from features import draft, drawn  # beside this file
+from generative import WEBSITE  # beside this file
 from qformer import CLASS_FORMS, class_caption, tidy  # beside this file
 
 from minigpt4.files import new_directory
+from pocket.text.answers import website
 from pocket.text.phrases import caption
-from pocket.world.draw import draw
-from pocket.world.world import SEEDS, sample
 
 DRAFTS = 2000
+WEBSITES = 200  # drafts whose page is asked for
+
+DATASETS = Path(__file__).parents[2] / "datasets"
 
 
-DESCRIPTIONS = Path(__file__).parents[2] / "datasets" / "photo-descriptions" / "descriptions.jsonl"
+def jpeg(number: int) -> dict[str, Any]:
+    """A drawn draft as a file."""
+    buffer = io.BytesIO()
+    drawn(number).save(buffer, "JPEG", quality=92)
+    return {"bytes": buffer.getvalue(), "path": f"{number}.jpg"}
 
 
 def stage1(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
@@ -42,20 +51,24 @@ def stage1(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
             rng = random.Random(row["wnid"])
             said = dict.fromkeys(class_caption(row["label"], rng) for _ in range(2 * len(CLASS_FORMS)))
             yield {"image": row["image"], "captions": list(said)[:4]}
-    for seed in range(SEEDS["stage1"][0] + 600_000, SEEDS["stage1"][0] + 600_000 + DRAFTS):
-        draft, buffer = sample(seed, "draft"), io.BytesIO()
-        draw(draft, 320).save(buffer, "JPEG", quality=92)
-        said = tidy(caption(draft, random.Random(f"caption-{seed}")))
-        yield {"image": {"bytes": buffer.getvalue(), "path": f"{seed}.jpg"}, "captions": [said]}
+    for number in range(DRAFTS):
+        said = tidy(caption(draft(number), random.Random(f"caption-{number}")))
+        yield {"image": jpeg(number), "captions": [said]}
 
 
 def stage2(flickr8k: Path) -> Iterator[dict[str, Any]]:
-    """Every described photograph with its description."""
-    texts = {row["file_name"]: row["text"] for row in map(json.loads, DESCRIPTIONS.read_text().splitlines())}
+    """Photographs with a detailed description, or with a request and its answer; drafts with their page."""
+    told: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name, text in (("photo-descriptions/descriptions.jsonl", "text"), ("photo-answers/answers.jsonl", "answer")):
+        for row in map(json.loads, (DATASETS / name).read_text(encoding="utf-8").splitlines()):
+            told[row["file_name"]].append({"instruction": row.get("question"), "text": row[text]})
     for file in sorted(flickr8k.glob("**/train-*.parquet")):
         for row in pq.read_table(file, columns=["image"]).to_pylist():
-            if row["image"]["path"] in texts:
-                yield {"image": row["image"], "text": texts[row["image"]["path"]]}
+            for text in told[row["image"]["path"]]:
+                yield {"image": row["image"], **text}
+    for number in range(DRAFTS, DRAFTS + WEBSITES):
+        page = website(draft(number), random.Random(0))
+        yield {"image": jpeg(number), "instruction": WEBSITE, "text": page}
 
 
 def main() -> None:
@@ -64,9 +77,7 @@ def main() -> None:
     parser.add_argument("--imagenet", type=Path, required=True, help="directory of the ImageNet samples' parquet file")
     parser.add_argument("--out", type=Path, default=Path("runs/photo/data"))
     arguments = parser.parse_args()
-    sets = {"stage1": stage1(arguments.flickr8k, arguments.imagenet)}
-    if DESCRIPTIONS.is_file():
-        sets["stage2"] = stage2(arguments.flickr8k)
+    sets = {"stage1": stage1(arguments.flickr8k, arguments.imagenet), "stage2": stage2(arguments.flickr8k)}
     for name, rows in sets.items():
         with new_directory(arguments.out / name, overwrite=True, marker="pairs.parquet") as directory:
             pq.write_table(pa.Table.from_pylist(list(rows)), directory / "pairs.parquet", row_group_size=200)

@@ -14,6 +14,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from torch._inductor import config as inductor_config
 
 from minigpt4.model.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from pocket.text.phrases import caption
+from pocket.world.draft import draw_element
 from pocket.world.draw import draw
-from pocket.world.world import SEEDS, sample
+from pocket.world.handwriting import Pen
+from pocket.world.world import SEEDS, Picture, sample
 
 SIDE = 260
 VIEWS = 3
 CLASS_VIEWS = 5
-DRAFTS = 3000
+DRAFTS = 4000
 BATCH = 32
 
 
@@ -59,6 +62,62 @@ def view(image: Image.Image, number: int, rng: random.Random) -> Image.Image:
     if number == 1 or (number >= 2 and rng.random() < 0.5):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def draft(number: int) -> Picture:
+    """What draft `number` shows: even ones are the pocket world's; the parts of an odd one stand in any order."""
+    seed = SEEDS["stage1"][0] + 500_000 + number
+    picture = sample(seed, "draft")
+    if number % 2 == 0:
+        return picture
+    rng, items, top = random.Random(f"sheet {seed}"), list(picture.items), 0.25 + 0.05 * random.Random(seed).random()
+    rng.shuffle(items)
+    room = (0.97 - top) / sum(item.boxes[0][3] - item.boxes[0][1] + 0.03 for item in items)
+    stretch, placed = min(rng.uniform(0.7, 1.3), room), []
+    for item in items:
+        left, upper, right, lower = item.boxes[0]
+        height, width = (lower - upper) * stretch, (right - left) * rng.uniform(0.75, 1.0)
+        left = rng.uniform(0.04, max(0.05, 0.96 - width))
+        placed.append(replace(item, boxes=((left, top, left + width, top + height),)))
+        top += height + 0.03 * stretch
+    return replace(picture, items=tuple(placed))
+
+
+def drawn(number: int) -> Image.Image:
+    """Draft `number` as an image: on paper, or (odd) on a white sheet with a pen as thick and straight as a mouse's."""
+    picture = draft(number)
+    if number % 2 == 0:
+        return draw(picture, 320)
+    rng = random.Random(f"pen {picture.seed}")
+    canvas = Image.new("RGB", (640, 640), "white")
+    pen = Mouse(
+        canvas, rng, rng.choice(((28, 44, 110), (34, 34, 40), (72, 74, 84), (0, 0, 0))), rng.uniform(0.007, 0.02)
+    )
+    size, left = rng.uniform(0.11, 0.17), rng.uniform(0.03, 0.2)
+    pen.write(picture.setting, left, 0.04, rng.uniform(0.7, 0.97), 0.04 + size)
+    for item in picture.items:
+        draw_element(pen, item.kind, item.boxes[0])
+    return canvas.reduce(2)
+
+
+class Mouse(Pen):
+    """A pen whose strokes are as thick as each other, and straight or uneven."""
+
+    def curve(self, points: Any, weight: float = 1.0) -> None:
+        off = self.rng.choice((0.0, 0.002, 0.004))
+        super().curve([(x + self.rng.uniform(-off, off), y + self.rng.uniform(-off, off)) for x, y in points])
+
+    def straight(self, start: Any, end: Any, weight: float = 1.0) -> None:
+        if self.rng.random() < 0.5:
+            self.curve([start, end])
+        else:
+            super().straight(start, end)
+
+    def wave(self, left: float, right: float, y: float, height: float, weight: float = 1.0) -> None:
+        if self.rng.random() < 0.3:  # words as a line
+            self.straight((left, y), (right, y))
+        else:
+            super().wave(left, right, y, height * self.rng.uniform(0.7, 1.3))
 
 
 @torch.no_grad()  # compiled with its weights folded in, which inference_mode does not allow
@@ -101,15 +160,12 @@ def main() -> None:
             return view(image, which, random.Random(f"{rows[row]['image']['path']} {which}"))
 
         encode(net, arguments.out / f"{split}.npy", views * len(rows), photo)
-    first = SEEDS["stage1"][0] + 500_000
-    seeds = range(first, first + DRAFTS)
-    said = [[caption(sample(seed, "draft"), random.Random(f"caption-{seed}"))] for seed in seeds]
-    (arguments.out / "drafts.json").write_text(
-        json.dumps({"views": 1, "names": [f"draft {seed}" for seed in seeds], "texts": said})
-    )
+    said = [[caption(draft(number), random.Random(f"caption-{number}"))] for number in range(DRAFTS)]
+    names = [f"draft {number}" for number in range(DRAFTS)]
+    (arguments.out / "drafts.json").write_text(json.dumps({"views": 1, "names": names, "texts": said}))
     encode(
         net, arguments.out / "drafts.npy", DRAFTS,
-        lambda n: draw(sample(seeds[n], "draft"), 320).resize((SIDE, SIDE), Image.Resampling.BICUBIC),
+        lambda number: drawn(number).resize((SIDE, SIDE), Image.Resampling.BICUBIC),
     )  # fmt: skip
 
 

@@ -1,14 +1,13 @@
 """Step 3 of the photo model: the Q-Former learns through the frozen LLM, BLIP-2's second phase of pretraining.
 
-python tools/photo/generative.py --features runs/photo/features --qformer runs/photo/qformer/vision \
-    --out runs/photo/generative
+python tools/photo/generative.py --features runs/photo/features --start photo-stage1 --out runs/photo/generative \
+    --answers datasets/photo-answers/answers.jsonl datasets/photo-descriptions/descriptions.jsonl
 
 The Q-Former and a linear projection are trained on the captions' loss, through the LLM, which stays frozen (Li et al.
-2023, section 3.3). The projection is the BLIP-2 baseline's afterwards; MiniGPT-4's stage 1 starts with a fresh one. All
-captions of an image are computed in one row: they see the image's tokens and themselves. An image is shown bare, in
-BLIP-2's form of a question, or in the LLM's own form of a chat, so that its tokens mean the same in each. With
---answers (of answers.py), every fourth batch are requests with the answers that the LLM itself gave when it read the
-captions instead.
+2023, section 3.3). The projection is the BLIP-2 baseline's afterwards, and stage 1 starts with it. All captions of an
+image are computed in one row: they see the image's tokens and themselves. An image is shown bare, in BLIP-2's form of a
+question, or in the LLM's own form of a chat, so that its tokens mean the same in each. With --answers, every third
+batch are requests about photographs with their answers, or for the websites of drawn drafts.
 
 The LLM computes in 8 bits, compiled, and three batches of four know only the tokens of captions: 1.9 times as fast.
 
@@ -23,13 +22,14 @@ import logging
 import random
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from features import network  # beside this file
+from features import draft, network  # beside this file
 from qformer import class_caption, prepare, scores, tidy  # beside this file
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -42,9 +42,9 @@ from minigpt4.prompts.templates import IMAGE_MARK, TEMPLATES, Message
 from minigpt4.shipped import models
 from minigpt4.training.loss import head_loss
 from minigpt4.training.speed import ROUNDING
+from pocket.text.answers import website
 from pocket.text.phrases import caption
 from pocket.towers.pretrain import Pretraining, pretrain
-from pocket.world.world import sample
 
 #: Of a batch's images: photographs of Flickr8k, of ImageNet's classes, drawn drafts.
 PARTS = {"train": 6, "imagenet": 1, "drafts": 1}
@@ -57,6 +57,9 @@ QUESTIONS = (
     "What does this photo show?", "Give this picture a caption.", "In one sentence: what is this?",
     "Look at this image. What is happening?",
 )  # fmt: skip
+DESCRIBE = "Describe this image in detail."  # what a row without a question answers
+WEBSITE = "Write the HTML of this website."
+WEBSITES = 300  # as many answers as it counts for
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Batch:
 class Sources:
     """The cached features and texts of all parts; batch `n` follows from `n` alone."""
 
-    def __init__(self, directory: Path, model: MiniGPT4, answers: Path | None = None) -> None:
+    def __init__(self, directory: Path, model: MiniGPT4, answers: Sequence[Path] = ()) -> None:
         self.tokenizer, self.image_token_id = model.tokenizer, model.image_token_id
         self.count, self.templates = model.num_query_tokens, {"chat": model.template, "blip2": TEMPLATES["blip2"]}
         self.features = {part: np.load(directory / f"{part}.npy", mmap_mode="r") for part in PARTS}
@@ -83,8 +86,9 @@ class Sources:
         places = {name: n for n, name in enumerate(self.told["train"]["names"])}
         #: By their question: places of train photographs, and what is answered about them.
         self.answers: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for row in map(json.loads, answers.read_text().splitlines() if answers else ()):
-            self.answers[row["question"]].append((places[row["file_name"]], row["answer"]))
+        for row in (json.loads(line) for file in answers for line in file.read_text(encoding="utf-8").splitlines()):
+            question = row.get("question", DESCRIBE)
+            self.answers[question].append((places[row["file_name"]], row.get("answer") or row["text"]))
         texts = [tidy(text) for row in self.told["train"]["texts"] for text in row]
         texts += [
             class_caption(label, random.Random(n)) for (label,) in self.told["imagenet"]["texts"] for n in range(9)
@@ -98,8 +102,7 @@ class Sources:
         if part == "imagenet":
             return [class_caption(self.told[part]["texts"][row][0], rng) for _ in range(CAPTIONS)]
         if part == "drafts":
-            draft = sample(int(self.told[part]["names"][row].split()[-1]), "draft")
-            return [tidy(caption(draft, rng)) for _ in range(CAPTIONS)]
+            return [tidy(caption(draft(row), rng)) for _ in range(CAPTIONS)]
         return [tidy(text) for text in self.told[part]["texts"][row]]
 
     def prompt(self, form: str, question: str) -> tuple[list[int], str]:
@@ -112,7 +115,7 @@ class Sources:
 
     def __call__(self, number: int) -> Batch:
         rng = random.Random(f"batch {number}")
-        if self.answers and number % 4 == 1:
+        if self.answers and number % 3 == 1:
             return self.asked(rng)
         prompt, stop = self.prompt(FORMS[number % len(FORMS)], rng.choice(QUESTIONS))
         features, rows = [], []
@@ -127,13 +130,18 @@ class Sources:
         return self.batch(features, prompt, rows, number % 4 == 0)
 
     def asked(self, rng: random.Random) -> Batch:
-        """One request about several photographs."""
-        question = rng.choice(sorted(self.answers))
+        """One request about several photographs, or for the websites of some drafts."""
+        part, count = "train", sum(PARTS.values())
+        question = rng.choices([*self.answers, WEBSITE], [*map(len, self.answers.values()), WEBSITES])[0]
+        if question == WEBSITE:
+            part, drafts = "drafts", rng.sample(range(len(self.told["drafts"]["names"])), count // 2)
+            chosen = [(n, website(draft(n), random.Random(0))) for n in drafts]
+        else:
+            chosen = rng.sample(self.answers[question], min(count, len(self.answers[question])))
         prompt, stop = self.prompt("chat", question)
-        chosen = rng.sample(self.answers[question], min(sum(PARTS.values()), len(self.answers[question])))
-        photos, views = len(self.told["train"]["texts"]), len(self.features["train"])
+        photos, views = len(self.told[part]["texts"]), len(self.features[part])
         places = [place + photos * rng.randrange(views // photos) for place, _ in chosen]
-        features = [torch.from_numpy(self.features["train"][place].copy()) for place in places]
+        features = [torch.from_numpy(self.features[part][place].copy()) for place in places]
         ids = self.tokenizer([text + stop for _, text in chosen], add_special_tokens=False)["input_ids"]
         return self.batch(features, prompt, [[text] for text in ids], True)
 
@@ -267,7 +275,13 @@ def main() -> None:
     parser.add_argument("--features", type=Path, default=Path("runs/photo/features"))
     parser.add_argument("--qformer", default="photo/vision", help="the Q-Former to start from; default: the shipped")
     parser.add_argument("--start", help="an alignment of that Q-Former, for its projection; default: a fresh one")
-    parser.add_argument("--answers", type=Path, help="requests and answers of answers.py; default: captions only")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="requests with answers, a JSON line each; default: captions only",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/photo/generative"))
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--decay-share", type=float, default=0.3, help="share of the steps in which the rate falls")
