@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from minigpt4.training.recipe import Recipe
+from minigpt4.training.train import STOPPING
 
 if sys.platform == "win32":
     pytest.skip("forks processes and sends them signals", allow_module_level=True)
@@ -110,10 +111,39 @@ def test_ctrl_c_at_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
         out, log = process.communicate(timeout=60)
     assert process.returncode == 130
     assert not out
+    assert log.splitlines().count(f"minigpt4: {STOPPING}") == 1
     hint = log.splitlines()[-1]
     assert hint.startswith("minigpt4: stopped at step ")
     assert hint.endswith(" of 100000; the same command continues there")
     assert "Traceback" not in log
+
+
+LONG = """
+import torch
+from minigpt4.stopping import StopSignals
+square = torch.ones(12_000, 12_000)
+with StopSignals("heard"):
+    print("started", flush=True)
+    square @ square
+"""
+
+
+def test_a_signal_is_heard_in_the_midst_of_a_long_operation() -> None:
+    """As a backward pass is one, at whose end Python's own handlers come; a second signal does not wait for it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "started\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "minigpt4: heard\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 130
+        assert process.stderr.read() == ""
 
 
 def test_no_disk_space(recipe: Recipe, undisturbed: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 #: Of a blind guess's loss. The pocket world's captions start at 0.5 of it, photographs' at 0.3 for the photo model, and
 #: texts of which an LLM learnt nothing at 0.96 and more.
 BLIND = 0.8
+STOPPING = "stopping after this step, with a checkpoint; a second Ctrl-C or SIGTERM ends the run now, without one"
 
 
 def train(recipe: Recipe, *, progress: bool = True) -> Path:
@@ -58,7 +59,7 @@ def train(recipe: Recipe, *, progress: bool = True) -> Path:
         if processes.on_main(lambda: check_all(recipe, lock)):
             logger.info("%s: already trained, nothing to do", alignment)
             return alignment
-        with StopSignals() as stop:
+        with StopSignals(STOPPING) as stop:
             run = Run(recipe, processes, stop, progress)
             run.resume()
             run.take_steps()
