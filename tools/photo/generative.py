@@ -58,7 +58,7 @@ QUESTIONS = (
     "Look at this image. What is happening?",
 )  # fmt: skip
 DESCRIBE = "Describe this image in detail."  # what a row without a question answers
-WEBSITE = "Write the HTML of this website."
+WEBSITE = "Write the HTML for this website."
 WEBSITES = 300  # as many answers as it counts for
 
 
