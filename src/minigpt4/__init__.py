@@ -3,8 +3,6 @@
 `import minigpt4` is cheap: torch and transformers are first read when `MiniGPT4` is.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -3,8 +3,6 @@
 What a command does lies in the function that it calls, imported when the command runs, so that `--help` costs nothing.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """JSON and YAML files that somebody else may have written: read within bounds, or refused in one line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ for. A parameter that the model refuses is left out or renamed from then on, and
 tokens for it. What will not pass (a wrong key, an unknown model) ends the work at once. Nothing here prints the key.
 """
 
-from __future__ import annotations
-
 import base64
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What a user's mistake raises: what was wrong, where, what was expected, what to do."""
 
-from __future__ import annotations
-
 import re
 
 #: User and password in an address.

@@ -5,8 +5,6 @@
 * `benchmarks`: a module of the form of `evaluation.suite.DefaultData`.
 """
 
-from __future__ import annotations
-
 import functools
 from importlib.metadata import entry_points
 from typing import Any

@@ -1,7 +1,5 @@
 """Paths as people write them, and files and directories that appear whole or not at all, also after a kill."""
 
-from __future__ import annotations
-
 import codecs
 import errno
 import glob

@@ -1,7 +1,5 @@
 """Former names of modules: code that imports a module by its name of release 0.1 works for one more release."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import warnings

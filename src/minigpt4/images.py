@@ -4,8 +4,6 @@ Normalising belongs to the image processor that a model brings. Only Pillow and 
 decode strangers' images start with this file (`app/decoder.py`).
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import io

@@ -1,7 +1,5 @@
 """Serving on an address: the socket, its URL, and which requests come from our own page."""
 
-from __future__ import annotations
-
 import re
 import socket
 from collections.abc import Collection, Mapping

@@ -5,8 +5,6 @@ config.json. The formulas are those of transformers' own layers, and the margins
 parameters they are within 15 % of a process's peak (`tests/test_memory.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`MiniGPT4`: the aligned model with everything that users do with it: assemble, load, save, export, generate, chat."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ class MiniGPT4(AlignedModel):
         device: str | torch.device | None = None,
         load_in: str | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
-    ) -> MiniGPT4:
+    ) -> "MiniGPT4":
         """The model of an alignment or an export: a directory, or the name of a shipped one such as `pocket`.
 
         `dtype` defaults to bfloat16 on CUDA and float32 elsewhere, `device` to CUDA if there is one. `load_in` ("8bit",
@@ -57,7 +55,7 @@ class MiniGPT4(AlignedModel):
         load_in: str | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
         seed: int = 0,
-    ) -> MiniGPT4:
+    ) -> "MiniGPT4":
         """Frozen parts and a fresh projection, drawn from `seed`.
 
         `vision_qformer` and `llm` are directories, hub ids or names of shipped parts. `template` defaults to the LLM's

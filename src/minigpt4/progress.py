@@ -1,7 +1,5 @@
 """The progress bar of every job that takes more than a few seconds; silent where no one watches."""
 
-from __future__ import annotations
-
 from rich import progress
 from rich.console import Console
 from rich.text import Text

@@ -1,7 +1,5 @@
 """What ships with the library: the photo model's weights by name, and the files that it takes from pinned packages."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rates and other measured numbers, their uncertainty, and the one form in which they are printed and saved."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter
@@ -55,12 +53,12 @@ class Rate:
     undecided: int = 0
 
     @classmethod
-    def from_outcomes(cls, outcomes: Iterable[bool | None]) -> Rate:
+    def from_outcomes(cls, outcomes: Iterable[bool | None]) -> "Rate":
         """The rate of True; None is undecided."""
         found = list(outcomes)
         return cls(sum(o is True for o in found), len(found), sum(o is None for o in found))
 
-    def __add__(self, other: Rate) -> Rate:
+    def __add__(self, other: "Rate") -> "Rate":
         return Rate(self.successes + other.successes, self.total + other.total, self.undecided + other.undecided)
 
     @property
@@ -105,7 +103,7 @@ class Estimate:
     undecided: int = 0
 
     @classmethod
-    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> Estimate:
+    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> "Estimate":
         """A statistic of cases, with the percentile interval of 1,000 draws with replacement (Efron 1979).
 
         Draws for which it is not defined (NaN) are left out.

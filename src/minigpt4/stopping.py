@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM as a wish to stop at the next safe place."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -25,7 +23,7 @@ class StopSignals:
         self._told = told
         self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._numbers, heard = socket.socketpair()
             self._numbers.setblocking(False)

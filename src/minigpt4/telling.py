@@ -3,8 +3,6 @@
 File names, model names, recipes, other people's data and a model's answers may hold anything.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

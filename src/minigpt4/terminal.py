@@ -1,7 +1,5 @@
 """`minigpt4 chat`: questions and commands from standard input (a terminal or a pipe), answers as they come."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -44,7 +42,7 @@ class Terminal:
     `mistakes` counts the questions and commands that failed.
     """
 
-    def __init__(self, chat: Chat, image: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, chat: "Chat", image: Path | None, settings: dict[str, Any]) -> None:
         self.chat, self.settings, self.last_image = chat, settings, image
         self.pending = [] if image is None else [image]  # for the next question
         self.interactive = sys.stdin.isatty()
@@ -216,7 +214,7 @@ class _Lines:
             self._word = part[1:] if part[0] == "\n" else self._word + part
 
 
-def prompt_session(commands: list[str]) -> PromptSession[str]:
+def prompt_session(commands: list[str]) -> "PromptSession[str]":
     """A prompt with line editing, completion of commands and paths, and a history on disk."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion, PathCompleter

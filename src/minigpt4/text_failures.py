@@ -1,7 +1,5 @@
 """Does an answer fail as language, as the paper counts: repetition, fragment, nothing said, no end, other language?"""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """`minigpt4 pocket ...`, the one door of the laboratory: parsing and printing only."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What ships with the pocket world: weights of its models and parts, recipes, tables of words and tasks, templates."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

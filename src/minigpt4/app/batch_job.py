@@ -3,8 +3,6 @@
 A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Bodies of requests, read whole into memory within limits: the same rules for the API and the page."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

@@ -4,8 +4,6 @@ Each image begins among the quick; one that needs more than a moment begins anew
 only others of its kind.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

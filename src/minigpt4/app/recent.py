@@ -1,7 +1,5 @@
 """What was used last is kept, for a while."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from time import monotonic

@@ -1,7 +1,5 @@
 """Continuous batching for many clients: requests wait in a bounded queue and join the batch when it has room."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -1,7 +1,5 @@
 """`minigpt4 curate ...`: parsing and printing only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +21,7 @@ _Only = Annotated[list[str] | None, typer.Option("--only", help="Only the image 
 _Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds. Default: the built-in ones.")]
 
 
-def _open(project: Path, *, create: bool = False) -> Ledger:
+def _open(project: Path, *, create: bool = False) -> "Ledger":
     from minigpt4.curation.ledger import Ledger
 
     return Ledger(project, create=create)

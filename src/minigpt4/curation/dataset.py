@@ -3,8 +3,6 @@
 The content of an image decides its split, so an image is never in both, and adding images moves none.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

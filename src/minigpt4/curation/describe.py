@@ -4,8 +4,6 @@ The model is a local one, in batches, or any OpenAI-compatible endpoint. Every t
 so a run that is stopped goes on with the images that have none.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -104,7 +102,7 @@ def describe(
     """
     with ledger.lock("describe"):
         images = ledger.images(only)
-        asked: Endpoint | MiniGPT4
+        asked: Any
         if isinstance(model, Endpoint):
             asked, record = model, {"model": model.model}
         else:
@@ -145,7 +143,7 @@ def describe(
         return counts
 
 
-def _describe_batch(model: MiniGPT4, how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
+def _describe_batch(model: "MiniGPT4", how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
     """Descriptions of those whose image is there, written together."""
     from minigpt4.generation.engine import answers
     from minigpt4.prompts.templates import Message

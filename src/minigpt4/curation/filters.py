@@ -3,8 +3,6 @@
 Thresholds come from a YAML file. Every run checks all texts, and records a verdict if it differs from the last one.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

@@ -5,8 +5,6 @@ explains. It is 1 if the image makes the sentence certain, 0 if the sentence cou
 the image speaks against it. (In the plain difference a rare word would weigh more than a doubtful one.)
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterable, Sequence
@@ -98,7 +96,7 @@ def ground(
 
 
 def _ground_batch(
-    model: MiniGPT4, instruction: str, batch: Sequence[Description], features: ImageFeatures, others: int
+    model: MiniGPT4, instruction: str, batch: Sequence[Description], features: "ImageFeatures", others: int
 ) -> list[tuple[tuple[str, int], int, dict[str, Any]]]:
     """The rows for the ledger; empty texts and texts whose image is gone are left out."""
     drawn = [(item, features.with_others(item.image.name)) for item in batch if item.text.strip()]

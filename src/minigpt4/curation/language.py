@@ -1,7 +1,5 @@
 """Faults of a text that its words show: measured by the filter rules, and checked in refined texts."""
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 from pathlib import Path

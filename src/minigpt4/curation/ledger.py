@@ -5,8 +5,6 @@ verdict or decision is a new event, which names the event that it was made from 
 knows what is left to do, and doing it again changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

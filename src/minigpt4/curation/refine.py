@@ -4,8 +4,6 @@ An answer that refuses, apologises, breaks off or drifts from what was said is r
 text stays. An answer is recorded the moment it is there, so that nothing is paid for twice.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

@@ -4,8 +4,6 @@ Several people can work at once: each text is lent to one of them for some minut
 everyone decides, to measure their agreement. Decisions go to the ledger at once.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import re

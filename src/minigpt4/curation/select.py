@@ -4,8 +4,6 @@ Only the best text of an image is a candidate. Images are grouped by k-means on 
 group contributes its best in proportion to its size, so that the choice is as diverse as the whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

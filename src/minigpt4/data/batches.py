@@ -4,8 +4,6 @@ A batch follows from (seed, step) alone, so a run that goes on after a kill sees
 like length share a batch, so there is next to no padding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -60,7 +58,7 @@ class Batch:
     num_tokens: int  # ids that are not padding
 
     @classmethod
-    def of(cls, images: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> Batch:
+    def of(cls, images: Sequence[bytes], prompts: Sequence[list[int]], targets: Sequence[list[int]]) -> "Batch":
         """One row for each image: its prompt, then its target."""
         lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
         input_ids = torch.zeros(len(images), max(lengths), dtype=torch.int64)
@@ -70,7 +68,7 @@ class Batch:
             is_target[row, len(prompt) : length] = True
         return cls([*images], input_ids, is_target, sum(lengths))
 
-    def rows(self, chosen: slice) -> Batch:
+    def rows(self, chosen: slice) -> "Batch":
         """Some of the rows, as long as the longest of them."""
         is_target = self.is_target[chosen]
         ends = self.input_ids.shape[1] - is_target.flip(1).int().argmax(1)  # behind each row's last target

@@ -3,8 +3,6 @@
 img2dataset cannot read the lists as they are, one JSON array of many gigabytes, so they are written as parquet first.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ A record without a pair yields the cause instead. No record can take more than a
 no open files, so they can be sent to other processes. Images are not decoded here, so a broken one shows up later.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import functools

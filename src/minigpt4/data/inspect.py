@@ -1,7 +1,5 @@
 """A look at a source before training on it: counts, captions, images, problems, and a contact sheet."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

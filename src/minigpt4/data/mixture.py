@@ -5,8 +5,6 @@ source and knows where it stands there. Mixing and shuffling are done here, in b
 forgets what it holds when a run is resumed, and its interleaving repeats a source in the same order for ever.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections import Counter
@@ -183,7 +181,7 @@ class _Share:
     While a block is yielded the next one is read, pair for pair, so memory holds one block and there is no pause.
     """
 
-    sources: list[_Passes]
+    sources: "list[_Passes]"
     weights: list[float]
     seeds: tuple[int, int]
     block: int

@@ -4,8 +4,6 @@ Captions, questions with answers, and conversations are read under the keys that
 as they are in the record; what a model's template forbids in them is taken out later (`batches.py`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -48,12 +46,12 @@ class Cause(str):
 
     detail: str
 
-    def __new__(cls, cause: str, detail: object = "") -> Cause:
+    def __new__(cls, cause: str, detail: object = "") -> "Cause":
         self = super().__new__(cls, cause)
         self.detail = str(detail)
         return self
 
-    def __reduce__(self) -> tuple[type[Cause], tuple[str, str]]:
+    def __reduce__(self) -> "tuple[type[Cause], tuple[str, str]]":
         return Cause, (str(self), self.detail)
 
 

@@ -1,7 +1,5 @@
 """Where pairs come from: which of the files in a place are the data, and the reader for their format."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter

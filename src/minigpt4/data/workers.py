@@ -3,8 +3,6 @@
 PyTorch's `DataLoader` starts, feeds and watches the processes.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

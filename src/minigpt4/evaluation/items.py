@@ -1,7 +1,5 @@
 """Items, responses to them, and verdicts on these. A wrong record of a file is left out and named (`Fault`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +59,7 @@ class Items:
         else:
             self.faults.append(Fault(MISSING, where, f"there is no image {item.image}"))
 
-    def require(self, data: str | Path) -> Items:
+    def require(self, data: str | Path) -> "Items":
         """Itself. Raises UserError if no item is left."""
         if not self.items:
             first = f"; the first fault: {self.faults[0]}" if self.faults else ""
@@ -110,8 +108,8 @@ class Response:
     ended: bool
     scores: Sequence[float] = ()
     lengths: Sequence[int] = ()
-    cases: Sequence[Case] = ()
-    verdicts: Sequence[Verdict] = ()
+    cases: "Sequence[Case]" = ()
+    verdicts: "Sequence[Verdict]" = ()
 
 
 @dataclass(frozen=True)

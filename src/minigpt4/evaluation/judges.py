@@ -4,8 +4,6 @@ What a judge cannot decide is undecided, and never a success. What an LLM is wor
 labelled cases that ship with each prompt.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ class JudgePrompt:
     max_tokens: int = 200
 
     @classmethod
-    def load(cls, name: str) -> JudgePrompt:
+    def load(cls, name: str) -> "JudgePrompt":
         """The prompt that ships under this name, or that of a YAML file. Raises UserError if there is none."""
         path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
         found = read_document(path)

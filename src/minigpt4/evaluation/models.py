@@ -3,8 +3,6 @@
 An endpoint gives no likelihoods, so options are put to it by letter.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 from abc import ABC, abstractmethod

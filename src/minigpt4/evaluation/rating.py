@@ -4,8 +4,6 @@ The answers stand without names, in a random order for each rater, and equal ans
 succeeds, and which is best, ties allowed. Judgements go to a journal at once, which `PeopleJudge` reads.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """The files of a run: a journal that a kill leaves readable; results.json with everything, results.md, and plots."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -58,7 +56,7 @@ class Journal:
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:

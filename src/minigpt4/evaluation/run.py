@@ -5,8 +5,6 @@ judge, prompt version, answer). So a stopped run continues where it stood, a mod
 own answers, and a question that changed is asked anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """A suite: its items, the judge of their answers, and how verdicts add up to figures beside the paper's."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Every step is one pass of the LLM over the newest token of every row. Rows join 
 leave when they have ended, while the others go on.
 """
 
-from __future__ import annotations
-
 import inspect
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -79,7 +77,7 @@ def decode_stream(
 
 
 def _pieces(
-    model: AlignedModel, readers: dict[Row, AnswerReader], cache: DynamicCache | None, cancelled: threading.Event
+    model: AlignedModel, readers: "dict[Row, AnswerReader]", cache: DynamicCache | None, cancelled: threading.Event
 ) -> Iterator[str]:
     """Decode the rows to their ends; yields what each token adds to its row's text, which may be nothing."""
     batch = ContinuousBatch(model)

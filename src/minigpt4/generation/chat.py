@@ -3,8 +3,6 @@
 A turn that fails or is cancelled leaves the chat as it was before it.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -139,7 +137,7 @@ class Chat:
         return path
 
     @contextmanager
-    def _turn(self, text: str, image: Any) -> Iterator[tuple[_Turn, DynamicCache]]:
+    def _turn(self, text: str, image: Any) -> "Iterator[tuple[_Turn, DynamicCache]]":
         """A turn, kept with the answer that it is given, and its cache; if it fails, the chat is as it was before."""
         model, images = self.model, as_list(image)
         message = Message("user", text, len(images))

@@ -1,7 +1,5 @@
 """How the next token is chosen, and how many may follow a prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -43,7 +41,7 @@ class Decoding:
                 raise UserError(f"{name}={getattr(self, name)} does not work: it must be {expected}")
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Decoding:
+    def from_settings(cls, settings: dict[str, Any]) -> "Decoding":
         """The decoding for these keyword arguments. Raises UserError for an unknown one."""
         cls.check_names(settings)
         return cls(**settings)

@@ -1,7 +1,5 @@
 """Answers to prompts about images: here both become token ids and features, which `batching.py` decodes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from itertools import chain

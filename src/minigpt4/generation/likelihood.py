@@ -1,7 +1,5 @@
 """Log-likelihoods: how likely a model finds given texts as answers to a prompt with an image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

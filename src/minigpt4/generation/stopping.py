@@ -4,8 +4,6 @@ The stop string is looked for in text, since it can be tokenised in many ways, a
 with the text around it.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ The networks are those of transformers' BLIP-2 (`graph.py`). `loading.py` puts a
 `lora.py` says which parts a stage trains; `minigpt4.MiniGPT4` adds generation and chat.
 """
 
-from __future__ import annotations
-
 from functools import cached_property, partial
 from typing import Any
 

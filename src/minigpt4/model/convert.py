@@ -5,8 +5,6 @@ encoder), `blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, and the norm
 `pretrained_minigpt4*.pth` (the projection). Sizes are read from the tensors; only head counts cannot be.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile

@@ -5,8 +5,6 @@ form of 2020: no squeeze-and-excitation, ReLU6 for swish, stem and head of one w
 names of the published PyTorch weights (`_blocks.0._depthwise_conv.weight`).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

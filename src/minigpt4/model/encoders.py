@@ -3,8 +3,6 @@
 An encoder makes of a square image a row of tokens: a few that have no place (class, registers), and the patches.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

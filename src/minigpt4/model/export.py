@@ -5,8 +5,6 @@ stands, and a generation config stops where the template says. Weights come from
 time, from files (`convert.py`).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """The network: transformers' BLIP-2 graph, made without weights, and the parts' tensors put into it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """LoRA, and which parts each stage of a variant trains (paper, sections 3 and 4.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ class Trained:
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
-def set_trainable(model: AlignedModel, stage: int) -> list[str]:
+def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
     """Freeze all parameters but those that `stage` trains, and return the names of the trained ones.
 
     Both stages train the projection (paper, sections 3.1 and 3.3), variants more (`model.trained`). Raises UserError if

@@ -3,8 +3,6 @@
 Only attention needs to know where a row ends: `packed_attention` is registered with transformers as `PACKED`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -64,7 +62,7 @@ class Packer:
 
     @classmethod
     @torch.no_grad()
-    def try_packing(cls, llm: Any) -> Packer | None:
+    def try_packing(cls, llm: Any) -> "Packer | None":
         """A packer for `llm`, or None if two short rows give other hidden states packed than padded."""
         embeddings = llm.get_input_embeddings().weight
         rows = embeddings[torch.arange(10, device=embeddings.device).view(2, 5) % len(embeddings)]

@@ -5,8 +5,6 @@ and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint) or, without a Q-For
 for the LLM any decoder-only causal LM of transformers, also in a GGUF file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

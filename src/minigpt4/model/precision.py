@@ -1,7 +1,5 @@
 """The device and dtype of a model, and how an LLM is spread over several devices."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +40,7 @@ class Placement:
         device: str | torch.device | None = None,
         load_in: str | None = None,
         max_memory: Mapping[int | str, int | str] | None = None,
-    ) -> Placement:
+    ) -> "Placement":
         """From the arguments of `MiniGPT4.from_pretrained`. Raises UserError if this machine cannot do that."""
         spread = device == "auto"
         if max_memory and not spread:

@@ -1,7 +1,5 @@
 """How the projection starts its training: among word embeddings."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

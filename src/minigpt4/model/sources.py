@@ -1,7 +1,5 @@
 """Where a model's or a part's files are (a local directory, a hub id or a GGUF file), and the tensors in them."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import zipfile
@@ -143,7 +141,7 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     return kind.from_pretrained(source, trust_remote_code=False, **settings)
 
 
-def load_model(kind: Any, files: Checkpoint, **settings: Any) -> Any:
+def load_model(kind: Any, files: "Checkpoint", **settings: Any) -> Any:
     """`load` for weights, with progress bars if that takes seconds.
 
     Raises UserError if a weight is missing: transformers would draw it at random, and log that.

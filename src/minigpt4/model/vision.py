@@ -1,7 +1,5 @@
 """The frozen vision side: images in, features out. It can be loaded without an LLM, to cache features."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ at the start of each piece and after each special token only, so with these toke
 except where a message's text and the template would share a token ("#" before "###").
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 transformers and vLLM render what is written here with no code of this package.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from importlib.resources import files

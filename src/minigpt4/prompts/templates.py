@@ -3,8 +3,6 @@
 `<ImageHere>` marks an image in a text. Exact strings matter: they are the format of the released checkpoints.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ They hold no random state: the order of samples follows from the seed, and froze
 begins with the SHA-256 of the rest; if it does not match, the checkpoint before is used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """What is checked before a model is loaded, so that a mistake costs seconds; `train --dry-run` tells what was found."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import ExitStack
 from pathlib import Path

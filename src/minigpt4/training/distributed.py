@@ -4,8 +4,6 @@ Every process holds the frozen parts (or, with FSDP, its share of the LLM) and g
 gradients of the trained parts are added up over all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ stages share one cache, and never get another encoder's features. Shards are mem
 in memory takes 40 bytes an image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ Each process gets its rows of every batch. The loader's place in the data is par
 the batches that an undisturbed one would have seen.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter, deque
@@ -62,14 +60,14 @@ class Loaded:
         """Whether `images` were encoded before."""
         return self.images.dim() == 3
 
-    def part(self, chosen: slice) -> Loaded:
+    def part(self, chosen: slice) -> "Loaded":
         """Some of the rows."""
         return Loaded(self.batch.rows(chosen), self.images[chosen])
 
 
 def make_loader(
     recipe: Recipe, model: MiniGPT4, processes: Processes, stop: StopSignals, progress: bool
-) -> tuple[CachedLoader | StreamedLoader, str]:
+) -> "tuple[CachedLoader | StreamedLoader, str]":
     """The batches of the recipe's data, and a fingerprint of the data.
 
     Without `stream` every image goes through the vision encoder now, unless its features are cached.

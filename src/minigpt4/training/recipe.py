@@ -1,7 +1,5 @@
 """A recipe: everything that decides what one stage of training does, read from YAML and checked before any work."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import re
@@ -123,7 +121,7 @@ class Recipe(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Recipe:
+    def _fits_together(self) -> "Recipe":
         parts = {"vision_qformer": self.vision_qformer, "llm": self.llm, "template": self.template}
         variant = ("projection_layers", "train_qformer", "lora_rank", "qformer", "group")
         changed = [key for key in variant if getattr(self, key) != type(self).model_fields[key].default]
@@ -173,7 +171,7 @@ class Recipe(BaseModel):
         return self.vision_qformer, self.llm, self.template
 
     @classmethod
-    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """A recipe by its path or, if it ships, its bare name, with `key=value` texts whose values are read as YAML.
 
         Raises UserError: no such recipe, not YAML, or a key or value that is not valid.
@@ -182,7 +180,7 @@ class Recipe(BaseModel):
         return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    def parse(cls, values: Mapping[str, Any], source: str = "recipe") -> "Recipe":
         """A recipe from keys and values. Raises UserError that names `source` and the key at fault."""
         try:
             return cls.model_validate(_renamed(values, source))
@@ -193,7 +191,7 @@ class Recipe(BaseModel):
         """The recipe as YAML text that `load` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-    def differing_keys(self, other: Recipe) -> list[str]:
+    def differing_keys(self, other: "Recipe") -> list[str]:
         """Keys whose values differ and would change the losses (paths of files and how often they are saved do not)."""
         return [
             key for key in type(self).model_fields if key not in HARMLESS and getattr(self, key) != getattr(other, key)

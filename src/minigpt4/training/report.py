@@ -1,7 +1,5 @@
 """What a run reports: `metrics.jsonl` (one line a step), the loss curve drawn from it, and a summary page."""
 
-from __future__ import annotations
-
 import json
 import platform
 import statistics

@@ -4,8 +4,6 @@ Imported by vLLM alone, after `plugin.register`. The network is vLLM's own BLIP-
 room for an image at its place (BLIP-2 puts one image before the text), and `<image>` is never an answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -4,8 +4,6 @@ It tells vLLM the architecture that an export names, and that the chat template'
 light, since each of vLLM's processes loads it; the model is in `model.py`. Written for vLLM 0.32.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The same server on machines that have vLLM: an export, and the flags that make vLLM as careful as our own API."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

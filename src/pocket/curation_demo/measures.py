@@ -1,7 +1,5 @@
 """What curation did, against the truth of pocket pictures: texts, rules, grounding, and the models trained on them."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence

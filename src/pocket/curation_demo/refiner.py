@@ -5,8 +5,6 @@ marks, and pieces that break off or are no sentence; it starts sentences with a 
 Run as `python -m pocket.curation_demo.refiner`; prints the address that it listens on. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """The report of `minigpt4 pocket curate` as Markdown, from the figures of report.json. Its prose is in report.md."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

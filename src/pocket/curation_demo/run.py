@@ -5,8 +5,6 @@ others, and the models that stage 2 makes of each dataset are measured on others
 process of its own that sees only the text. Nothing here is fitted to the pictures that it reports on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

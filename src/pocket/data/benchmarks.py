@@ -4,8 +4,6 @@ So that what is measured on the published files can be measured on a fresh clone
 Pictures come from a part of the evaluation's seeds that nothing else uses.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ Stage 1: img2dataset tar shards (`00000.tar` with `<key>.jpg`, `<key>.json` whos
 from the seed ranges of `world.SEEDS`; a longer dataset begins with the shorter one.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import random

@@ -4,8 +4,6 @@ Works from the results alone, as they are saved in results.json, and knows no mo
 other file. What a model wrote is untrusted: it is shown as text, and its web pages only in a frame without scripts.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ This is the whole recipe in one place, from nothing to a table of rates: what `p
 `minigpt4.training` by the packaged recipes, asks through `measure/survey.py`, and writes results.json and demo.html.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -30,8 +28,6 @@ from pocket.world.world import facts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from minigpt4.minigpt4 import MiniGPT4
 
 #: The models of the table: key, name, what it is.
 MODELS = (

@@ -3,8 +3,6 @@
 The module has the form of `minigpt4.evaluation.suite.DefaultData` and is registered as `minigpt4.benchmarks`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

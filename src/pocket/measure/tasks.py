@@ -3,8 +3,6 @@
 Which pocket task stands for which of the paper's is in tasks.yaml; docs/evaluation.md says what it leaves out.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field

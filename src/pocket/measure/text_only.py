@@ -4,8 +4,6 @@ This is the ceiling of the aligned model: what fails here is lost in the LLM, wh
 the vision side or the projection. The descriptions come from seeds that the LLM's training text never used.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from pathlib import Path

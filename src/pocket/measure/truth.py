@@ -9,8 +9,6 @@ What the reader relies on: a colour stands right before the kind it belongs to (
 ("the ball is red"); a place stands in the same sentence as its object.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +53,7 @@ class Finding:
     place_right: int = 0
 
 
-def check(request: Request, picture: world.Picture, answer: str) -> Finding:
+def check(request: "Request", picture: world.Picture, answer: str) -> Finding:
     """Judge `answer` to `request` about `picture` against the ground truth.
 
     Raises:
@@ -392,7 +390,7 @@ _CLASSES = (
 )  # fmt: skip
 
 
-def _short_answer(request: Request, picture: world.Picture, text: str) -> str | None:
+def _short_answer(request: "Request", picture: world.Picture, text: str) -> str | None:
     """Says the expected word and no other of its class (no second colour, number, place), and nothing untrue."""
     expected = (request.expected or "").lower()
     lower = text.lower()

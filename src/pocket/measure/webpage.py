@@ -1,7 +1,5 @@
 """Does a page of HTML hold exactly what a website draft shows?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html.parser import HTMLParser
 

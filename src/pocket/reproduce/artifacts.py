@@ -6,8 +6,6 @@ nothing that was made of other weights is taken for the same. What models answer
 each time, so a better judge needs no new answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -53,7 +51,7 @@ class Workshop:
     scale: Scale
     parts: Parts = Parts()
     changes: Mapping[str, Any] = field(default_factory=dict)
-    _features: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _features: "dict[tuple[str, int], Tensor]" = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
@@ -207,7 +205,7 @@ class Workshop:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(rows, indent=1).encode())
 
-    def _encode(self, model: MiniGPT4, seed: int) -> Tensor:
+    def _encode(self, model: "MiniGPT4", seed: int) -> "Tensor":
         """What the model's vision side gives for all pictures of a seed's exam; once for models that share it."""
         key = (model.vision_fingerprint, seed)
         if key not in self._features:

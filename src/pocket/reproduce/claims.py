@@ -3,8 +3,6 @@
 The rules were fixed before the figures were known. What the figures mean is written by hand in docs/notes/results.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum

@@ -3,8 +3,6 @@
 An arm is one model: a recipe with some keys changed, on so many pictures, begun from another arm or from nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The plots of the results page, drawn from figures as PNG files of a few dozen KB each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The page's prose is in page.md. What the figures mean is written by hand between
 page is written again.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

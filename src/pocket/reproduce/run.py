@@ -4,8 +4,6 @@ Every arm is made in a process with one torch thread, however many processes the
 their number. What is made is kept, whatever ends the command.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

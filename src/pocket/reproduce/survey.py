@@ -5,8 +5,6 @@ the colour and place of one and the same object. Pictures come from the seeds th
 the reproduction has its own, and all judging is by ground truth.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +38,7 @@ class Figures:
     rates: Rates = field(default_factory=Rates)
     words: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def __add__(self, other: Figures) -> Figures:
+    def __add__(self, other: "Figures") -> "Figures":
         total = Figures(Rates(self.rates), dict(self.words))
         for name, rate in other.rates.items():
             total.rates[name] += rate

@@ -5,8 +5,6 @@ picture says with what only a language model knows: that guitars are played, tha
 onion. No text names a kind of object that the picture does not hold, so that an invention can be told from a flourish.
 """
 
-from __future__ import annotations
-
 import random
 
 from pocket.shipped import read_table

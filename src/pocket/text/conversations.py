@@ -4,8 +4,6 @@
 starts at a token boundary. `lookup_text` is read after it, by an LLM that has the layers of `towers/lookup_heads.py`.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 

@@ -9,8 +9,6 @@ Conventions that the evaluation's parser relies on: a colour stands right before
 before the colour, places are the single words of `world.PLACES`, numbers up to four are words.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

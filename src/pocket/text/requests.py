@@ -3,8 +3,6 @@
 A `Request` is a question with enough beside it to check the answer.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ of the hidden layers are trained with Muon, all else with AdamW (Muon needs abou
 the learning rate warms up, stays, and decays over the last part.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -4,8 +4,6 @@ Byte-level BPE, trained on the pocket world's own text. Words are split off with
 words, HTML tags and runs of `#` stay whole, so that a fact of the world ("top-left", " umbrella") is one token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,7 @@ BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 _WORDS = r"</?[A-Za-z0-9]+>?| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]|#+| ?[^\sA-Za-z0-9<#]+|\s|<"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE) -> "PreTrainedTokenizerFast":
     """A tokenizer of `vocabulary_size` tokens at most, trained on `texts`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,5 @@
 """Animals that do something odd: each animal and each prop in a unit frame, and how the two share a box."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Shapes are given in fractions of the box, so the same strokes serve every size of picture.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

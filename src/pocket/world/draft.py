@@ -1,7 +1,5 @@
 """The parts of a hand-drawn website draft, each drawn by pen into its box."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from pocket.world.brush import arc

@@ -4,8 +4,6 @@ A picture depends on its truth alone: the small accidents of light, texture and 
 is laid out in fractions of the side, so the same truth looks the same at every size.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dishes seen from above and the pieces that lie on them. Knows how they look, not where they lie."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Writing by hand: a stroke font of our own and pen strokes that wobble. Knows letters and lines, no page."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """How each product looks in a studio shot, in the unit square of its box."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from pocket.world.brush import Brush, arc

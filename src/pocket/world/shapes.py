@@ -3,8 +3,6 @@
 Silhouettes differ so that the kinds can be told apart at 18 x 18 pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

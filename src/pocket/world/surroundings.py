@@ -3,8 +3,6 @@
 All are muted, so that the things stand out.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from functools import lru_cache

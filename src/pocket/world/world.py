@@ -7,8 +7,6 @@ and a range of seeds is a dataset.
 Seeds are handed out in disjoint ranges (see `SEEDS`): no evaluation picture was ever trained on.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Errors of the API, each in OpenAI's shape."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What every request of the API passes first: who may ask, how much a request may hold, how slowly it may come."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hmac
@@ -72,7 +70,7 @@ class ServerMetrics:
 class Gate:
     """ASGI middleware: key and site, then the body, whole and within its limits, then room; counts what comes out."""
 
-    def __init__(self, app: Any, service: Service, key: str | None, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: Any, service: "Service", key: str | None, hosts: Collection[str] | None) -> None:
         self.app, self.service, self.limits, self.hosts = app, service, service.limits, hosts
         self.key = None if key is None else key.encode()
         self.bodies = Bodies(LARGEST * self.limits.body_bytes, self.limits.connections // 2, self.limits.body_seconds)

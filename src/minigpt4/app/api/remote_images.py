@@ -1,7 +1,5 @@
 """Images of requests. Nothing that a client says is ever a path of this machine."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

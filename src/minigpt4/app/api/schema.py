@@ -3,8 +3,6 @@
 Null asks for nothing, and so do OpenAI's defaults spelled out.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -152,7 +150,7 @@ class ChatRequest(_Request):
     verbosity: Literal["medium"] | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ChatRequest:
+    def _fits_together(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs=true")
         if self.stream_options and self.stream_options.include_usage and not self.stream:

@@ -1,7 +1,5 @@
 """The HTTP API that OpenAI's clients speak: responses, streamed or whole, from what the scheduler reports."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import json

@@ -1,7 +1,5 @@
 """From a request's JSON and files to what the scheduler is asked for: images, prompt, settings, all within limits."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time

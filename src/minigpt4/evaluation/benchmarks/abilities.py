@@ -1,7 +1,5 @@
 """The advanced abilities (paper, section 4.2): tasks of a YAML with 25 images each, and how many answers succeed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

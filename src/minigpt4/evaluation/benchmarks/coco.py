@@ -7,8 +7,6 @@ Boxes and segments are not read. A record that is wrong, or has the id of anothe
 The longest name in a text wins, so "hot dog" does not count as a dog, nor "toilet brush" as a toilet.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ plain rule splits words: figures are then close to published ones but not the sa
 never run, because it downloads models.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -7,8 +7,6 @@ POPE (Li et al. 2023): the absent objects are drawn at random, as the most frequ
 that appear most often beside what is in the image. Yes is right as often as no, so always saying yes gets half.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import re

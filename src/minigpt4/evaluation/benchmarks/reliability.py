@@ -1,7 +1,5 @@
 """How often descriptions and poems fail as language, true or not, as the paper counts them (section 4.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -13,8 +13,6 @@ The metrics are written from their published definitions: VQA v2's evaluation (G
 visualqa.org/evaluation), A-OKVQA's (Schwenk et al. 2022) and GQA's (Hudson and Manning 2019).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
