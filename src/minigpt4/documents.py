@@ -24,10 +24,7 @@ _KINDS = {
 
 
 def read_document(path: str | Path, largest: int = LARGEST_JSON) -> Any:
-    """What a .yaml, .yml or JSON file of at most `largest` bytes holds.
-
-    Raises UserError if the file is missing, too large, or not of its format as a whole: file and line are named.
-    """
+    """What a .yaml, .yml or JSON file of at most `largest` bytes holds. Raises UserError that names file and line."""
     if Path(path).suffix in (".yaml", ".yml"):
         return read_yaml(path)
     text = _read_text(path, largest)

@@ -32,10 +32,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Where the key is looked for; a local endpoint needs none.
-KEY_VARIABLE = "OPENAI_API_KEY"
-#: Hosts that are this machine; servers print 0.0.0.0 as their address.
-HERE = (*LOOPBACK, "0.0.0.0")
+KEY_VARIABLE = "OPENAI_API_KEY"  # where the key is looked for; a local endpoint needs none
+HERE = (*LOOPBACK, "0.0.0.0")  # hosts that are this machine; servers print 0.0.0.0 as their address
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT_ASKED = 0.5, 30.0, 300.0
 _PASSING = {408, 409, 425, 429}
 _EMPTY = "an empty answer"
@@ -68,15 +66,12 @@ class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. `ended` is False if the endpoint cut it off at the limit; `tokens` counts prompt and answer.
-
-    `answer_tokens` include the `thought_tokens` of what the model thought before it.
-    """
+    """An answer. `ended` is False if the endpoint cut it off at the limit; `tokens` counts prompt and answer."""
 
     text: str
     ended: bool
     prompt_tokens: int
-    answer_tokens: int
+    answer_tokens: int  # those of the thought before it included
     thought_tokens: int = 0
 
     @property
@@ -90,10 +85,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def split_address(url: str) -> tuple[str, str, str | None]:
-    """(the address without them, user, password) of an endpoint's base URL; a user alone is a key.
-
-    Raises UserError, which shows nothing of them, for what is no base URL.
-    """
+    """(address without them, user or key, password) of a base URL. Raises UserError, which shows nothing of them."""
     try:
         parts = urlsplit(url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

@@ -25,8 +25,7 @@ _LEFT_BY_SYSTEMS = {
     "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found", "thumbs.db",
     "ehthumbs.db", "desktop.ini", "system volume information", "__pycache__", "icon\r", "cvs",
 }  # fmt: skip
-#: Where WSL mounts the drives of Windows.
-_DRIVES = Path("/mnt")
+_DRIVES = Path("/mnt")  # where WSL mounts the drives of Windows
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".bak", ".swp", ".orig", "~")
 
 
@@ -70,10 +69,7 @@ def walk(folder: str | Path) -> list[Path]:
 
 
 def find_files(path: Path, remedy: str = "") -> tuple[list[Path], Path]:
-    """The files of a pattern (`{00000..00012}.tar`, or with `*` or `?`) or the one file, and the folder they are in.
-
-    Raises UserError if there is nothing, or a shard of the range is missing.
-    """
+    """The files of a pattern (`{00..12}.tar`, `*`, `?`) or the one file, and their folder. Raises UserError."""
     if path.is_file():
         return [path], path.parent
     fixed = next((i for i, part in enumerate(path.parts) if set(part) & set("*?") or _RANGE.search(part)), None)
@@ -287,10 +283,7 @@ def failed_write_is_a_user_error(path: str | Path) -> Iterator[None]:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
-
-    Raises UserError if it cannot be written; what was at `path` before is then still there.
-    """
+    """Write `data` aside, flush it, and rename it to `path`. Raises UserError; a former file is then intact."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with failed_write_is_a_user_error(path):

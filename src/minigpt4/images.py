@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 64_000_000
 #: Panoramas have up to some 20,000; an image of 30,000,000 x 1 takes a gigabyte of weights to be resized.
 MAX_SIDE = 32_768
-#: Bytes of an image's file: what MAX_PIXELS take uncompressed.
-LARGEST_IMAGE = 200_000_000
+LARGEST_IMAGE = 200_000_000  # bytes of an image's file: what MAX_PIXELS take uncompressed
 #: What people have. Pillow's further formats (PostScript runs a program to open) stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 #: What cameras and browsers send. Pillow decodes some kinds of BMP and PPM in Python, for minutes.
@@ -73,10 +72,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The images among `files`, and those that look like images but are not read.
-
-    The one rule: an ending of IMAGE_ENDINGS, or another ending and the content of one of FORMATS.
-    """
+    """The images among `files`, by ending or else by content, and those that look like images but are not read."""
     images, left_out = [], []
     for path in files:
         ending = path.suffix[1:].lower()
@@ -101,10 +97,7 @@ def tell_left_out(left_out: Sequence[Path]) -> str:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The images in a folder, those of its subfolders too, by name; a warning names what looks like one and is not.
-
-    Raises UserError if there is no such folder, or no image in it.
-    """
+    """The images in and below a folder, by name, with a warning of what looks like one. Raises UserError for none."""
     images, left_out = sort_images(walk(folder))
     if not images:
         why = f"; {tell_left_out(left_out)}" if left_out else f" ({', '.join(IMAGE_ENDINGS[:10])}, ...)"
@@ -336,10 +329,7 @@ def data_url(data: bytes, kind: str) -> str:
 
 
 def image_url(source: str | Path | bytes | Image.Image) -> str:
-    """An image as every endpoint takes it, in a data URL: an upright PNG, JPEG or WebP as it is, others made one.
-
-    Raises UserError as `open_image`.
-    """
+    """An image as a data URL: an upright PNG, JPEG or WebP as it is, others made one. UserError as `open_image`."""
     image = open_image(source)
     if not isinstance(source, Image.Image):
         data = source if isinstance(source, bytes) else read_image(source)

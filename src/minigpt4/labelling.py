@@ -34,8 +34,7 @@ else:
 
 #: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
 MAX_BODY = 65_536
-#: A longer pause than this, in seconds, is not time spent on a decision.
-PAUSE = 300.0
+PAUSE = 300.0  # seconds; a longer one is not time spent on a decision
 
 
 class TakenError(ValueError):
@@ -105,10 +104,7 @@ class LabellingDesk(ABC):
 
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
-    """The page of a desk, to be served on `host`; on loopback, requests must use one of loopback's names.
-
-    Requests of other sites are refused, and bodies that are too long or not plain JSON.
-    """
+    """The page of a desk on `host`. Requests of other sites are refused, and bodies too long or not plain JSON."""
     if not CAN_SERVE:
         raise UserError("the page needs a web server: pip install fastapi uvicorn")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

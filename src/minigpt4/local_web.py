@@ -24,10 +24,7 @@ def allowed_hosts(host: str) -> list[str] | None:
 
 
 def known_host(headers: Mapping[str, str], hosts: Collection[str] | None) -> bool:
-    """Whether the Host header is well-formed and one of `hosts` (None: any); its port does not matter.
-
-    `headers` has lower-case or case-insensitive keys, as those of Starlette and `http.server`.
-    """
+    """Whether the Host header (a key of `headers`) is well-formed and, at any port, one of `hosts` (None: any)."""
     match = _HOST.fullmatch((headers.get("host") or "").lower())
     return match is not None and (hosts is None or match[1] in hosts)
 

@@ -108,10 +108,7 @@ def plan(
 
 
 def paper_config(name: str = "vicuna-7b", layers: int | None = None) -> Blip2Config:
-    """The paper's model: EVA ViT-g/14, 32 queries, Llama 7B or 13B with `<image>` added to its 32,000 words.
-
-    `layers` overrides how many layers the LLM has.
-    """
+    """The paper's model: EVA ViT-g/14, 32 queries, Llama 7B or 13B (of so many `layers`) that knows `<image>`."""
     width, mlp, depth, heads = PAPER_LLMS[name]
     llm = LlamaConfig(
         vocab_size=32001, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers or depth,

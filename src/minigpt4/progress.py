@@ -13,10 +13,7 @@ class _Shown(progress.TextColumn):
 
 
 def progress_bar(enabled: bool = True) -> progress.Progress:
-    """A progress bar on stderr, to be used as a context manager; it draws nothing unless stderr is a terminal.
-
-    Each task has a field `note`: `add_task(..., note="")`, `update(task, note="loss 0.43")`.
-    """
+    """A progress bar on stderr, a context manager, silent unless that is a terminal. Each task has a field `note`."""
     console = Console(stderr=True)
     title, note = _Shown("{task.description}", markup=False), _Shown("{task.fields[note]}", markup=False)
     times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()

@@ -14,10 +14,7 @@ CONFIDENCE = 0.95
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
-    """How far two judges agree beyond chance: 1 always, 0 as often as by chance (Cohen 1960).
-
-    None where it is not defined: nothing was judged, or both gave one and the same verdict throughout.
-    """
+    """How far two judges agree beyond chance: 1 always, 0 as by chance, None where that is not defined (Cohen 1960)."""
     if not pairs:
         return None
     agreed = sum(one == other for one, other in pairs) / len(pairs)
@@ -43,14 +40,11 @@ def agreements(cases: Iterable[Mapping[str, Hashable]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Rate:
-    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up.
-
-    `undecided` cases are part of `total` and are no successes.
-    """
+    """`successes` out of `total`, with its share and 95 % interval; rates of disjoint samples add up."""
 
     successes: int
     total: int
-    undecided: int = 0
+    undecided: int = 0  # cases of `total` that are no successes
 
     @classmethod
     def from_outcomes(cls, outcomes: Iterable[bool | None]) -> "Rate":
@@ -68,10 +62,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson score interval (low, high) of `share`; (0, 1) when nothing was observed.
-
-        Unlike the usual normal interval it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927).
-        """
+        """The 95 % Wilson score interval (low, high) of `share`, inside [0, 1]; (0, 1) when nothing was observed."""
         if not 0 <= self.successes <= self.total:
             raise ValueError(f"{self.successes} successes of {self.total} is not a proportion")
         if not self.total:
@@ -104,10 +95,7 @@ class Estimate:
 
     @classmethod
     def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> "Estimate":
-        """A statistic of cases, with the percentile interval of 1,000 draws with replacement (Efron 1979).
-
-        Draws for which it is not defined (NaN) are left out.
-        """
+        """A statistic, with the percentile interval of 1,000 draws with replacement (Efron 1979), without NaN."""
         if not cases:
             return cls(math.nan, math.nan, math.nan, 0)
         rng = random.Random(0)

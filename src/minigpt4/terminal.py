@@ -37,16 +37,13 @@ A \\ at the end of a line, or Alt-Enter, continues the question on the next line
 
 
 class Terminal:
-    """A conversation until the input ends. `image` belongs to the first question, `settings` are those of `Chat.ask`.
-
-    `mistakes` counts the questions and commands that failed.
-    """
+    """A conversation until the input ends. `image` is for the first question, `settings` are those of `Chat.ask`."""
 
     def __init__(self, chat: "Chat", image: Path | None, settings: dict[str, Any]) -> None:
         self.chat, self.settings, self.last_image = chat, settings, image
         self.pending = [] if image is None else [image]  # for the next question
         self.interactive = sys.stdin.isatty()
-        self.mistakes = 0
+        self.mistakes = 0  # questions and commands that failed
         self._session: PromptSession[str] | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: say(COMMANDS),

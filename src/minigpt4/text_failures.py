@@ -10,8 +10,7 @@ from minigpt4.documents import read_yaml
 #: What `failure` can find, and the version of its rules, which results record.
 KINDS = ("empty", "no end", "repetition", "fragment", "language drift")
 RULES_VERSION = 2
-#: More letters than this share from outside the Latin alphabet are another language.
-MAX_FOREIGN = 0.1
+MAX_FOREIGN = 0.1  # a larger share of letters outside the Latin alphabet is another language
 #: Lists of words, by name.
 WORDS = {name: {*text.split()} for name, text in read_yaml(Path(str(files("minigpt4") / "words.yaml"))).items()}
 _STOP = re.compile(r"[.!?…][\"')\]”’]*$")
@@ -26,10 +25,7 @@ def words(text: str) -> list[str]:
 
 
 def failure(text: str, ended: bool) -> str | None:
-    """What is wrong with `text`, plain or HTML, as language: the first of `KINDS` that fits; None if nothing is.
-
-    `ended` says whether the model stopped by itself, rather than at the limit of new tokens.
-    """
+    """What is wrong with `text` (plain or HTML) as language: the first of `KINDS` that fits; None if nothing is."""
     text = text.strip()
     said = re.findall(r"[^\W_]+(?:['-]+[^\W_]+)*", text.lower())
     if not said:

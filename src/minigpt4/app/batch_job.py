@@ -205,9 +205,7 @@ def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, A
                 what = ", ".join("set of images or prompts" if key in ("tasks", "sha256") else key for key in differing)
                 raise UserError(f"{out}: holds answers of a job with another {what}; give another file, or delete it")
             data = out.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(out, whole)
+            os.truncate(out, data.rfind(b"\n") + 1)
             return data.count(b"\n")
         write_atomically(record, json.dumps(job).encode())
     except OSError as error:

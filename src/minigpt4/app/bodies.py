@@ -12,8 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 #: Seconds that a body may pause, and the bytes per second that it must come with on average after as many seconds.
 PAUSE, RATE = 5.0, 10_000
-#: Bytes of a body for which there is always room.
-SMALL = 64_000
+SMALL = 64_000  # bytes of a body for which there is always room
 
 
 class Bodies:

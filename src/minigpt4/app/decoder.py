@@ -27,10 +27,8 @@ from minigpt4.images import SENT_FORMATS, Size, fit, open_image
 
 #: Seconds of processor time that an image may take among the quick, and among the slow.
 QUICK_SECONDS, SECONDS = 0.5, 5.0
-#: Seconds by the clock, if the processors are busy with other things.
-CLOCK_SECONDS = 10.0
-#: Bytes that a decoder may allocate: enough for 64 million pixels, but not in every format.
-MEMORY = 1 << 30
+CLOCK_SECONDS = 10.0  # by the clock, if the processors are busy with other things
+MEMORY = 1 << 30  # bytes that a decoder may allocate: enough for 64 million pixels, but not in every format
 #: What a decoder runs. It imports what this process would, and nothing from the directory that it is started in.
 _CODE = "import sys; sys.path[:] = {path!r}; from minigpt4.app.decoder import work; work()"
 #: The parts of NumPy that calculate in threads are not used here; each thread would count as memory.

@@ -149,10 +149,7 @@ class Scheduler:
         self, ids: Sequence[int], features: Tensor, decoding: Decoding, stop: str, cache: DynamicCache,
         cancelled: threading.Event,
     ) -> Generator[str, None, Answer]:  # fmt: skip
-        """What `batching.decode_stream` does, in the batch of all who ask (`Chat` takes it in its place).
-
-        Raises BusyError if there is no room, UserError for a conversation that is too long, and what the model raises.
-        """
+        """`batching.decode_stream` in the batch of all who ask, for `Chat`. Raises BusyError too, without room."""
         decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
         events = queue.SimpleQueue[Event]()
         images = [SentImage(b"", features=each) for each in features]

@@ -21,10 +21,7 @@ SPLITS = ("train", "validation")
 
 
 def finished(ledger: Ledger) -> list[tuple[Description, str]]:
-    """The items to export, with their final texts: kept by rules and selection, not rejected in review.
-
-    Of several texts of an image it is the one that a person accepted, or else the best grounded, or the first.
-    """
+    """The items to export with final texts, one for each image: accepted by people, else best grounded, else the first."""
     best: dict[str, tuple[tuple[bool, float], Description, str]] = {}
     for item in ledger.items():
         if item.kept and (text := (item.final or "").strip()):

@@ -43,10 +43,7 @@ class Describing:
 
 
 def add_folder(ledger: Ledger, folder: Path) -> int:
-    """Add every image below `folder`, named by its path there without ending; returns how many there are.
-
-    Those that cannot be opened are left out, with a warning. Raises UserError if there is none.
-    """
+    """Add every image below `folder` by its path there without ending; returns how many. UserError if there is none."""
     folder = expand(folder)
     named: dict[str, Path] = {}
     for path in find_images(folder):
@@ -59,10 +56,7 @@ def add_folder(ledger: Ledger, folder: Path) -> int:
 
 
 def add_dataset(ledger: Ledger, directory: Path) -> int:
-    """Add the images and texts of a `cc_sbu_align` directory; returns how many texts are new.
-
-    A text goes the way of one that a model wrote. Images that are missing or broken are left out, with a warning.
-    """
+    """Add images and texts of a `cc_sbu_align`, with warnings of broken images; returns how many texts are new."""
     files: dict[str, Path] = {}
     refused: dict[str, str] = {}
     captions: dict[str, list[str]] = {}

@@ -74,10 +74,7 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:
-    """A perceptual hash: whether each of 16 x 16 cells is brighter than its right neighbour, as 4 uint64.
-
-    Images that were scaled, recompressed or slightly recoloured differ in few of the 256 bits.
-    """
+    """A perceptual hash of 256 bits, as 4 uint64: whether a cell of 16 x 16 is brighter than its right neighbour."""
     small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] > small[:, 1:]).view(np.uint64)
 
@@ -128,10 +125,7 @@ def caught_by(values: Mapping[str, float | None], thresholds: Thresholds) -> lis
 
 
 def filter_items(ledger: Ledger, thresholds: Thresholds, *, only: Iterable[str] = ()) -> dict[str, Any]:
-    """Apply the rules to every current text; returns `{"kept": n, "caught": {rule: how many}, "changed": n}`.
-
-    With `only`, verdicts are recorded for these images alone; duplicates are looked for among all.
-    """
+    """Apply the rules to every current text, and record verdicts (on images `only`); {"kept", "caught", "changed"}."""
     with ledger.lock("filter"):
         items, wanted = ledger.items(), {image.name for image in ledger.images(only)}
         measured = measure_all(items, image_hashes(ledger, items))

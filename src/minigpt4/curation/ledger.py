@@ -143,10 +143,7 @@ class Description:
 
 
 class Ledger(contextlib.AbstractContextManager["Ledger"]):
-    """An open ledger. Use it as a context manager; safe to share between threads only with one `Ledger` each.
-
-    Raises UserError for a file that is no ledger, is of another version, or cannot be opened or written.
-    """
+    """An open ledger, as a context manager, one for each thread. Raises UserError for a file that is no such ledger."""
 
     def __init__(self, project: str | Path, *, create: bool = False) -> None:
         self.project = Path(project)
@@ -192,8 +189,6 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """Keeps a second process out of `step`, as `only_process`."""
         return only_process(self.project, step, wait=wait)
 
-    # -- writing
-
     def add_images(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
         """Add (name, file); returns the names of those that were left out, with warnings of some.
 
@@ -238,10 +233,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
     def add(
         self, step: str, settings: str, rows: Iterable[tuple[tuple[str, int], int, Mapping[str, Any]]], turn: int = 0
     ) -> int:
-        """Record ((image, sample), source, data) for `step`, all or none; returns how many of them were new.
-
-        What is there already with this source, these settings and this `turn` stays as it is.
-        """
+        """Record ((image, sample), source, data) for `step`, all or none, unless known; returns how many were new."""
         at = _now()
         values = [
             (image, sample, step, source, settings, turn, json.dumps(data, ensure_ascii=False), at)
@@ -256,8 +248,6 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """A turn that no event of `step` has yet: for what may rightly happen to the same source again."""
         return int(self._rows("SELECT coalesce(max(turn) + 1, 0) FROM events WHERE step = ?", (step,))[0][0])
 
-    # -- reading
-
     def images(self, names: Iterable[str] = ()) -> list[LedgerImage]:
         """All images, or those of these names, in the order in which they were added. UserError for unknown names."""
         rows = self._rows("SELECT name, path, sha256 FROM pictures ORDER BY rowid")
@@ -268,19 +258,10 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     def events(self, *steps: str) -> list[Event]:
         """All events (of these steps), oldest first."""
-        where = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
-        return self._events(f"{where} ORDER BY seq", steps)
-
-    def last_event(self, step: str) -> Event:
-        """The newest event of a step that has one."""
-        return self._events("WHERE step = ? ORDER BY seq DESC LIMIT 1", (step,))[0]
-
-    def _events(self, which: str, values: Iterable[Any]) -> list[Event]:
-        rows = self._rows(f"SELECT seq, picture, sample, step, source, settings, at, data FROM events {which}", values)
-        return [
-            Event(seq, image, sample, step, source, settings, at, json.loads(data))
-            for seq, image, sample, step, source, settings, at, data in rows
-        ]
+        which = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
+        columns = "seq, picture, sample, step, source, settings, at, data"
+        rows = self._rows(f"SELECT {columns} FROM events {which} ORDER BY seq", steps)
+        return [Event(*row, json.loads(data)) for *row, data in rows]
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """(step, settings) by id."""

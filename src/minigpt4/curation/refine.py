@@ -26,10 +26,7 @@ TEMPERATURE = 0.0
 
 
 def rejection(raw: str, reply: Reply, min_similarity: float) -> str | None:
-    """Why an answer is not taken for the text that was asked for; None if it is.
-
-    What the raw text said itself is not the answer's fault. Vocabularies less alike than `min_similarity` are drift.
-    """
+    """Why an answer is not taken for the text that was asked for, or None. Faults of the raw text do not count."""
     if not reply.ended:
         return "cut off"
     for pattern, reason in ((APOLOGIES, "refusal or apology"), (ASSISTANT_TALK, "assistant talk")):

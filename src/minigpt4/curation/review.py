@@ -112,7 +112,7 @@ class ReviewDesk(LabellingDesk):
         data = {"reviewer": reviewer, "verdict": verdict, "text": text}
         turn = self.ledger.next_turn("review")
         self.ledger.add("review", self._settings, [(item.key, item.source.seq, data)], turn)
-        item.apply(self.ledger.last_event("review"))
+        item.apply(self.ledger.events("review")[-1])
 
     def times(self, reviewer: str) -> list[str]:
         return [item.reviews[reviewer].at for item in self.items if reviewer in item.reviews]

@@ -51,10 +51,7 @@ def choose(best: int, scores: np.ndarray, groups: np.ndarray) -> list[int]:
 
 
 def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None, clusters: int = 10) -> dict[str, int]:
-    """Select the `best` texts among those that no rule caught; None undoes every selection.
-
-    `model` gives the features that are clustered. Raises UserError if there are too few texts.
-    """
+    """Select the `best` texts that no rule caught, spread by features of `model`; None undoes it. Raises UserError."""
     with ledger.lock("select"):
         items, candidates = ledger.items(), list[Description]()
         chosen: dict[tuple[str, int], float] = {}

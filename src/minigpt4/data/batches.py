@@ -132,10 +132,7 @@ def without_stop(text: str, stop: str) -> str:
 
 
 class Batches:
-    """The batch of every step, in an order that follows from the seed. Each epoch sees each sample at most once.
-
-    Samples that do not fill a batch sit an epoch out, others each time.
-    """
+    """The batch of every step, by the seed. An epoch sees each sample once; those that fill no batch sit it out."""
 
     def __init__(self, samples: Samples, batch_size: int, seed: int | tuple[int, ...], pool: int = POOL) -> None:
         if batch_size > len(samples):

@@ -89,10 +89,7 @@ def _write_rows(captions: Path, rows: Path, limit: int | None) -> None:
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """(url, caption) of each object in a JSON array, or on lines of their own, however large; others are passed over.
-
-    Raises UserError if the file is missing or is not JSON.
-    """
+    """(url, caption) of each object in a JSON array, or on lines of their own, however large. Raises UserError."""
     try:
         for entry in json_records(path):
             if isinstance(entry, dict) and isinstance(entry.get("url"), str):

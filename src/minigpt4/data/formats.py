@@ -82,9 +82,6 @@ class Reader(ABC):
         return next((list(record.fields) for record in records if isinstance(record, Record)), [])
 
 
-# -- images
-
-
 def load_image(path: Path) -> bytes | Cause:
     """The bytes of an image's file, or why there are none."""
     try:
@@ -142,9 +139,6 @@ def _fetch(address: str) -> bytes | Cause:
             return bytes(file.read(LARGEST_IMAGE + 1))
     except (OSError, ValueError) as error:
         return Cause(pairs.NO_IMAGE, f"{address}: {error}")
-
-
-# -- files
 
 
 class Tars(Reader):
@@ -274,10 +268,7 @@ class Descriptions(Reader):
 
 
 def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
-    """`(image_id, caption)` of every annotation of a cc_sbu_align.
-
-    Raises UserError if the directory does not have that layout.
-    """
+    """`(image_id, caption)` of every annotation of a cc_sbu_align. Raises UserError for a directory that is none."""
     path = Path(directory) / "filter_cap.json"
     if not Path(directory).is_dir():
         raise UserError(f"data {directory}: no such directory; the head of the recipe says where its data come from")
@@ -321,9 +312,6 @@ class Folder(Reader):
 
     def count(self) -> int:
         return len(self.beside)
-
-
-# -- tables
 
 
 @dataclass(frozen=True)
@@ -379,10 +367,7 @@ class JsonLines(Table):
 
 
 def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file that start in this stretch of its bytes, but for empty ones; see `read_line`.
-
-    Those of a file in UTF-16 all start in the first stretch, and come in UTF-8.
-    """
+    """Numbered lines that start in this stretch of a file's bytes; those of a file in UTF-16 all start in the first."""
     with path.open("rb") as file:
         if encoding_of(file.read(2)) == "utf-16":
             with _open_text(path, "replace") as text:
@@ -400,10 +385,7 @@ def read_lines(path: Path, start: int = 0, end: float = math.inf) -> Iterator[tu
 
 
 def read_line(file: IO[AnyStr], end: float = math.inf) -> AnyStr:
-    """The next line. Of one that is longer than LARGEST_RECORD only the start is in memory, and returned.
-
-    Such a line is not followed further than to the place `end`.
-    """
+    """The next line; of one longer than LARGEST_RECORD only the start. It is not followed further than to `end`."""
     longest = pairs.LARGEST_RECORD
     line = part = file.readline(longest + 1)
     while len(part) > longest and part[-1:] not in ("\n", "\r", b"\n") and (end == math.inf or file.tell() < end):

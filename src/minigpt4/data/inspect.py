@@ -60,10 +60,7 @@ class Inspection:
 
 
 def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 24) -> Inspection:
-    """Look at up to `limit` pairs, from the start; `shown` of them, evenly spread, go on the contact sheet.
-
-    Raises UserError if there is no source, or no pair at all in what was looked at.
-    """
+    """Look at up to `limit` pairs from the start; `shown` of them are for the contact sheet. Raises UserError."""
     reader = open_source(source)
     found = Inspection(len(reader.shards()), reader.count(), reader.notes)
     seen: set[bytes] = set()

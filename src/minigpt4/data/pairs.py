@@ -20,8 +20,7 @@ from minigpt4.prompts.templates import Message
 CAPTION_KEYS = (
     "caption", "captions", "text", "answer", "answers", "response", "output", "description", "sentences", "alt_text",
 )  # fmt: skip
-#: What an answer answers, and conversations.
-QUESTION_KEYS = ("instruction", "question", "prompt", "query")
+QUESTION_KEYS = ("instruction", "question", "prompt", "query")  # what an answer answers
 TURN_KEYS = ("messages", "conversations", "conversation", "texts")
 #: The column that may name a row's split, and what splits are called; other names are of none.
 SPLIT_KEY = "split"
@@ -72,10 +71,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Record:
-    """What there is for one image: the bytes of its file, or why there are none, and fields with its texts.
-
-    The fields' keys are `lowered`. `trouble` says what was wrong where no text is.
-    """
+    """An image's bytes, or why there are none, and its `lowered` fields, or the `trouble` with its texts."""
 
     name: str
     image: bytes | Cause

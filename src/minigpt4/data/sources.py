@@ -172,10 +172,7 @@ def _judge_splits(splits: Counter[str], what: str) -> tuple[bool, tuple[str, ...
 
 
 def check_source(source: Source, stage: int) -> None:
-    """Read the first pairs, and log what of a folder is read and what is not.
-
-    Raises UserError for what is missing, or if none of the pairs has a text where it should be.
-    """
+    """Read the first pairs, and log what is read. Raises UserError if something is missing or no pair has a text."""
     if not 0 < source.weight < math.inf:
         raise UserError(f"data {source.path}: weight {source.weight}: expected a number above 0")
     reader = open_source(source)

@@ -151,10 +151,7 @@ class LLMJudge(Judge):
 
 
 def read_labelled(path: Path) -> list[tuple[Case, bool]]:
-    """Cases with their right verdicts from a YAML list of `fields`, `success` and, if need be, an `image` beside it.
-
-    Raises UserError for a record that is wrong: a measure of the judge must not lose cases.
-    """
+    """Cases with right verdicts, from a YAML list of `fields`, `success` and perhaps an `image`. Raises UserError."""
     document = read_document(path)
     if not isinstance(document, list) or not document:
         raise UserError(f"{path}: holds no labelled cases; a list of mappings with 'fields' and 'success' was expected")

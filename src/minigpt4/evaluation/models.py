@@ -32,8 +32,7 @@ from minigpt4.prompts.encode import encode, encode_chat
 from minigpt4.prompts.templates import Message
 
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
-#: How BLIP-2 is asked, as its authors do.
-BLIP2_PROMPT = "Question: {} Answer:"
+BLIP2_PROMPT = "Question: {} Answer:"  # as its authors ask
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options that are put to an endpoint
 
 

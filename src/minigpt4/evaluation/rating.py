@@ -172,10 +172,7 @@ def _agreement(ratings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class PeopleJudge(Judge):
-    """The verdicts of the raters in `directory/ratings.jsonl`: the last word of each on every question.
-
-    An answer succeeds if most say so. If nobody judged it, or they are split, it is undecided.
-    """
+    """The majority of raters in `directory/ratings.jsonl`; undecided if nobody judged an answer, or they are split."""
 
     def __init__(self, directory: Path) -> None:
         path = directory / RATINGS

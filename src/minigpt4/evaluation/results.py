@@ -41,10 +41,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
-    """An append-only file of JSON lines, each under a "key", that a kill at any moment leaves readable.
-
-    `rows` holds them by key; only one process may write. Half a line at the end is cut off.
-    """
+    """A file of JSON lines that only grows and that a kill leaves readable; `rows` holds them by their "key"."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -51,10 +51,7 @@ class Suite(ABC):
         """What the responses of one model come to."""
 
     def more(self, responses: Sequence[Response], verdicts: Journal) -> Mapping[str, Any]:
-        """Anything else for results.json, of all models' responses; by default nothing.
-
-        `agreement` (a list of `statistics.agreement`) stands below the table too. `verdicts` is the judge's journal.
-        """
+        """Anything else for results.json; `agreement`, as of `statistics`, is shown too. By default nothing."""
         return {}
 
     def plots(self, results: Mapping[str, Any]) -> Mapping[str, bytes]:

@@ -131,10 +131,7 @@ def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token with its log-probability in nats, and the likeliest tokens in its place with theirs.
-
-    Both are those of the model itself, before temperature, top-p or penalty; None and empty unless requested.
-    """
+    """A token, and the likeliest in its place, with the model's own log-probabilities in nats, if asked for."""
 
     token: int
     logprob: float | None = None
@@ -216,10 +213,7 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of new rows, and choose the first token of each.
-
-        Rows with a `past` each take a pass of their own; all others share one.
-        """
+        """Read the prompts of new rows and choose the first token of each; with a `past`, in a pass of its own."""
         new = [row for row in rows if not _length(row.past)]
         for group in [*([new] if new else []), *([row] for row in rows if row not in new)]:
             input_ids, mask = left_padded([row.ids for row in group])

@@ -31,11 +31,7 @@ class Answer:
 
 
 class StopString(StoppingCriteria):
-    """True for each row whose text has just come to hold the stop string, and for all rows once `cancelled` is set.
-
-    It decodes the newest tokens. (transformers' own criterion builds a table of the whole vocabulary, which takes
-    seconds.)
-    """
+    """True for each row whose newest tokens hold the stop string, and for all rows once `cancelled` is set."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, cancelled: threading.Event | None = None) -> None:
         self.tokenizer, self.stop, self.cancelled = tokenizer, stop, cancelled or threading.Event()

@@ -139,8 +139,7 @@ class LLMFiles:
         described = name if delta is None else delta  # a delta describes the sum, with its tokenizer
         self.config = parts.read_llm_config(described)
         self.tokenizer = parts.load_tokenizer(described)
-        #: With the names and shapes of its tensors.
-        self.files = parts.llm_files(described)
+        self.files = parts.llm_files(described)  # with the names and shapes of its tensors
         if delta is not None and self.files.prefix:
             raise UserError(f"{delta}: is a whole BLIP-2 or an export; give the directory of a delta alone")
         self.base = self.files if delta is None else parts.llm_files(name)

@@ -20,12 +20,9 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )  # fmt: skip
 _STEM = 32
-#: Pixels of the input per position of the output, in each direction.
-STRIDE = 32
-#: Brings the classifier's weights to about the size of the positions' features.
-CLASS_SCALE = 10.0
-#: Size of the positions' code, about half that of the features.
-POSITION_SCALE = 0.3
+STRIDE = 32  # pixels of the input per position of the output, in each direction
+CLASS_SCALE = 10.0  # brings the classifier's weights to about the size of the positions' features
+POSITION_SCALE = 0.3  # size of the positions' code, about half that of the features
 
 
 class EfficientNetLiteConfig(PreTrainedConfig):

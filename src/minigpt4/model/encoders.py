@@ -19,10 +19,7 @@ AutoModel.register(EfficientNetLiteConfig, EfficientNetLite)
 
 
 def encoder_config(found: Mapping[str, Any], name: str | Path) -> Any:
-    """The configuration of the encoder that a config.json describes: alone, or in a BLIP-2, CLIP, SigLIP and so on.
-
-    Raises UserError if it is none; `name` is for the message.
-    """
+    """The configuration of the encoder that a config.json describes, alone or in a CLIP or BLIP-2. Raises UserError."""
     own = Blip2VisionConfig.model_type
     if found.get("model_type") == "blip-2":
         found = found["vision_config"]
@@ -37,10 +34,7 @@ def encoder_config(found: Mapping[str, Any], name: str | Path) -> Any:
 
 
 def measure(config: Any, side: int, name: str | Path) -> None:
-    """Note in `config` the side of its images in pixels (`input_size`), and the tokens of one (`output_tokens`).
-
-    Raises what the encoder raises if it takes no images of this size, and UserError if it makes no tokens of them.
-    """
+    """Note in `config` its images' side in pixels and the tokens of one. Raises UserError, and what encoders raise."""
     with torch.device("meta"):
         encoder = AutoModel.from_config(config, trust_remote_code=False).to("meta")
         seen = encoder(pixel_values=torch.empty(1, 3, side, side, device="meta")).last_hidden_state

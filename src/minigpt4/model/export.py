@@ -40,8 +40,7 @@ SURELY = 10_000.0  # a bias that outweighs any difference of logits, and is fini
 #: How many tokenizations of a stop string are looked for, the shortest first: each is compared at every new token.
 SPELLINGS = 32
 SHARD_SIZE = 2 * 10**9  # bytes
-#: Tensors by name, each read when it is written.
-Unread = Mapping[str, Callable[[], Tensor]]
+Unread = Mapping[str, Callable[[], Tensor]]  # tensors by name, each read when it is written
 
 
 def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:

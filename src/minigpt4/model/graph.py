@@ -35,10 +35,7 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
 
 
 def empty_graph(config: Blip2Config) -> Any:
-    """The network of this configuration without weights.
-
-    Any vision encoder stands in the place of BLIP-2's, and `PatchGroups` in that of a Q-Former without layers.
-    """
+    """The network of a configuration without weights: any encoder, and `PatchGroups` for a Q-Former without layers."""
     vision = config.vision_config
     own = isinstance(vision, Blip2VisionConfig)
     with parts.readable("the parts' config.json"):

@@ -32,11 +32,7 @@ class Trained:
 
 
 def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
-    """Freeze all parameters but those that `stage` trains, and return the names of the trained ones.
-
-    Both stages train the projection (paper, sections 3.1 and 3.3), variants more (`model.trained`). Raises UserError if
-    there is no such stage.
-    """
+    """Freeze all but what `stage` trains (paper, 3.1, 3.3; `model.trained`); the names of that. Raises UserError."""
     if stage not in (1, 2):
         raise UserError(f"there is no stage {stage!r}; the stages are 1, 2")
     pack_4bit_layers(model, allowed=False)

@@ -136,10 +136,7 @@ def _pinned_tensors(settings: Any, source: str | Path, name: str) -> dict[str, T
 
 
 def read_image_processor(vision_config: Any, source: str | Path) -> BlipImageProcessorPil:
-    """The image processor of a vision side, by its preprocessor_config.json (or its part of processor_config.json).
-
-    Raises UserError if it does not make squares: of the whole image, or of its middle at a size of the shortest edge.
-    """
+    """The image processor of a vision side, by its own config file. Raises UserError if it does not make squares."""
     own, both = (sources.find_file(source, f"{name}_config.json") for name in ("preprocessor", "processor"))
     if both and not own:
         settings = read_json(source, "processor_config.json")["image_processor"]

@@ -142,10 +142,7 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
 
 
 def load_model(kind: Any, files: "Checkpoint", **settings: Any) -> Any:
-    """`load` for weights, with progress bars if that takes seconds.
-
-    Raises UserError if a weight is missing: transformers would draw it at random, and log that.
-    """
+    """`load` for weights, with progress bars if that takes seconds. Raises UserError if a weight is missing."""
     report, had_bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     report.disabled = True  # it is said here, in one line
     if sum(files.file_sizes()) <= 1e9:

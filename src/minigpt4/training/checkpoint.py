@@ -36,10 +36,7 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints in a directory: the last `keep`, and the one with the lowest loss.
-
-    `belongs_to` names what a run must find again: fingerprints by what they are of ("data", "LLM", ...).
-    """
+    """The last `keep` checkpoints and the best. `belongs_to`: fingerprints of what a run must find again, by name."""
 
     def __init__(self, directory: Path, keep: int, belongs_to: Mapping[str, str]) -> None:
         self.directory, self._keep = directory, keep
@@ -49,10 +46,7 @@ class Checkpoints:
     def save(
         self, position: Position, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
-        """Write a checkpoint aside and rename it, then delete those that are not kept.
-
-        Raises UserError if it cannot be written; the former ones are then intact.
-        """
+        """Write a checkpoint, then delete those that are not kept. Raises UserError; former ones are then intact."""
         trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
         state = {
             **vars(position), "belongs_to": self._belongs_to, "trained": trained, "optimizer": optimizer.state_dict(),

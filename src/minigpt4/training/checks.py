@@ -90,10 +90,7 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def dry_run(recipe: Recipe, processes: int = 1) -> str:
-    """Check paths, sizes and memory of a run in `processes` processes; returns what it would do, in words.
-
-    Raises UserError for anything that would stop the run at its start, or a model that does not fit in memory.
-    """
+    """Check a run in so many processes; returns what it would do, in words. Raises UserError for what would stop it."""
     rows = rows_per_process(recipe, processes)
     check_output(recipe)
     check_sources(mixture(recipe), recipe.stage)

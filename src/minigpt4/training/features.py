@@ -69,10 +69,7 @@ class FeatureCache:
         return self.index.find(key) is not None
 
     def __getitem__(self, keys: Sequence[bytes]) -> Tensor:
-        """The features of these images, (len(keys), num_query_tokens, d_qformer), in the dtype they were made in.
-
-        Raises KeyError for an image that is not there.
-        """
+        """Features of images, (len(keys), num_query_tokens, d_qformer), in their own dtype. Raises KeyError."""
         return torch.stack([self._shards[shard][row] for shard, row in map(self.index.__getitem__, keys)])
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
@@ -140,10 +137,7 @@ Prepared = tuple[bytes, Pair, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Prepare:
-    """Makes of a pair its image key, the pair without the image, and the image's pixels (3, h, w).
-
-    Pixels are None if the image is cached already, or if another process than `rank` of `world` encodes it.
-    """
+    """Makes of a pair its image key, the pair without the image, and pixels (3, h, w): None if cached or another's."""
 
     image_processor: Any
     cached: Index

@@ -68,10 +68,7 @@ class Loaded:
 def make_loader(
     recipe: Recipe, model: MiniGPT4, processes: Processes, stop: StopSignals, progress: bool
 ) -> "tuple[CachedLoader | StreamedLoader, str]":
-    """The batches of the recipe's data, and a fingerprint of the data.
-
-    Without `stream` every image goes through the vision encoder now, unless its features are cached.
-    """
+    """The batches of the recipe's data, and the data's fingerprint. Without `stream` images are encoded now."""
     sources, rank, world = mixture(recipe), processes.rank, processes.world
     open_stream = partial(
         PairStream, sources, stage=recipe.stage, seed=recipe.seed, max_skipped_share=recipe.max_skipped
@@ -209,10 +206,7 @@ def joined(states: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def lanes(recipe: Recipe, world: int) -> int:
-    """Into how many shares a stream is cut: the largest divisor of a batch up to `LANES`, or the number of processes.
-
-    The number is the same for one, two, four, ... processes, and so are the batches.
-    """
+    """Into how many shares a stream is cut: the same for one, two, four, ... processes, and so are the batches."""
     whole = math.gcd(recipe.batch_size, LANES)
     return whole if whole % world == 0 else world * math.gcd(recipe.batch_size // world, max(1, LANES // world))
 

@@ -25,8 +25,7 @@ RENAMED = {
     "accumulate": "gradient_accumulation_steps", "keep_checkpoints": "save_total_limit",
     "sample_pictures": "sample_images",
 }  # fmt: skip
-#: Keys that are no more. Runs saved them as null; those runs go on.
-GONE = {"projection_from"}
+GONE = {"projection_from"}  # keys that are no more; runs that saved them as null go on
 #: Keys that may differ in a run that continues: they do not change the losses.
 HARMLESS = {
     "base", "output", "save_every", "feature_cache", "save_total_limit", "trackers", "max_skipped", "workers",
@@ -63,10 +62,7 @@ class DataSource(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One stage of training. Every key can stand in the YAML file and be overridden as `key=value`.
-
-    What the keys mean is in `keys.yaml`, beside this file.
-    """
+    """One stage of training. Each key, told in `keys.yaml`, can be in the YAML file or be given as `key=value`."""
 
     model_config = _STRICT
 

@@ -16,16 +16,9 @@ from minigpt4.vllm.plugin import MISSING
 
 
 def serve(
-    model: str,
-    name: str,
-    host: str,
-    port: int,
-    key: str | None,
-    max_images: int,
-    max_pixels: int,
-    hosts: Sequence[str],
-    dtype: str | None,
-) -> None:
+    model: str, name: str, host: str, port: int, key: str | None, max_images: int, max_pixels: int,
+    hosts: Sequence[str], dtype: str | None,
+) -> None:  # fmt: skip
     """Run vLLM's OpenAI-compatible server for `model` until it ends; an alignment is exported first, for the while.
 
     Raises UserError if vLLM is not installed, or its server fails.

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the head of a request may take, and that a client may leave an answer unread.
 HEAD_SECONDS = 20.0
-#: The largest bodies for which there is room at the same time.
-LARGEST = 10
-#: Brackets, colons and commas in a request's JSON, and how deep it may nest.
-MARKS, DEPTH = 30_000, 32
+LARGEST = 10  # bodies of the largest size for which there is room at the same time
+MARKS, DEPTH = 30_000, 32  # brackets, colons and commas in a request's JSON, and how deep it may nest
 ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
 
 

@@ -20,10 +20,7 @@ _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
 def read_sent_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], max_bytes: int) -> bytes:
-    """The encoded image that a data URL, `cid:` with a name in `uploads`, or an address on one of `hosts` stands for.
-
-    Raises UserError, in words for the client.
-    """
+    """The image file of a data URL, of `cid:` and a name in `uploads`, or at an address on `hosts`; or UserError."""
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data" or url.startswith(_IN_BASE64):  # some clients leave the head of the URL out
         head, comma, data = url.rpartition(",")

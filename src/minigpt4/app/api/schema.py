@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-#: Characters in a conversation: more than any LLM here reads, and tokenised in a moment.
-TEXT = 200_000
+TEXT = 200_000  # characters in a conversation: more than any LLM here reads, and tokenised in a moment
 
 Text = Annotated[str, Field(max_length=TEXT)]
 T = TypeVar("T")

@@ -22,8 +22,7 @@ from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, Message, what_is_read, without_marks
 
-#: Below this a temperature takes the likeliest token anyway, and dividing by it overflows.
-COLD = 1e-3
+COLD = 1e-3  # below this a temperature takes the likeliest token anyway, and dividing by it overflows
 
 
 class Service:

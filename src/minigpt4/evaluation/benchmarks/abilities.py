@@ -17,8 +17,7 @@ from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
 from minigpt4.statistics import Rate, agreement
 
-#: Rows over all tasks, and over those for which the paper gives figures.
-OVERALL, PAPERS = "all", "paper"
+OVERALL, PAPERS = "all", "paper"  # rows over all tasks, and over those for which the paper gives figures
 
 
 def check_truth(case: Case) -> Verdict:

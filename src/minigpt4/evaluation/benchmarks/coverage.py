@@ -39,10 +39,7 @@ TRUTH = Judge({"judge": "ground truth: every fact of the caption"}, _exactly)
 
 @dataclass
 class Coverage(Suite):
-    """Reference captions that descriptions cover: of a COCO captions file, or of `count` images of the default data.
-
-    The default `judge` is the ground truth, which only the default data has.
-    """
+    """Captions that descriptions cover: of a COCO file, or of `count` default images, which alone have the TRUTH."""
 
     data: Path | None = None
     images: Path | None = None
@@ -135,10 +132,7 @@ def _lexical(one: Response) -> list[bool]:
 def caption_scores(
     answers: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[float]], dict[str, float], tuple[str, ...]]:
-    """The metrics of `answers` (by image) against the captions that people wrote.
-
-    Returns METEOR, ROUGE-L and CIDEr of every answer (their mean is the metric), BLEU of all together, and notes.
-    """
+    """METEOR, ROUGE-L, CIDEr of each answer (by image), BLEU of all, against people's captions; and notes."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor

@@ -180,10 +180,7 @@ class Probe:
 
 
 def draw_probes(instances: coco.Annotations, images: Iterable[Any], per_image: int, seed: int = 0) -> list[Probe]:
-    """Up to `per_image` objects that are there, and as many that are not in each way, for each of `images`.
-
-    An absent object that two samplings draw is asked about once. Frequencies are counted over all of `instances`.
-    """
+    """Up to `per_image` objects that are there, and as many absent ones of each sampling; each is asked about once."""
     frequency, together = Counter[str](), Counter[tuple[str, str]]()
     for kinds in instances.of_image.values():
         frequency.update(kinds)

@@ -53,10 +53,7 @@ class VisualQuestion:
 
 
 def read_questions(paths: Sequence[Path]) -> tuple[list[VisualQuestion], list[Fault]]:
-    """The questions of all these files, and the records that are wrong or have the id of another.
-
-    Raises UserError if a file is missing or of no such format, or if one of VQA v2's two files is not there.
-    """
+    """The questions of these files, and what is wrong with others. Raises UserError for a file of another form."""
     found, faults = list[VisualQuestion](), list[Fault]()
     halves: dict[str, list[tuple[Path, Any]]] = {"questions": [], "annotations": []}  # of VQA v2
     for path in paths:
