@@ -1,7 +1,4 @@
-"""The command line: parsing and printing only.
-
-What a command does lies in the function that it calls, imported when the command runs, so that `--help` costs nothing.
-"""
+"""The command line: parsing and printing only. What a command needs is imported when it runs, so `--help` is quick."""
 
 import logging
 import os

@@ -95,10 +95,7 @@ def requirement(mistake: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML of bounded depth, without aliases (a few of them stand for billions of values).
-
-    Each key stands once in its mapping: PyYAML would silently keep the last of two tasks of one name.
-    """
+    """Plain YAML of bounded depth, each key once, without aliases (a few of them stand for billions of values)."""
 
     _depth = 0
 

@@ -53,15 +53,12 @@ _IMAGE = re.compile(r"image|picture|photo|pixel|file|format|mime|media|base64|da
 
 
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
-    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known.
-
-    `empty`: it did answer, with nothing. `refused`: it does not take this conversation, but may answer others.
-    """
+    """The endpoint gave no usable answer, however often it was asked. `tokens` were paid for, as far as is known."""
 
     def __init__(self, reason: str, tokens: int = 0, *, refused: bool = False) -> None:
         super().__init__(reason)
-        self.tokens, self.refused = tokens, refused
-        self.empty = reason == _EMPTY
+        self.tokens, self.refused = tokens, refused  # refused: others may be answered
+        self.empty = reason == _EMPTY  # it did answer, with nothing
 
 
 @dataclass(frozen=True)
@@ -139,11 +136,8 @@ class Endpoint:
     def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:
         """The answer to a conversation, without the thought that some models write before it.
 
-        `name` is sent as the idempotency key, so that a gateway that knows such keys charges a repeated question once.
-
-        Raises:
-            Unanswered: no usable answer after all attempts, this conversation was refused, or stopped.
-            UserError: the endpoint refuses in a way that will not pass.
+        `name` is the idempotency key, by which a gateway charges a repeated question once. Raises Unanswered without a
+        usable answer, for a refused conversation, or if stopped; UserError for what will not pass.
         """
         reason, paid, attempt = "stopped", 0, 0
         while attempt < self.attempts and not self.stopped.is_set():

@@ -39,11 +39,7 @@ def is_leftover(name: str | PurePath) -> bool:
 
 
 def walk(folder: str | Path) -> list[Path]:
-    """All regular files below a folder, by name, without what systems leave there.
-
-    Links to folders are followed, each folder once: a link that leads back ends there. Raises UserError if the folder
-    is missing or one below cannot be read.
-    """
+    """All regular files below a folder, by name, behind links too, each once, without leftovers. Raises UserError."""
     folder = expand(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory; give the path of a folder")
@@ -133,10 +129,7 @@ def encoding_of(start: bytes) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Text from outside: UTF-8 with or without a mark, or UTF-16 with one.
-
-    Raises UserError that names the file and the line for anything else: half of such a text would be learnt wrongly.
-    """
+    """Text from outside: UTF-8 with or without a mark, or UTF-16 with one. Raises UserError that names the line."""
     encoding = encoding_of(data)
     try:
         text = data.decode(encoding)
@@ -303,10 +296,7 @@ ORPHANS_SECONDS = 3.0
 
 @contextmanager
 def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Keeps a second process out of `work` in `directory` until the block ends, or this process does, however it ends.
-
-    Raises UserError if another process is at it (after ORPHANS_SECONDS), unless `wait` is set.
-    """
+    """Keeps a second process out of `work` in `directory` for the block. Raises UserError, or does `wait`."""
     if os.name == "nt":  # nothing keeps it out there
         yield
         return

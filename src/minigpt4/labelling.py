@@ -42,16 +42,12 @@ class TakenError(ValueError):
 
 
 class LabellingDesk(ABC):
-    """Hands out `total` things to judge, by their index, and records decisions. Safe to use from several threads.
-
-    `html` is the package and file of what `labelling.html` shows of a thing; `thing` and `judge` are what requests and
-    answers call a thing and a person.
-    """
+    """Hands out `total` things to judge, by their index, and records decisions. Safe to use from several threads."""
 
     title: str
-    html: tuple[str, str]
-    thing: str
-    judge: str
+    html: tuple[str, str]  # package and file of what `labelling.html` shows of a thing
+    thing: str  # what requests and answers call a thing
+    judge: str  # and a person
 
     def __init__(self, total: int) -> None:
         self.total, self.lock = total, threading.RLock()

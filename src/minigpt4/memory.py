@@ -192,10 +192,7 @@ def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
 
 
 def _loading(files: dict[str, int | None], vision: int, llm: int) -> int:
-    """Bytes at the peak of loading on a CPU. A file that is converted is in memory twice, before (mapped) and after.
-
-    A file that needs no conversion stays mapped and is the weight itself.
-    """
+    """Bytes at the peak of loading on a CPU: a converted file is there twice, another stays mapped as the weight."""
     of_vision, of_llm = files.get("vision", files.get("all")) or 0, files.get("llm")
     if of_llm is None:  # one file, or none on this machine
         return vision + llm + (0 if abs(of_vision - vision - llm) < 0.02 * of_vision else of_vision)

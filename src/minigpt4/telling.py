@@ -1,7 +1,4 @@
-"""Text from outside on a terminal, in a log or a table: what could act there is shown as an escape sequence instead.
-
-File names, model names, recipes, other people's data and a model's answers may hold anything.
-"""
+"""Text from outside on a terminal, in a log or a table: what could act there is shown as an escape sequence."""
 
 import logging
 import re

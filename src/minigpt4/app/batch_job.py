@@ -1,7 +1,4 @@
-"""Answers about many images, written to a file, one line of JSON each: what `minigpt4 generate` does.
-
-A job that was stopped, even by a kill in the middle of a line, goes on after its last whole line.
-"""
+"""Answers about many images, one line of JSON each; a job that was stopped goes on: `minigpt4 generate`."""
 
 import hashlib
 import itertools

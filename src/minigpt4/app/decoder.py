@@ -1,8 +1,4 @@
-"""Strangers' images are decoded in processes of their own, which have little time and memory, and die at the limit.
-
-Each image begins among the quick; one that needs more than a moment begins anew among the slow, so that it holds up
-only others of its kind.
-"""
+"""Strangers' images are decoded in processes with little time and memory; slow images hold up only each other."""
 
 import contextlib
 import ctypes

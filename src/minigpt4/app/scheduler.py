@@ -48,15 +48,12 @@ class SentImage:
 
 @dataclass(frozen=True)
 class AnswerStep:
-    """What a step added to an answer: the token (None: it never began), and the text that can be shown by now.
-
-    The last one has the whole `answer`, and keys and values of what the LLM has read, if the request came with some.
-    """
+    """What a step added to an answer: the token (None: it never began), and the text that can be shown by now."""
 
     text: str
     chosen: Chosen | None
-    answer: Answer | None = None
-    past: DynamicCache | None = None
+    answer: Answer | None = None  # whole, with the last step
+    past: DynamicCache | None = None  # of all that the LLM has read, if the request came with one
 
 
 Event = AnswerStep | Exception
@@ -104,15 +101,12 @@ class AnswerRequest:
 
 
 class Scheduler:
-    """Answers requests with `model`, up to `max_batch` at a time; `max_queue` more may wait.
-
-    `features` are those of the images last seen, by content: no image is kept. `encoded` and `reused` count images.
-    """
+    """Answers requests with `model`, up to `max_batch` at a time; `max_queue` more may wait."""
 
     def __init__(self, model: MiniGPT4, max_batch: int = 16, max_queue: int = 128) -> None:
         self.model, self.max_batch, self.max_queue = model, max_batch, max_queue
-        self.features = Recent[Tensor](count=256, seconds=600.0)
-        self.encoded = self.reused = 0
+        self.features = Recent[Tensor](count=256, seconds=600.0)  # of images last seen, by content
+        self.encoded = self.reused = 0  # images
         self._batch = ContinuousBatch(model)
         self._ends = end_tokens(model.blip2.language_model, model.tokenizer)
         self._waiting: deque[AnswerRequest] = deque()

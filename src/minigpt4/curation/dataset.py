@@ -1,7 +1,4 @@
-"""The finished dataset: `cc_sbu_align`, which stage 2 reads, or a Hugging Face image folder with its card.
-
-The content of an image decides its split, so an image is never in both, and adding images moves none.
-"""
+"""The finished dataset, `cc_sbu_align` or a Hugging Face image folder. An image's content decides its split."""
 
 import json
 import math
@@ -21,7 +18,7 @@ SPLITS = ("train", "validation")
 
 
 def finished(ledger: Ledger) -> list[tuple[Description, str]]:
-    """The items to export with final texts, one for each image: accepted by people, else best grounded, else the first."""
+    """What to export, with final texts: for each image the accepted one, or else the best grounded, or the first."""
     best: dict[str, tuple[tuple[bool, float], Description, str]] = {}
     for item in ledger.items():
         if item.kept and (text := (item.final or "").strip()):

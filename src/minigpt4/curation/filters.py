@@ -1,7 +1,4 @@
-"""The rules that leave out broken texts (paper, 3.2): each measures one number and compares it with a threshold.
-
-Thresholds come from a YAML file. Every run checks all texts, and records a verdict if it differs from the last one.
-"""
+"""The rules that leave out broken texts (paper, 3.2): each compares a number with a threshold, from a YAML file."""
 
 import difflib
 import json

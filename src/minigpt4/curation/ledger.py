@@ -261,7 +261,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         which = f"WHERE step IN ({', '.join('?' * len(steps))})" if steps else ""
         columns = "seq, picture, sample, step, source, settings, at, data"
         rows = self._rows(f"SELECT {columns} FROM events {which} ORDER BY seq", steps)
-        return [Event(*row, json.loads(data)) for *row, data in rows]
+        return [Event(*(*row[:-1], json.loads(row[-1]))) for row in rows]
 
     def all_settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """(step, settings) by id."""

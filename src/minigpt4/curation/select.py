@@ -77,16 +77,12 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
 
 
 def best_samples(items: Sequence[Description]) -> tuple[list[Description], np.ndarray]:
-    """The best text of each image, and their qualities, 0 to 1: the mean of the ranks by grounding and by fluency.
-
-    Grounding is that of the whole text: its least supported sentence is mostly a harmless filler that fits any image.
-    Raises UserError for an item without grounding.
-    """
+    """The best text of each image, and their qualities (0 to 1): mean ranks by grounding and fluency. UserError."""
     measured = [item.grounding for item in items if item.grounding]
     if missing := len(items) - len(measured):
         raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")
     scores = np.zeros(len(items))
-    for name in ("whole", "fluency"):
+    for name in ("whole", "fluency"):  # the least grounded sentence is mostly a filler that fits any image
         order = np.argsort([data[name] for data in measured], kind="stable")
         scores[order] += 0.5 * (np.arange(len(items)) / max(1, len(items) - 1))
     best: dict[str, int] = {}

@@ -25,15 +25,12 @@ POOL = 16
 
 @dataclass(frozen=True)
 class Samples:
-    """What a stage learns from: per sample an image key and the token ids to learn, after any one of the prompts.
-
-    Samples that come with a question of their own follow on that: `own_prompts`, by sample.
-    """
+    """What a stage learns from: per sample an image key and the token ids to learn, after any one of the prompts."""
 
     images: list[bytes]
     targets: list[list[int]]
     prompts: list[list[int]]
-    own_prompts: Mapping[int, list[int]] = field(default_factory=dict)
+    own_prompts: Mapping[int, list[int]] = field(default_factory=dict)  # of samples with a question of their own
     mended: int = 0  # texts that held the stop string
 
     def __len__(self) -> int:

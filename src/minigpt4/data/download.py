@@ -1,7 +1,4 @@
-"""Download of stage 1's images from the web: BLIP's two caption lists, fetched by img2dataset into tar shards.
-
-img2dataset cannot read the lists as they are, one JSON array of many gigabytes, so they are written as parquet first.
-"""
+"""Download of BLIP's two caption lists, for stage 1, by img2dataset, which reads them as parquet alone."""
 
 import json
 import shutil
@@ -40,15 +37,8 @@ def download(
 ) -> Counter[str]:
     """Fetch the images of a caption list into tar shards in `out`; returns counts by outcome over all shards there.
 
-    Args:
-        captions: A JSON array, or JSON lines, of objects with `url` and `caption`.
-        out: Directory of the shards. Those of an earlier call are kept, and the missing ones fetched.
-        processes, threads: Of img2dataset; each thread holds one connection.
-        image_size: Larger images are reduced to this shorter side, in pixels.
-        timeout: Seconds per image.
-        limit: Only the first pairs of the list.
-    Raises:
-        UserError: img2dataset is not installed or failed, or the list cannot be read.
+    `captions` is JSON, `url` and `caption` in each object. Earlier shards stay. `image_size` is the shorter side in
+    pixels, `timeout` seconds per image, `limit` a number of pairs. Raises UserError.
     """
     command = shutil.which("img2dataset") or shutil.which("img2dataset", path=str(Path(sys.executable).parent))
     if command is None:

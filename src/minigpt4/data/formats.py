@@ -286,12 +286,9 @@ def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Folder(Reader):
-    """Images, each beside a `.json`, `.txt` or `.caption` of the same name, in any depth.
+    """Images, each beside a `.json`, `.txt` or `.caption` of the same name, in any depth; `files` can stay empty."""
 
-    `beside` has each image's path and those of its texts; a shard is a part of it, so `files` can stay empty.
-    """
-
-    beside: tuple[list[str], ...] = ()
+    beside: tuple[list[str], ...] = ()  # each image's path and those of its texts; a shard is a part of it
 
     def shards(self) -> list[tuple[list[str], ...]]:
         return [self.beside[i : i + FOLDER_SHARD] for i in range(0, len(self.beside), FOLDER_SHARD)]
@@ -406,10 +403,7 @@ class Json(Table):
 
 
 def json_records(path: Path) -> Iterator[Any]:
-    """The values in a JSON array (or that of an object that begins with `images`), or on lines of their own.
-
-    Raises UserError if the file cannot be read, is not JSON, or one value is larger than pairs.LARGEST_RECORD.
-    """
+    """The values in a JSON array (or that of an object that begins with `images`), or on lines. Raises UserError."""
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
         with _open_text(path) as file:
@@ -444,10 +438,7 @@ def _open_text(path: Path, errors: str = "strict") -> TextIO:
 
 
 class Csv(Table):
-    """Separated values with a header: a column for the image's path and one for its text. A shard is a file.
-
-    The separator is the one of `,` `;` tab `|` that is most frequent in the header, or that of a line `sep=;` before.
-    """
+    """Separated values with a header: a column for the image's path and one for its text. A shard is a file."""
 
     def rows(self, shard: Path) -> Iterator[Row | Cause]:
         taken = 0  # characters of this record, which may have several lines
@@ -464,7 +455,7 @@ class Csv(Table):
             lines = iter(next_line, "")
             first = read_line(file)
             named = re.match(r"sep=(.)\s*$", first, re.IGNORECASE)
-            separator = named[1] if named else max(",;\t|", key=first.count)
+            separator = named[1] if named else max(",;\t|", key=first.count)  # the most frequent
             rows = csv.reader(lines if named else chain([first], lines), delimiter=separator, skipinitialspace=True)
             head: list[str] | None = None
             while True:

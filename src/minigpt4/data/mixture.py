@@ -176,10 +176,7 @@ class PairStream:
 
 @dataclass
 class _Share:
-    """What one worker of one rank sees, in blocks: drawn from the sources by weight, shuffled, yielded in chunks.
-
-    While a block is yielded the next one is read, pair for pair, so memory holds one block and there is no pause.
-    """
+    """What one worker of one rank sees: blocks drawn by weight, shuffled, each yielded while the next is read."""
 
     sources: "list[_Passes]"
     weights: list[float]

@@ -93,10 +93,7 @@ def parse_record(data: bytes, name: str) -> dict[str, Any] | Cause:
 
 
 def read_beside(texts: Mapping[str, Callable[[], bytes]], name: str, key: str | None) -> tuple[dict[str, Any], str]:
-    """The fields that stand beside an image, and what is wrong with them.
-
-    `texts` read its files, by those of TEXT_ENDINGS that are there. A .json without a text leaves it to the next one.
-    """
+    """The fields that stand beside an image, of the first of TEXT_ENDINGS with a text, and what is wrong with them."""
     record: dict[str, Any] = {}
     trouble = ""
     for ending in TEXT_ENDINGS:

@@ -70,10 +70,7 @@ def open_source(source: Source) -> Reader:
 
 
 def _open_folder(folder: Path, key: str | None) -> Reader:
-    """The reader of what a folder holds: cc_sbu_align, tables named `metadata`, tars, parquet files, or images.
-
-    A stray table or archive, without images or beside images that have texts of their own, is not read but named.
-    """
+    """The reader of what a folder holds; a table or archive that is stray or without images is not read but named."""
     files = walk(folder)
     images, left_out = sort_images(files)
     notes = (tell_left_out(left_out),) if left_out else ()

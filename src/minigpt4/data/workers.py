@@ -1,7 +1,4 @@
-"""Shares of a stream, read in processes of their own or in this one, handed out in turn.
-
-PyTorch's `DataLoader` starts, feeds and watches the processes.
-"""
+"""Shares of a stream, read by PyTorch's `DataLoader` in processes of their own, or in this one, in turn."""
 
 import atexit
 import os

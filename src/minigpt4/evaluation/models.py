@@ -1,7 +1,4 @@
-"""Models that answer questions about images: a MiniGPT-4, any BLIP-2 in transformers, any OpenAI-compatible endpoint.
-
-An endpoint gives no likelihoods, so options are put to it by letter.
-"""
+"""Models that answer questions about images: a MiniGPT-4, any BLIP-2 of transformers, an OpenAI-compatible endpoint."""
 
 import gc
 import re

@@ -147,10 +147,7 @@ def lies_in(image: Path, folder: Path) -> bool:
 
 
 def serve_rating(directory: Path, images: Path | None, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; errors as `questions_to_rate` and `serve_app`, which gives `ready` the address.
-
-    A stranger's results may name any file, so images are shown from the folder `images` alone (default: `directory`).
-    """
+    """Serve the page, with images of the folder `images` alone, until Ctrl-C; errors as the functions that it calls."""
     questions, images = questions_to_rate(directory), images or directory
     if hidden := [question.image for question in questions if not lies_in(question.image, images)]:
         logger.warning(

@@ -118,11 +118,7 @@ def _beam_search(
 
 
 def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor (rows, longest), and its attention mask.
-
-    Padding stands on the left, so that every row's answer starts in the same column; the mask hides it and positions
-    are counted without it, so it changes no answer.
-    """
+    """Token ids (rows, longest) and their mask, padded on the left, so that all answers start in the same column."""
     rows = [torch.tensor(row) for row in ids]
     masks = [torch.ones_like(row) for row in rows]
     input_ids, mask = (pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks))

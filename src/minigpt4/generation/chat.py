@@ -1,7 +1,4 @@
-"""A conversation about images that keeps the KV cache, so that each turn costs only its own tokens.
-
-A turn that fails or is cancelled leaves the chat as it was before it.
-"""
+"""A conversation about images that keeps the KV cache. A turn that fails or is cancelled changes nothing."""
 
 import json
 import threading
@@ -28,11 +25,7 @@ from minigpt4.prompts.templates import Message, Template, get_template, what_is_
 
 
 class Chat:
-    """One conversation with `model`, in the format of `template` (a name or a Template; default: the model's own).
-
-    `streaming` stands in for `batching.decode_stream` without its model: answers that come as a stream may be decoded
-    together with those of others (`app.scheduler.Scheduler.stream`).
-    """
+    """A conversation with `model` in the format `template`; `streaming` may stand in for `batching.decode_stream`."""
 
     def __init__(
         self,
@@ -74,11 +67,7 @@ class Chat:
         _shorten(self._cache, len(self._read[-1].all_ids) if known else 0)
 
     def reading(self, turn: int) -> tuple[list[int], int, Tensor]:
-        """What the LLM had read and written by the end of an answer (for the heat map of the page).
-
-        Returns the token ids with the answer's own at their end, where the answer starts in them, and the features of
-        the images among them (images, q, d_qformer).
-        """
+        """Token ids read and written by the end of an answer, where it starts in them, and their images' features."""
         read = self._read[turn]
         return read.all_ids, len(read.ids), read.features
 

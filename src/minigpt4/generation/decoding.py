@@ -63,16 +63,13 @@ class Decoding:
         return self.repetition_penalty or (1.05 if self.sampling else 1.0)
 
     def beam_search_config(self, ends: Sequence[int], image_token_id: int) -> GenerationConfig:
-        """transformers' form of it, without any of the defaults that the LLM's own files may carry.
-
-        `processors` holds the repetition penalty: here it would warn at every call that an embedded prompt cannot be
-        penalised, which the paper's code does not do either.
-        """
+        """transformers' form of it, without any of the defaults that the LLM's own files may carry."""
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=self.sampling,
             temperature=self.temperature if self.sampling else 1.0, top_p=self.top_p if self.sampling else 1.0,
             top_k=0 if self.sampling else 50,  # 50 means "not set"; anything else causes a warning without sampling
-            repetition_penalty=1.0, suppress_tokens=[image_token_id], eos_token_id=list(ends) or None,
+            repetition_penalty=1.0,  # `processors` has it; here it would warn that an embedded prompt has none
+            suppress_tokens=[image_token_id], eos_token_id=list(ends) or None,
             pad_token_id=ends[0] if ends else 0,  # fills up answers that ended before others in their batch
         )  # fmt: skip
 

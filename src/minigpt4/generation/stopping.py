@@ -78,11 +78,7 @@ def showable(text: str, stop: str) -> str:
 
 
 class AnswerReader:
-    """Follows one answer token by token: which text can be shown by now, and whether a stop string has ended it.
-
-    `stops` are stop strings, the template's among them; `ends` are the end tokens. Only the newest tokens are decoded,
-    so each token costs the same in an answer of any length.
-    """
+    """Follows one answer by its newest tokens alone: which text can be shown by now, and whether it has ended."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], ends: Sequence[int]) -> None:
         self.tokenizer = tokenizer

@@ -1,7 +1,4 @@
-"""Vision encoders: BLIP-2's own, every other one that transformers has, and EfficientNet-Lite.
-
-An encoder makes of a square image a row of tokens: a few that have no place (class, registers), and the patches.
-"""
+"""Vision encoders: BLIP-2's own, others of transformers, EfficientNet-Lite. Tokens without a place come first."""
 
 import math
 from collections.abc import Mapping

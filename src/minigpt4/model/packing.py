@@ -1,7 +1,4 @@
-"""Sequence packing: rows of different lengths laid end to end, so that a frozen LLM computes no padding.
-
-Only attention needs to know where a row ends: `packed_attention` is registered with transformers as `PACKED`.
-"""
+"""Sequence packing: rows of different lengths end to end, so that no padding is computed; `PACKED` tells attention."""
 
 from typing import Any
 
@@ -43,10 +40,7 @@ class Packing:
 
 
 class Packer:
-    """Runs an LLM on packed rows, and its last layer only for the tokens whose hidden states are needed.
-
-    Of others the last layer needs only keys and values: hooks leave them out of `last_layer_modules`.
-    """
+    """Runs an LLM on packed rows; hooks let its last layer compute only the tokens whose hidden states are needed."""
 
     def __init__(self, llm: Any) -> None:
         if not getattr(llm.base_model, "_supports_attention_backend", False):

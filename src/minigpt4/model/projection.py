@@ -8,10 +8,7 @@ from minigpt4.model.aligned import AlignedModel
 
 
 def start_among_words(model: AlignedModel) -> None:
-    """Start image tokens near the LLM's mean word embedding, which becomes the bias of the projection's last layer.
-
-    An LLM may need in every token what all its words have in common: the pocket LLM finds positions by it.
-    """
+    """Start image tokens at the LLM's mean word embedding, in the last bias: the pocket LLM finds positions by it."""
     projection: Any = model.blip2.language_projection
     last: Any = projection[-1] if isinstance(projection, torch.nn.Sequential) else projection
     with torch.no_grad():

@@ -197,10 +197,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a part by name, file by file, read lazily from its safetensors or `.bin` files, sharded or not.
-
-    With a `prefix` only those are there whose names start with it, under the rest of their names.
-    """
+    """The tensors of a part by name, read lazily from safetensors or `.bin` files; those of a `prefix`, without it."""
 
     def __init__(self, source: str | Path, prefix: str = "") -> None:
         self.source, self.prefix = source, prefix
@@ -255,10 +252,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 that tells weights apart whatever files they are in: names, shapes, and values of every tensor.
-
-    Of each matrix only the first, middle and last row are read (in float32), so that a 13B LLM takes seconds.
-    """
+    """A sha256 of every tensor's name, shape and values; of a matrix, for speed, the first, middle and last row."""
     digest = hashlib.sha256()
     tensors = getattr(tensors, "stored", tensors)  # those of a GGUF file as they lie there
     for name in sorted(tensors):

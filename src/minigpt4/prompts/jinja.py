@@ -1,7 +1,4 @@
-"""Tokenizers' chat templates (Jinja): an LLM's own as a `Template`, and a `Template` as one.
-
-transformers and vLLM render what is written here with no code of this package.
-"""
+"""Tokenizers' chat templates (Jinja): an LLM's own as a `Template`, and a `Template` for transformers and vLLM."""
 
 import json
 from collections.abc import Collection

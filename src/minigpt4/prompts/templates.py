@@ -1,7 +1,4 @@
-"""Chat formats: how a conversation about images becomes the text that an LLM was trained to continue.
-
-`<ImageHere>` marks an image in a text. Exact strings matter: they are the format of the released checkpoints.
-"""
+"""Chat formats: how a conversation about images becomes the very text that an LLM was trained to continue."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +9,7 @@ from typing import Literal
 from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 
-IMAGE_MARK = "<ImageHere>"
+IMAGE_MARK = "<ImageHere>"  # in a text
 IMAGE_TOKEN = "<image>"  # its token in a tokenizer
 
 
@@ -27,26 +24,18 @@ class Message:
 
 @dataclass(frozen=True)
 class Template:
-    """One chat format.
-
-    `system` opens every conversation and is followed by `system_end`; `user` and `assistant` are turns with `{text}`
-    (and `{images}`) in them; `image` wraps an image; `stop` is the string that ends an answer.
-    """
+    """One chat format."""
 
     name: str
-    system: str
-    system_end: str
-    user: str
-    assistant: str
-    image: str
-    stop: str
+    system: str  # opens every conversation
+    system_end: str  # follows it
+    user: str  # a turn, with {images} and {text}
+    assistant: str  # a turn, with {text}
+    image: str  # wraps an image
+    stop: str  # ends an answer
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text up to the next answer, with `<ImageHere>` for images.
-
-        A system message, if it is the first, replaces the template's own. Raises UserError unless user and assistant
-        take turns and the user's turn is the last.
-        """
+        """Text up to the next answer; a first system message replaces `system`. Raises UserError for wrong turns."""
         system, turns = self.system, list(messages)
         if turns and turns[0].role == "system":
             system = without_marks(turns.pop(0).text)

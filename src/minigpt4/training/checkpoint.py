@@ -92,10 +92,7 @@ class Checkpoints:
         return None, {}
 
     def load(self, model: MiniGPT4, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Position:
-        """Put the last undamaged checkpoint into model and optimiser; the first position if there is no checkpoint.
-
-        Raises UserError if it comes from other data or other frozen parts, or every one is damaged.
-        """
+        """Put the last undamaged checkpoint into model and optimizer; its position, or the first. Raises UserError."""
         path, state = self.last()
         for damaged in self._damaged:
             logger.warning("%s: the checkpoint is damaged; going on from the one before it", damaged)

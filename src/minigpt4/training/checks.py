@@ -22,11 +22,7 @@ LEFTOVERS = ".*.tmp"  # files of a run that was killed while it saved
 
 
 def check_all(recipe: Recipe, lock: ExitStack) -> bool:
-    """Check everything and make the output directory; returns True if the output holds the finished alignment already.
-
-    Else no other process can train into the output until `lock` is closed. Raises UserError for anything that would
-    stop the run later.
-    """
+    """Check everything; True if the output holds the alignment, else it is made, and `lock`ed. Raises UserError."""
     check_output(recipe)
     if (recipe.output / "alignment" / "alignment.json").is_file():
         return True

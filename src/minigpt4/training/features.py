@@ -203,11 +203,7 @@ def cache_features(
 def encode_source(
     model: VisionSide, root: str | Path, source: Source, *, stage: int = 1, workers: int = 0, max_skipped: float = 0.1
 ) -> str:
-    """Encode every image of a source into the cache below `root`; returns what was done, in words.
-
-    `workers` processes read, decode and resize. If it ends early, the same call continues with the images that are
-    missing. Raises UserError as `PairStream` does, or if the disk is full.
-    """
+    """Encode the images of a source that the cache below `root` lacks; returns what was done. Raises UserError."""
     cache = FeatureCache(root, features_fingerprint(model))
     stream = PairStream(
         [source], stage=stage, seed=0, shuffle_buffer=0, workers=workers, repeat=False,

@@ -46,14 +46,11 @@ AHEAD = 3  # batches
 
 @dataclass(frozen=True)
 class Loaded:
-    """One process's rows of a batch, and their `images`: features (n, q, d_qformer) or pixels (n, 3, h, w).
-
-    `state` is the loader's place in the data after it, for `torch.save`; None if it follows from the step.
-    """
+    """One process's rows of a batch, and their `images`: features (n, q, d_qformer) or pixels (n, 3, h, w)."""
 
     batch: Batch
     images: Tensor
-    state: dict[str, Any] | None = None
+    state: dict[str, Any] | None = None  # the place in the data after it; None if it follows from the step
 
     @property
     def are_features(self) -> bool:
@@ -213,15 +210,11 @@ def lanes(recipe: Recipe, world: int) -> int:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each.
+    """One lane's rows of a batch, good to be sent from process to process: no tensors, which take a file each."""
 
-    `rows` are image keys, prompts and targets. `state` is the lane's place in the data, and how many pairs it has read
-    and skipped.
-    """
-
-    rows: tuple[list[bytes], list[list[int]], list[list[int]]]
+    rows: tuple[list[bytes], list[list[int]], list[list[int]]]  # image keys, prompts and targets
     pixels: np.ndarray
-    state: dict[str, Any]
+    state: dict[str, Any]  # the place in the data, and how many pairs were read and skipped
     error: str | None = None
     mended: int = 0  # texts of its pool that held the stop string
 

@@ -168,10 +168,7 @@ class Recipe(BaseModel):
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
-        """A recipe by its path or, if it ships, its bare name, with `key=value` texts whose values are read as YAML.
-
-        Raises UserError: no such recipe, not YAML, or a key or value that is not valid.
-        """
+        """A recipe by its path or, if it ships, its name, with `key=value` texts (in YAML). Raises UserError."""
         path = find_recipe(name_or_path)
         return cls.parse(_read(path) | _renamed(_parse_overrides(overrides), "override"), source=str(path))
 

@@ -19,10 +19,7 @@ def serve(
     model: str, name: str, host: str, port: int, key: str | None, max_images: int, max_pixels: int,
     hosts: Sequence[str], dtype: str | None,
 ) -> None:  # fmt: skip
-    """Run vLLM's OpenAI-compatible server for `model` until it ends; an alignment is exported first, for the while.
-
-    Raises UserError if vLLM is not installed, or its server fails.
-    """
+    """Run vLLM's server for `model` until it ends; an alignment is exported for the while. Raises UserError."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(MISSING)
     import torch

@@ -1,7 +1,4 @@
-"""Requests of the HTTP API: OpenAI's chat completions. What this model does not do is refused by name, never ignored.
-
-Null asks for nothing, and so do OpenAI's defaults spelled out.
-"""
+"""Requests of the HTTP API, OpenAI's chat completions; what this model does not do is refused, null is nothing."""
 
 from typing import Annotated, Any, Literal, TypeVar
 

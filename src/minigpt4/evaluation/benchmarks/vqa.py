@@ -143,16 +143,13 @@ def _judge(case: Case) -> Verdict:
 
 @dataclass
 class Vqa(Suite):
-    """Accuracy on question files (with VQA v2's annotations), or on the questions about `count` default images.
-
-    `prompt` words a question if the model writes, `choice` a choice for its likelihood, each with {} in its place.
-    """
+    """Accuracy on question files (with VQA v2's annotations), or on the questions about `count` default images."""
 
     data: Sequence[Path] = ()
     images: Path | None = None
     count: int = 200
-    prompt: str | None = None
-    choice: str | None = None
+    prompt: str | None = None  # words a question if the model writes, with {} in its place
+    choice: str | None = None  # words a choice for its likelihood, likewise
     max_new_tokens: int = 40
     name = "vqa"
     title = "Questions with short answers"
