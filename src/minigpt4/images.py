@@ -1,8 +1,4 @@
-"""Open an image from outside, safely: every way in which a file can be bad becomes one line that says so.
-
-Normalising belongs to the image processor that a model brings. Only Pillow and NumPy are imported here: processes that
-decode strangers' images start with this file (`app/decoder.py`).
-"""
+"""Open an image from outside, safely: every fault is one line. Decoding processes import this, so it imports little."""
 
 import base64
 import functools

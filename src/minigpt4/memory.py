@@ -51,14 +51,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the model called `name` needs.
-
-    `memory` gives bytes by job ("weights", "chat", "batch of 8", "training on 8") and precision. A job's bytes are the
-    peak of the whole process on a CPU: `PROCESS` of them are Python's and the libraries', which on a GPU do not count.
-    """
+    """What the model called `name` needs."""
 
     name: str
     parts: tuple[Part, ...]
+    #: Bytes by job ("weights", "chat", "batch of 8", "training on 8") and precision, at the peak of a process on a CPU.
     memory: dict[str, dict[str, int]]
 
     def table(self) -> str:

@@ -1,8 +1,4 @@
-"""The first step: the stage-1 model describes every image, and goes on when it has said too little (paper, 3.2).
-
-The model is a local one, in batches, or any OpenAI-compatible endpoint. Every text is recorded as soon as it is whole,
-so a run that is stopped goes on with the images that have none.
-"""
+"""The first step (paper, 3.2): the stage-1 model describes each image, here or at an endpoint; short texts go on."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence

@@ -190,11 +190,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         return only_process(self.project, step, wait=wait)
 
     def add_images(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
-        """Add (name, file); returns the names of those that were left out, with warnings of some.
-
-        These are the ones that were `refused` before, with their reasons, and those that cannot be opened. An image
-        that is there already stays. Raises UserError if its name belongs to an image with other content.
-        """
+        """Add (name, file) but for the `refused` and those that cannot be opened, whose names it returns. UserError."""
         causes = {**(refused or {})}
         known = {image.name: image.sha256 for image in self.images()}
         rows = []

@@ -1,8 +1,4 @@
-"""The second step: an LLM behind an endpoint mends every text without seeing the image (paper, 3.2).
-
-An answer that refuses, apologises, breaks off or drifts from what was said is recorded but not accepted, and the raw
-text stays. An answer is recorded the moment it is there, so that nothing is paid for twice.
-"""
+"""The second step (paper, 3.2): an LLM mends each text without its image; a refusal or drift leaves the raw text."""
 
 import itertools
 import math

@@ -1,8 +1,4 @@
-"""A web page on which people read every remaining text, and accept, edit or reject it (paper, 3.2).
-
-Several people can work at once: each text is lent to one of them for some minutes, except for a shared sample on which
-everyone decides, to measure their agreement. Decisions go to the ledger at once.
-"""
+"""A web page on which people accept, edit or reject texts (paper, 3.2), each lent to one, but for a shared sample."""
 
 import difflib
 import hashlib

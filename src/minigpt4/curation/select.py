@@ -1,8 +1,4 @@
-"""Keep the best N texts: by grounding and fluency, spread over the kinds of images in the project.
-
-Only the best text of an image is a candidate. Images are grouped by k-means on the vision encoder's features, and each
-group contributes its best in proportion to its size, so that the choice is as diverse as the whole.
-"""
+"""Keep the best N texts by grounding and fluency, one of an image, in proportion from each kind of images."""
 
 from collections.abc import Sequence
 from pathlib import Path

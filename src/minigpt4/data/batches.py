@@ -1,8 +1,4 @@
-"""Samples as token ids, and the batches that each step of training sees.
-
-A batch follows from (seed, step) alone, so a run that goes on after a kill sees what it would have seen. Samples of
-like length share a batch, so there is next to no padding.
-"""
+"""Samples as token ids, and the batch of a step, which follows from (seed, step) and has samples of like length."""
 
 import hashlib
 import re

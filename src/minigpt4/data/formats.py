@@ -1,8 +1,4 @@
-"""The formats that pairs come in, each cut into shards that can be read apart from each other.
-
-A record without a pair yields the cause instead. No record can take more than a bounded amount of memory. Readers hold
-no open files, so they can be sent to other processes. Images are not decoded here, so a broken one shows up later.
-"""
+"""The formats of pairs, in shards that other processes can read. A bad record yields its cause; memory is bounded."""
 
 import base64
 import csv

@@ -1,8 +1,4 @@
-"""Pairs of an image and a text, and how a record of a dataset becomes pairs.
-
-Captions, questions with answers, and conversations are read under the keys that common trainers give them. Texts are
-as they are in the record; what a model's template forbids in them is taken out later (`batches.py`).
-"""
+"""Pairs of an image and a text, from a dataset's record, by the keys that common trainers give texts."""
 
 import json
 import re
@@ -56,17 +52,13 @@ class Cause(str):
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, as the bytes of its file, and the text that belongs to it. `name` says where it came from.
+    """An image and its text; in stage 2 perhaps the question that it answers, or a conversation that it ends."""
 
-    For stage 2 there may be the question that `text` answers, or a whole conversation, of which `text` is the last
-    answer: user and assistant in turns (after a system message, if there is one), the image in the first question.
-    """
-
-    name: str
-    image: bytes
+    name: str  # where it came from
+    image: bytes  # of its file
     text: str
     instruction: str | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message, ...] = ()  # user and assistant in turns, the image in the first question
 
 
 @dataclass(frozen=True)

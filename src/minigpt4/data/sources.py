@@ -27,18 +27,11 @@ _READERS: dict[str, type[Reader]] = {"tar": Tars, **TABLES}
 
 @dataclass(frozen=True)
 class Source:
-    """One source of pairs, as a recipe names it.
+    """One source of pairs, as a recipe names it."""
 
-    Attributes:
-        path: tar shards (`{00000..10488}.tar`), a directory (tar or parquet shards, cc_sbu_align, an image folder), a
-            `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, a pattern of files, or `hub:owner/name[:split]`.
-        weight: share of the pairs drawn, relative to the other sources.
-        caption_key: column or JSON key of the text; None takes the usual ones.
-    """
-
-    path: str
-    weight: float = 1.0
-    caption_key: str | None = None
+    path: str  # `{00000..10488}.tar`, a directory, a table, a pattern of files, or `hub:owner/name[:split]`
+    weight: float = 1.0  # share of the pairs drawn, relative to the other sources
+    caption_key: str | None = None  # column or JSON key of the text; None takes the usual ones
 
 
 def open_source(source: Source) -> Reader:

@@ -60,12 +60,7 @@ def datasets_library() -> Any:
 
 
 def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahead: int) -> Iterator[C]:
-    """Chunks of the shares, one share after the other, without end; `starts` begin the shares, which must not end.
-
-    They are read in this process, or in `processes` of their own, which divide the number of shares and are all
-    together `ahead` chunks ahead. (The `DataLoader` gives number n to worker n modulo their number, so each share stays
-    with one of them.)
-    """
+    """Chunks of endless shares in turn, read here or in `processes` that divide their number, `ahead` chunks before."""
     shares = _Shares(starts)
     if not processes:
         return (shares[number] for number in count())
@@ -75,7 +70,7 @@ def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahe
     datasets_library()  # once, before the processes part
     loader: DataLoader[C] = DataLoader(
         shares,  # type: ignore[arg-type]
-        sampler=count(),
+        sampler=count(),  # number n is for worker n modulo their number, so each share stays with one
         batch_size=None,
         num_workers=processes,
         prefetch_factor=-(-ahead // processes),

@@ -1,8 +1,4 @@
-"""Judges of answers: rules and ground truth, or an LLM behind an endpoint; `rating.py` has the judgements of people.
-
-What a judge cannot decide is undecided, and never a success. What an LLM is worth as a judge is measured on the few
-labelled cases that ship with each prompt.
-"""
+"""Judges of answers: rules, ground truth, or an LLM, itself measured on labelled cases; undecided is no success."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

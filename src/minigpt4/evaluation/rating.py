@@ -1,8 +1,4 @@
-"""A web page on which people judge answers without knowing which model gave them (paper, section 4.2).
-
-The answers stand without names, in a random order for each rater, and equal answers once. People say of each whether it
-succeeds, and which is best, ties allowed. Judgements go to a journal at once, which `PeopleJudge` reads.
-"""
+"""A web page on which people judge answers without knowing whose they are (paper, 4.2); `PeopleJudge` reads that."""
 
 import logging
 import random

@@ -1,9 +1,4 @@
-"""Runs a suite: puts its items to every model, has the answers judged, and writes the results.
-
-Every answer and verdict is journaled at once, under a key of all that it depends on (model, settings, prompt, image;
-judge, prompt version, answer). So a stopped run continues where it stood, a model that is added later costs only its
-own answers, and a question that changed is asked anew.
-"""
+"""Runs a suite: asks, has judged, and writes; journals keep each answer by all that it depends on."""
 
 import hashlib
 import itertools

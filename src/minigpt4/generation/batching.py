@@ -1,8 +1,4 @@
-"""Continuous batching: answers are decoded together, and each begins and ends at its own time.
-
-Every step is one pass of the LLM over the newest token of every row. Rows join after a pass over their own prompts, and
-leave when they have ended, while the others go on.
-"""
+"""Continuous batching: a step is one pass over the newest token of every row, and rows join and leave between."""
 
 import inspect
 import threading
@@ -136,21 +132,16 @@ class Chosen:
 
 @dataclass(eq=False)
 class Row:
-    """An answer that is being decoded: `ids` is its prompt, `features` (images, q, d_qformer) are its images'.
+    """An answer that is being decoded."""
 
-    `logprobs`: None, or how many of the likeliest tokens to report beside each that is chosen. `past`: keys and values
-    of the first of `ids`, if they are known; they are not changed. `newest` is what the last step chose; `failed` is
-    the exception if choosing failed.
-    """
-
-    ids: Sequence[int]
-    features: Tensor
+    ids: Sequence[int]  # the prompt
+    features: Tensor  # (images, q, d_qformer) of its images
     decoding: Decoding
-    logprobs: int | None = None
-    past: DynamicCache | None = None
+    logprobs: int | None = None  # how many of the likeliest tokens to report beside each that is chosen
+    past: DynamicCache | None = None  # keys and values of the first of `ids`; not changed
     tokens: list[int] = field(default_factory=list)
-    newest: Chosen | None = None
-    failed: Exception | None = None
+    newest: Chosen | None = None  # of the last step
+    failed: Exception | None = None  # in choosing
 
     def __post_init__(self) -> None:
         self._generator: torch.Generator | None = None

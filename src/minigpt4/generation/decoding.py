@@ -12,21 +12,15 @@ from minigpt4.model.aligned import AlignedModel
 
 @dataclass(frozen=True)
 class Decoding:
-    """Generation settings. The defaults are those of the released demo (sampling).
-
-    `do_sample` defaults to True with one beam and to False with more; `repetition_penalty` (on the answer's own tokens)
-    defaults to 1.05 when sampling and to 1 otherwise, so that `do_sample=False` is the model's plain first choice.
-    `seed` makes sampling repeatable: each prompt has a generator of its own, so its answer does not depend on the
-    others in its batch. torch's global generator stays as it was.
-    """
+    """Generation settings. The defaults are those of the released demo (sampling)."""
 
     max_new_tokens: int = 300
-    do_sample: bool | None = None
+    do_sample: bool | None = None  # by default with one beam only
     temperature: float = 1.0
     top_p: float = 0.9
-    repetition_penalty: float | None = None
+    repetition_penalty: float | None = None  # on the answer's own tokens; by default 1.05 when sampling, else 1
     num_beams: int = 1
-    seed: int | None = None
+    seed: int | None = None  # of each prompt's own generator; torch's global one stays as it was
 
     def __post_init__(self) -> None:
         allowed = (

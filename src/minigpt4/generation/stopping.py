@@ -1,8 +1,4 @@
-"""Where an answer ends, in tokens and in text: at EOS, or at the stop string of the chat template.
-
-The stop string is looked for in text, since it can be tokenised in many ways, and can share its first or last token
-with the text around it.
-"""
+"""Where an answer ends: at EOS, or at the stop string, which is looked for in text, since tokens may overlap it."""
 
 import threading
 from collections.abc import Sequence
@@ -18,16 +14,12 @@ from minigpt4.prompts.jinja import eos_tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `ended` is False if it was cut off at the token limit.
-
-    `tokens` are its ids without its end. They spell `text`, but for white space around it, which `text` has lost. The
-    last `respelled` of them are not those that were generated: there a token held the first of the stop string too.
-    """
+    """One answer."""
 
     text: str
-    ended: bool
-    tokens: tuple[int, ...]
-    respelled: int = 0
+    ended: bool  # False if it was cut off at the token limit
+    tokens: tuple[int, ...]  # without its end; they spell `text`, but for white space around it
+    respelled: int = 0  # of the last, not as generated: there a token held the first of the stop string too
 
 
 class StopString(StoppingCriteria):

@@ -19,17 +19,13 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of the vision side and, unless it is `spread`, of the LLM; the dtype of both.
+    """Where the parts of a model are, and in which dtype."""
 
-    The layers of a spread LLM fill the memory of the GPUs, then of the CPU, then the disk, up to `max_memory` (bytes or
-    a text such as "6GiB", by GPU number or "cpu"). `load_in` is the quantization of its linear layers, or None.
-    """
-
-    device: torch.device
+    device: torch.device  # of the vision side and, unless that is spread, the LLM
     dtype: torch.dtype
-    load_in: str | None = None
-    spread: bool = False
-    max_memory: Mapping[int | str, int | str] | None = None
+    load_in: str | None = None  # quantization of the LLM's linear layers
+    spread: bool = False  # whether the LLM's layers fill the GPUs, then the CPU's memory, then the disk
+    max_memory: Mapping[int | str, int | str] | None = None  # bytes or "6GiB", by GPU number or "cpu"
     # Holds layers for which memory has no room. It is deleted with the last model that uses it.
     _disk: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list, repr=False)
 

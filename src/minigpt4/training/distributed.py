@@ -1,8 +1,4 @@
-"""The processes of a run and the device of each, on accelerate: one process, or many that `torchrun` started.
-
-Every process holds the frozen parts (or, with FSDP, its share of the LLM) and goes through its rows of each batch;
-gradients of the trained parts are added up over all.
-"""
+"""The processes of a run, on accelerate: each has the frozen parts, or its share, and its rows of every batch."""
 
 import hashlib
 import os

@@ -1,9 +1,4 @@
-"""The cache of the frozen vision side's output, so that each image is encoded only once.
-
-Features are found by the SHA-256 of the image's file, in a directory named after the vision side's weights: runs and
-stages share one cache, and never get another encoder's features. Shards are memory-mapped safetensors files; an index
-in memory takes 40 bytes an image.
-"""
+"""The cache of the frozen vision side's output: by its fingerprint, then by the SHA-256 of an image's file."""
 
 import hashlib
 import json

@@ -1,8 +1,4 @@
-"""What each step trains on, read ahead: batches of cached features, or of images as they stream in.
-
-Each process gets its rows of every batch. The loader's place in the data is part of a checkpoint, so a resumed run sees
-the batches that an undisturbed one would have seen.
-"""
+"""What each step trains on, read ahead: cached features, or images as they stream; its place goes into checkpoints."""
 
 import logging
 import math

@@ -1,8 +1,4 @@
-"""MiniGPT-4 as vLLM runs it: its BLIP-2, with images where the prompt says.
-
-Imported by vLLM alone, after `plugin.register`. The network is vLLM's own BLIP-2, but each `<image>` of a prompt makes
-room for an image at its place (BLIP-2 puts one image before the text), and `<image>` is never an answer.
-"""
+"""MiniGPT-4 as vLLM runs it: vLLM's BLIP-2 with an image at each `<image>` of a prompt, which no answer has."""
 
 from collections.abc import Mapping, Sequence
 
