@@ -149,11 +149,7 @@ class TooLargeError(UserError):
 
 
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
-    """The bytes of a regular file. Nothing else is opened: a device may never end, and a pipe never begin.
-
-    Raises TooLargeError if there are more than `largest`, and UserError if `path` is missing, no regular file, or
-    cannot be read; `what` it should be is for the message.
-    """
+    """The bytes of a regular file; no device or pipe is opened. Raises TooLargeError above `largest`, or UserError."""
     path = expand(path, variables=isinstance(path, str))  # a Path may come from a stranger's table
     try:
         status = path.stat()

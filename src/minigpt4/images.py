@@ -104,11 +104,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def find_image(folder: Path, name: str, *, inside: bool = False) -> Path:
-    """The image that a text names, seen from `folder`: with its ending or without, in any case, on any system.
-
-    With `inside`, one outside of the folder, which `../` or a link leads to, is refused: another's dataset takes no
-    file of this machine along. Raises UserError that names the path that was tried.
-    """
+    """The image that a text names from `folder`, with or without ending, in any case; none beyond it if `inside`."""
     path = folder / name
     if not os.path.isfile(path):  # noqa: PTH113 - long names too
         path = folder / expand(name, variables=False)
@@ -117,6 +113,7 @@ def find_image(folder: Path, name: str, *, inside: bool = False) -> Path:
             listing = _listing(path.parent, path.parent.stat().st_mtime_ns)
             names = [fold(name) for name in (path.name, *(f"{path.name}.{ending}" for ending in IMAGE_ENDINGS))]
             path = next((path.with_name(listing[name]) for name in names if name in listing), path)
+    # Another's dataset takes no file of this machine along.
     if inside and os.path.lexists(path) and not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path}: leads out of {folder}")
     return path

@@ -30,10 +30,7 @@ def known_host(headers: Mapping[str, str], hosts: Collection[str] | None) -> boo
 
 
 def same_site(headers: Mapping[str, str], hosts: Collection[str] | None) -> bool:
-    """Whether a request comes from our own page, or from a program that is no browser; arguments as in `known_host`.
-
-    Browsers tell the page's site in Sec-Fetch-Site, older ones only in Origin; a page cannot forge either.
-    """
+    """Whether a request comes from our page (by Sec-Fetch-Site, in older browsers Origin), or from no browser."""
     if not known_host(headers, hosts):
         return False
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")

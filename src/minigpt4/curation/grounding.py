@@ -69,11 +69,7 @@ def ground(
     others: int = 4,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
-    """Measure the grounding of every current text that has none with this model and settings; returns counts.
-
-    Each image is compared with `others` images of the project, always the same. Raises UserError for fewer than two
-    images, KeyboardInterrupt after Ctrl-C; texts measured by then are recorded.
-    """
+    """Measure what has no grounding yet, each image against `others`; counts. Raises UserError, KeyboardInterrupt."""
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
         record = {"model": str(name), "projection": weights_fingerprint(name), "instruction": instruction}

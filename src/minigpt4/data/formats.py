@@ -180,11 +180,7 @@ def holds_pairs(path: Path) -> bool:
 
 
 def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[int, int]]]]:
-    """(key, place and size of its members by ending) of each record; the key None where the rest is broken.
-
-    The members of a record stand next to each other, as img2dataset writes them. Where `tar` wrote all images before
-    all texts, up to WAITING records wait for their other half.
-    """
+    """(key, place and size of members by ending) of each record, wherever its halves are; key None if it is broken."""
     key = ""
     waiting: dict[str, dict[str, tuple[int, int]]] = {}
 

@@ -119,11 +119,7 @@ def split_of(name: object) -> str:
 
 
 def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair] | list[Cause]:
-    """The pairs of a record, or why there are none.
-
-    Each of several captions makes a pair. Stage 1 has the text on one line. Stage 2 takes a question or a conversation
-    from the record too. `key` is where the text is, in place of CAPTION_KEYS.
-    """
+    """The pairs of a record, one for each of several captions (under `key`), or why there are none."""
     name, image, fields = record.name, record.image, record.fields
     if isinstance(image, Cause):
         return [image]

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,7 +49,8 @@ def answers(
     if images is not None and features is not None:
         raise UserError("give either images or their features, not both")
     shown = len(features) if features is not None else len(images) if isinstance(images, (list, tuple)) else 1
-    conversations = _conversations(prompts, shown)
+    alone = isinstance(prompts, str) or (prompts and isinstance(prompts[0], Message))
+    conversations: list[Any] = [prompts] * shown if alone else list(prompts)
     if not conversations:
         raise UserError("there is nothing to answer: give at least one prompt and, if in a list, at least one image")
     if features is None:
@@ -64,13 +65,6 @@ def answers(
         for conversation, seen in zip(conversations, per_prompt, strict=True)
     ]  # fmt: skip
     return decode(model, ids, per_prompt, decoding, chat_format.stop)
-
-
-def _conversations(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
-    """All prompts; a single one `count` times."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Message)):
-        return [cast(Prompt, prompts)] * count
-    return cast(list[Prompt], list(prompts))
 
 
 def _messages(prompt: Prompt, images: int) -> list[Message]:
@@ -106,11 +100,7 @@ def _images(images: Any, count: int) -> list[list[ImageSource]]:
 def encode_images(
     model: AlignedModel, images: Sequence[Sequence[ImageSource]], known: dict[bytes, Tensor] | None = None
 ) -> list[Tensor]:
-    """For each prompt the features `(images, q, d_qformer)` of its images.
-
-    Images with the same pixels are encoded once, and not at all if their features are in `known` (by `content_key`),
-    which takes up the new ones. Raises UserError for an image that cannot be read; `known` is then as it was.
-    """
+    """For each prompt its images' features (images, q, d_qformer), encoded once if not `known`. Raises UserError."""
     known = {} if known is None else known
     # By path, bytes or identity, so that an image for many prompts is read once.
     sources = [[id(image) if isinstance(image, Image.Image) else image for image in row] for row in images]

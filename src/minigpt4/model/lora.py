@@ -47,11 +47,7 @@ def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
 
 
 class LoRA(torch.nn.Module):
-    """Low-rank matrices beside the frozen attention weights of an LLM: `y = W x + 2 B A x` (Hu et al., 2021).
-
-    Hooks add them to the outputs of the LLM's layers, so its own weights keep their names and may be quantized or
-    sharded. `A` is drawn from a fixed seed and `B` starts at zero.
-    """
+    """Low-rank matrices beside an LLM's frozen attention, added by hooks: `y = W x + 2 B A x` (Hu et al., 2021)."""
 
     def __init__(self, llm: Any, rank: int) -> None:
         super().__init__()
@@ -59,7 +55,7 @@ class LoRA(torch.nn.Module):
             layer for name, layer in llm.named_modules()
             if name.rpartition(".")[2] in LORA_LAYERS and isinstance(layer, torch.nn.Linear)
         ]  # fmt: skip
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # for A; B starts at zero
         self._off = False
         for i, layer in enumerate(self._layers):
             down = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5

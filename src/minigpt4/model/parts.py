@@ -102,11 +102,7 @@ def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True, group: int = PATCHES_PER_TOKEN) -> VisionQFormer:
-    """Vision encoder, query tokens and Q-Former of a BLIP-2 checkpoint, or of a directory that holds only those.
-
-    Without `qformer` only the encoder is read, also from a directory with that alone, or with a CLIP or SigLIP. Tensors
-    keep their dtype; they are memory-mapped, but for those of an encoder alone.
-    """
+    """The vision side of a BLIP-2, or the encoder alone of that, a CLIP and so on; memory-mapped where it can be."""
     source = resolve(name)
     configs = read_vision_config(name, qformer, group)
     config, checkpoint = read_json(source, "config.json"), Checkpoint(source)
@@ -263,14 +259,10 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def _llama_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a LLaMA with a sentencepiece model, whose ids it gives; None for other LLMs.
-
-    Directories of 2023 name a class that transformers does not know (LLaMATokenizer), or none, and may leave special
-    tokens empty: transformers would go on with other ids. Raises UserError if ids differ.
-    """
+    """The tokenizer of a LLaMA with a sentencepiece model, whose ids it gives; None for others. Raises UserError."""
     path = sources.find_file(source, "tokenizer.model")
     settings = read_json(source, "tokenizer_config.json") if sources.find_file(source, "tokenizer_config.json") else {}
-    named = settings.get("tokenizer_class") or "LlamaTokenizer"
+    named = settings.get("tokenizer_class") or "LlamaTokenizer"  # in 2023 LLaMATokenizer, which transformers lacks
     if not path or read_json(source, "config.json").get("model_type") != "llama" or "llama" not in str(named).lower():
         return None
     try:

@@ -155,11 +155,7 @@ def cache_features(
     progress: bool = True,
     check_stop: Callable[[], None] = lambda: None,
 ) -> int:
-    """Encode the images whose pixels come with `prepared`, each once; returns how many were encoded.
-
-    `total` is for the progress bar. `check_stop` is called between images and may raise to end the work; what is
-    encoded by then is kept, and found by the next call.
-    """
+    """Encode the images whose pixels come with `prepared`, each once; returns how many. `check_stop` may end it."""
     batch: dict[bytes, np.ndarray] = {}
     shard: dict[bytes, Tensor] = {}
     encoded = 0

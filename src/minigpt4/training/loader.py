@@ -123,11 +123,7 @@ class CachedLoader:
 
 
 class StreamedLoader:
-    """Batches of a stream's pairs, those of like length together: the same for any number of processes and workers.
-
-    A batch takes its rows from `lanes`, which are divided over the processes: two processes with half of the lanes each
-    get together the batches of one process with all lanes.
-    """
+    """Batches of a stream's pairs of like length, from lanes divided over the processes: the same for any number."""
 
     def __init__(
         self,
@@ -217,11 +213,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Lane:
-    """A share of the stream, from the shards to rows of a batch.
-
-    Its pairs are read in pools, a pool sorted by length is cut into rows of a few batches, and those are shuffled: in
-    all lanes in the same way, so that one batch gets the short ones of each.
-    """
+    """A share of the stream, in pools that are sorted by length, cut into rows and shuffled, in all lanes alike."""
 
     open_stream: Callable[[], PairStream]
     tokenised: Callable[[list[tuple[bytes, Pair]]], Samples]

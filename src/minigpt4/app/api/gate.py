@@ -173,10 +173,7 @@ _NO_MARKS = bytes(set(range(256)) - set(b"[]{}:,"))
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP with a clock for a client that dawdles over a request's head, an answer, or a refused body's rest.
-
-    If there are as many connections as there may be, a new one takes the place of the one whose clock has run longest.
-    """
+    """uvicorn's HTTP with a clock for clients that dawdle; a new connection may take the longest idle one's place."""
 
     _alarm: asyncio.TimerHandle | None = None
 

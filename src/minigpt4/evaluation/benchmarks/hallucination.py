@@ -39,16 +39,13 @@ LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
 @dataclass
 class Hallucination(Suite):
-    """Objects that answers name and images do not hold, of an instances file or of `count` images of the default data.
-
-    What `captions` name is there too. Each image has `probes` about objects that are there, and as many that are not.
-    """
+    """Objects that answers name and images do not hold, of an instances file or of `count` default images."""
 
     data: Path | None = None
     images: Path | None = None
-    captions: Path | None = None
+    captions: Path | None = None  # what they name is there too
     count: int = 200
-    probes: int = 3
+    probes: int = 3  # of an image: about so many objects that are there, and as many that are not
     seed: int = 0
     max_new_tokens: int = 300
     name = "hallucination"

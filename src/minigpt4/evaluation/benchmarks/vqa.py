@@ -250,11 +250,7 @@ ACCURACY = {AOKVQA: aokvqa_accuracy, GQA: gqa_accuracy, VQA: vqa_accuracy}
 
 
 def contained(reply: str, candidates: Sequence[str]) -> list[str]:
-    """Those of `candidates` that a reply in whole sentences says, as whole words, after normalising both.
-
-    A candidate inside a longer one ("red" in "dark red") is not said where the longer one is. "Yes" and "no" must be
-    the reply's first word.
-    """
+    """Those of `candidates` that a reply says, as whole words and not inside longer ones, after normalising both."""
     said = normalize_answer(reply)
     found: dict[str, str] = {}
     for candidate in candidates:
