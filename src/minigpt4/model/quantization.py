@@ -6,8 +6,6 @@ multiplies 8-bit numbers, forwards and backwards: half the bytes of bfloat16 and
 this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: one optimizer step after the other, starting at any step. `train.py` logs and saves."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

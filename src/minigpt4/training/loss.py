@@ -1,7 +1,5 @@
 """The loss of both stages: next-token cross-entropy on the target tokens only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 None of it changes what is computed. `minigpt4 train` and `bench/training.py` use the same functions.
 """
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 from typing import Any

@@ -5,8 +5,6 @@ that an undisturbed run would have had. Its files lie in the recipe's `output`: 
 `checkpoints/`, `curves.png`, `summary.md` and, when it is done, `alignment/`.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import statistics

@@ -1,7 +1,5 @@
 """Hints at what a word rests on: how image tokens influenced it, and their attention to the image's patches."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re
@@ -34,7 +32,7 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
     return found
 
 
-def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
+def token_influence(model: "AlignedModel", ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
     """How much each image token influences the choice of the tokens `ids[start:end]`: (images, q), sum 1.
 
     The length of the gradient of their log-probability at each image token: attention would depend on the layer
@@ -56,7 +54,7 @@ def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, s
 
 
 @torch.no_grad()
-def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Image]) -> Tensor:
+def patch_attention(model: "AlignedModel", images: "Sequence[str | bytes | Image.Image]") -> Tensor:
     """Where each image token comes from: (n, q, rows, columns), each sums to 1.
 
     The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.

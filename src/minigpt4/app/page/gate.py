@@ -5,8 +5,6 @@ file in it must be a token of the same visitor, which becomes a path here and no
 fails for the visitor. On the way back paths become tokens.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """What is on the page, and how it looks; what happens there is in `page.py`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path

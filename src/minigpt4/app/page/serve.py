@@ -1,7 +1,5 @@
 """Serves the page on an address, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import gc

@@ -3,8 +3,6 @@
 Only the visitor to whom a file's token was given may use it. Nothing that a client says is ever part of a path.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 import time
