@@ -223,8 +223,10 @@ def generate(
     from minigpt4.app.batch_job import read_questions
     from minigpt4.app.batch_job import run as run_job
     from minigpt4.minigpt4 import MiniGPT4
+    from minigpt4.model.loading import read_record
 
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    sampling: dict[str, Any] = dict(read_record(model).decoding)
+    sampling |= {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     result = run_job(
         lambda: MiniGPT4.from_pretrained(model, dtype=dtype, load_in=load_in, device=device),
         read_questions(images, prompt), out, job={"model": model, "dtype": dtype, "load_in": load_in},

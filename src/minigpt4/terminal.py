@@ -152,7 +152,7 @@ class Terminal:
 
     def _settings(self, text: str) -> None:
         self.settings = changed_settings(self.settings, text)
-        decoding = Decoding.from_settings(self.settings)
+        decoding = Decoding.from_settings(self.settings, self.chat.model.decoding)
         values = asdict(decoding) | {"do_sample": decoding.sampling, "repetition_penalty": decoding.penalty}
         for name, value in values.items():
             unused = not decoding.sampling and name in ("temperature", "top_p", "seed")

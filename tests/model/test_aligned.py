@@ -275,6 +275,27 @@ def edit_record(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_what_a_record_suggests_of_decoding_holds_where_nothing_is_asked(
+    model: MiniGPT4, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "a")
+    edit_record(tmp_path / "a", decoding={"do_sample": False, "repetition_penalty": 1.3})
+    suggested = MiniGPT4.from_pretrained(tmp_path / "a")
+    suggested.save_pretrained(tmp_path / "b")
+    suggested = MiniGPT4.from_pretrained(tmp_path / "b")
+    asked: dict[str, Any] = {"max_new_tokens": 40}
+    plain, held, other = (
+        asking.generate(pictures[0], ["Hello"], **asked, **more)
+        + [asking.start_chat().ask("Hello", image=pictures[0], **asked, **more)]
+        for asking, more in (
+            (model, {"do_sample": False, "repetition_penalty": 1.3}), (suggested, {}),
+            (suggested, {"repetition_penalty": 1.0}),
+        )
+    )  # fmt: skip
+    assert held == plain
+    assert other != plain
+
+
 def test_a_projection_that_does_not_fit_names_both_shapes(model: MiniGPT4, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "a")
     wider = {"weight": torch.zeros(48, D_QFORMER), "bias": torch.zeros(48)}

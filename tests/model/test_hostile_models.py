@@ -96,6 +96,8 @@ def test_code_in_other_places_is_not_run(llm: Path, tmp_path: Path, monkeypatch:
         ("template", 7, "template = 7: "),
         ("stage", 10**30, "stage = 1000"),
         ("qformer", [], "qformer = []: "),
+        ("decoding", {"temperature": 0}, "decoding.temperature"),
+        ("decoding", {"max_new_tokens": 10**9}, "decoding.max_new_tokens"),
         ("format_version", "\x1b" * 1000, "format version '\\x1b"),
         ("format_version", True, None),
     ],

@@ -130,7 +130,7 @@ def run(
 
     Raises UserError if `out` holds something else than a part of this very job, or another process is writing it.
     """
-    decoding = Decoding.from_settings(settings)
+    decoding = Decoding.from_settings(settings, {})
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} does not work: it must be at least 1")
     out = expand(out)

@@ -79,7 +79,7 @@ class Chat:
         Setting `cancelled` ends the answer after the current token; the text up to then is the answer.
         Raises UserError for an image that cannot be read, or a conversation longer than the LLM can read.
         """
-        decoding = Decoding.from_settings(settings)
+        decoding = Decoding.from_settings(settings, self.model.decoding)
         with self._turn(text, image) as (turn, kept):
             # Beams each need a cache of their own, so they start from the tokens and leave the chat's cache as it is.
             cache = kept if decoding.num_beams == 1 else None
@@ -92,7 +92,7 @@ class Chat:
         self, text: str, image: Any = None, cancelled: threading.Event | None = None, **settings: Any
     ) -> Iterator[str]:
         """The same in pieces, as they come. Closing the iterator early stops the LLM and undoes the turn."""
-        decoding = Decoding.from_settings(settings)
+        decoding = Decoding.from_settings(settings, self.model.decoding)
         with self._turn(text, image) as (turn, cache):
             turn.answer = yield from self._decode_stream(
                 turn.ids, turn.features, decoding, self.template.stop,

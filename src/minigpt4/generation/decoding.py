@@ -35,10 +35,13 @@ class Decoding:
                 raise UserError(f"{name}={getattr(self, name)} does not work: it must be {expected}")
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> "Decoding":
-        """The decoding for these keyword arguments. Raises UserError for an unknown one."""
+    def from_settings(cls, settings: dict[str, Any], suggested: dict[str, Any]) -> "Decoding":
+        """The decoding for these keyword arguments, with what the model's record suggests where they say nothing.
+
+        Raises UserError for an unknown argument.
+        """
         cls.check_names(settings)
-        return cls(**settings)
+        return cls(**{**suggested, **settings})
 
     @classmethod
     def check_names(cls, settings: Iterable[str]) -> None:

@@ -44,7 +44,7 @@ def answers(
     `(images, q, d_qformer)` tensor for each prompt.
     `settings`: the fields of `Decoding`. Raises UserError for arguments that do not fit together.
     """
-    decoding = Decoding.from_settings(settings)
+    decoding = Decoding.from_settings(settings, model.decoding)
     chat_format = get_template(model.template if template is None else template)
     if images is not None and features is not None:
         raise UserError("give either images or their features, not both")

@@ -38,7 +38,7 @@ class AlignedModel(VisionSide):
     Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format that it was aligned
     for), `image_token_id` (of `<image>`), `origin` (where the frozen parts came from), `stage` (the last one of its
     training, or None), `placement` (device and dtypes, or None if unknown), `trained` (what the stages train), `lora`
-    (or None), `compiled` (True if training compiles the model).
+    (or None), `decoding` (what its record suggests of `Decoding`), `compiled` (True if training compiles the model).
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class AlignedModel(VisionSide):
         self.lora = LoRA(blip2.language_model, trained.lora_rank) if trained.lora_rank else None
         self.image_token_id: int = blip2.config.image_token_id
         self.compiled = False
+        self.decoding: dict[str, Any] = {}
         pack_4bit_layers(blip2, allowed=True)
         # Suppressing `<image>` when a token is sampled is not enough: it must take no probability from other tokens.
         blip2.language_model.register_forward_hook(partial(hide_image_token, self.image_token_id))

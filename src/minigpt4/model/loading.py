@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, with_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from minigpt4.documents import check
 from minigpt4.errors import UserError
@@ -37,6 +38,7 @@ ADAPTERS_FILE = "adapters.safetensors"  # what a variant trains beside the proje
 #: A part's name and the sha256 of its weights. Control characters would reach terminals; no path can have a NUL.
 _Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Size = Annotated[float, Field(gt=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Origin:
     vision_fingerprint: _Digest
     llm: _Name
     llm_fingerprint: _Digest
+
+
+@with_config(extra="forbid")
+class Suggested(TypedDict, total=False):
+    """How answers are decoded if nothing else is asked for: fields of `Decoding`."""
+
+    do_sample: Annotated[bool, Field(strict=True)]
+    temperature: _Size
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    repetition_penalty: _Size
 
 
 class AlignmentRecord(BaseModel):
@@ -61,6 +73,7 @@ class AlignmentRecord(BaseModel):
     group: Annotated[int, Field(ge=1, le=2**14)] = parts.PATCHES_PER_TOKEN
     trained: Trained = Trained()
     export: str | None = None
+    decoding: Suggested = {}
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -122,7 +135,7 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
         model.origin = record.origin
     if model.adapter_names():
         model.put_adapters(load_tensors(name, ADAPTERS_FILE), str(name))
-    model.stage = record.stage
+    model.stage, model.decoding = record.stage, dict(record.decoding)
     return model
 
 
@@ -163,6 +176,7 @@ def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: 
         "num_query_tokens": model.num_query_tokens,
         "qformer": model.has_qformer,
         "stage": model.stage,
+        **({"decoding": model.decoding} if model.decoding else {}),
         **({"group": model.group} if model.group != parts.PATCHES_PER_TOKEN else {}),
         **({"trained": asdict(trained)} if trained != Trained() else {}),
     }

@@ -66,7 +66,7 @@ class Service:
             ids = encode_chat(model.tokenizer, template, messages, model.num_query_tokens, model.image_token_id)
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
-        decoding = read_decoding(asked)
+        decoding = read_decoding(asked, model.decoding)
         try:
             decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
         except UserError as error:
@@ -123,11 +123,13 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
     return read, urls[len(urls) - sum(message.images for message in read) :]
 
 
-def read_decoding(asked: schema.ChatRequest) -> Decoding:
-    """How the request wants its tokens chosen."""
+def read_decoding(asked: schema.ChatRequest, suggested: dict[str, Any]) -> Decoding:
+    """How the request wants its tokens chosen; where it does not say, as the model's record suggests."""
     settings = asked.model_dump(include={"temperature", "top_p", "repetition_penalty"}, exclude_none=True)
     if longest := asked.max_completion_tokens or asked.max_tokens:
         settings["max_new_tokens"] = longest
-    if cold := asked.temperature is not None and asked.temperature < COLD:
-        del settings["temperature"]
-    return Decoding(do_sample=not cold, **settings)
+    if asked.temperature is not None:
+        settings["do_sample"] = asked.temperature >= COLD
+        if not settings["do_sample"]:
+            del settings["temperature"]
+    return Decoding.from_settings(settings, suggested)
