@@ -5,12 +5,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from itertools import combinations
 from statistics import NormalDist
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 CONFIDENCE = 0.95
+
+
+def now(timespec: str = "milliseconds") -> str:
+    """The time in UTC, as results and histories keep it."""
+    return datetime.now(timezone.utc).isoformat(timespec=timespec)
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
@@ -63,8 +69,6 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson score interval (low, high) of `share`, inside [0, 1]; (0, 1) when nothing was observed."""
-        if not 0 <= self.successes <= self.total:
-            raise ValueError(f"{self.successes} successes of {self.total} is not a proportion")
         if not self.total:
             return 0.0, 1.0
         z, total = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), self.total

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from minigpt4 import cli_options as options
 from minigpt4.errors import UserError
 from minigpt4.telling import say, shown
-
-if TYPE_CHECKING:
-    from minigpt4.curation.ledger import Ledger
 
 curate = typer.Typer(no_args_is_help=True, help="Build stage 2's dataset: describe, refine, filter, select, review.")
 
@@ -21,7 +18,7 @@ _Only = Annotated[list[str] | None, typer.Option("--only", help="Only the image 
 _Rules = Annotated[Path | None, typer.Option(help="YAML file of thresholds. Default: the built-in ones.")]
 
 
-def _open(project: Path, *, create: bool = False) -> "Ledger":
+def _open(project: Path, *, create: bool = False) -> Any:
     from minigpt4.curation.ledger import Ledger
 
     return Ledger(project, create=create)

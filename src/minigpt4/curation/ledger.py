@@ -13,7 +13,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.images import open_image, read_image
+from minigpt4.statistics import now
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             digest = hashlib.sha256(data).hexdigest()
             if known.setdefault(name, digest) != digest:
                 raise UserError(f"{path}: the project holds another image named {name!r}; give another project")
-            rows.append((name, str(path.resolve()), digest, _now()))
+            rows.append((name, str(path.resolve()), digest, now()))
         with self._told(), self._db:
             # The same image may have moved since; where it lies is no part of the history.
             self._db.executemany(
@@ -230,7 +230,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         self, step: str, settings: str, rows: Iterable[tuple[tuple[str, int], int, Mapping[str, Any]]], turn: int = 0
     ) -> int:
         """Record ((image, sample), source, data) for `step`, all or none, unless known; returns how many were new."""
-        at = _now()
+        at = now()
         values = [
             (image, sample, step, source, settings, turn, json.dumps(data, ensure_ascii=False), at)
             for (image, sample), source, data in rows
@@ -290,7 +290,3 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._told():
             return self._db.execute(query, tuple(values)).fetchall()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

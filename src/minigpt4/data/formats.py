@@ -211,11 +211,7 @@ def _tar_records(file: BinaryIO) -> Iterator[tuple[str | None, dict[str, tuple[i
 
 
 def tar_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, place, size in bytes) of each regular file in a tar; contents are leapt over, whatever their size.
-
-    `tarfile` itself would hold in memory what some headers declare, and follow chains of them. Raises TarError if the
-    file is cut off or broken.
-    """
+    """(name, place, bytes) of each regular file; `tarfile` would hold what headers declare. Raises TarError."""
     end = file.seek(0, io.SEEK_END)
     place, long_name = 0, b""
     while any(header := _read(file, place, tarfile.BLOCKSIZE)):

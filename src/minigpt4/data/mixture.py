@@ -87,10 +87,6 @@ class PairStream:
             there. A UserError from it skips the pair as an unreadable image.
         max_skipped_share: a source of which more than this share is skipped ends the run with a UserError.
         readers: those of `sources`, for who opens many streams of the same; opened here by default.
-
-    Attributes:
-        skipped: causes of pairs that were left out so far, and how many.
-        yielded: how many were not.
     """
 
     def __init__(
@@ -110,7 +106,7 @@ class PairStream:
     ) -> None:
         if not sources:
             raise UserError("data: no source is named")
-        self.skipped: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()  # causes of pairs that were left out so far
         self._settings: dict[str, Any] = {
             "sources": [[source.path, source.weight, source.caption_key] for source in sources],
             "stage": stage, "seed": seed, "shuffle_buffer": shuffle_buffer, "rank": rank, "world_size": world_size,
@@ -131,7 +127,8 @@ class PairStream:
 
         self._shares = [share(rank * shares + worker) for worker in range(shares)]
         self._states: list[dict[str, Any] | None] = [None] * shares
-        self._turn = self._offset = self.yielded = 0
+        self._turn = self._offset = 0
+        self.yielded = 0  # pairs that were not left out
         self._max_skipped = max_skipped_share
 
     def __iter__(self) -> Iterator[Any]:

@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.results import RESULTS, Journal, digest, read_rows
 from minigpt4.files import only_process
 from minigpt4.labelling import LabellingDesk, labelling_app, serve_app
-from minigpt4.statistics import agreements
+from minigpt4.statistics import agreements, now
 
 logger = logging.getLogger(__name__)
 RATINGS = "ratings.jsonl"
@@ -100,7 +99,7 @@ class RatingDesk(LabellingDesk):
             self.journal.add({
                 "key": self._key(rater, index), "rater": rater, "item": question.item, "sample": question.sample,
                 "answers": {key: VERDICTS[word] for key, word in answers.items()}, "best": sorted(set(best)),
-                "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                "at": now(),
             })  # fmt: skip
 
     def times(self, rater: str) -> list[str]:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from minigpt4.evaluation.suite import Suite
 from minigpt4.files import only_process
 from minigpt4.images import read_image
 from minigpt4.progress import progress_bar
+from minigpt4.statistics import now
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def evaluate(
                 answerer.close()
             _judge(suite, responses[label], verdicts)
         results = {
-            "suite": suite.name, "title": suite.title, "created": _now(),
+            "suite": suite.name, "title": suite.title, "created": now("seconds"),
             "seconds": round(time.perf_counter() - started, 1), "machine": machine(),
             "settings": {**settings.decoding(), "samples": samples, "limit": limit}, "judge": suite.judge.identity,
             "models": [{"label": label, **answerer.identity} for label, answerer in answerers.items()],
@@ -71,10 +71,6 @@ def evaluate(
         plots = {**bars(results), **suite.plots(results)}
         write_files(directory, results, {**plots, TABLE: markdown(results, plots)})
     return results
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _open_all(models: Sequence[str], settings: Answering) -> dict[str, Answerer]:
@@ -114,7 +110,7 @@ def _ask(
             journal.add({
                 "key": keys[item.id], "model": label, "item": item.id, "sample": sample, "prompt": item.prompt,
                 "image": str(item.image), "answer": reply.text, "ended": reply.ended, "scores": reply.scores,
-                "lengths": reply.lengths, "at": _now(),
+                "lengths": reply.lengths, "at": now("seconds"),
                 "settings": {**answerer.identity, **decoding, "max_new_tokens": item.max_new_tokens},
             })  # fmt: skip
 

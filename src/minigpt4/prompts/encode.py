@@ -132,13 +132,9 @@ def encode_chat(
     num_query_tokens: int,
     image_token_id: int,
 ) -> list[int]:
-    """Token ids of a whole conversation up to the next answer.
-
-    Each answer is tokenised on its own, as it was generated, so the ids equal those in a chat's KV cache. If the
-    tokenizer puts a space before every text, the conversation is tokenised whole, as in the released training.
-    """
+    """Token ids of a conversation up to the next answer: each answer on its own, as generated, or all as trained on."""
     messages = [plain_message(tokenizer, template, message) for message in messages]
-    if puts_space_first(tokenizer):
+    if puts_space_first(tokenizer):  # as in the released training
         return encode(tokenizer, template.prompt(messages), num_query_tokens, image_token_id)
     first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
     pieces = [template.prompt(messages[: first + 1])]

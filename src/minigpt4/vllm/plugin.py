@@ -29,11 +29,7 @@ def register() -> None:
 
 
 def _with_stop_string(update: Any) -> Any:
-    """`SamplingParams.update_from_generation_config`, which reads end tokens alone, made to read our stop string too.
-
-    Vicuna ends an answer with `###` in two tokens, each of which means something else too. vLLM calls this once for
-    each request, on its own copy of the parameters.
-    """
+    """`SamplingParams.update_from_generation_config`, which reads our stop string too: `###` is no single token."""
 
     @functools.wraps(update)
     def updated(self: Any, generation_config: dict[str, Any], *args: Any, **kwargs: Any) -> None:

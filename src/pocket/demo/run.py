@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from minigpt4.evaluation.results import machine, write_files
 from minigpt4.progress import progress_bar
-from minigpt4.statistics import Rate
+from minigpt4.statistics import Rate, now
 from minigpt4.training.recipe import Recipe
 from pocket.demo import page as report
 from pocket.measure.survey import ABILITIES, Judged, Survey, draw_survey, encode, measure, put, write_pictures
@@ -95,7 +94,7 @@ def run_demo(
     rates = {key: measure(survey, records[key]) for key, _, _ in MODELS}
     seconds = time.perf_counter() - started
     results = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now("seconds"),
         "machine": machine(),
         "settings": {"pairs": pairs, "descriptions": descriptions, "questions": questions, "overrides": [*overrides]},
         "models": [{"key": key, "name": name, "what": what} for key, name, what in MODELS],

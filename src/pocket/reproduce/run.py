@@ -22,6 +22,7 @@ from rich.console import Console
 from minigpt4.errors import UserError
 from minigpt4.evaluation.results import RESULTS, TABLE, machine, write_files
 from minigpt4.files import only_process
+from minigpt4.statistics import now
 from minigpt4.telling import LogFormatter
 from pocket.reproduce.artifacts import Workshop
 from pocket.reproduce.claims import CLAIMS, Outcome
@@ -206,7 +207,7 @@ def ablations(
     rates = dict.fromkeys(rate for arm in arms for rate in evidence.pooled(arm.name).rates)
     results = {
         "suite": ABLATIONS, "title": "Ablations", "command": command, "machine": machine(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now("seconds"),
         "settings": {"scale": scale.name, "seeds": scale.seeds, "questions": scale.questions, "temperature": 0},
         "judge": {"judge": "truth"},
         "models": [

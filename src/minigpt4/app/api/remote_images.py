@@ -59,11 +59,7 @@ _SPECIAL = [*map(ipaddress.ip_network, ("192.88.99.0/24", "2001::/23", "2001:db8
 
 
 def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> bytes:
-    """What lies at an http address, if its host is one of `hosts` and each of its IP addresses is `allowed`.
-
-    The name is resolved once, and the connection goes to the address that was looked at, so that a name server cannot
-    give another one in between. Redirects are put through the same checks. Raises UserError, after SECONDS at most.
-    """
+    """What lies at an http address, if its host is one of `hosts` and its IP addresses are `allowed`; or UserError."""
     try:
         return asyncio.run(asyncio.wait_for(_fetch(url, hosts, max_bytes, allowed), SECONDS))
     except (TimeoutError, asyncio.TimeoutError):
@@ -86,7 +82,7 @@ async def _fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Call
             raise UserError(f"the image could not be fetched: there is no host {host!r}") from None
         if not all(map(allowed, found)):
             raise UserError(f"this server fetches no images from {host!r}: its address is not a public one")
-        try:
+        try:  # at the address that was looked at: a name server could give another one in between
             status, location, data = await _get(parts, host, found[0], port, max_bytes)
             url = urljoin(url, location)
         except (OSError, h11.ProtocolError, ValueError) as error:
