@@ -26,23 +26,18 @@ MIN_SCALE = 1.0  # float16: gradients that overflow even at this scale are a div
 
 @dataclass(frozen=True)
 class Step:
-    """Figures of one step, over all processes. `step` counts finished steps, so the first is 1.
+    """Figures of one step, over all processes."""
 
-    Tokens are the LLM's, padding apart. `data_wait` is the share of the time in which the model waited for data,
-    `memory_mb` this process's memory (on CUDA the device's peak), `mfu` the share of the device's peak operations,
-    None where that is not known. `loader` is where the data stand: not a figure, but part of a checkpoint.
-    """
-
-    step: int
+    step: int  # how many are finished, so the first is 1
     loss: float
     learning_rate: float
     gradient_norm: float
     samples_per_second: float
-    tokens_per_second: float
-    data_wait: float = 0.0
-    memory_mb: float = 0.0
-    mfu: float | None = None
-    loader: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    tokens_per_second: float  # the LLM's, padding apart
+    data_wait: float = 0.0  # share of the time in which the model waited for data
+    memory_mb: float = 0.0  # this process's; on CUDA the device's peak
+    mfu: float | None = None  # share of the device's peak operations, if that is known
+    loader: dict[str, Any] | None = field(default=None, repr=False, compare=False)  # where the data stand
     stop: bool = field(default=False, repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
@@ -93,11 +88,9 @@ def training_steps(
 ) -> Iterator[Step]:
     """Train from step `first_step` (0 is the first) to the recipe's last; yields after each optimizer step.
 
-    `loaded` begins with the batch of the first step. Each of `processes` goes through its own rows; losses and
-    gradients are those of the whole batch. `stop.received` in one process is seen by all, in the step's `stop`.
-
-    Raises:
-        UserError: the loss or the gradient is not finite. The weights are those of the step before.
+    `loaded` begins with the first step's batch. Each process goes through its own rows; losses and gradients are those
+    of the whole batch, and a `stop.received` in one is seen by all. Raises UserError if loss or gradient is not finite;
+    the weights are then those of the step before.
     """
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     peak = peak_operations(model.device, model.dtype)

@@ -42,11 +42,7 @@ def head_loss(model: MiniGPT4, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of the cross-entropies of targets (n,), with logits of hidden states (n, d) by a frozen language head.
-
-    The head's logits are there for some tokens at a time only: their gradient is made at once, and goes through the
-    head, so that all that is kept for the backward pass is (n, d).
-    """
+    """Sum of cross-entropies of targets (n,) by a frozen head of hidden states (n, d), with some logits at a time."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: MiniGPT4) -> Tensor:
@@ -57,7 +53,7 @@ class _HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         at_logits = _compiled_at_logits() if model.compiled else _at_logits
         size = max(16, CHUNK.get(hidden.device.type, 2**24) // head.weight.shape[0])
-        for start in range(0, len(hidden), size):
+        for start in range(0, len(hidden), size):  # the gradient goes through the head at once: (n, d) is kept
             part = slice(start, start + size)
             loss, logit_gradient = at_logits(head(hidden[part]) * scale, targets[part], model.image_token_id, cap)
             total += loss
@@ -72,10 +68,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _at_logits(logits: Tensor, targets: Tensor, never: int, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of targets (n,), a float32 scalar, and its gradient by the logits (n, vocabulary).
-
-    Token `never` is excluded. Logits are soft-capped at `cap` first (Gemma), if it is given.
-    """
+    """Summed cross-entropy of targets (n,), never `never`, of soft-capped logits (n, vocabulary), and its gradient."""
     if cap:
         capped = torch.tanh(logits / cap)
         logits = capped * cap

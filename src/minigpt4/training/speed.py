@@ -27,10 +27,7 @@ WRITTEN_OUT = "minigpt4_written_out"
 
 
 def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
-    """Choose how attention is computed, see whether rows can be packed, and compile the LLM's layers if asked to.
-
-    A vision tower in 8 bits is compiled with them, for rounding is then one pass. Raises UserError without a compiler.
-    """
+    """Choose how attention is computed, and compile the LLM's layers (and an 8-bit tower's). Raises UserError."""
     llm, on_cpu = model.blip2.language_model, model.device.type == "cpu"
     if compiled and on_cpu and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         raise UserError("compile=true needs a C++ compiler on the CPU; install g++, or leave it out")
@@ -122,18 +119,12 @@ TRIM_THRESHOLD, NEVER = -1, 2**30
 
 
 def free_large_tensors_at_once() -> None:
-    """Return the memory of large CPU tensors to the system as soon as they are freed: for loading and encoding.
-
-    By default glibc raises its threshold to 32 MiB at the first large tensor; smaller ones then leave holes.
-    """
+    """Return large CPU tensors' memory when they are freed, for loading and encoding; glibc would leave holes."""
     _mallopt(MMAP_THRESHOLD, OWN_PAGES)
 
 
 def keep_freed_memory() -> None:
-    """Keep the memory of freed CPU tensors for the next ones, which every training step allocates anew.
-
-    Getting it from the system each time takes a fifth of a small model's step.
-    """
+    """Keep the memory of freed CPU tensors for the next step's: to get it anew takes a fifth of a small one."""
     _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
     _mallopt(TRIM_THRESHOLD, NEVER)
 
