@@ -149,7 +149,7 @@ class TooLargeError(UserError):
 
 
 def read_file(path: str | Path, largest: int, what: str = "a file") -> bytes:
-    """The bytes of a regular file; no device or pipe is opened. Raises TooLargeError above `largest`, or UserError."""
+    """The bytes of a regular file: no device, no pipe. Raises UserError, and TooLargeError for more than `largest`."""
     path = expand(path, variables=isinstance(path, str))  # a Path may come from a stranger's table
     try:
         status = path.stat()
@@ -292,7 +292,7 @@ ORPHANS_SECONDS = 3.0
 
 @contextmanager
 def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Keeps a second process out of `work` in `directory` for the block. Raises UserError, or does `wait`."""
+    """Keeps a second process out of `work` in `directory` for the block; it gets a UserError, unless it may `wait`."""
     if os.name == "nt":  # nothing keeps it out there
         yield
         return

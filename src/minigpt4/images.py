@@ -322,7 +322,7 @@ def data_url(data: bytes, kind: str) -> str:
 
 
 def image_url(source: str | Path | bytes | Image.Image) -> str:
-    """An image as a data URL: an upright PNG, JPEG or WebP as it is, others made one. UserError as `open_image`."""
+    """An image as a data URL: upright PNG, JPEG, WebP as they are, others remade. Raises UserError as `open_image`."""
     image = open_image(source)
     if not isinstance(source, Image.Image):
         data = source if isinstance(source, bytes) else read_image(source)

@@ -161,7 +161,7 @@ class Terminal:
 
 
 def changed_settings(settings: dict[str, Any], text: str) -> dict[str, Any]:
-    """`settings` with the changes in `text`: "temperature=0.7 seed=none" (0 is greedy, none the default). UserError."""
+    """`settings` with the changes in `text`, as "temperature=0.7 seed=none". Raises UserError for what does not fit."""
     if wrong := next((part for part in text.split() if "=" not in part), None):
         raise UserError(f"{wrong!r} is not of the form name=value, for example temperature=0.7")
     asked = dict(part.split("=", 1) for part in text.split())

@@ -98,7 +98,7 @@ def _loops(words: list[str]) -> bool:
 
 
 def _breaks_off(text: str, last_word: str) -> bool:
-    """Whether the last sentence is unfinished: others are closed, or it stops at a comma or a word before another."""
+    """Whether the last sentence is unfinished: open, unlike others, or cut at a comma or a word that asks for more."""
     if _STOP.search(text):
         # "I can see a." is unfinished too; "The ball is red." is not.
         return last_word in {"a", "an", "the", "and", "or", "of"}

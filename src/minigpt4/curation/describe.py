@@ -39,7 +39,7 @@ class Describing:
 
 
 def add_folder(ledger: Ledger, folder: Path) -> int:
-    """Add every image below `folder` by its path there without ending; returns how many. UserError if there is none."""
+    """Add all images below `folder` by their paths without ending; returns how many. Raises UserError for none."""
     folder = expand(folder)
     named: dict[str, Path] = {}
     for path in find_images(folder):

@@ -190,7 +190,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         return only_process(self.project, step, wait=wait)
 
     def add_images(self, files: Iterable[tuple[str, Path]], refused: Mapping[str, str] | None = None) -> set[str]:
-        """Add (name, file) but for the `refused` and those that cannot be opened, whose names it returns. UserError."""
+        """Add (name, file); returns names of the `refused` and unreadable. Raises UserError if a name is taken."""
         causes = {**(refused or {})}
         known = {image.name: image.sha256 for image in self.images()}
         rows = []

@@ -73,7 +73,7 @@ def select(ledger: Ledger, best: int | None, *, model: str | Path | None = None,
 
 
 def best_samples(items: Sequence[Description]) -> tuple[list[Description], np.ndarray]:
-    """The best text of each image, and their qualities (0 to 1): mean ranks by grounding and fluency. UserError."""
+    """Each image's best text, and quality (0 to 1): the mean rank by grounding and fluency. Raises UserError."""
     measured = [item.grounding for item in items if item.grounding]
     if missing := len(items) - len(measured):
         raise UserError(f"{missing} texts have no grounding; measure it with minigpt4 curate filter --model first")

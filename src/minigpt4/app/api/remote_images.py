@@ -20,7 +20,7 @@ _IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 
 def read_sent_image(url: str, uploads: Mapping[str, bytes], hosts: Collection[str], max_bytes: int) -> bytes:
-    """The image file of a data URL, of `cid:` and a name in `uploads`, or at an address on `hosts`; or UserError."""
+    """The file of a data URL, a `cid:` in `uploads`, or an address on `hosts`. Raises UserError for the client."""
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data" or url.startswith(_IN_BASE64):  # some clients leave the head of the URL out
         head, comma, data = url.rpartition(",")
@@ -59,7 +59,7 @@ _SPECIAL = [*map(ipaddress.ip_network, ("192.88.99.0/24", "2001::/23", "2001:db8
 
 
 def fetch(url: str, hosts: Collection[str], max_bytes: int, allowed: Callable[[str], bool] = is_public) -> bytes:
-    """What lies at an http address, if its host is one of `hosts` and its IP addresses are `allowed`; or UserError."""
+    """What lies at an address whose host is one of `hosts` and whose IPs are `allowed`. Raises UserError."""
     try:
         return asyncio.run(asyncio.wait_for(_fetch(url, hosts, max_bytes, allowed), SECONDS))
     except (TimeoutError, asyncio.TimeoutError):
