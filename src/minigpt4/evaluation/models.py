@@ -262,11 +262,6 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
-    def answer(self, images: Images, prompts: Texts, max_new_tokens: int = 300) -> Replies:
-        """One answer for each image and prompt, one after the other. Raises Unanswered if there is none."""
-        asked = zip(images, prompts, strict=True)
-        return [self._ask(image_url(image), prompt, max_new_tokens) for image, prompt in asked]
-
     def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         """As for all models. Raises UserError as `Endpoint.ask_each`."""
 
