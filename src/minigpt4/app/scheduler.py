@@ -61,24 +61,19 @@ Event = AnswerStep | Exception
 
 @dataclass(eq=False)
 class AnswerRequest:
-    """One answer that somebody waits for: the prompt's ids and images, and how it is decoded.
-
-    `report` gets each step, from the scheduler's thread. The last has the answer, if an end token, one of `stops` or
-    the token limit came, or `stop` was set (the text so far). Instead of it comes LateError if `deadline` (seconds of
-    `time.monotonic`) has passed, another exception if the model failed or the server ends, and nothing if `cancelled`
-    was set. `past`: of a conversation that goes on, keys and values of the first of `ids`.
-    """
+    """One answer that somebody waits for: the prompt's ids and images, and how it is decoded."""
 
     ids: Sequence[int]
     images: Sequence[SentImage]
     decoding: Decoding
-    stops: Sequence[str]
-    deadline: float = math.inf
+    stops: Sequence[str]  # each of which ends the answer, as an end token does
+    deadline: float = math.inf  # in seconds of `time.monotonic`; LateError is reported then
+    #: Gets each step, from the scheduler's thread, and with the last the answer; or why there is none.
     report: Callable[[Event], None] = lambda event: None
     logprobs: int | None = None
-    past: DynamicCache | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    cancelled: bool = False
+    past: DynamicCache | None = None  # of a conversation that goes on: keys and values of the first of `ids`
+    stop: threading.Event = field(default_factory=threading.Event)  # set: the text so far is the answer
+    cancelled: bool = False  # nothing more is reported
     # While it runs:
     row: Row = field(init=False)
     reader: AnswerReader = field(init=False)

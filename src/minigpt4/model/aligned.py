@@ -34,11 +34,6 @@ class AlignedModel(VisionSide):
 
     *Features* are the Q-Former's output for an image; *image tokens* are the projected features, which the LLM reads in
     place of `<image>`.
-
-    Attributes: `blip2` (the network), `tokenizer`, `image_processor`, `template` (the chat format that it was aligned
-    for), `image_token_id` (of `<image>`), `origin` (where the frozen parts came from), `stage` (the last one of its
-    training, or None), `placement` (device and dtypes, or None if unknown), `trained` (what the stages train), `lora`
-    (or None), `decoding` (what its record suggests of `Decoding`), `compiled` (True if training compiles the model).
     """
 
     def __init__(
@@ -54,13 +49,13 @@ class AlignedModel(VisionSide):
     ) -> None:
         super().__init__(blip2, image_processor, origin, trained)
         self.tokenizer = tokenizer
-        self.template = template
-        self.stage = stage
-        self.placement = placement
+        self.template = template  # that it was aligned for
+        self.stage = stage  # the last one of its training
+        self.placement = placement  # device and dtypes, if known
         self.lora = LoRA(blip2.language_model, trained.lora_rank) if trained.lora_rank else None
         self.image_token_id: int = blip2.config.image_token_id
-        self.compiled = False
-        self.decoding: dict[str, Any] = {}
+        self.compiled = False  # whether training compiles the model
+        self.decoding: dict[str, Any] = {}  # what its record suggests of `Decoding`
         pack_4bit_layers(blip2, allowed=True)
         # Suppressing `<image>` when a token is sampled is not enough: it must take no probability from other tokens.
         blip2.language_model.register_forward_hook(partial(hide_image_token, self.image_token_id))

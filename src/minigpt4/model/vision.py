@@ -21,14 +21,14 @@ ENCODE_BATCH = 64  # images that are encoded together when features are cached
 
 
 class VisionSide(torch.nn.Module):
-    """Vision encoder and Q-Former of a BLIP-2 graph; for its attributes see `AlignedModel`."""
+    """Vision encoder and Q-Former of a BLIP-2 graph."""
 
     def __init__(self, blip2: Any, image_processor: Any, origin: Origin, trained: Trained) -> None:
         super().__init__()
         self.blip2 = blip2
         self.image_processor = image_processor
-        self.origin = origin
-        self.trained = trained
+        self.origin = origin  # where the frozen parts came from
+        self.trained = trained  # what the stages train
         self._trained_vision = ""  # the vision side's fingerprint if its Q-Former was trained
 
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:

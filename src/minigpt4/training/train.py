@@ -43,12 +43,9 @@ STOPPING = "stopping after this step, with a checkpoint; a second Ctrl-C or SIGT
 def train(recipe: Recipe, *, progress: bool = True) -> Path:
     """Carry out a recipe, or what is left of it; returns the directory of the resulting alignment.
 
-    Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal.
-
-    Raises:
-        UserError: missing data or parts, parts that do not fit, an `output` that holds another recipe's run
-            or in which another process trains, divergence, a full disk.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after everything is saved; its message says how to continue.
+    Under `torchrun` every process calls this. `progress` draws bars if stderr is a terminal. Raises UserError for parts
+    or data that are missing or do not fit, another run in `output`, divergence, or a full disk; KeyboardInterrupt after
+    Ctrl-C or SIGTERM, when all is saved: its message says how to continue.
     """
     alignment = recipe.output / "alignment"
     processes = Processes(recipe.device, recipe.trackers, recipe.output)
