@@ -29,25 +29,17 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     """Sizes: Lite0 has width and depth 1.0 at 224 px, Lite2 1.1 and 1.2 at 260 px."""
 
     model_type = "efficientnet_lite"
+    width_coefficient: float = 1.0
+    depth_coefficient: float = 1.0
+    image_size: int = 224
+    hidden_size: int = 1280
+    num_classes: int = 1000
+    patch_size: int = STRIDE
 
-    def __init__(
-        self,
-        width_coefficient: float = 1.0,
-        depth_coefficient: float = 1.0,
-        image_size: int = 224,
-        hidden_size: int = 1280,
-        num_classes: int = 1000,
-        **others: Any,
-    ) -> None:
-        if not (0 < width_coefficient <= 8 and 0 < depth_coefficient <= 8):
+    def __post_init__(self, **others: Any) -> None:
+        if not (0 < self.width_coefficient <= 8 and 0 < self.depth_coefficient <= 8):
             raise ValueError("width_coefficient and depth_coefficient are from 0 to 8")
-        self.width_coefficient = width_coefficient
-        self.depth_coefficient = depth_coefficient
-        self.image_size = image_size
-        self.hidden_size = hidden_size
-        self.num_classes = num_classes
-        self.patch_size = STRIDE
-        super().__init__(**others)
+        super().__post_init__(**others)
 
 
 class EfficientNetLite(PreTrainedModel):
