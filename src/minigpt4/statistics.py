@@ -69,6 +69,8 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson score interval (low, high) of `share`, inside [0, 1]; (0, 1) when nothing was observed."""
+        if not 0 <= self.successes <= self.total:
+            raise ValueError(f"{self.successes} successes of {self.total} is not a proportion")
         if not self.total:
             return 0.0, 1.0
         z, total = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), self.total
