@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ SETTINGS: tuple[Any, ...] = (
      "nothing is drawn by chance."),
     (8, 1000, 1, 300, "Longest answer", "In tokens; a word has one or two."),
 )  # fmt: skip
-PAPER = tuple(setting[3] for setting in SETTINGS)
 _HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
 Ask about an image.</p><button id="theme" type="button">Dark or light</button></header>"""
 #: Filled in by `page.js`: what is attached and typed, of what is allowed, and what was wrong with an upload.
@@ -71,10 +71,18 @@ _SIGNS = (
 
 
 class Layout:
-    """The page's controls, for the models called `names`. `blocks` is Gradio's app."""
+    """The page's controls, for the models called `names`. `blocks` is Gradio's app.
 
-    def __init__(self, names: list[str], examples: Sequence[tuple[str, str, str]]) -> None:
+    The settings start as the demo of the paper has them, but for what `decoding` (of a model's record) suggests.
+    """
+
+    def __init__(self, names: list[str], examples: Sequence[tuple[str, str, str]], decoding: dict[str, Any]) -> None:
         self.names, self.shown_examples = names, examples
+        suggested = decoding | ({} if decoding.get("do_sample", True) else {"temperature": 0})
+        self.start = []
+        for key, (least, most, _, value, *_) in zip_longest(("temperature", "top_p", "repetition_penalty"), SETTINGS):
+            found = suggested.get(key)
+            self.start.append(found if isinstance(found, (int, float)) and least <= found <= most else value)
         with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as self.blocks:
             gr.HTML(_HEADER)
             with gr.Tabs(elem_id="rooms"):
@@ -150,13 +158,15 @@ class Layout:
                     info="The Q-Former gives the image as so many tokens; each asks its own question of it.",
                 )  # fmt: skip
             with gr.Tab("Settings", id="settings"):
-                self.sliders = [gr.Slider(least, most, value, step=step, label=name, info=told)
-                                for least, most, step, value, name, told in SETTINGS]  # fmt: skip
+                self.sliders = [
+                    gr.Slider(least, most, value, step=step, label=name, info=told)
+                    for value, (least, most, step, _, name, told) in zip(self.start, SETTINGS, strict=True)
+                ]
                 self.system = gr.Textbox(
                     label="System prompt", lines=2, max_lines=6, elem_id="system", max_length=MAX_QUESTION,
                     info="Told to the model before the conversation, from the next new chat on. Empty: its own.",
                 )  # fmt: skip
-                self.defaults = gr.Button("Back to the paper's", size="sm")
+                self.defaults = gr.Button("Back to the start", size="sm")
             with gr.Tab("Keep", id="keep"):
                 gr.HTML(hint("The conversation as a file. The HTML file holds its images and websites too."))
                 with gr.Row():

@@ -16,7 +16,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from minigpt4.app.page import render
-from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, DRAWN, LOOKED_AT, NO_IMAGE, PAPER, PHOTOS, Layout
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, DRAWN, LOOKED_AT, NO_IMAGE, PHOTOS, Layout
 from minigpt4.app.page.session import MAX_QUESTION, KeptChat, Models, Turn, Visit, Visits, opened
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
@@ -46,7 +46,8 @@ class Page(Layout):
     """The page about `models`. `visits` are the conversations on it; `uploads` holds images, sent and shown."""
 
     def __init__(self, models: Models, uploads: Uploads) -> None:
-        super().__init__(list(models.names), DRAWN if "pocket" in models.names[models.first] else PHOTOS)
+        first = models.names[models.first]
+        super().__init__(list(models.names), DRAWN if "pocket" in first else PHOTOS, models.suggested(models.first))
         self.models, self.uploads, self.visits = models, uploads, Visits(models)
         with self.blocks:
             self._wire()
@@ -83,7 +84,7 @@ class Page(Layout):
         self.system.blur(self._set_system, self.system, None, **quick)
         back = "() => window.minigpt4.bring()"
         self.reopen.click(self._resume, self.brought, [*changed, self.model, self.system], js=back, **quick)
-        self.defaults.click(lambda: PAPER, None, self.sliders, **quick)
+        self.defaults.click(lambda: self.start, None, self.sliders, **quick)
         save: dict[str, Any] = {"js": "file => window.minigpt4.download(file)", "api_visibility": "private"}
         for ending, button in self.keep.items():
             button.click(self._kept(ending), None, [self.file, self.keep_status], **quick).then(None, self.file, **save)

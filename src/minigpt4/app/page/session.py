@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import secrets
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from minigpt4 import shipped
 from minigpt4.app.decoder import Decoder
 from minigpt4.app.recent import Recent
 from minigpt4.errors import UserError
@@ -62,6 +64,15 @@ class Models:
                     model = MiniGPT4.from_pretrained(self.names[name], **self.loading)
                     self._loaded[name] = Scheduler(model, MAX_BATCH, MAX_VISITS)
         return self._loaded[name]
+
+    def suggested(self, name: str) -> dict[str, Any]:
+        """How the model's record, if it lies on this machine, says that answers are decoded. It is checked later."""
+        known = self.names[name]
+        try:
+            record = json.loads(Path(str(shipped.models().get(known, known)), "alignment.json").read_bytes())
+            return dict(record["decoding"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def close(self) -> None:
         """Break off what is being answered and decoded, and take no more questions."""
