@@ -123,12 +123,9 @@ def run(
     """Answer all `questions`, one line of `out` for each, in order; what `out` holds already is not done again.
 
     `load_model` is called only if something is left to do; `job` says what else decides the answers (the model's name,
-    say), and is compared when the job goes on. `settings` are the fields of `decoding.Decoding`. A line has `image`,
-    `prompt`, and `answer` with `ended` (False if it was cut off at `max_new_tokens`), or `error` for an image that
-    cannot be read. Each batch is seeded with `seed` and its first number, so a job that goes on gives what it would
-    have given undisturbed.
-
-    Raises UserError if `out` holds something else than a part of this very job, or another process is writing it.
+    say), and is compared when the job goes on. `settings` are those of `Decoding`; each batch is seeded with `seed` and
+    its first number, so a job that goes on gives what it would have given. Raises UserError if `out` holds something
+    else than a part of this very job, or another process is writing it.
     """
     decoding = Decoding.from_settings(settings, {})
     if batch_size < 1:

@@ -36,11 +36,7 @@ def _tokens(model: MiniGPT4, text: str) -> Any:
 
 
 def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -> dict[str, Any]:
-    """How one text is grounded, from its tokens' log-likelihoods with its own image (t,) and with others (n, t).
-
-    Returns `sentences`, (start, end, grounding) of each; the `lowest` of them (0 if there is none); the grounding of
-    the `whole` text; and `fluency`, the mean log-likelihood of its tokens with other images, in nats.
-    """
+    """How one text is grounded, from its tokens' log-likelihoods with its own image (t,) and with others (n, t)."""
     spans = _tokens(model, text)["offset_mapping"][: len(own)]  # a text longer than the context was cut
     elsewhere = others.mean(0)
     found = []
@@ -49,10 +45,10 @@ def measure_grounding(model: MiniGPT4, text: str, own: Tensor, others: Tensor) -
         if inside:
             found.append((start, end, _explained(own[inside], elsewhere[inside])))
     return {
-        "sentences": found,
+        "sentences": found,  # (start, end, grounding) of each
         "lowest": min((value for _, _, value in found), default=0.0),
         "whole": _explained(own, elsewhere),
-        "fluency": round(float(elsewhere.mean()), 4) if len(own) else 0.0,
+        "fluency": round(float(elsewhere.mean()), 4) if len(own) else 0.0,  # nats per token
     }
 
 

@@ -63,11 +63,7 @@ def refine(
     budget: int | None = None,
     dry_run: bool = False,
 ) -> dict[str, int]:
-    """Refine every text that is not refined yet; returns counts of what was done, by what came of it.
-
-    `budget` caps the tokens that refining costs in this project, earlier runs included. With `dry_run` it only returns
-    the `estimate`. Raises as `Endpoint.ask_each`; what was answered is recorded.
-    """
+    """Refine every text that has not been, for up to `budget` tokens in all; returns counts. Raises as `ask_each`."""
     with ledger.lock("refine"):
         # What an answer depends on: not on where the endpoint stands, nor on how its answers are judged.
         value = {"model": endpoint.model, "instruction": INSTRUCTION, "temperature": TEMPERATURE}

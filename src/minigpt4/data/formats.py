@@ -539,11 +539,7 @@ def _parquet(path: Path) -> Any:
 def parquet_rows(
     path: Path, columns: Collection[str | None], group: int | None = None, first: int = 0
 ) -> Iterator[dict[str, Any] | Cause]:
-    """The rows of one row group, or of all, with those of `columns` that are there, or the cause why a row has none.
-
-    In memory there is a page of the file and a few rows: fewer, the more the group could unpack to. A group that is
-    left out counts as its number of rows. Rows before `first` are left out. Raises UserError for a broken file.
-    """
+    """Rows of one row group, or of all, from `first` on: those of `columns` there, or a cause. Raises UserError."""
     import pyarrow
 
     file = _parquet(path)

@@ -297,11 +297,7 @@ class EndpointAnswerer(Answerer):
 
 
 def open_answerer(name: str, settings: Answering | None = None) -> Answerer:
-    """The model called `name`, whose weights are loaded when it is first asked. Raises UserError if there is none.
-
-    `openai:URL#MODEL` is an endpoint, `blip2:DIRECTORY` (or a directory or hub id that holds a BLIP-2 and no record of
-    ours) a plain BLIP-2, anything else what `MiniGPT4.from_pretrained` reads.
-    """
+    """The model `name`, loaded when first asked: `openai:URL#MODEL`, `blip2:DIRECTORY`, or ours. Raises UserError."""
     settings = settings or Answering()
     if name.startswith(ENDPOINT_PREFIX):
         return EndpointAnswerer(name, settings)
