@@ -19,7 +19,7 @@ _Word = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+
 @with_config(extra="forbid")
 @dataclass(frozen=True)
 class Pinned:
-    """Weights in a distribution of one version: `file` ends their path in it. None of its code is run."""
+    """Weights in a Python distribution of one version; `file` is the end of their path. None of its code is run."""
 
     package: _Word
     version: _Word

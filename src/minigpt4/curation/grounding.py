@@ -65,7 +65,7 @@ def ground(
     others: int = 4,
     only: Iterable[str] = (),
 ) -> dict[str, int]:
-    """Measure what has no grounding yet, each image against `others`; counts. Raises UserError, KeyboardInterrupt."""
+    """Measure texts that have no grounding yet, against `others` images each; returns counts. Raises UserError."""
     with ledger.lock("ground"), StopSignals() as stop:
         model = MiniGPT4.from_pretrained(name)
         record = {"model": str(name), "projection": weights_fingerprint(name), "instruction": instruction}

@@ -1,4 +1,4 @@
-"""Runs a suite: asks, has judged, and writes; journals keep each answer by all that it depends on."""
+"""Runs a suite: puts it to models, has answers judged, writes results; journals let a stopped run go on."""
 
 import hashlib
 import itertools

@@ -55,7 +55,7 @@ def decode_stream(
     cache: DynamicCache | None = None,
     cancelled: threading.Event | None = None,
 ) -> Generator[str, None, Answer]:
-    """`decode` for one row: a generator of pieces of text that returns the `Answer`; closed early it leaves `cache`."""
+    """`decode` for one row: it yields pieces of text and returns the `Answer`; closed early, it undoes `cache`."""
     if decoding.num_beams > 1:
         raise UserError("beams cannot be streamed, because the best answer is known at the end only; use num_beams=1")
     decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))

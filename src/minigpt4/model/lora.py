@@ -32,7 +32,7 @@ class Trained:
 
 
 def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
-    """Freeze all but what `stage` trains (paper, 3.1, 3.3; `model.trained`); the names of that. Raises UserError."""
+    """Freeze all but what `stage` trains (paper, 3.1, 3.3; `model.trained`); returns its names. Raises UserError."""
     if stage not in (1, 2):
         raise UserError(f"there is no stage {stage!r}; the stages are 1, 2")
     pack_4bit_layers(model, allowed=False)

@@ -1,4 +1,4 @@
-"""Requests of the HTTP API, OpenAI's chat completions; what this model does not do is refused, null is nothing."""
+"""Requests of the HTTP API, OpenAI's chat completions. What this model does not do is refused; null asks nothing."""
 
 from typing import Annotated, Any, Literal, TypeVar
 

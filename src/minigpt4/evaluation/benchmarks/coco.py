@@ -64,7 +64,7 @@ def read_coco(path: str | Path, *, instances: bool) -> Annotations:
 def rows_of(
     path: str | Path, whole: Any, key: str | None, id_field: str, faults: list[Fault]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, record) of each in the list `whole[key]`, or `whole`; no object, or a double, goes to `faults`."""
+    """(where, record) of each object in the list `whole[key]`, or `whole`; others, and doubles, go to `faults`."""
     rows = whole if key is None else whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds no list {key!r}; is it the annotation file that this suite reads?")
