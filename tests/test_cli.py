@@ -104,6 +104,10 @@ def test_pocket_draw_writes_the_same_pictures_again(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert set(first) == {"7.png", "8.png", "9.png", "truth.jsonl"}
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    again = "pocket", "draw", "--seed", 8, "--count", 2, "--size", 64, "--out", tmp_path / "b"
+    assert_one_line(run(*again), "(7.png, 8.png, 9.png and 1 more)", "--overwrite", "another directory")
+    assert run(*again, "--overwrite").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["8.png", "9.png", "truth.jsonl"]
 
 
 def test_pocket_data_is_written_in_the_papers_formats(tmp_path: Path) -> None:
@@ -119,7 +123,8 @@ def test_pocket_data_is_written_in_the_papers_formats(tmp_path: Path) -> None:
 
 def test_pocket_draw_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    assert_one_line(run("pocket", "draw", "--out", tmp_path), str(tmp_path), "exists")
+    assert_one_line(run("pocket", "draw", "--out", tmp_path), f"{tmp_path}: exists and is not empty (letter.txt); give")
+    assert_one_line(run("pocket", "draw", "--out", tmp_path, "--overwrite"), "no truth.jsonl, but letter.txt")
     assert (tmp_path / "letter.txt").read_text() == "dear"
     assert_one_line(run("pocket", "draw", "--type", "scenery", "--out", tmp_path / "new"), "scenery", "scene")
 

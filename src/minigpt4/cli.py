@@ -315,6 +315,7 @@ def convert(
     qformer_heads: Annotated[int | None, typer.Option(help="Heads of the Q-Former (default: width / 64).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Input size in pixels; positions are interpolated.")] = None,
     dtype: options.WrittenDtype = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Turn the files that the paper's authors released into a Hugging Face directory.
 
@@ -330,7 +331,7 @@ def convert(
     convert(
         vision, qformer, projection, llm or llm_base or "", out, template=template, llm_delta=llm_delta,
         without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
-        dtype=dtype,
+        dtype=dtype, overwrite=overwrite,
     )  # fmt: skip
     say(out)
 
@@ -346,6 +347,7 @@ def assemble(
     group: Annotated[int, typer.Option(min=1, help="Without a Q-Former: patches in an image token.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the untrained projection.")] = 0,
     dtype: options.WrittenDtype = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Put Hugging Face parts together with an untrained projection, ready for `minigpt4 train ... init=DIR`.
 
@@ -357,7 +359,9 @@ def assemble(
     if not side or (vision and vision_qformer):
         raise UserError("give the vision side as --vision-qformer, or an encoder alone as --vision")
     qformer = not (vision or no_qformer)
-    used = assemble(side, llm, out, template=template, qformer=qformer, group=group, seed=seed, dtype=dtype)
+    used = assemble(
+        side, llm, out, template=template, qformer=qformer, group=group, seed=seed, dtype=dtype, overwrite=overwrite
+    )
     say(f"{out} (chat format: {used.name})")
 
 
@@ -367,6 +371,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="A new directory, or a new .pth file.")] = None,
     format: Annotated[str, typer.Option(help="huggingface, or released: the projection as a .pth.")] = "huggingface",
     dtype: options.WrittenDtype = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write a whole Hugging Face directory, or the projection for the original code.
 
@@ -377,13 +382,13 @@ def export(
     if format == "released":
         from minigpt4.model.convert import write_projection
 
-        say(write_projection(model, out or "pretrained_minigpt4.pth"))
+        say(write_projection(model, out or "pretrained_minigpt4.pth", overwrite))
         return
     if out is None:
         raise UserError("give the new directory as --out")
     from minigpt4.model.convert import export as export_files
 
-    export_files(model, out, dtype=dtype)
+    export_files(model, out, dtype=dtype, overwrite=overwrite)
     say(out)
 
 

@@ -181,11 +181,14 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     _clear_up(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a directory to write to")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and (names := sorted(inside.name for inside in path.iterdir())):
+        there = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        known = (path / marker).is_file()
+        if not known and overwrite:
+            raise UserError(f"{path}: holds no {marker}, but {there}; it is not overwritten, so give another directory")
         if not overwrite:
-            raise UserError(f"{path}: exists and is not empty; give another directory, or overwrite=True")
-        if not (path / marker).is_file():
-            raise UserError(f"{path}: holds no {marker}, so it is not overwritten; give another directory")
+            lost = "--overwrite (in Python overwrite=True) replaces all of that, or " if known else ""
+            raise UserError(f"{path}: exists and is not empty ({there}); {lost}give another directory")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

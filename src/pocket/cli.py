@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from minigpt4 import cli_options as options
 from minigpt4.errors import UserError
 from minigpt4.telling import say
 
@@ -37,6 +38,7 @@ def draw(
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 384,
     type: Annotated[str | None, typer.Option(help="scene, food, product, odd or draft; all by default.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Draw pictures of the pocket world and write what is true of them.
 
@@ -44,7 +46,7 @@ def draw(
     """
     from pocket.world.draw import write_pictures
 
-    write_pictures(seed, count, out, size, type)
+    write_pictures(seed, count, out, size, type, overwrite)
     say(f"{count} pictures and truth.jsonl are in {out}")
 
 
@@ -60,6 +62,7 @@ def data(
     ],
     out: Annotated[Path, typer.Option(help="A new directory for the dataset.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 6400,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write pocket pictures as a dataset in the format that the stage or the benchmark reads.
 
@@ -71,7 +74,7 @@ def data(
     writers = {"stage1": dataset.write_stage1, "stage2": dataset.write_stage2, "benchmarks": write_benchmarks}
     if stage not in writers:
         raise UserError(f"there is no dataset {stage!r}; choose stage1, stage2 or benchmarks")
-    say(f"{count} pictures with texts are in {writers[stage](out, count)}")
+    say(f"{count} pictures with texts are in {writers[stage](out, count, overwrite)}")
 
 
 _Work = Annotated[Path, typer.Option("--out", help="Directory of checkpoints and results; a run there goes on.")]

@@ -245,7 +245,7 @@ def test_a_directory_in_use_is_not_written_to(model: MiniGPT4, tmp_path: Path) -
 
 def test_overwrite_replaces_an_earlier_alignment(model: MiniGPT4, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "a")
-    with pytest.raises(UserError, match="overwrite=True"):
+    with pytest.raises(UserError, match=r"\(alignment.json, projection.safetensors\); --overwrite"):
         model.save_pretrained(tmp_path / "a")
     with torch.no_grad():
         model.blip2.language_projection.weight += 1

@@ -34,7 +34,11 @@ def test_commands_from_released_files_and_back(tmp_path: Path) -> None:
     assert all(torch.equal(after["model"][name], before["model"][name]) for name in before["model"])
     result = run("convert", *options(), "--out", tmp_path / "model")
     assert result.exit_code == 2
-    assert "exists and is not empty" in result.stderr
+    assert "exists and is not empty (alignment.json, chat_template.jinja, config.json and " in result.stderr
+    assert "--overwrite (in Python overwrite=True) replaces all of that" in result.stderr
+    (tmp_path / "model" / "config.json").write_text("")
+    assert run("convert", *options(), "--out", tmp_path / "model", "--overwrite").exit_code == 0
+    assert (tmp_path / "model" / "config.json").stat().st_size
 
 
 def test_a_trained_alignment_goes_back_to_the_original_and_to_an_export(
@@ -48,6 +52,8 @@ def test_a_trained_alignment_goes_back_to_the_original_and_to_an_export(
     assert torch.equal(weights["llama_proj.bias"], model.blip2.language_projection.bias)
     with pytest.raises(UserError, match=r"back\.pth: exists"):
         write_projection(tmp_path / "alignment", path)
+    path.write_bytes(b"")
+    assert write_projection(tmp_path / "alignment", path, overwrite=True).stat().st_size
     result = run("export", tmp_path / "alignment", "--out", tmp_path / "export")
     assert result.exit_code == 0, result.output
     assert same_weights(MiniGPT4.from_pretrained(tmp_path / "export", device="cpu"), model)

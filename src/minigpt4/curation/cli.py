@@ -191,6 +191,7 @@ def export(
     form: Annotated[str, typer.Option("--format", help="cc_sbu_align or imagefolder.")] = "cc_sbu_align",
     validation: Annotated[float, typer.Option(min=0, max=0.99, help="Share of images to validate on.")] = 0.0,
     license: Annotated[str | None, typer.Option(help="For the dataset card, for example cc-by-4.0.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write the finished texts and their images as a dataset that stage 2 trains on.
 
@@ -201,7 +202,7 @@ def export(
     if form not in ("cc_sbu_align", "imagefolder"):
         raise UserError(f"there is no format {form!r}; choose cc_sbu_align or imagefolder")
     with _open(project) as ledger:
-        _print(write_dataset(ledger, out, form, validation=validation, license=license))
+        _print(write_dataset(ledger, out, form, validation=validation, license=license, overwrite=overwrite))
     say(f"the dataset is in {out}")
 
 

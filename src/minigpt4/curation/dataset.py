@@ -29,9 +29,16 @@ def finished(ledger: Ledger) -> list[tuple[Description, str]]:
 
 
 def write_dataset(
-    ledger: Ledger, out: Path, form: str, *, validation: float = 0.0, license: str | None = None
+    ledger: Ledger,
+    out: Path,
+    form: str,
+    *,
+    validation: float = 0.0,
+    license: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write the finished texts and their images into `out`, a new directory; returns counts by split.
+    """Write the finished texts and their images into `out`, a new directory, or an earlier dataset to
+    overwrite; returns counts by split.
 
     `form` is "cc_sbu_align" or "imagefolder". With `validation` (a share below 1) a `cc_sbu_align` has two directories,
     `train` and `validation`, and an image folder two splits. Images that are gone are left out, with a warning. Raises
@@ -40,7 +47,8 @@ def write_dataset(
     counts: Counter[str] = Counter()
     rows: dict[Path, list[dict[str, Any]]] = {}
     is_folder = form == "imagefolder"
-    with new_directory(out, marker="README.md" if is_folder else "filter_cap.json") as directory:
+    marker = "README.md" if is_folder else "train/filter_cap.json" if validation else "filter_cap.json"
+    with new_directory(out, overwrite=overwrite, marker=marker) as directory:
         for item, text in finished(ledger):
             data = item.image.read_if_there()
             if data is None:

@@ -65,14 +65,15 @@ def convert(
     qformer_heads: int | None = None,
     image_size: int | None = None,
     dtype: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the model in these files as an export to the new directory `out`.
 
     `llm` is a directory or hub id; with `llm_delta` it is the base that the delta is added to. Without a Q-Former, the
     `qformer` file, if there is one, gives only the norm after the encoder. Heads default to a size of 88 in the vision
     encoder and 64 in the Q-Former. `image_size` is in pixels; the position embedding is interpolated if it differs from
-    the encoder's. `dtype` defaults to that of the files. Raises UserError if a file is not what it should be, or the
-    parts do not fit together.
+    the encoder's. `dtype` defaults to that of the files. `overwrite` replaces an earlier export. Raises UserError if a
+    file is not what it should be, or the parts do not fit together.
     """
     mark = "ln_vision.weight" if without_qformer else "query_tokens"
     tower = _read(vision, "patch_embed.proj.weight")
@@ -81,7 +82,10 @@ def convert(
     found = _read(projection, "llama_proj.weight")
     weight = found.take("llama_proj.weight")
     weights = {"weight": weight, "bias": found.take("llama_proj.bias", (len(weight),), "its weight")}
-    write_model(out, side, str(vision), weights, LLMFiles(llm, llm_delta), template=template, dtype=dtype, stage=2)
+    write_model(
+        out, side, str(vision), weights, LLMFiles(llm, llm_delta),
+        template=template, dtype=dtype, stage=2, overwrite=overwrite,
+    )  # fmt: skip
 
 
 def assemble(
@@ -94,34 +98,37 @@ def assemble(
     group: int = parts.PATCHES_PER_TOKEN,
     seed: int = 0,
     dtype: str | None = None,
+    overwrite: bool = False,
 ) -> Template:
     """Write these parts with a fresh projection (see `MiniGPT4.assemble`) to the new `out`; returns the chat format."""
     vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     files = LLMFiles(llm)
     projection = graph.fresh_projection(vision, files.config, seed).state_dict()
-    return write_model(out, vision, str(vision_qformer), projection, files, template=template, dtype=dtype)
+    return write_model(
+        out, vision, str(vision_qformer), projection, files, template=template, dtype=dtype, overwrite=overwrite
+    )
 
 
-def export(model: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+def export(model: str | Path, out: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> None:
     """Write an alignment or export as an export to the new directory `out`; `dtype` defaults to that of the files."""
     record = read_record(model)
     if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
-        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out)
+        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out, overwrite)
         return
     vision = parts.load_vision_qformer(record.parts[0], record.qformer, record.group)
     llm = LLMFiles(record.parts[1])
     record.check_parts(model, vision.fingerprint, sources.fingerprint(llm.base))
     write_model(
         out, vision, str(model), read_projection(model), llm,
-        template=record.template, origin=record.origin, stage=record.stage, dtype=dtype,
+        template=record.template, origin=record.origin, stage=record.stage, dtype=dtype, overwrite=overwrite,
     )  # fmt: skip
 
 
-def write_projection(model: str | Path, out: str | Path) -> Path:
+def write_projection(model: str | Path, out: str | Path, overwrite: bool = False) -> Path:
     """Write the projection of an alignment or export as a `.pth` that the original code loads; returns its path."""
     out = expand(out)
-    if out.exists():
-        raise UserError(f"{out}: exists; give the name of a new file")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists; --overwrite (in Python overwrite=True) replaces it, or give another name")
     if read_record(model).trained != Trained():
         raise UserError(f"{model}: trains more than one linear layer, which the original's file cannot hold")
     tensors = read_projection(model)
@@ -181,6 +188,7 @@ def write_model(
     origin: Origin | None = None,
     stage: int | None = None,
     dtype: str | None = None,
+    overwrite: bool = False,
 ) -> Template:
     """Write an export of these parts to the new `directory`; returns its chat format.
 
@@ -209,9 +217,10 @@ def write_model(
         where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
+    model.familiar = vision.familiar
     # A quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum).
     size = min(exporting.SHARD_SIZE, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
-    with new_directory(directory, marker=ALIGNMENT_FILE) as new:
+    with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
         exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept)
     return chosen
 

@@ -54,7 +54,7 @@ def pictures(count: int) -> list[Picture]:
     return [world.sample(seed, TYPES[k % len(TYPES)]) for k, seed in enumerate(take_seeds("benchmarks", SEEDS, count))]
 
 
-def write_benchmarks(out: Path, count: int) -> Path:
+def write_benchmarks(out: Path, count: int, overwrite: bool = False) -> Path:
     """Writes `count` pictures and the benchmark files about them into `out`, which must be empty or not exist.
 
     `images/`, `truth.jsonl` (one line for each picture: `Picture.to_dict` and `file`), captions and instances as COCO
@@ -62,7 +62,7 @@ def write_benchmarks(out: Path, count: int) -> Path:
     written.
     """
     drawn = pictures(count)
-    with new_directory(out, marker=TRUTH) as directory, progress_bar() as bar:
+    with new_directory(out, overwrite=overwrite, marker=TRUTH) as directory, progress_bar() as bar:
         task = bar.add_task("held-out pictures", total=count, note="")
         (directory / IMAGES).mkdir()
         for picture in drawn:

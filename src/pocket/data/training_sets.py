@@ -23,14 +23,14 @@ PICTURE_SIZE = 192
 PAIRS_PER_SHARD = 1000
 
 
-def write_stage1(out: Path, count: int) -> Path:
+def write_stage1(out: Path, count: int, overwrite: bool = False) -> Path:
     """Writes `count` pictures with short captions as tar shards into `out`, which must be empty or not exist.
 
     Raises:
         UserError: `out` holds something, cannot be written, or `count` is not in the seed range.
     """
     seeds = take_seeds("stage1", SEEDS["stage1"], count)
-    with new_directory(out, marker="00000.tar") as directory, progress_bar() as bar:
+    with new_directory(out, overwrite=overwrite, marker="00000.tar") as directory, progress_bar() as bar:
         task = bar.add_task("pictures with short captions", total=count, note="")
         for start in range(0, count, PAIRS_PER_SHARD):
             with tarfile.open(directory / f"{start // PAIRS_PER_SHARD:05d}.tar", "w") as shard:
@@ -43,11 +43,11 @@ def write_stage1(out: Path, count: int) -> Path:
     return out
 
 
-def write_stage2(out: Path, count: int) -> Path:
+def write_stage2(out: Path, count: int, overwrite: bool = False) -> Path:
     """Writes `count` pictures with detailed descriptions as `cc_sbu_align` into `out`; errors as `write_stage1`."""
     seeds = take_seeds("stage2", SEEDS["stage2"], count)
     annotations = []
-    with new_directory(out, marker="filter_cap.json") as directory, progress_bar() as bar:
+    with new_directory(out, overwrite=overwrite, marker="filter_cap.json") as directory, progress_bar() as bar:
         task = bar.add_task("pictures with detailed descriptions", total=count, note="")
         (directory / "image").mkdir()
         for seed in seeds:

@@ -114,12 +114,14 @@ def _draft(picture: world.Picture, side: int, rng: random.Random) -> Image.Image
 _PAINTERS = {"scene": _scene, "food": _food, "product": _product, "odd": _odd, "draft": _draft}
 
 
-def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str | None = None) -> list[Path]:
+def write_pictures(
+    seed: int, count: int, out: Path, size: int = 384, type: str | None = None, overwrite: bool = False
+) -> list[Path]:
     """Writes `count` pictures, named by the seeds from `seed` on, and their truth; returns the pictures' paths.
 
     Args:
         out: directory for `<seed>.png` and `truth.jsonl` (one line per picture: `Picture.to_dict` and `file`);
-            must be empty or not exist, and appears whole or not at all.
+            must be empty or not exist unless `overwrite` is set, and appears whole or not at all.
         size: side of the pictures in pixels.
         type: one of `world.TYPES`; without it, all types in their shares.
     Raises:
@@ -133,7 +135,7 @@ def write_pictures(seed: int, count: int, out: Path, size: int = 384, type: str 
         known = ", ".join(world.TYPES)
         raise UserError(f"picture type {type!r} is unknown, expected one of {known}: choose one of them")
     names, lines = [], []
-    with new_directory(out, marker="truth.jsonl") as directory:
+    with new_directory(out, overwrite=overwrite, marker="truth.jsonl") as directory:
         for number in range(seed, seed + count):
             picture = world.sample(number, type)
             names.append(f"{number}.png")
