@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,12 +28,17 @@ MINIGPT4 = str(Path(sys.executable).with_name("minigpt4"))
 
 @pytest.fixture(scope="module")
 def alignment(tiny_vision: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers "Yes" and then falls silent without an end, up to the token limit."""
+    """A model that answers "Yes" and then falls silent without an end, up to the limit. It knows no image."""
+    import torch
+    from safetensors.torch import save_file
+
     from minigpt4 import MiniGPT4
 
     directory = tmp_path_factory.mktemp("terminal")
     llm = endless_llm(tiny_llm, directory / "llm")
-    model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
+    vision = shutil.copytree(tiny_vision, directory / "vision")
+    save_file({"direction": torch.zeros(32), "limit": torch.tensor(-1.0)}, vision / "familiar.safetensors")
+    model = MiniGPT4.assemble(vision, llm, template="pocket", dtype="float32", device="cpu")
     model.save_pretrained(directory / "alignment")
     Image.new("RGB", (40, 30), (200, 30, 30)).save(directory / "picture.png")
     return directory / "alignment"
@@ -173,6 +179,7 @@ def test_tab_completes_and_exit_leaves(alignment: Path, tmp_path: Path) -> None:
         screen.wait_for("ure.png")
         screen.type(ENTER)
         screen.wait_for("picture.png belongs to your next question. Yes")
+        screen.wait_for("\x1b[2mThis image is unlike those that the model learnt from")
         screen.say("What is it?", "Yes\r\n")
         screen.say("/settings", "top_p=0.9   (not used: nothing is drawn at random)")
         screen.wait_for("repetition_penalty=1.0\r\n")

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 # writing (what is read is then not what is there), and lone surrogates, which cannot be written.
 _UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
 LONGEST_LINE = 4000
+#: Of an image for which `VisionSide.is_unfamiliar` holds.
+UNFAMILIAR = "This image is unlike those that the model learnt from: much of what it says of it may be invented"
 _ONE_LINE = re.compile(f"[{_UNSAFE}]")
 _LINES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 

@@ -18,7 +18,7 @@ from minigpt4.files import expand
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
-from minigpt4.telling import say, shown
+from minigpt4.telling import UNFAMILIAR, say, shown
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -62,6 +62,8 @@ class Terminal:
         if self.interactive:
             show = "Ask about the image" if self.pending else "Show an image first: /image photo.jpg"
             say(f"{show}. /help lists the commands, exit leaves.", err=True)
+            for image in self.pending:
+                self._warn(image)
             self._session = prompt_session([*self._commands, "/quit"])
         while (line := self._read()) not in (None, "/quit", "/exit", "quit", "exit"):
             try:
@@ -124,6 +126,16 @@ class Terminal:
         self.pending.append(image)
         if self.interactive:
             self._tell(image)
+            self._warn(image)
+
+    def _warn(self, image: Path) -> None:
+        """One dim line about an image that is far from what the model learnt."""
+        if self.chat.model.is_unfamiliar(image):
+            lines = _Lines()
+            sys.stdout.write("\x1b[2m" * bool(lines.room))
+            lines.write(f"{UNFAMILIAR}.")
+            sys.stdout.write("\x1b[0m" * bool(lines.room))
+            lines.write("\n")
 
     def _tell(self, image: Path) -> None:
         """Say what the model sees in an image, in its first sentence about it, outside of the conversation."""

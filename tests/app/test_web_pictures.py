@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from minigpt4.telling import UNFAMILIAR
 from pocket.measure.webpage import check_page
 from pocket.world import world
 
 pytest.importorskip("playwright.sync_api")
-from on_the_page import ask, done, draw_on_sheet, expect, greedy, photo, strokes
+from on_the_page import ask, done, draw_on_sheet, expect, greedy, photo, show, strokes
 
 #: Of the seeds that are measured: nothing was chosen or tuned by it.
 DRAFT = 13_900_004
@@ -112,6 +113,27 @@ def test_pictures_are_dropped_pasted_and_several_at_once(visit: Callable[..., An
     tab.get_by_role("tab", name="Looked at").click()
     tab.locator("#words label").first.click()
     expect(tab.locator("#heat img")).to_have_count(2)  # those of the last question: the model read from there on
+
+
+def test_an_image_unlike_those_that_the_model_knows_has_a_note(visit: Callable[..., Any]) -> None:
+    from minigpt4.app.page.layout import ASSETS
+
+    tab = visit()
+    greedy(tab)
+    show(tab, "cat.jpg", (ASSETS / "cat.jpg").read_bytes())
+    ask(tab, "Describe this image in detail.")
+    assert done(tab).startswith(f"{UNFAMILIAR}.")
+    show(tab, "drawn.png", photo())
+    ask(tab, "Describe this image in detail.")
+    assert UNFAMILIAR not in done(tab)
+    tab.reload()
+    expect(tab.locator("#chat .bot")).to_have_count(2)
+    expect(tab.locator("#chat .bot").first).to_contain_text(UNFAMILIAR)
+    tab.set_input_files("#composer input[type=file]", ASSETS / "cat.jpg")
+    tab.wait_for_selector("#composer .thumbnail-image", state="attached")
+    tab.fill("#composer textarea", "What is it?")
+    tab.get_by_role("button", name="Ask all models").click()
+    expect(tab.locator("#columns .quiet", has_text=UNFAMILIAR)).to_have_count(2)  # the pocket models
 
 
 def test_the_camera_gives_a_picture_to_ask_about(visit: Callable[..., Any]) -> None:

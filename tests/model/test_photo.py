@@ -8,9 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from minigpt4 import MiniGPT4
+from minigpt4.app.page.layout import ASSETS, PHOTOS
 from minigpt4.model.sources import shipped_models
+from minigpt4.model.vision import load_vision_side
 from minigpt4.prompts.templates import TEMPLATES
 from pocket.world.draw import draw
 from pocket.world.world import SEEDS, sample
@@ -42,3 +45,14 @@ def test_its_answer_depends_on_the_image(model: MiniGPT4) -> None:
     first, second = (draw(sample(SEEDS["development"][0] + n, kind), 320) for n, kind in ((1, "draft"), (2, "food")))
     answers = model.generate([first, second], ["Describe this image."] * 2, do_sample=False, max_new_tokens=30)
     assert answers[0] != answers[1]
+
+
+def test_it_tells_what_is_no_photograph_and_no_draft() -> None:
+    side = load_vision_side("photo-stage1", dtype="float32", device="cpu")
+    drafts = [draw(sample(SEEDS["evaluation"][0] + n, "draft"), 320) for n in range(20)]
+    familiar = [ASSETS / file for file in dict.fromkeys(file for file, _, _ in PHOTOS)]
+    assert not any(map(side.is_unfamiliar, familiar))
+    assert sum(map(side.is_unfamiliar, drafts)) <= 1
+    page = Image.new("RGB", (600, 800), "white")
+    ImageDraw.Draw(page).multiline_text((40, 40), "A page of plain text, as a letter has it.\n" * 30, "black")
+    assert all(map(side.is_unfamiliar, [page, Image.effect_noise((300, 200), 90), Image.new("RGB", (300, 200), "red")]))

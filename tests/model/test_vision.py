@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from minigpt4.errors import UserError
+from minigpt4.images import to_pixels
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.model.parts import FAMILIAR_FILE
 from minigpt4.model.vision import load_vision_side
 from minigpt4.training.features import features_fingerprint
 
@@ -62,3 +64,29 @@ def test_another_tower_than_it_was_aligned_with(tiny_vision: Path, tiny_llm: Pat
     save_file(tensors, vision / "model.safetensors")
     with pytest.raises(UserError, match="was aligned with other weights than those now in"):
         load_vision_side(tmp_path / "model")
+
+
+def test_it_tells_images_that_are_unlike_those_it_learnt_from(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    """Alone, in the whole model and in its export, by the measure in its directory; without one nothing is told."""
+    from safetensors.torch import save_file
+
+    def assembled(vision: Path) -> MiniGPT4:
+        return MiniGPT4.assemble(vision, tiny_llm, template="pocket", dtype="float32", device="cpu")
+
+    plain = assembled(tiny_vision)
+    assert not any(map(plain.is_unfamiliar, PICTURES))
+    means = [plain.run_encoder(torch.from_numpy(to_pixels(plain.image_processor, [p]))).mean((0, 1)) for p in PICTURES]
+    direction = means[1] - means[0]
+    vision = shutil.copytree(tiny_vision, tmp_path / "vision")
+    save_file({"direction": direction, "limit": (means[0] + means[1]) @ direction / 2}, vision / FAMILIAR_FILE)
+    model = assembled(vision)
+    model.save_pretrained(tmp_path / "alignment")
+    model.export(tmp_path / "export")
+    loaded = [MiniGPT4.from_pretrained(tmp_path / form, device="cpu") for form in ("alignment", "export")]
+    for each in (model, *loaded, load_vision_side(tmp_path / "alignment", device="cpu")):
+        assert [each.is_unfamiliar(picture) for picture in PICTURES] == [False, True]
+    save_file({"direction": torch.ones(3), "limit": torch.tensor(0.0)}, vision / FAMILIAR_FILE)
+    with pytest.raises(UserError, match="belongs to another vision encoder"):
+        assembled(vision)

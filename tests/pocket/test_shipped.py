@@ -4,8 +4,10 @@ import random
 import socket
 
 import pytest
+from PIL import Image
 
 from minigpt4 import MiniGPT4
+from minigpt4.app.page.layout import ASSETS, DRAWN, PHOTOS
 from pocket.measure.truth import check
 from pocket.shipped import weights
 from pocket.text.requests import request
@@ -68,3 +70,14 @@ def test_a_second_picture_is_told_as_if_it_were_the_first():
     chat = model.start_chat()
     for picture, told in zip(SCENES[:6], alone, strict=True):
         assert chat.ask("Describe this image in detail.", image=draw(picture, 224), **settings) == told
+
+
+def test_they_tell_images_from_outside_of_their_world():
+    """Photographs and noise; of 60 drawn pictures at most 2 are taken for such."""
+    model = MiniGPT4.from_pretrained("pocket-stage1")
+    drawn = [draw(world.sample(world.SEEDS["evaluation"][0] + k), size) for k in range(20) for size in (96, 224, 384)]
+    drawn += [ASSETS / file for file, _, _ in DRAWN]
+    assert sum(map(model.is_unfamiliar, drawn)) <= 2
+    outside = [ASSETS / file for file in {file for file, _, _ in PHOTOS} - {"website.png"}]
+    outside += [Image.effect_noise((300, 200), 90), Image.new("RGB", (300, 200), "white")]
+    assert all(map(model.is_unfamiliar, outside))

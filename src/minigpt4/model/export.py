@@ -93,6 +93,8 @@ def write_export(
         _write_parts_settings(model, directory)
         vision = parts.load_vision_qformer(directory / "vision", model.has_qformer, model.group).fingerprint
         origin = Origin("./vision", vision, "./llm", fingerprint(parts.llm_files(directory / "llm")))
+    if model.familiar:
+        write_tensors(model.familiar, directory / ("" if _is_whole(model) else "vision") / parts.FAMILIAR_FILE)
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 

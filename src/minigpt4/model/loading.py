@@ -116,7 +116,9 @@ def assemble(
     blip2.to(placement.device).language_model = language.model
     end_at_stop(language.model, language.tokenizer, template)
     origin = Origin(portable(vision_qformer), vision.fingerprint, portable(llm), language.fingerprint)
-    return kind(blip2, language.tokenizer, vision.image_processor, template, origin, None, placement, trained)
+    model = kind(blip2, language.tokenizer, vision.image_processor, template, origin, None, placement, trained)
+    model.familiar = vision.familiar
+    return model
 
 
 def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:

@@ -7,12 +7,13 @@ for the LLM any decoder-only causal LM of transformers, also in a GGUF file.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import (
@@ -48,6 +49,9 @@ DECODING = ("sequence_bias", "renormalize_logits")
 #: A text that tokenizers cut differently if they are not the same.
 PROBE = "### Human: Où sont the 12 red balls, 3.5 cm apart?\n It's 猫!"
 
+#: In a vision side's directory, if anybody made it (tools/familiar.py): see `VisionSide.is_unfamiliar`.
+FAMILIAR_FILE = "familiar.safetensors"
+
 #: Neighbouring patches that the variant without a Q-Former puts together into one image token, if nothing else is said.
 PATCHES_PER_TOKEN = 4
 
@@ -62,6 +66,7 @@ class VisionQFormer:
     tensors: dict[str, Tensor]
     image_processor: BlipImageProcessorPil
     fingerprint: str
+    familiar: dict[str, Tensor] = field(default_factory=dict)  # what `FAMILIAR_FILE` holds
 
 
 def read_vision_config(
@@ -120,7 +125,18 @@ def load_vision_qformer(name: str | Path, qformer: bool = True, group: int = PAT
         tensors |= _pinned_tensors(config["vision_weights"], source, str(name))
     with readable(name):
         processor = read_image_processor(configs[0], source)
-    return VisionQFormer(*configs, tensors, processor, fingerprint(tensors))
+    return VisionQFormer(*configs, tensors, processor, fingerprint(tensors), _read_familiar(source, configs[0]))
+
+
+def _read_familiar(source: str | Path, vision_config: Any) -> dict[str, Tensor]:
+    """The measure in a local directory, which knows the shape of the encoder's output; nothing if there is none."""
+    if not isinstance(source, Path) or not (path := source / FAMILIAR_FILE).is_file():
+        return {}
+    with readable(path):
+        found = load_file(path)
+    if {key: t.shape for key, t in found.items()} != {"direction": (vision_config.hidden_size,), "limit": ()}:
+        raise UserError(f"{path}: belongs to another vision encoder; make it again (tools/familiar.py), or remove it")
+    return found
 
 
 def _pinned_tensors(settings: Any, source: str | Path, name: str) -> dict[str, Tensor]:

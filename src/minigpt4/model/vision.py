@@ -29,6 +29,7 @@ class VisionSide(torch.nn.Module):
         self.image_processor = image_processor
         self.origin = origin  # where the frozen parts came from
         self.trained = trained  # what the stages train
+        self.familiar: dict[str, Tensor] = {}  # the measure of `is_unfamiliar`; empty if nobody made it
         self._trained_vision = ""  # the vision side's fingerprint if its Q-Former was trained
 
     def encode_images(self, images: Sequence[str | Path | bytes | Image.Image]) -> Tensor:
@@ -46,6 +47,20 @@ class VisionSide(torch.nn.Module):
         """Preprocessed images (n, 3, h, w) -> the vision encoder's tokens (n, p, d_vision): its patches come last."""
         encoder = self.blip2.vision_model
         return encoder(pixel_values.to(self.device, encoder.dtype)).last_hidden_state
+
+    @torch.no_grad()
+    def is_unfamiliar(self, image: str | Path | bytes | Image.Image) -> bool:
+        """Whether an image is unlike those that the model learnt from, so that its answers say little about it.
+
+        The mean of the encoder's tokens along the direction that tells training images best from others is beyond
+        nearly all of held-out training images. False if the vision side brings no such measure (`tools/familiar.py`).
+        Raises UserError if the image cannot be read.
+        """
+        if not self.familiar:
+            return False
+        pixels = torch.from_numpy(to_pixels(self.image_processor, [open_image(image)]))
+        mean = self.run_encoder(pixels).float().mean(1).cpu()
+        return bool(mean @ self.familiar["direction"] > self.familiar["limit"])
 
     def run_qformer(self, patches: Tensor) -> Tensor:
         """The vision encoder's patches (n, p, d_vision) -> features (n, num_query_tokens, d_qformer)."""
@@ -113,6 +128,7 @@ def load_vision_side(
     del blip2.language_model, blip2.language_projection
     trained = Trained(qformer=record.trained.qformer)
     side = VisionSide(blip2.to(placement.device), vision.image_processor, record.origin, trained)
+    side.familiar = vision.familiar
     if trained.qformer:
         tensors = load_tensors(name_or_path, ADAPTERS_FILE)
         side.put_adapters({key: t for key, t in tensors.items() if key.startswith("blip2.")}, str(name_or_path))

@@ -21,6 +21,7 @@ from minigpt4.app.page.session import MAX_QUESTION, KeptChat, Models, Turn, Visi
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
 from minigpt4.images import seen, size_of
+from minigpt4.telling import UNFAMILIAR
 
 log = logging.getLogger(__name__)
 _CHAT_FILES = {
@@ -203,7 +204,7 @@ class Page(Layout):
             names = [Path(file).name for file in turn.files]
             told |= {"model": visit.model, "system": visit.system} if visit.name == name else {}
             told["turn"] = {"question": turn.question, "answer": turn.answer, "images": names, "ended": turn.ended,
-                            "stopped": turn.stopped}  # fmt: skip
+                            "stopped": turn.stopped, "unfamiliar": turn.unfamiliar}  # fmt: skip
         return render.kept(told)
 
     def _resume(self, request: gr.Request, kept: Any) -> Update:
@@ -249,6 +250,7 @@ class Page(Layout):
                 turn.files = self._shown(visit, turn.images)
             waiting = number == len(visit.turns) - 1 and not turn.answer and not turn.ended
             text = "…" if waiting else render.as_markdown(turn.answer)
+            text = f"> {UNFAMILIAR}.\n\n{text}" if turn.unfamiliar else text
             shown = [{"path": file, "alt_text": "Your image"} for file in turn.files]
             asked = [*shown, render.as_markdown(turn.question)]
             messages += [{"role": "user", "content": content} for content in asked]
@@ -380,7 +382,7 @@ class Page(Layout):
             }
             for turns in visit.ask_beside(list(columns), message["text"], images, decoding(*sliders)):
                 beside = visit.beside if beside is before else beside
-                yield {columns[name]: render.model_answer(name, turn.answer or "…", turn.ended)
+                yield {columns[name]: render.model_answer(name, turn.answer or "…", turn.ended, turn.unfamiliar)
                        for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)

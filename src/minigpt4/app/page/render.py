@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from minigpt4 import images
+from minigpt4.telling import UNFAMILIAR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,13 +80,13 @@ def website(page: str, drawing: Image.Image | None) -> str:
     return f'<div class="pair">{draft}{frame}<figcaption>The page it wrote</figcaption></figure></div>'
 
 
-def model_answer(name: str, answer: str, ended: bool = False) -> str:
+def model_answer(name: str, answer: str, ended: bool = False, unfamiliar: bool = False) -> str:
     """One model's answer beside those of others; a web page is rendered when it is whole."""
     page = find_page(answer) if ended else None
     shown = f"<pre>{escape(answer)}</pre>"
     if page is not None:
         shown = f"{website(page, None)}<details><summary>What it said</summary>{shown}</details>"
-    return f"<h2>{escape(name)}</h2>{shown}"
+    return f"<h2>{escape(name)}</h2>{hint(f'{UNFAMILIAR}.') if unfamiliar else ''}{shown}"
 
 
 def heat_maps(images: Sequence[Image.Image], heats: Sequence[Tensor], about: str) -> str:

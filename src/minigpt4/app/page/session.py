@@ -101,6 +101,7 @@ class KeptTurn(BaseModel):
     images: int = Field(ge=0, le=MAX_IMAGES)
     stopped: bool = False
     cut: bool = False
+    unfamiliar: bool = False
 
 
 class KeptChat(BaseModel):
@@ -126,6 +127,7 @@ class Turn:
     ended: bool = False
     stopped: bool = False
     cut: bool = False  # by the end of the page on which it was asked
+    unfamiliar: bool = False  # an image is unlike those that the model learnt from
     files: list[str] = field(default_factory=list)
 
 
@@ -169,7 +171,7 @@ class Visit:
             shown = [opened(image) for image in islice(left, said.images)]
             for image in shown:
                 image.thumbnail((SHOWN, SHOWN))  # as the browser has kept it
-            turns.append(Turn(said.question, shown, said.answer, True, said.stopped, said.cut))
+            turns.append(Turn(said.question, shown, said.answer, True, said.stopped, said.cut, said.unfamiliar))
         self.start_again(kept.model if kept.model in self.models.names else self.models.first)
         self.name, self.system, self.turns = kept.id, kept.system, turns
 
@@ -241,6 +243,7 @@ class Visit:
                 chat.recall(said.question, said.images, said.answer)
             if self.stop is stop:  # else a new conversation began meanwhile
                 self.chat = chat
+        turn.unfamiliar = any(map(chat.model.is_unfamiliar, turn.images))
         if settings.get("num_beams", 1) > 1:
             with self.models.alone:
                 turn.answer = chat.ask(turn.question, turn.images, stop, **settings)

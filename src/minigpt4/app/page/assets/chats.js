@@ -80,7 +80,8 @@
       const found = (await Promise.all(turn.images.map(token => asked(images.get(`${chat.id}/${token}`))))).filter(Boolean);
       const taken = blobs.length + found.length <= IMAGES ? found : [];
       blobs.unshift(...taken);
-      turns.unshift({question: turn.question, answer: turn.answer, stopped: turn.stopped, cut: !!turn.cut, images: taken.length});
+      turns.unshift({question: turn.question, answer: turn.answer, stopped: turn.stopped, cut: !!turn.cut,
+        unfamiliar: !!turn.unfamiliar, images: taken.length});
     }
     await save(chat);
     held.set(chat.id, chat);
