@@ -178,13 +178,9 @@ def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
     model = skeleton.language_model
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     weights = _count(layer.weight for layer in linears)
-    # 4 bits: an 8-bit scale for each 64 weights, and a scale of these for each 256. 8 bits: a scale for each row.
-    held = (
-        weights * (1 / 2 + 1 / 64 + 4 / 64 / 256)
-        if precision == "4bit"
-        else weights + 4 * sum(layer.out_features for layer in linears)
-    )
-    unpacked = {"4bit": 7, "fp8": 1}.get(precision, 0) * max(layer.weight.numel() for layer in linears)
+    # 4 bits: 4 bytes for each 32 weights, besides them. 8 bits: a scale for each row.
+    held = weights * 5 / 8 if precision == "4bit" else weights + 4 * sum(layer.out_features for layer in linears)
+    unpacked = max(layer.weight.numel() for layer in linears) if precision == "fp8" else 0
     return side, int(held) + size * (llm - weights), unpacked
 
 

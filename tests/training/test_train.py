@@ -343,6 +343,7 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
     "values",
     [
         {"load_in": "8bit"},
+        {"load_in": "4bit"},
         {"load_in": "fp8"},
         {"load_in": "int8"},
         {"load_in": "fp8", "vision_load_in": "int8", "stream": True, "shuffle_buffer": 0},
@@ -351,10 +352,7 @@ def test_too_many_unreadable_pictures_end_the_run(stage1: Recipe, tmp_path: Path
 def test_training_through_frozen_parts_in_fewer_bits(
     stage1: Recipe, values: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The loss falls, a run that stops goes on to the same weights, and these load in full precision too.
-
-    (For 4 bits see tests/model/test_precision.py.)
-    """
+    """The loss falls, a run that stops goes on to the same weights, and these load in full precision too."""
     recipe = with_values(stage1, **values, steps=12, learning_rate=0.05)
     alignment = train(recipe, progress=False)
     trained = (alignment / "projection.safetensors").read_bytes()

@@ -22,7 +22,6 @@ from minigpt4.model.loading import Origin
 from minigpt4.model.lora import LoRA, Trained
 from minigpt4.model.packing import Packer
 from minigpt4.model.precision import Placement
-from minigpt4.model.quantization import pack_4bit_layers
 from minigpt4.model.vision import VisionSide
 from minigpt4.prompts.templates import Template
 
@@ -56,7 +55,6 @@ class AlignedModel(VisionSide):
         self.image_token_id: int = blip2.config.image_token_id
         self.compiled = False  # whether training compiles the model
         self.decoding: dict[str, Any] = {}  # what its record suggests of `Decoding`
-        pack_4bit_layers(blip2, allowed=True)
         # Suppressing `<image>` when a token is sampled is not enough: it must take no probability from other tokens.
         blip2.language_model.register_forward_hook(partial(hide_image_token, self.image_token_id))
         self.requires_grad_(False)

@@ -11,7 +11,6 @@ from pydantic import Field, with_config
 from torch import Tensor
 
 from minigpt4.errors import UserError
-from minigpt4.model.quantization import pack_4bit_layers
 
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
@@ -35,7 +34,6 @@ def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
     """Freeze all but what `stage` trains (paper, 3.1, 3.3; `model.trained`); returns its names. Raises UserError."""
     if stage not in (1, 2):
         raise UserError(f"there is no stage {stage!r}; the stages are 1, 2")
-    pack_4bit_layers(model, allowed=False)
     trained, adapters = [], set(model.adapter_names())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("blip2.language_projection.") or name in adapters)

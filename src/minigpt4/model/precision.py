@@ -45,6 +45,8 @@ class Placement:
             raise UserError(f"load_in={load_in!r} needs one device; give device='cuda' or 'cpu', or leave load_in out")
         resolved = resolve_device(device)
         check_load_in(load_in, resolved)
+        if load_in == "4bit" and dtype is None:  # little memory is wanted
+            dtype = training_dtype(resolved)
         return cls(resolved, resolve_dtype(dtype, resolved), load_in, spread, max_memory)
 
     def loading(self) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class Placement:
             self._disk.append(tempfile.TemporaryDirectory(prefix="minigpt4-offload-"))
             placed = {"device_map": "sequential", "offload_folder": self._disk[-1].name}
             return {"dtype": self.dtype, "max_memory": dict(self.max_memory or {}) or None, **placed}
-        quantized = quantization_config(self.load_in, self.dtype) if self.load_in else None
+        quantized = quantization_config(self.load_in, self.dtype, self.device) if self.load_in else None
         # accelerate does not take a torch.device
         return {"dtype": self.dtype, "device_map": {"": str(self.device)}, "quantization_config": quantized}
 

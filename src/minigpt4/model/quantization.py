@@ -1,9 +1,10 @@
-"""Frozen weights in 8 or 4 bits: bitsandbytes' formats, and 8-bit layers that also multiply in 8 bits.
+"""Frozen weights in 8 or 4 bits: bitsandbytes' formats, our 4 bits on CPUs, and layers that also multiply in 8 bits.
 
-bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype. An
-`EightBitLinear` holds weights as floats ("fp8", e4m3) or integers ("int8") and rounds its inputs, so that the hardware
-multiplies 8-bit numbers, forwards and backwards: half the bytes of bfloat16 and up to twice the speed. No library does
-this: torchao and transformers pass no gradient, and torchao's float8 training holds weights in bfloat16.
+bitsandbytes holds the LLM as LLM.int8() ("8bit") or NF4 ("4bit", QLoRA) and computes in the model's dtype; on a CPU,
+"4bit" is `FourBitLinear` (`four_bits.py`). An `EightBitLinear` holds weights as floats ("fp8", e4m3) or integers
+("int8") and rounds its inputs, so that the hardware multiplies 8-bit numbers, forwards and backwards: half the bytes of
+bfloat16 and up to twice the speed. No library does this: torchao and transformers pass no gradient, and torchao's
+float8 training holds weights in bfloat16.
 """
 
 import importlib.util
@@ -18,6 +19,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from minigpt4.errors import UserError
+from minigpt4.model import four_bits
+from minigpt4.model.four_bits import FourBitLinear
 
 _ANY = ("cuda", "cpu", "mps")
 #: The formats of the recipe's and the commands' `load_in`, and the devices on which they work (fp8 on a CPU slowly).
@@ -25,8 +28,9 @@ LOAD_IN = {"8bit": _ANY, "4bit": _ANY, "fp8": ("cuda", "cpu"), "int8": ("cpu",)}
 FORMATS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 FLOAT8_CAPABILITY = (8, 9)  # of the first GPUs that multiply float8: L4, L40S, RTX 40; H100 and H200 have 9.0
 SIDE = 16  # the hardware multiplies in blocks of this many
-BLOCK = 64  # weights that share one scale in 4 bits
-METHOD = "minigpt4_eight_bits"
+METHOD = "minigpt4"
+#: What the config.json of an LLM says whose files hold `FourBitLinear`s, with the version of their format.
+IN_FILES = {"quant_method": METHOD, "form": "4bit", "version": 1}
 _INSTEAD = {"load_in": "use load_in='8bit'", "vision_load_in": "leave it out"}
 
 
@@ -41,7 +45,12 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
         raise UserError(f"{key}={load_in!r} works on {kinds}, not on {device.type}; {instead}")
     if load_in == "fp8" and device.type == "cuda":
         check_float8(torch.cuda.get_device_capability(device), key)
-    if load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
+    if load_in == "4bit" and device.type == "cpu":
+        if not four_bits.fast_block():
+            logging.getLogger(__name__).warning(
+                "load_in='4bit' saves memory here but no time: PyTorch has no fast 4-bit product for this processor"
+            )
+    elif load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4-vlm[quantized]'"
         )
@@ -57,10 +66,10 @@ def check_float8(capability: tuple[int, int], key: str = "load_in") -> None:
         )
 
 
-def quantization_config(load_in: str, dtype: torch.dtype) -> Any:
-    """transformers' `quantization_config` for an LLM in the format `load_in` that computes in `dtype`."""
-    if load_in in FORMATS:
-        return EightBitConfig(load_in)
+def quantization_config(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """transformers' `quantization_config` for an LLM in the format `load_in` that computes in `dtype` on `device`."""
+    if load_in in FORMATS or (load_in == "4bit" and device.type == "cpu"):
+        return OwnConfig(load_in)
     # It would warn in every layer that LLM.int8() rounds its inputs to float16, and that faster kernels are on the hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if load_in == "8bit":
@@ -68,26 +77,6 @@ def quantization_config(load_in: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-
-
-def pack_4bit_layers(model: Any, allowed: bool) -> None:
-    """Allow or forbid bitsandbytes' packed form of 4-bit layers on CPUs; forbidding unpacks packed layers.
-
-    On a CPU with AVX-512 BF16 a layer packs itself on its first inference, and is then many times faster. But packed
-    layers pass no gradient, and fail if their height is no multiple of 32. Raises UserError for layers of a width that
-    bitsandbytes rounds wrongly on a CPU.
-    """
-    for module in model.modules():
-        if type(module).__name__ != "Linear4bit":
-            continue
-        module.state_dict()  # unpacks the layer, since the packed form is never saved
-        if module.weight.device.type == "cpu" and module.in_features % BLOCK:  # seen in 0.50: errors 2.5 times as large
-            raise UserError(
-                f"load_in='4bit' on a CPU needs layers of a width that is a multiple of {BLOCK}, but this LLM has a "
-                f"layer of {module.in_features}; use load_in='8bit'"
-            )
-        if not (allowed and module.out_features % 32 == 0):
-            module.support_avx512bf16_for_cpu = False
 
 
 def quantize(x: Tensor, form: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -145,53 +134,65 @@ class EightBitLinear(torch.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def quantize_linears(form: str, model: Any) -> None:
-    """Replace the linear layers of an LLM or a vision encoder, but not the LM head, by 8-bit ones (`FORMATS[form]`)."""
-    head = model.get_output_embeddings()
-    for name, layer in list(model.named_modules()):
-        fits = type(layer) is torch.nn.Linear and layer.in_features % SIDE == layer.out_features % SIDE == 0
-        if fits and layer is not head:
-            model.set_submodule(name, EightBitLinear(layer, FORMATS[form]))
+def layers_in(form: str, model: Any) -> dict[str, torch.nn.Linear]:
+    """The linear layers of an LLM or a vision encoder that are held in `form`, by name: not the LM head."""
+    head, wide, high = model.get_output_embeddings(), *((four_bits.GROUP, 1) if form == "4bit" else (SIDE, SIDE))
+    return {
+        name: layer for name, layer in model.named_modules()
+        if type(layer) is torch.nn.Linear and layer is not head
+        and layer.in_features % wide == layer.out_features % high == 0
+    }  # fmt: skip
+
+
+def quantize_linears(form: str, model: Any, packed: bool = False) -> None:
+    """Replace these layers by those of `form`; `packed`: their weights come in the form of files."""
+    for name, layer in layers_in(form, model).items():
+        new = FourBitLinear(layer, packed) if form == "4bit" else EightBitLinear(layer, FORMATS[form])
+        model.set_submodule(name, new)
 
 
 @register_quantization_config(METHOD)
-class EightBitConfig(QuantizationConfigMixin):
-    """Asks transformers' `from_pretrained` to quantize the LLM to `FORMATS[form]` while it is read."""
+class OwnConfig(QuantizationConfigMixin):
+    """Asks transformers' `from_pretrained` to hold the LLM in `form` ("4bit" or of `FORMATS`)."""
 
-    def __init__(self, form: str = "fp8") -> None:
-        self.quant_method = METHOD
-        self.form = form
+    def __init__(self, form: str = "fp8", version: int = 1) -> None:
+        self.quant_method, self.form, self.version = METHOD, form, version
 
 
 @register_quantizer(METHOD)
-class EightBitQuantizer(HfQuantizer):
-    """Replaces linear layers before weights are loaded, then quantizes each weight as it arrives."""
+class OwnQuantizer(HfQuantizer):
+    """Replaces linear layers before weights are loaded; quantizes each as it arrives, unless files hold it so."""
 
     is_trainable = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        quantize_linears(self.quantization_config.form, model)
+        quantize_linears(self.quantization_config.form, model, packed=self.pre_quantized)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        for layer in model.modules():
+            if isinstance(layer, FourBitLinear):
+                layer.arrange()
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         name, _, own = param_name.rpartition(".")
-        return own == "weight" and isinstance(model.get_submodule(name), EightBitLinear)
+        return own == "weight" and isinstance(model.get_submodule(name), EightBitLinear | FourBitLinear)
 
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
         return 1.0 if self.param_needs_quantization(model, param_name) else param.element_size()
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _QuantizeWeight(FORMATS[self.quantization_config.form])
+        return _QuantizeWeight(self.quantization_config.form)
 
     def is_serializable(self) -> bool:
         return False
 
 
 class _QuantizeWeight(ConversionOps):
-    def __init__(self, form: torch.dtype) -> None:
+    def __init__(self, form: str) -> None:
         self.form = form
 
     def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         ((name, found),) = input_dict.items()
-        weight, scale = quantize(found[0] if isinstance(found, list) else found, self.form)
-        frozen = torch.nn.Parameter(weight, requires_grad=False)
-        return {name: frozen, name.removesuffix("weight") + "scale": scale}
+        weight = found[0] if isinstance(found, list) else found
+        held, scale = four_bits.quantize(weight) if self.form == "4bit" else quantize(weight, FORMATS[self.form])
+        return {name: torch.nn.Parameter(held, requires_grad=False), name.removesuffix("weight") + "scale": scale}
