@@ -267,12 +267,10 @@ _LONGEST = 16  # of an image whose middle is cut out, so many times its shorter 
 
 
 def fit(image: Image.Image, width: int, height: int, resample: int, edge: int | None = None) -> Image.Image:
-    """The image at a model's size, the same with every Pillow. With `edge` its shorter side gets that, and all around
-    the middle is cut off.
+    """The image at a model's size (with `edge` its middle, at that shorter side), the same with every Pillow.
 
-    Pillow resamples one side, rounds, and then the other. Since release 13 the height comes first if it shrinks by more
-    than twice as many pixels as the width; earlier releases did so never, which in tall images moves pixels by up to
-    2 of 255 levels.
+    Pillow resamples one side after the other. Since release 13 the height comes first if it shrinks by more than twice
+    as many pixels as the width; earlier releases did so never, which moves pixels of tall images by up to 2 of 255.
     """
     if edge:
         short = min(image.size)

@@ -81,12 +81,10 @@ def tokenise(
 ) -> Samples:
     """Samples from (image key, text) or (image key, pair): stage 1's form without instructions, stage 2's with.
 
-    A pair that brings its own question or conversation is put in stage 2's form with that. `template` is the chat
-    format of stage 2; without it, that of the paper.
-
-    A text and its end symbol are tokenised apart from each other and from the prompt, as the model meets them when it
-    generates; where the tokenizer puts a space before every text, together (as in the original). They are cut at
-    `max_text_tokens`, so a text that is cut teaches no end. Stage 2's texts are rid of the stop string.
+    A pair that brings its own question or conversation is put in stage 2's form (by `template`, or the paper's) with
+    that. Text, end symbol and prompt are tokenised apart, as the model meets them when it generates; text and end are
+    together where the tokenizer puts a space before every text (as in the original). What is longer than
+    `max_text_tokens` is cut, and teaches no end. Stage 2's texts are rid of the stop string.
     """
 
     def prompt_ids(prompt: str) -> list[int]:

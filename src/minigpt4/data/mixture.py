@@ -71,22 +71,13 @@ def check_skipped(path: str, seen: int, skipped: Counter[str], most: float) -> N
 
 
 class PairStream:
-    """The pairs of all sources, endless when `repeat`; an iterable that can be stopped and resumed to the pair.
+    """The pairs of all sources, endless if `repeat`; an iterable that can be stopped and resumed to the pair.
 
-    Iterating goes on where the last iterator or `load_state_dict` stood.
-
-    Args:
-        sources: drawn from by weight; with `repeat=False` each is gone through once.
-        stage: 1: a text is a caption, on one line. 2: a description, with `instruction` or `messages` where given.
-        seed: decides the order, together with `shuffle_buffer`, `rank`, `world_size` and `workers`.
-        shuffle_buffer: pairs held in memory to be shuffled, by all workers of this rank together; 0 keeps the order.
-        rank, world_size: this process takes its share of every source; together they see every pair once a pass.
-        workers: processes that read (and `prepare`); 0 reads in this one.
-        repeat: start a source again, in a new order, when it is through.
-        prepare: is applied to every pair, in the worker, and its result takes the pair's place: decode the image
-            there. A UserError from it skips the pair as an unreadable image.
-        max_skipped_share: a source of which more than this share is skipped ends the run with a UserError.
-        readers: those of `sources`, for who opens many streams of the same; opened here by default.
+    Sources are drawn from by weight, or without `repeat` gone through once. `seed` decides the order, together with
+    `shuffle_buffer` (pairs held in memory to be shuffled; 0 keeps the order), `rank`, `world_size` and `workers`. This
+    process takes its share of every source, read in `workers` processes or here. `prepare` is applied there to each
+    pair, and its result takes the pair's place; a UserError from it skips the pair. A source of which more than
+    `max_skipped_share` is skipped ends the run with a UserError. `readers` are those of `sources`, if they are open.
     """
 
     def __init__(

@@ -45,9 +45,8 @@ class EfficientNetLiteConfig(PreTrainedConfig):
 class EfficientNetLite(PreTrainedModel):
     """Pixels (n, 3, h, w), scaled by `(x - 127) / 128` -> a summary, the class, then the positions row by row.
 
-    The summary is the mean over all positions. The class is what the classifier makes of it: its weights of the 1,000
-    classes, weighted by their probabilities. It is nearly the same for all images of one class, so that a few of them
-    are enough to learn the class's name.
+    The summary is the mean over all positions. The class is the classifier's weights of the 1,000 classes, weighted by
+    their probabilities: nearly the same for all images of one class, so that a few are enough to learn its name.
     """
 
     config_class = EfficientNetLiteConfig
