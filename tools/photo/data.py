@@ -21,24 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from features import draft, drawn  # beside this file
-from generative import WEBSITE  # beside this file
 from qformer import CLASS_FORMS, class_caption, tidy  # beside this file
 
 from minigpt4.files import new_directory
-from pocket.text.answers import website
 from pocket.text.phrases import caption
 
 DRAFTS = 2000
-WEBSITES = 200  # drafts whose page is asked for
 
 DATASETS = Path(__file__).parents[2] / "datasets"
-
-
-def jpeg(number: int) -> dict[str, Any]:
-    """A drawn draft as a file."""
-    buffer = io.BytesIO()
-    drawn(number).save(buffer, "JPEG", quality=92)
-    return {"bytes": buffer.getvalue(), "path": f"{number}.jpg"}
 
 
 def stage1(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
@@ -52,12 +42,14 @@ def stage1(flickr8k: Path, imagenet: Path) -> Iterator[dict[str, Any]]:
             said = dict.fromkeys(class_caption(row["label"], rng) for _ in range(2 * len(CLASS_FORMS)))
             yield {"image": row["image"], "captions": list(said)[:4]}
     for number in range(DRAFTS):
+        buffer = io.BytesIO()
+        drawn(number).save(buffer, "JPEG", quality=92)
         said = tidy(caption(draft(number), random.Random(f"caption-{number}")))
-        yield {"image": jpeg(number), "captions": [said]}
+        yield {"image": {"bytes": buffer.getvalue(), "path": f"{number}.jpg"}, "captions": [said]}
 
 
 def stage2(flickr8k: Path) -> Iterator[dict[str, Any]]:
-    """Photographs with a detailed description, or with a request and its answer; drafts with their page."""
+    """Photographs with a detailed description, or with a request and its answer."""
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name, text in (("photo-descriptions/descriptions.jsonl", "text"), ("photo-answers/answers.jsonl", "answer")):
         for row in map(json.loads, (DATASETS / name).read_text(encoding="utf-8").splitlines()):
@@ -66,9 +58,6 @@ def stage2(flickr8k: Path) -> Iterator[dict[str, Any]]:
         for row in pq.read_table(file, columns=["image"]).to_pylist():
             for text in told[row["image"]["path"]]:
                 yield {"image": row["image"], **text}
-    for number in range(DRAFTS, DRAFTS + WEBSITES):
-        page = website(draft(number), random.Random(0))
-        yield {"image": jpeg(number), "instruction": WEBSITE, "text": page}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ The Q-Former and a linear projection are trained on the captions' loss, through 
 2023, section 3.3). The projection is the BLIP-2 baseline's afterwards, and stage 1 starts with it. All captions of an
 image are computed in one row: they see the image's tokens and themselves. An image is shown bare, in BLIP-2's form of a
 question, or in the LLM's own form of a chat, so that its tokens mean the same in each. With --answers, every second
-batch are requests about photographs with their answers, or for the websites of drawn drafts.
+batch are requests about photographs with their answers.
 
 The LLM computes in 8 bits, compiled, and most batches of captions know only the tokens of captions: 1.9 times as fast.
 
@@ -42,7 +42,6 @@ from minigpt4.prompts.templates import IMAGE_MARK, TEMPLATES, Message
 from minigpt4.shipped import models
 from minigpt4.training.loss import head_loss
 from minigpt4.training.speed import ROUNDING
-from pocket.text.answers import website
 from pocket.text.phrases import caption
 from pocket.towers.pretrain import Pretraining, pretrain
 
@@ -58,8 +57,6 @@ QUESTIONS = (
     "Look at this image. What is happening?",
 )  # fmt: skip
 DESCRIBE = "Describe this image in detail."  # what a row without a question answers
-WEBSITE = "Write the HTML for this website."
-WEBSITES = 300  # as many answers as it counts for
 
 
 @dataclass
@@ -130,18 +127,13 @@ class Sources:
         return self.batch(features, prompt, rows, number % 8 == 0)
 
     def asked(self, rng: random.Random) -> Batch:
-        """One request about several photographs, or for the websites of some drafts."""
-        part, count = "train", sum(PARTS.values())
-        question = rng.choices([*self.answers, WEBSITE], [*map(len, self.answers.values()), WEBSITES])[0]
-        if question == WEBSITE:
-            part, drafts = "drafts", rng.sample(range(len(self.told["drafts"]["names"])), count // 2)
-            chosen = [(n, website(draft(n), random.Random(0))) for n in drafts]
-        else:
-            chosen = rng.sample(self.answers[question], min(count, len(self.answers[question])))
+        """One request about several photographs."""
+        question = rng.choices([*self.answers], [*map(len, self.answers.values())])[0]
         prompt, stop = self.prompt("chat", question)
-        photos, views = len(self.told[part]["texts"]), len(self.features[part])
+        chosen = rng.sample(self.answers[question], min(sum(PARTS.values()), len(self.answers[question])))
+        photos, views = len(self.told["train"]["texts"]), len(self.features["train"])
         places = [place + photos * rng.randrange(views // photos) for place, _ in chosen]
-        features = [torch.from_numpy(self.features[part][place].copy()) for place in places]
+        features = [torch.from_numpy(self.features["train"][place].copy()) for place in places]
         ids = self.tokenizer([text + stop for _, text in chosen], add_special_tokens=False)["input_ids"]
         return self.batch(features, prompt, [[text] for text in ids], True)
 

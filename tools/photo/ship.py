@@ -10,6 +10,7 @@ LLM's own chat format goes to runs/photo/generative/alignment: stage 1 starts th
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4 import MiniGPT4
+from minigpt4.model.loading import write_json
 from minigpt4.shipped import WEIGHTS
+
+#: How its answers are decoded: a small LLM loops without a penalty, and wanders with chance. Chosen on validation data.
+DECODING = {"do_sample": False, "repetition_penalty": 1.15}
 
 
 def ship_parts(trained: Path) -> None:
@@ -26,6 +31,7 @@ def ship_parts(trained: Path) -> None:
     shutil.copytree(trained / "vision", WEIGHTS / "vision")
     model = MiniGPT4.assemble("photo/vision", "photo/language", template="blip2", dtype=torch.float32)
     model.blip2.language_projection.load_state_dict(load_file(trained / "projection.safetensors"))
+    model.decoding = DECODING
     model.save_pretrained(WEIGHTS / "alignments" / "photo-blip2", overwrite=True)
     start = MiniGPT4.assemble("photo/vision", "photo/language", dtype=torch.float32)
     start.blip2.language_projection.load_state_dict(model.blip2.language_projection.state_dict())
@@ -36,6 +42,8 @@ def ship_alignment(name: str, trained: Path) -> None:
     """An alignment of the shipped parts."""
     shutil.rmtree(WEIGHTS / "alignments" / name, ignore_errors=True)
     shutil.copytree(trained, WEIGHTS / "alignments" / name)
+    record = WEIGHTS / "alignments" / name / "alignment.json"
+    write_json(record, json.loads(record.read_text(encoding="utf-8")) | {"decoding": DECODING})
 
 
 def main() -> None:
