@@ -3,8 +3,6 @@
 Only this file, `layout.py` (its controls), `serve.py` and `gate.py` use Gradio.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Visitors' conversations, and the models that they share. Nothing of Gradio is here."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -51,7 +49,7 @@ class Models:
         self._loaded: dict[str, Scheduler] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> Scheduler:
+    def get(self, name: str) -> "Scheduler":
         """What answers with this model, loaded now if need be. Raises UserError for an unknown or broken one."""
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
@@ -144,10 +142,10 @@ class Visit:
     name: str = field(default_factory=_new_name)
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
-    chat: Chat | None = None
+    chat: "Chat | None" = None
     stop: threading.Event = field(default_factory=threading.Event)
     answering: threading.Lock = field(default_factory=threading.Lock)
-    beside: list[Visit] = field(default_factory=list)  # those in which other models answer the same question
+    beside: "list[Visit]" = field(default_factory=list)  # those in which other models answer the same question
 
     @property
     def images(self) -> list[Image.Image]:
