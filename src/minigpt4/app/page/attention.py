@@ -55,10 +55,7 @@ def token_influence(model: "AlignedModel", ids: Sequence[int], features: Tensor,
 
 @torch.no_grad()
 def patch_attention(model: "AlignedModel", images: "Sequence[str | bytes | Image.Image]") -> Tensor:
-    """Where each image token comes from: (n, q, rows, columns), each sums to 1.
-
-    The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
-    """
+    """Where image tokens come from, (n, q, rows, columns): by the Q-Former's last cross-attention, or own patches."""
     pixels = torch.from_numpy(to_pixels(model.image_processor, [open_image(image) for image in images]))
     count = model.num_query_tokens
     if not model.has_qformer:
