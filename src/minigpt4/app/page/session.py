@@ -153,7 +153,7 @@ class Visit:
         self.model, self.name = model or self.model, _new_name()
 
     def resume(self, kept: KeptChat, images: Sequence[Any]) -> None:
-        """Take up a kept conversation; the model reads it when next asked. Raises UserError; nothing has changed then."""
+        """Take up a kept conversation; the model reads it when next asked. Raises UserError; then nothing changed."""
         turns, left = [], iter(images)
         for said in kept.turns:
             shown = [opened(image) for image in islice(left, said.images)]
