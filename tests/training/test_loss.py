@@ -16,7 +16,7 @@ from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.aligned import IGNORED
 from minigpt4.model.lora import Trained, set_trainable
-from minigpt4.model.packing import Packer, Packing
+from minigpt4.model.packing import Packer, Packing, few
 from minigpt4.model.quantization import FORMATS, quantize_linears
 from minigpt4.training import loss
 from minigpt4.training.loss import head_loss, next_token_loss
@@ -200,8 +200,10 @@ def test_rows_laid_end_to_end_give_the_same(model: MiniGPT4, batch: Batch, featu
     padded = next_token_loss(model, batch, features)
     torch.testing.assert_close(ours, padded, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, projection_gradient(model, padded), rtol=1e-5, atol=1e-6)
-    all_tokens = 4 * (batch.input_ids.shape[1] - 1)
-    assert lengths == [batch.num_tokens - 4, 3 + 9 + 1 + 6, all_tokens, all_tokens]  # of the last layer the asked ones
+    all_tokens = 4 * 16  # of rows of 14, in eights
+    # The asked ones of the last layer, and in each so many more that the count is one of a few.
+    assert lengths == [few(batch.num_tokens - 4), few(3 + 9 + 1 + 6), all_tokens, all_tokens]
+    assert lengths[0] < 1.1 * (batch.num_tokens - 4)
 
 
 def test_lora_in_packed_rows_gets_the_same_gradient(tiny_vision: Path, tiny_llm: Path, batch: Batch) -> None:

@@ -4,6 +4,7 @@ None of it changes what is computed. `minigpt4 train` and `bench/training.py` us
 """
 
 import ctypes
+import os
 import shutil
 from typing import Any
 
@@ -127,6 +128,15 @@ def keep_freed_memory() -> None:
     """Keep the memory of freed CPU tensors for the next step's: to get it anew takes a fifth of a small one."""
     _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
     _mallopt(TRIM_THRESHOLD, NEVER)
+
+
+def keep_little_code() -> None:
+    """Bound what oneDNN, and PyTorch above it, keep for each shape of a product: by default 0.3 GB each.
+
+    To be called before the first product, for then both look how much that may be. A step uses some 30 shapes.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
 
 
 def _mallopt(parameter: int, value: int) -> None:

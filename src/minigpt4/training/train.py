@@ -30,7 +30,7 @@ from minigpt4.training.loader import joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
-from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast
+from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, keep_little_code, make_fast
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if "int8" in (recipe.load_in, recipe.vision_load_in) and not recipe.compile and processes.is_main:
         logger.warning("int8 without compile=true is slower than bfloat16; add it, unless the run is a short one")
     if device.type == "cpu":
+        keep_little_code()
         free_large_tensors_at_once()
     model = _assemble(recipe, dtype=compute_dtype(recipe, device), device=device, load_in=recipe.load_in)
     if model.trained.qformer and not recipe.stream:
