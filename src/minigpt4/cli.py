@@ -505,9 +505,7 @@ def show(
 
 
 @recipes.command()
-def explain(
-    key: Annotated[str, typer.Argument(help="A key of a recipe: batch_size.")],
-) -> None:
+def explain(key: Annotated[str, typer.Argument(help="A key of a recipe: batch_size.")]) -> None:
     """Say what a key of a recipe means, which values it takes, and its default.
 
     Example: minigpt4 recipe explain batch_size

@@ -1,8 +1,7 @@
 """How much memory a model needs, before it is loaded: the one estimator of `minigpt4 plan` and `train --dry-run`.
 
-Parameters are counted on a network without weights; the memory of a job is computed by formula from the parts'
-config.json. The formulas are those of transformers' own layers, and the margins are measured: on a model of 90 million
-parameters they are within 15 % of a process's peak (`tests/test_memory.py`).
+Parameters are counted on a network without weights, a job's memory follows from the parts' config.json: by formulas of
+transformers' layers and measured margins, within 15 % of a process's peak (`tests/test_memory.py`).
 """
 
 from collections.abc import Iterable

@@ -11,11 +11,7 @@ RECORDED = "stopping once what is under way is recorded; a second Ctrl-C or SIGT
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop at the next safe place; a second one ends the process.
-
-    A thread says that the first was heard and acts on the second: Python's handlers wait for the end of an operation in
-    C, and a backward pass is one.
-    """
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop at the next safe place; a second one ends the process."""
 
     def __init__(self, told: str = RECORDED) -> None:
         """`told` is said on stderr at the first."""
@@ -29,6 +25,7 @@ class StopSignals:
             self._numbers.setblocking(False)
             signal.set_wakeup_fd(self._numbers.fileno(), warn_on_full_buffer=False)
             self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            # Python's own handlers wait for the end of an operation in C, such as a backward pass.
             threading.Thread(target=self._act, args=(heard,), name="signals", daemon=True).start()
         return self
 

@@ -8,22 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prompt_toolkit import PromptSession
+from prompt_toolkit.utils import get_cwidth
 from pydantic import TypeAdapter, ValidationError
 
 from minigpt4.documents import explain
 from minigpt4.errors import UserError
 from minigpt4.files import expand
+from minigpt4.generation.chat import Chat
 from minigpt4.generation.decoding import Decoding
 from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
 from minigpt4.telling import UNFAMILIAR, say, shown
-
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
-
-    from minigpt4.generation.chat import Chat
 
 COMMANDS = """\
 /image PATH       add an image to your next question, and say what is seen in it
@@ -39,7 +37,7 @@ A \\ at the end of a line, or Alt-Enter, continues the question on the next line
 class Terminal:
     """A conversation until the input ends. `image` is for the first question, `settings` are those of `Chat.ask`."""
 
-    def __init__(self, chat: "Chat", image: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, chat: Chat, image: Path | None, settings: dict[str, Any]) -> None:
         self.chat, self.settings, self.last_image = chat, settings, image
         self.pending = [] if image is None else [image]  # for the next question
         self.interactive = sys.stdin.isatty()
@@ -139,8 +137,6 @@ class Terminal:
 
     def _tell(self, image: Path) -> None:
         """Say what the model sees in an image, in its first sentence about it, outside of the conversation."""
-        from minigpt4.generation.chat import Chat
-
         lines, told = _Lines(), ""
         lines.write(f"{shown(image.name)} belongs to your next question. ")
         try:
@@ -199,8 +195,6 @@ class _Lines:
         self._column, self._word = 0, ""
 
     def write(self, piece: str) -> None:
-        from prompt_toolkit.utils import get_cwidth
-
         if not self.room:
             say(piece, end="")
             return
@@ -220,9 +214,8 @@ class _Lines:
             self._word = part[1:] if part[0] == "\n" else self._word + part
 
 
-def prompt_session(commands: list[str]) -> "PromptSession[str]":
+def prompt_session(commands: list[str]) -> PromptSession[str]:
     """A prompt with line editing, completion of commands and paths, and a history on disk."""
-    from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt4.curation.ledger import Ledger, LedgerImage
 from minigpt4.data.formats import read_annotations
@@ -15,10 +15,8 @@ from minigpt4.errors import UserError
 from minigpt4.files import expand
 from minigpt4.images import find_image, find_images, image_url
 from minigpt4.progress import progress_bar
+from minigpt4.prompts.templates import Message
 from minigpt4.stopping import StopSignals
-
-if TYPE_CHECKING:
-    from minigpt4.minigpt4 import MiniGPT4
 
 BATCH = 32
 #: Descriptions as the ledger keeps them, by the image's name and the sample.
@@ -133,10 +131,9 @@ def describe(
         return counts
 
 
-def _describe_batch(model: "MiniGPT4", how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
+def _describe_batch(model: Any, how: Describing, batch: Sequence[tuple[LedgerImage, int]]) -> Described:
     """Descriptions of those whose image is there, written together."""
-    from minigpt4.generation.engine import answers
-    from minigpt4.prompts.templates import Message
+    from minigpt4.generation.engine import answers  # takes seconds
 
     images = dict.fromkeys(image for image, _ in batch)
     opened = {each.name: data for each in images if (data := each.read_if_there()) is not None}

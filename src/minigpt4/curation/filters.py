@@ -41,9 +41,7 @@ class FilterRule:
         return value > threshold if self.side == "above" else value < threshold
 
 
-RULES = tuple(
-    FilterRule(name, **told) for name, told in read_yaml(Path(__file__).with_name("rules.yaml")).items()
-)
+RULES = tuple(FilterRule(name, **told) for name, told in read_yaml(Path(__file__).with_name("rules.yaml")).items())
 Thresholds = Mapping[str, float | None]
 DEFAULTS: Thresholds = {rule.name: rule.threshold for rule in RULES}
 

@@ -1,8 +1,7 @@
 """The ledger of a curation project: every image, and everything that ever happened to its texts.
 
-One SQLite file with a table of images and an append-only table of events. A step never changes a row: a new text,
-verdict or decision is a new event, which names the event that it was made from and the settings that made it. So a step
-knows what is left to do, and doing it again changes nothing.
+One SQLite file of images and append-only events: a new text, verdict or decision names the event and the settings
+that it was made from. So a step knows what is left to do, and doing it again changes nothing.
 """
 
 import contextlib

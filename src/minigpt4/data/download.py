@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
+
 from minigpt4.data.formats import json_records
 from minigpt4.data.mixture import tell
 from minigpt4.errors import UserError
@@ -64,9 +67,6 @@ def download(
 
 def _write_rows(captions: Path, rows: Path, limit: int | None) -> None:
     """Write the list as parquet files of a million rows, which img2dataset reads one by one."""
-    import pyarrow
-    import pyarrow.parquet
-
     with new_directory(rows, marker="00000.parquet") as directory:
         entries = islice(read_list(captions), limit)
         pieces = iter(lambda: list(islice(entries, ROWS)), [])

@@ -18,6 +18,10 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, TextIO
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
+
 from minigpt4.data import pairs
 from minigpt4.data.pairs import Cause, Pair, Record, lowered, make_pairs, parse_record, read_beside, split_of
 from minigpt4.data.workers import datasets_library
@@ -128,9 +132,7 @@ def _image_in_turns(record: Mapping[str, Any]) -> Any:
 
 
 def _fetch(address: str) -> bytes | Cause:
-    import fsspec  # a file of a hub dataset
-
-    try:
+    try:  # a file of a hub dataset
         with fsspec.open(address, "rb") as file:
             return bytes(file.read(LARGEST_IMAGE + 1))
     except (OSError, ValueError) as error:
@@ -526,9 +528,6 @@ class Hub(Table):
 
 
 def _parquet(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
     try:
         # Pages are read when they are needed: a row group may hold thousands of images.
         return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
@@ -540,8 +539,6 @@ def parquet_rows(
     path: Path, columns: Collection[str | None], group: int | None = None, first: int = 0
 ) -> Iterator[dict[str, Any] | Cause]:
     """Rows of one row group, or of all, from `first` on: those of `columns` there, or a cause. Raises UserError."""
-    import pyarrow
-
     file = _parquet(path)
     names = [name for name in file.schema_arrow.names if name in columns or name.lower() in columns]
     try:

@@ -35,8 +35,17 @@ def decode(
     decoding = replace(decoding, max_new_tokens=room_for_answer(model, max(map(len, ids)), decoding))
     ends = end_tokens(model.blip2.language_model, model.tokenizer)
     if decoding.num_beams > 1:
-        criterion = StopString(model.tokenizer, stop, cancelled)
-        found = _beam_search(model, ids, features, decoding, ends, criterion)
+        input_ids, mask = left_padded(ids)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            if decoding.seed is not None:
+                torch.manual_seed(decoding.seed)
+            found = model.blip2.language_model.generate(
+                inputs_embeds=model.embed(input_ids.to(model.device), torch.cat(list(features)).to(model.device)),
+                attention_mask=mask.to(model.device), logits_processor=decoding.processors(),
+                generation_config=decoding.beam_search_config(ends, model.image_token_id),
+                stopping_criteria=[StopString(model.tokenizer, stop, cancelled)],
+            )  # fmt: skip
         return [read_answer(model.tokenizer, row, stop, ends) for row in found.tolist()]
     rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
     readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
@@ -84,29 +93,6 @@ def _pieces(
         if not batch.rows:
             return
         batch.step()
-
-
-@torch.no_grad()
-def _beam_search(
-    model: AlignedModel,
-    ids: Sequence[Sequence[int]],
-    features: Sequence[Tensor],
-    decoding: Decoding,
-    ends: Sequence[int],
-    criterion: StopString,
-) -> Tensor:
-    """The new ids of every row, up to the longest of them."""
-    input_ids, mask = left_padded(ids)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        if decoding.seed is not None:
-            torch.manual_seed(decoding.seed)
-        return model.blip2.language_model.generate(
-            inputs_embeds=model.embed(input_ids.to(model.device), torch.cat(list(features)).to(model.device)),
-            attention_mask=mask.to(model.device),
-            generation_config=decoding.beam_search_config(ends, model.image_token_id),
-            logits_processor=decoding.processors(),
-            stopping_criteria=[criterion],
-        )
 
 
 def left_padded(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

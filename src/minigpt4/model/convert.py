@@ -7,7 +7,6 @@ encoder), `blip2_pretrained_flant5xxl.pth` (query tokens, Q-Former, and the norm
 
 import io
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -274,15 +273,12 @@ def _read(path: str | Path, mark: str) -> _Tensors:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_KINDS[mark]} was expected")
     try:
-        # Files from before torch 1.6 cannot be mapped, so they are read.
-        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        found = sources.read_pickled(path)
     except Exception as error:  # pickle, zipfile and torch have their own exceptions
         reason = f"cannot be read ({sources.first_line(error)}); it is broken or cut off, so download it again"
         if "GLOBAL" in str(error):  # a function or class, by its name in pickles
             reason = "holds more than tensors, which could run code, and is not loaded; get it from its authors again"
         raise UserError(f"{path}: {reason}") from None
-    inner = content.get("model", content) if isinstance(content, Mapping) else {}
-    found = {name: t for name, t in inner.items() if isinstance(t, Tensor)} if isinstance(inner, Mapping) else {}
     if mark not in found:
         kind = next((known for name, known in _KINDS.items() if name in found), None)
         holds = kind or (f"tensors such as {', '.join(list(found)[:2])}" if found else "no tensors by name")

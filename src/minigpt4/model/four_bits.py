@@ -6,8 +6,6 @@ takes one row at a time; for many rows (a prompt, training) unpacking a piece of
 input's dtype is faster.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -96,7 +94,7 @@ def _pieces(packed: Tensor, scale: Tensor, block: int, dtype: torch.dtype) -> It
         yield weight.view(k, -1)
 
 
-def unpacked(layer: FourBitLinear) -> Tensor:
+def unpacked(layer: "FourBitLinear") -> Tensor:
     """The weight (n, k) in float32 that a layer computes with."""
     weight = torch.cat(list(_pieces(layer.weight.data, layer.scale, layer.block, torch.float32)), -1)
     return weight.unflatten(0, (-1, layer.in_features)).sum(0).t()[: layer.out_features]

@@ -1,7 +1,5 @@
 """Alignments on disk: their record, and how a model is put together from its parts, loaded and saved."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -141,7 +139,7 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     return model
 
 
-def save(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
+def save(model: "AlignedModel", directory: str | Path, overwrite: bool = False) -> None:
     """Write the alignment: see `MiniGPT4.save_pretrained`."""
     adapters = {name: model.get_parameter(name) for name in model.adapter_names()}
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
@@ -167,7 +165,7 @@ def read_record(name: str | Path) -> AlignmentRecord:
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 
-def write_record(model: AlignedModel, directory: Path, origin: Origin, trained: Trained) -> None:
+def write_record(model: "AlignedModel", directory: Path, origin: Origin, trained: Trained) -> None:
     """Write `alignment.json`."""
     known = TEMPLATES.get(model.template.name) == model.template
     content = {

@@ -122,7 +122,12 @@ def load_vision_qformer(name: str | Path, qformer: bool = True, group: int = PAT
             encoder = sources.load_model(AutoModel, checkpoint, config=configs[0], dtype="auto")
         tensors = {ENCODER_PREFIX + key: tensor for key, tensor in encoder.state_dict().items()}
     if "vision_weights" in config:
-        tensors |= _pinned_tensors(config["vision_weights"], source, str(name))
+        if not isinstance(source, Path):
+            what = "its config.json names a package (vision_weights), which only a local part may do"
+            raise UserError(f"{name}: {what}")
+        pinned = check(TypeAdapter(Pinned), config["vision_weights"], f"{name}: vision_weights in its config.json")
+        found = sources.read_pickled(pinned.find(str(name)))
+        tensors |= {ENCODER_PREFIX + key: tensor for key, tensor in found.items()}
     with readable(name):
         processor = read_image_processor(configs[0], source)
     return VisionQFormer(*configs, tensors, processor, fingerprint(tensors), _read_familiar(source, configs[0]))
@@ -137,14 +142,6 @@ def _read_familiar(source: str | Path, vision_config: Any) -> dict[str, Tensor]:
     if {key: t.shape for key, t in found.items()} != {"direction": (vision_config.hidden_size,), "limit": ()}:
         raise UserError(f"{path}: belongs to another vision encoder; make it again (tools/familiar.py), or remove it")
     return found
-
-
-def _pinned_tensors(settings: Any, source: str | Path, name: str) -> dict[str, Tensor]:
-    """The encoder's tensors from the package that a part's config.json names. A part on the hub may name none."""
-    if not isinstance(source, Path):
-        raise UserError(f"{name}: its config.json names a package (vision_weights), which only a local part may do")
-    path = check(TypeAdapter(Pinned), settings, f"{name}: vision_weights in its config.json").find(name)
-    return {ENCODER_PREFIX + key: tensor for key, tensor in sources.read_pickled(path).items()}
 
 
 def read_image_processor(vision_config: Any, source: str | Path) -> BlipImageProcessorPil:

@@ -191,9 +191,11 @@ _EXPECTED = {
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin` or `.pth`, which are memory-mapped unless the file is older than torch 1.6."""
+    """The tensors of a `.bin` or `.pth`, or in its "model"; mapped unless the file is older than torch 1.6."""
     loaded = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    inner = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    tensors = inner.items() if isinstance(inner, Mapping) else ()
+    return {name: tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
 
 
 class Checkpoint(Mapping[str, Tensor]):

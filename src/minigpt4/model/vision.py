@@ -52,9 +52,8 @@ class VisionSide(torch.nn.Module):
     def is_unfamiliar(self, image: str | Path | bytes | Image.Image) -> bool:
         """Whether an image is unlike those that the model learnt from, so that its answers say little about it.
 
-        The mean of the encoder's tokens along the direction that tells training images best from others is beyond
-        nearly all of held-out training images. False if the vision side brings no such measure (`tools/familiar.py`).
-        Raises UserError if the image cannot be read.
+        Told by the mean of the encoder's tokens along the direction that tells training images best from others; False
+        if the vision side brings no such measure (`tools/familiar.py`). Raises UserError.
         """
         if not self.familiar:
             return False

@@ -27,7 +27,10 @@ def check_all(recipe: Recipe, lock: ExitStack) -> bool:
     if (recipe.output / "alignment" / "alignment.json").is_file():
         return True
     check_sources(mixture(recipe), recipe.stage)
-    _check_llm(recipe)
+    if any(recipe.output.glob("checkpoints/*.pt")):  # of another LLM?
+        init = read_record(resolve(recipe.init)) if recipe.init else None
+        mark = init.origin.llm_fingerprint if init else fingerprint(llm_files(recipe.parts[1]))
+        Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, {"LLM": mark}).last()
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,14 +57,6 @@ def check_output(recipe: Recipe) -> None:
             f"output {output}: holds a run with another {', '.join(differing)}; "
             "give another output, or delete that directory to start again"
         )
-
-
-def _check_llm(recipe: Recipe) -> None:
-    """Raises UserError if the checkpoints belong to another LLM than the recipe's."""
-    if any(recipe.output.glob("checkpoints/*.pt")):
-        init = read_record(resolve(recipe.init)) if recipe.init else None
-        mark = init.origin.llm_fingerprint if init else fingerprint(llm_files(recipe.parts[1]))
-        Checkpoints(recipe.output / "checkpoints", recipe.save_total_limit, {"LLM": mark}).last()
 
 
 def rows_per_process(recipe: Recipe, world: int) -> int:

@@ -10,8 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from minigpt4.errors import UserError
 from minigpt4.model import sources
+from minigpt4.model.convert import export as export_files
 from minigpt4.vllm.plugin import MISSING
 
 
@@ -22,13 +25,9 @@ def serve(
     """Run vLLM's server for `model` until it ends; an alignment is exported for the while. Raises UserError."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(MISSING)
-    import torch
-
     with tempfile.TemporaryDirectory(prefix="minigpt4-") as scratch:
         export = sources.resolve(model)
         if not sources.find_file(export, "config.json"):
-            from minigpt4.model.convert import export as export_files
-
             export = Path(scratch) / "export"
             export_files(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
             if not (export / "config.json").is_file():  # it was written as parts

@@ -4,20 +4,17 @@ import copy
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from minigpt4.errors import UserError
 from minigpt4.generation.stopping import decode_text
 from minigpt4.images import open_image, to_pixels
+from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.encoders import placeless
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from minigpt4.model.aligned import AlignedModel
 
 
 def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
@@ -32,7 +29,7 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
     return found
 
 
-def token_influence(model: "AlignedModel", ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
+def token_influence(model: AlignedModel, ids: Sequence[int], features: Tensor, start: int, end: int) -> Tensor:
     """How much each image token influences the choice of the tokens `ids[start:end]`: (images, q), sum 1.
 
     The length of the gradient of their log-probability at each image token: attention would depend on the layer
@@ -54,11 +51,8 @@ def token_influence(model: "AlignedModel", ids: Sequence[int], features: Tensor,
 
 
 @torch.no_grad()
-def patch_attention(model: "AlignedModel", images: "Sequence[str | bytes | Image.Image]") -> Tensor:
-    """Where each image token comes from: (n, q, rows, columns), each sums to 1.
-
-    The mean over the heads of the Q-Former's last cross-attention; without a Q-Former, the patches of the token.
-    """
+def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Image]) -> Tensor:
+    """Where image tokens come from, (n, q, rows, columns): by the Q-Former's last cross-attention, or own patches."""
     pixels = torch.from_numpy(to_pixels(model.image_processor, [open_image(image) for image in images]))
     count = model.num_query_tokens
     if not model.has_qformer:

@@ -1,9 +1,4 @@
-"""The page: chat about images in a browser (`minigpt4 web`); here is what happens on it.
-
-Only this file, `layout.py` (its controls), `serve.py` and `gate.py` use Gradio.
-"""
-
-from __future__ import annotations
+"""The page: chat about images in a browser (`minigpt4 web`). What happens on it is here, controls in `layout.py`."""
 
 import logging
 import os

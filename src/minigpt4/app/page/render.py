@@ -1,7 +1,6 @@
 """What the page shows, made from what was said: text, web pages in a frame, heat maps, files to keep.
 
-What a model or a visitor wrote is untrusted: text is escaped, and a web page is shown only in a frame in which nothing
-runs and from which nothing is fetched.
+That is untrusted: text is escaped, and a web page is in a frame in which nothing runs and nothing is fetched.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Visitors' conversations, and the models that they share. Nothing of Gradio is here."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -37,21 +35,17 @@ MAX_QUESTION = 8000  # characters
 
 
 class Models:
-    """The models that the page offers by name; each is loaded once, when it is first asked for.
-
-    `names` gives for each name what `MiniGPT4.from_pretrained` takes, `loading` its further arguments. `alone` is for
-    what takes memory of its own: beams, heat maps.
-    """
+    """The models that the page offers by name; each is loaded once, when it is first asked for."""
 
     def __init__(self, names: Mapping[str, str], **loading: Any) -> None:
-        self.names = dict(names)
+        self.names = dict(names)  # and what `MiniGPT4.from_pretrained` takes for each
         self.first = next(iter(names))
         self.loading = loading
-        self.alone = threading.Lock()
+        self.alone = threading.Lock()  # for what takes memory of its own: beams, heat maps
         self._loaded: dict[str, Scheduler] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> Scheduler:
+    def get(self, name: str) -> "Scheduler":
         """What answers with this model, loaded now if need be. Raises UserError for an unknown or broken one."""
         if name not in self.names:
             raise UserError(f"there is no model {name!r} here; choose one of {', '.join(self.names)}")
@@ -133,21 +127,18 @@ class Turn:
 
 @dataclass(eq=False)
 class Visit:
-    """The conversation `name` of the visitor `key` with the model called `model`. Setting `stop` ends the answer.
-
-    `system` is the system prompt of conversations that begin from now on ("": the model's own).
-    """
+    """The conversation `name` of the visitor `key` with the model called `model`. Setting `stop` ends the answer."""
 
     models: Models
     model: str
     key: str = ""
     name: str = field(default_factory=_new_name)
-    system: str = ""
+    system: str = ""  # the system prompt of conversations that begin from now on, or the model's own
     turns: list[Turn] = field(default_factory=list)
-    chat: Chat | None = None
+    chat: "Chat | None" = None
     stop: threading.Event = field(default_factory=threading.Event)
     answering: threading.Lock = field(default_factory=threading.Lock)
-    beside: list[Visit] = field(default_factory=list)  # those in which other models answer the same question
+    beside: "list[Visit]" = field(default_factory=list)  # those in which other models answer the same question
 
     @property
     def images(self) -> list[Image.Image]:
@@ -162,10 +153,7 @@ class Visit:
         self.model, self.name = model or self.model, _new_name()
 
     def resume(self, kept: KeptChat, images: Sequence[Any]) -> None:
-        """Take up a conversation that was kept, with its images; the model (or the first) reads it when next asked.
-
-        Raises UserError for an image that cannot be opened; then nothing has changed.
-        """
+        """Take up a kept conversation; the model reads it when next asked. Raises UserError; then nothing changed."""
         turns, left = [], iter(images)
         for said in kept.turns:
             shown = [opened(image) for image in islice(left, said.images)]
@@ -290,10 +278,7 @@ def opened(image: str | bytes | Image.Image) -> Image.Image:
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:
-    """The models of a page about `model`, by the names that it shows. Raises UserError for one that does not exist.
-
-    Beside a shipped model stand stage 1 and the BLIP-2 baseline, so that the paper's point can be seen.
-    """
+    """The models of a page by the names that it shows: beside a shipped one stage 1 and BLIP-2. Raises UserError."""
     if model in ("photo", "pocket") and not beside:
         return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
     from minigpt4.model import sources

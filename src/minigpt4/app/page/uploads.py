@@ -1,7 +1,4 @@
-"""The files behind the page: images that visitors sent, and those that it shows them.
-
-Only the visitor to whom a file's token was given may use it. Nothing that a client says is ever part of a path.
-"""
+"""The files behind the page, each for the visitor who has its token. Nothing that a client says is part of a path."""
 
 import hashlib
 import threading

@@ -2,9 +2,7 @@
 
 `captions_val2017.json`: `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}`.
 `instances_val2017.json`: the same with `{"id", "image_id", "category_id"}` and `"categories": [{"id", "name"}]`.
-Boxes and segments are not read. A record that is wrong, or has the id of another, is left out and named.
-
-The longest name in a text wins, so "hot dog" does not count as a dog, nor "toilet brush" as a toilet.
+Records that are wrong, or have the id of another, are left out and named. "Hot dog", a longer name, is no dog.
 """
 
 import re
