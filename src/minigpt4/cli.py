@@ -34,7 +34,7 @@ class _Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for group, names in _GROUPS.items():
             with formatter.section(group):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(70)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(120)) for name in names])
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:

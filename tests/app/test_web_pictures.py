@@ -61,6 +61,7 @@ def test_signs_are_placed_by_a_click_each_and_the_example_is_read(visit: Callabl
     """At the settings that the page starts with."""
     tab = visit()
     expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()
+    expect(tab.locator("#signs button svg")).to_have_count(6)  # what each looks like
     sheet = "() => document.querySelector('#sketch [aria-label=Undo]').disabled"
     tab.locator("#signs").get_by_role("button", name="button").click()
     tab.wait_for_function(f"!({sheet})()")

@@ -113,7 +113,7 @@ class Layout:
         with gr.Column(elem_id="dock"):  # stays in view as the page scrolls
             self.status = gr.HTML(elem_id="status")
             self.composer = gr.MultimodalTextbox(
-                label="Your question", show_label=False, placeholder="Ask something. Drop, paste or add images.",
+                label="Your question", show_label=False, placeholder="Ask something, or add images.",
                 file_types=["image"], file_count="multiple", sources=["upload"], elem_id="composer", max_lines=8,
                 max_plain_text_length=10**6,  # else Gradio makes a file of a long text
                 autofocus=True, html_attributes=gr.InputHTMLAttributes(autocorrect="on", spellcheck=True),

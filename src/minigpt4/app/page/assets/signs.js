@@ -60,4 +60,13 @@
     const title = event.target.querySelector("input").value;
     if (title) window.minigpt4.takePen(() => draw(titled(title)));
   });
+  const show = () => window.minigpt4.built("#signs [data-sign]", () => {
+    for (const button of document.querySelectorAll("#signs [data-sign]")) {
+      const {height, lines} = signs[button.dataset.sign], width = Math.max(...lines.flat().filter((_, i) => i % 2 === 0));
+      const drawn = lines.map(line => `<polyline points="${line.join(" ")}"/>`).join("");
+      button.insertAdjacentHTML("afterbegin", `<svg viewBox="-.02 -.02 ${width + 0.04} ${height + 0.04}" aria-hidden="true">${drawn}</svg>`);
+    }
+  });
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", show);
+  else show();
 })();
