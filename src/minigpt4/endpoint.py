@@ -101,10 +101,9 @@ def split_address(url: str) -> tuple[str, str, str | None]:
 class Endpoint:
     """An endpoint and the model that it is asked for. Safe to use from several threads.
 
-    `url` is the base, as in `http://localhost:8000/v1`. `http://USER:PASSWORD@host/v1` signs in so, and
-    `http://KEY@host/v1` is a key in place of the environment's; both are kept out of `self.url`. One question is asked
-    `attempts` times at most, `timeout` seconds each. Raises UserError if the client library is not installed, or if the
-    address, the key or a proxy variable cannot be used.
+    `url` is the base, as in `http://localhost:8000/v1`; a `USER:PASSWORD@` or `KEY@` in it signs in, and is kept out of
+    `self.url`. One question is asked `attempts` times at most, `timeout` seconds each. Raises UserError without the
+    client library, and if the address, the key or a proxy variable cannot be used.
     """
 
     def __init__(self, url: str, model: str, *, timeout: float = 120.0, attempts: int = 6) -> None:
@@ -223,9 +222,8 @@ class Endpoint:
     ) -> None:
         """`record(task, work(task))` for all tasks, at most `concurrency` of them at work at once.
 
-        `record` runs in the caller's thread as soon as its result is there; it returns False to stop. If `work` raises
-        Unanswered, `record` gets that. What is under way when the work stops is waited for and recorded too: it may
-        have been paid. A warning at the end says how many were not answered.
+        `record` runs in the caller's thread as soon as its result is there (or Unanswered, if `work` raises that), and
+        returns False to stop. What is under way then is waited for and recorded too: it may have been paid.
 
         Raises UserError if as many answers in a row as are asked for at once (at least three), or all of them, failed,
         or if the endpoint refused five times as many conversations and answered none; KeyboardInterrupt after Ctrl-C or

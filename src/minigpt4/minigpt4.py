@@ -74,10 +74,7 @@ class MiniGPT4(AlignedModel):
         )  # fmt: skip
 
     def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Write the alignment: the projection, and a record that names the frozen parts, which are not copied.
-
-        Raises UserError if `directory` exists and is not empty; `overwrite` replaces an earlier alignment.
-        """
+        """Write the alignment: projection, and a record of the frozen parts. Raises UserError, unless `overwrite`."""
         loading.save(self, directory, overwrite)
 
     def export(self, directory: str | Path, overwrite: bool = False) -> None:

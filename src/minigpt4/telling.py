@@ -16,11 +16,7 @@ _LINES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 
 
 def shown(text: object, *, lines: bool = False) -> str:
-    r"""`text` as str, safe to print: "\x1b[2J" becomes `\x1b[2J` in plain letters, and so do line breaks.
-    More than 4,000 characters are cut.
-
-    With `lines`, line breaks and tabs stay: for text that is laid out here. Names in it must be shown one by one.
-    """
+    r"""`text`, safe to print: "\x1b[2J" is `\x1b[2J` in plain letters, cut at 4,000; `lines` keeps breaks and tabs."""
     text = str(text)
     if not lines and len(text) > LONGEST_LINE:
         text = f"{text[:LONGEST_LINE]}... ({len(text):,} characters)"

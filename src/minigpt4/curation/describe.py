@@ -83,11 +83,7 @@ def describe(
     redo: bool = False,
     concurrency: int = 4,
 ) -> dict[str, int]:
-    """Describe every image that has no description with these settings yet; returns counts of what was done.
-
-    `model` is a local one (its name or directory) or an `Endpoint`. `only` names the images to take, `redo` describes
-    them again though they are done. Raises UserError for what does not work, KeyboardInterrupt once all is recorded.
-    """
+    """Describe each image that was not with these settings, or `redo` all; returns counts. Raises UserError."""
     with ledger.lock("describe"):
         images = ledger.images(only)
         asked: Any

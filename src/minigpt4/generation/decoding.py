@@ -36,10 +36,7 @@ class Decoding:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], suggested: dict[str, Any]) -> "Decoding":
-        """The decoding for these keyword arguments, with what the model's record suggests where they say nothing.
-
-        Raises UserError for an unknown argument.
-        """
+        """The decoding for these arguments, or as the model's record suggests. Raises UserError for an unknown one."""
         cls.check_names(settings)
         return cls(**{**suggested, **settings})
 

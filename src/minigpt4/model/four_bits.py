@@ -21,10 +21,7 @@ PIECE = 2**20  # weights that are unpacked together: they should stay in the pro
 
 @lru_cache
 def fast_block() -> int | None:
-    """Outputs whose codes lie together in the order of PyTorch's product here: 64 with AVX-512, as in files, or 32.
-
-    None if PyTorch has no fast product for this processor (it has one for all, slower than unpacking).
-    """
+    """Outputs whose codes lie together in PyTorch's product here, 64 (AVX-512; files too) or 32; None if it is slow."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"):
         return None
     codes = torch.arange(2 * BLOCK * GROUP, dtype=torch.int32).view(BLOCK, -1) * 7 // 3 % 16
@@ -45,20 +42,13 @@ def unpack(packed: Tensor, block: int = BLOCK) -> Tensor:
 
 
 def held(codes: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (n, k), scales and offsets (n, k / 32) -> what `FourBitLinear` holds, `n` filled up to a multiple of 64.
-
-    These are bytes (n, k / 2) in the order of files, and bfloat16 (k / 32, n, 2).
-    """
+    """Codes (n, k), scales, offsets (n, k / 32) -> bytes (n, k / 2) as in files, bfloat16 (k / 32, n, 2); n in 64s."""
     codes, scale, offset = (torch.nn.functional.pad(x, (0, 0, 0, -len(x) % BLOCK)) for x in (codes, scale, offset))
     return pack(codes), torch.stack([scale, offset], -1).transpose(0, 1).to(torch.bfloat16).contiguous()
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight (n, k) of any float type, `k` a multiple of 32 -> its rounding, in the form of `held`.
-
-    Codes start from the range of a group; twice, the scale and offset that fit the codes best (least squares) replace
-    the former ones. That takes 6 % off the error of normally distributed weights, 0.0783 of their size.
-    """
+    """A weight (n, k) -> its rounding as `held`: scale, offset from a group's range, then twice by least squares."""
     rows = max(BLOCK, PIECE // weight.shape[1] // BLOCK * BLOCK)
     return held(*(torch.cat(parts) for parts in zip(*map(_rounded, weight.split(rows)), strict=True)))
 
@@ -123,10 +113,7 @@ class _Product(torch.autograd.Function):
 
 
 class FourBitLinear(torch.nn.Linear):
-    """A linear layer whose `weight` is packed bytes (n, k / 2), with `scale` (k / 32, n, 2): see `held`.
-
-    With `k` twice the layer's width each weight is a sum of two (that is how 8 bits are held).
-    """
+    """A linear layer of packed bytes (n, k / 2) and `scale`: see `held`. With k doubled, weights are sums of two."""
 
     scale: Tensor
 

@@ -19,10 +19,7 @@ from minigpt4.model.sources import Checkpoint
 
 
 class GGUFCheckpoint(Checkpoint):
-    """The tensors of a GGUF file by transformers' names, each unpacked to float32 when it is read.
-
-    Raises UserError if the file is cut off, or holds a model or a block type that is not known.
-    """
+    """The tensors of a GGUF file by transformers' names, unpacked to float32 when read. Raises UserError if broken."""
 
     def __init__(self, path: Path) -> None:
         self.source, self.prefix, self.path = path, "", path

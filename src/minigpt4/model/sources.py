@@ -31,11 +31,7 @@ def shipped_models() -> dict[str, Path | shipped.Pinned]:
 
 
 def resolve(name: str | Path) -> str | Path:
-    """Where the part or alignment `name` lies: the folder of a shipped name, a directory, or a hub id (`owner/name`).
-
-    An LLM may be a GGUF file too: its path, the directory that holds it and no other model, or `owner/name/FILE.gguf`
-    on the hub. Raises UserError if `name` is none of them.
-    """
+    """Where the part or alignment `name` lies: a shipped one, a directory, hub id or GGUF file. Raises UserError."""
     named = shipped_models()
     if place := named.get(str(name)):
         if isinstance(place, shipped.Pinned):

@@ -47,11 +47,7 @@ class Step:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The learning rate of step `step` (the first is 0).
-
-    Rises linearly from `warmup_learning_rate` at step 0 to `learning_rate` at step `warmup_steps`, then falls along
-    half a cosine to `final_learning_rate` at the last step.
-    """
+    """The learning rate of step `step` (the first is 0): a linear rise in `warmup_steps`, then half a cosine."""
     if step < recipe.warmup_steps:
         rise = recipe.learning_rate - recipe.warmup_learning_rate
         return recipe.warmup_learning_rate + rise * step / recipe.warmup_steps

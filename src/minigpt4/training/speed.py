@@ -53,11 +53,7 @@ def make_fast(model: MiniGPT4, compiled: bool = False) -> None:
 def attention_written_out(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **others: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a tower, without a mask: query, key and value (b, h, n, d) -> (b, n, h, d).
-
-    In a form that the compiler makes one pass of. For what transformers has it either takes PyTorch's slow fused
-    kernel, or guards the softmax against a scale of any sign, in further passes.
-    """
+    """Attention without a mask, (b, h, n, d) -> (b, n, h, d), in a form that the compiler makes one pass of."""
     scores = query @ key.transpose(-1, -2)
     largest = scores.amax(-1, keepdim=True)
     weights = ((scores.float() - largest.float()) * query.shape[-1] ** -0.5).exp()
