@@ -117,7 +117,7 @@ class Estimate:
 
 
 def text(figure: Mapping[str, Any] | None, unit: str = "%", *, digits: int = 0, sign: str = "") -> str:
-    """A number and its interval: "92 (85–96)" for "%", "18/25 (52–86 %)" for "of", "7.10 (6.80–7.40)" for another unit."""
+    """A number and its interval: "92 (85–96)" for "%", "18/25 (52–86 %)" for "of", "7.10 (6.80–7.40)" else."""
     if figure is None or figure["value"] is None or not figure["total"]:
         return "–"
     scale, places = {"%": (100, digits), "of": (100, 0)}.get(unit, (1, 2))
