@@ -27,8 +27,7 @@ DECODING = {"do_sample": False, "repetition_penalty": 1.15}
 
 def ship_parts(trained: Path) -> None:
     """The Q-Former and the baseline's alignment."""
-    shutil.rmtree(WEIGHTS / "vision", ignore_errors=True)
-    shutil.copytree(trained / "vision", WEIGHTS / "vision")
+    shutil.copytree(trained / "vision", WEIGHTS / "vision", dirs_exist_ok=True)  # what is familiar stays
     model = MiniGPT4.assemble("photo/vision", "photo/language", template="blip2", dtype=torch.float32)
     model.blip2.language_projection.load_state_dict(load_file(trained / "projection.safetensors"))
     model.decoding = DECODING

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from minigpt4.app.page.render import hint, model_answer
-from minigpt4.app.page.session import MAX_FILE, MAX_IMAGES, MAX_QUESTION
+from minigpt4.app.page.session import DRAFTS, MAX_FILE, MAX_IMAGES, MAX_QUESTION
 from minigpt4.images import MAX_PIXELS
 
 ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
@@ -78,6 +78,7 @@ class Layout:
 
     def __init__(self, names: list[str], examples: Sequence[tuple[str, str, str]], decoding: dict[str, Any]) -> None:
         self.names, self.shown_examples = names, examples
+        self.compared = [name for name in names if name != DRAFTS]
         suggested = decoding | ({} if decoding.get("do_sample", True) else {"temperature": 0})
         self.start = []
         for key, (least, most, _, value, *_) in zip_longest(("temperature", "top_p", "repetition_penalty"), SETTINGS):
@@ -192,7 +193,7 @@ class Layout:
         self.duel_status = gr.HTML()
         self.duel_images = gr.HTML()
         with gr.Row(elem_id="columns"):
-            self.columns = [gr.HTML(model_answer(name, ""), elem_classes="model-answer") for name in self.names]
+            self.columns = [gr.HTML(model_answer(name, ""), elem_classes="model-answer") for name in self.compared]
 
 
 def theme() -> Any:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from minigpt4.app.page import render
 from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, DRAWN, LOOKED_AT, NO_IMAGE, PHOTOS, Layout
-from minigpt4.app.page.session import MAX_QUESTION, KeptChat, Models, Turn, Visit, Visits, opened
+from minigpt4.app.page.session import DRAFTS, MAX_QUESTION, KeptChat, Models, Turn, Visit, Visits, opened
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.errors import UserError
 from minigpt4.images import seen, size_of
@@ -71,8 +71,8 @@ class Page(Layout):
         self.again.click(self._new, None, changed, **quick)
         self.model.input(self._change_model, self.model, changed, **quick)
         for number, card in enumerate(self.cards):
-            card.click(self._example(number), self.sliders, changed, **model)
-        self.make.click(self._website, [self.sketch, *self.sliders], changed, **model)
+            card.click(self._example(number), self.sliders, [*changed, self.model], **model)
+        self.make.click(self._website, [self.sketch, *self.sliders], [*changed, self.model], **model)
         self.attach.click(self._attach, [self.sketch, self.composer], [self.composer, self.sheet_status], **quick)
         self.camera.input(self._photo, [self.camera, self.composer], [self.composer, self.camera], **quick)
         self.word.input(self._look_at_word, self.word, [self.heat, self.query], **model)
@@ -125,7 +125,7 @@ class Page(Layout):
         file, _, question = self.shown_examples[number]
 
         def ask(request: gr.Request, *sliders: float) -> Iterator[Update]:
-            yield from self._ask(self._visit(request), question, [str(ASSETS / file)], sliders)
+            yield from self._ask_of_drafts(self._visit(request), question, [str(ASSETS / file)], sliders)
 
         return ask
 
@@ -135,7 +135,16 @@ class Page(Layout):
         except UserError as error:
             yield {self.sheet_status: render.problem(str(error))}
         else:
-            yield from self._ask(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+            yield from self._ask_of_drafts(self._visit(request), DRAFT_QUESTION, [drawing], sliders)
+
+    def _ask_of_drafts(
+        self, visit: Visit, question: str, images: list[Any], sliders: tuple[float, ...]
+    ) -> Iterator[Update]:
+        """As `_ask`, but a draft starts a chat with the model that reads drafts, if another is spoken to."""
+        if question == DRAFT_QUESTION and DRAFTS in self.names and visit.model != DRAFTS:
+            visit.start_again(DRAFTS)
+            yield self._opened(visit, LOOKED_AT) | {self.model: DRAFTS}
+        yield from self._ask(visit, question, images, sliders)
 
     def _retry(self, data: gr.RetryData, request: gr.Request, *sliders: float) -> Iterator[Update]:
         yield from self._again(self._visit(request), data.index, None, sliders)
@@ -163,9 +172,9 @@ class Page(Layout):
             self.sheet_status: "",
             self.examples: gr.Group(visible=False),
         }
-        problem, name, at = None, visit.name, len(visit.turns[:after])
         if question == DRAFT_QUESTION:  # a page is code: no chance, and its tags may come again
             sliders = (0, 1, 1, *sliders[3:])
+        problem, name, at = None, visit.name, len(visit.turns[:after])
         begun = False
         try:
             if not (images or any(turn.images for turn in visit.turns[:after])):
@@ -362,7 +371,7 @@ class Page(Layout):
 
     def _compare(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
         visit = self._visit(request)
-        columns, problem = dict(zip(self.models.names, self.columns, strict=True)), None
+        columns, problem = dict(zip(self.compared, self.columns, strict=True)), None
         before = beside = visit.beside
         try:
             images = [opened(path) for path in _paths(message)]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A visit ends after so many silent seconds, and the longest silent one when there are more than so many.
 IDLE_SECONDS, MAX_VISITS = 3600.0, 64
+#: What the page calls the model of drafts, if the others read none.
+DRAFTS = "Drafts (pocket)"
 MAX_BATCH = 16  # answers decoded together; later questions wait
 MAX_IMAGES = 8  # of a question
 MAX_FILE = 20_000_000  # bytes of an image
@@ -278,9 +280,13 @@ def opened(image: str | bytes | Image.Image) -> Image.Image:
 
 
 def offered(model: str, beside: list[str]) -> dict[str, str]:
-    """The models of a page by the names that it shows: beside a shipped one stage 1 and BLIP-2. Raises UserError."""
+    """The models of a page by the names that it shows. Raises UserError for one that does not exist.
+
+    Beside a shipped one stand stage 1 and BLIP-2, and beside the photo model, which reads no drafts, one that does.
+    """
     if model in ("photo", "pocket") and not beside:
-        return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
+        drafts = {DRAFTS: "pocket"} if model == "photo" else {}
+        return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"} | drafts
     from minigpt4.model import sources
 
     names: dict[str, str] = {}
