@@ -82,11 +82,7 @@ _NOTES = (
 def plan(
     name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool, int] | None = None
 ) -> Plan:
-    """The plan for `name`: `vicuna-7b`, `vicuna-13b`, or what `MiniGPT4.from_pretrained` takes.
-
-    With `of`, the plan for these parts: vision side, LLM, and whether there is a Q-Former, else groups of how many
-    patches. Of a model on the hub only its configurations are downloaded. Raises UserError if it is not a model.
-    """
+    """The plan for `name`, one of the paper's LLMs or a model, or `of` parts that are apart. Raises UserError."""
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
     memory: dict[str, dict[str, int]] = {"weights": {}}

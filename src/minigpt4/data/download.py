@@ -38,11 +38,7 @@ def download(
     timeout: int = 10,
     limit: int | None = None,
 ) -> Counter[str]:
-    """Fetch the images of a caption list into tar shards in `out`; returns counts by outcome over all shards there.
-
-    `captions` is JSON, `url` and `caption` in each object. Earlier shards stay. `image_size` is the shorter side in
-    pixels, `timeout` seconds per image, `limit` a number of pairs. Raises UserError.
-    """
+    """Fetch the images of a JSON list of `url` and `caption` into tar shards; returns counts. Raises UserError."""
     command = shutil.which("img2dataset") or shutil.which("img2dataset", path=str(Path(sys.executable).parent))
     if command is None:
         raise UserError("img2dataset is not installed; pip install 'minigpt4-vlm[data]'")

@@ -50,11 +50,7 @@ class VisionSide(torch.nn.Module):
 
     @torch.no_grad()
     def is_unfamiliar(self, image: str | Path | bytes | Image.Image) -> bool:
-        """Whether an image is unlike those that the model learnt from, so that its answers say little about it.
-
-        Told by the mean of the encoder's tokens along the direction that tells training images best from others; False
-        if the vision side brings no such measure (`tools/familiar.py`). Raises UserError.
-        """
+        """Whether an image is unlike those that the model learnt from, by the encoder's mean (`tools/familiar.py`)."""
         if not self.familiar:
             return False
         pixels = torch.from_numpy(to_pixels(self.image_processor, [open_image(image)]))
