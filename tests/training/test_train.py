@@ -27,8 +27,10 @@ from safetensors.torch import load_file, save_file
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.training.distributed import Processes
 from minigpt4.training.recipe import Recipe
-from minigpt4.training.train import train
+from minigpt4.training.speed import has_compiler
+from minigpt4.training.train import load_to_train, train
 from tiny import picture_file
 
 
@@ -71,7 +73,7 @@ def test_both_stages(stage1: Recipe, tiny_descriptions: Path, tmp_path: Path, ca
     curves = Image.open(io.BytesIO((stage1.output / "curves.png").read_bytes()))
     assert curves.size == (960, 540)
     assert len(set(curves.convert("RGB").tobytes())) > 50  # something is drawn
-    assert Recipe.load(stage1.output / "recipe.yaml") == stage1
+    assert Recipe.load(stage1.output / "recipe.yaml") == with_values(stage1, compile=False)
     # An LLM of random weights guesses. One that learnt its texts is not told of: tests/test_cli.py.
     told = [record.message for record in caplog.records if "near a blind guess's" in record.message]
     assert len(told) == 2
@@ -366,6 +368,22 @@ def test_training_through_frozen_parts_in_fewer_bits(
     for key in sorted({"load_in", "vision_load_in"} & values.keys()):  # and each key does something
         other = with_values(recipe, **{key: None}, output=str(recipe.output.parent / f"without {key}"))
         assert (train(other, progress=False) / "projection.safetensors").read_bytes() != trained, key
+
+
+def test_layers_are_compiled_where_the_run_is_long_enough(stage1: Recipe, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    told = []
+    for steps, values in ((12, {}), (10**6, {}), (10**6, {"load_in": "8bit"}), (10**6, {"compile": False})):
+        long = with_values(stage1, steps=steps, **values)
+        model = load_to_train(long, Processes("cpu"))
+        told.append([each.message for each in caplog.records if each.message.startswith("computing in ")])
+        assert model.compiled is (steps > 12 and not values and has_compiler())
+        caplog.clear()
+    assert [len(lines) for lines in told] == [1, 1, 1, 0]
+    train(with_values(stage1, steps=2, save_every=1), progress=False)  # how a run began it goes on
+    assert not load_to_train(with_values(stage1, steps=10**6), Processes("cpu")).compiled
+    assert Recipe.load(stage1.output / "recipe.yaml").differing_keys(with_values(stage1, steps=2)) == []
+    assert Recipe.load(stage1.output / "recipe.yaml").differing_keys(with_values(stage1, compile=True)) != []
 
 
 def test_what_is_offloaded_is_not_trained_through(stage1: Recipe) -> None:

@@ -102,7 +102,7 @@ class Recipe(BaseModel):
     vision_load_in: Literal["fp8", "int8"] | None = None
     device: str | None = None
     shard_llm: bool = False
-    compile: bool = False
+    compile: bool | None = None
     # What it leaves behind
     output: Path
     save_every: _Count = 100
@@ -185,10 +185,13 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def differing_keys(self, other: "Recipe") -> list[str]:
-        """Keys whose values differ and would change the losses (paths of files and how often they are saved do not)."""
-        return [
-            key for key in type(self).model_fields if key not in HARMLESS and getattr(self, key) != getattr(other, key)
-        ]
+        """Keys whose values differ and would change the losses (paths of files and how often they are saved do not).
+
+        `compile` was chosen for the run that is saved as this recipe, and stays so where `other` leaves it out.
+        """
+        skipped = HARMLESS | ({"compile"} if other.compile is None else set())
+        keys = (key for key in type(self).model_fields if key not in skipped)
+        return [key for key in keys if getattr(self, key) != getattr(other, key)]
 
 
 for _key, _meaning in read_yaml(Path(__file__).with_name("keys.yaml")).items():

@@ -19,6 +19,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
+from minigpt4.model.precision import training_dtype
 from minigpt4.model.projection import start_among_words
 from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
@@ -30,7 +31,14 @@ from minigpt4.training.loader import joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
-from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, keep_little_code, make_fast
+from minigpt4.training.speed import (
+    COMPILING,
+    free_large_tensors_at_once,
+    keep_freed_memory,
+    keep_little_code,
+    make_fast,
+    saved_by_compiling,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +76,6 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     """The recipe's model on this process's device: frozen, but for what its stage trains, and made fast."""
     device = processes.device
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
-    if "int8" in (recipe.load_in, recipe.vision_load_in) and not recipe.compile and processes.is_main:
-        logger.warning("int8 without compile=true is slower than bfloat16; add it, unless the run is a short one")
     if device.type == "cpu":
         keep_little_code()
         free_large_tensors_at_once()
@@ -81,8 +87,26 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
         processes.shard(model.blip2.language_model)
-    make_fast(model, recipe.compile)
+    make_fast(model, _choose_compile(recipe, model, processes) if recipe.compile is None else recipe.compile)
+    if "int8" in (recipe.load_in, recipe.vision_load_in) and not model.compiled and processes.is_main:
+        logger.warning("int8 without compile=true is slower than bfloat16; add it, unless the run is a short one")
     return model.train()
+
+
+def _choose_compile(recipe: Recipe, model: MiniGPT4, processes: Processes) -> bool:
+    """As the run began, if it did; else whether compiling saves more than it takes. Says what was chosen and why."""
+    begun = any(recipe.output.glob("checkpoints/*.pt"))
+    tokens = recipe.num_samples / processes.world * (model.num_query_tokens + recipe.max_text_tokens / 2)
+    untried = recipe.shard_llm or recipe.load_in in ("8bit", "4bit") or model.lora or model.device.type != "cpu"
+    saved = 0.0 if untried else saved_by_compiling(model, tokens)
+    compiled = bool(Recipe.load(recipe.output / "recipe.yaml").compile) if begun else saved > COMPILING
+    why = f"that takes some {COMPILING} s, and saves some {saved:,.0f} s" if saved else "not tried here"
+    if processes.is_main:
+        fast = "" if recipe.dtype or not training_dtype(model.device) else ", which this CPU multiplies fast"
+        dtype, how = str(model.dtype).removeprefix("torch."), "compiled" if compiled else "not compiled"
+        told = "computing in %s%s; layers %s: %s"
+        logger.info(told, dtype, fast, how, "as the run began" if begun else why)
+    return compiled
 
 
 def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
@@ -109,8 +133,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, processes: Processes, stop: StopSignals, progress: bool) -> None:
         """Loads the model, and brings the images' features into the cache unless the recipe streams them."""
-        self.recipe, self.processes, self.stop, self.progress = recipe, processes, stop, progress
         self.model = load_to_train(recipe, processes)
+        self.recipe = recipe.model_copy(update={"compile": self.model.compiled})  # a run that goes on does the same
+        self.processes, self.stop, self.progress = processes, stop, progress
         self.loader, data = make_loader(recipe, self.model, processes, stop, progress)
         self.optimizer, self.scaler = make_optimizer(self.model, recipe), make_scaler(self.model)
         marks = {"data": data, "vision side": self.model.vision_fingerprint, "LLM": self.model.llm_fingerprint}
