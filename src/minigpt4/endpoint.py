@@ -133,18 +133,14 @@ class Endpoint:
         self._refused, self._room, self._most_room, self._answered = set[str](), 0, ROOM[-1], False
 
     def ask(self, messages: Sequence[dict[str, Any]], *, max_tokens: int, temperature: float, name: str = "") -> Reply:
-        """The answer to a conversation, without the thought that some models write before it.
-
-        `name` is the idempotency key, by which a gateway charges a repeated question once. Raises Unanswered without a
-        usable answer, for a refused conversation, or if stopped; UserError for what will not pass.
-        """
+        """The answer to a conversation, without a thought before it. Raises Unanswered, or UserError for good."""
         reason, paid, attempt = "stopped", 0, 0
         while attempt < self.attempts and not self.stopped.is_set():
             room, pause = self._room, self._pause(attempt)
             sent = self._arguments(messages, max_tokens + room, temperature)
             try:
                 raw = self._client.chat.completions.with_raw_response.create(
-                    **sent, extra_headers={"Idempotency-Key": name} if name else {}
+                    **sent, extra_headers={"Idempotency-Key": name} if name else {}  # a repeated one is charged once
                 )
                 reply = _read(raw.http_response.text)
                 if isinstance(reply, Reply):

@@ -30,9 +30,8 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Put `suite` to all `models`; write `out/SUITE/results.json`, `results.md` and plots; return the results.
 
-    `models` are as `open_answerer` takes them; `LABEL=MODEL` names one for the table. Each answers every item `samples`
-    times, or only the first `limit` items of each task. Raises UserError if a model, the data or the judge cannot be
-    had; what is done by then is recorded.
+    `models` are as `open_answerer` takes them, or LABEL=MODEL. Each answers every item `samples` times, or the first
+    `limit` items of each task. Raises UserError if a model, data or judge cannot be had; what is done is recorded.
     """
     settings = settings or Answering()
     if samples > 1 and settings.temperature == 0:

@@ -18,11 +18,7 @@ def token_likelihoods(
     features: Sequence[Tensor],
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """The log-likelihood of each token of each text, in nats: float32 tensors (tokens,) on the CPU.
-
-    `prompts` are token ids before each text, with the image tokens of one image; `features` are those of that image,
-    (q, d_qformer). Tokens beyond the LLM's context are left out. `batch_size` texts share a forward pass.
-    """
+    """Log-likelihoods (tokens,), in nats, of texts after prompts (ids), with an image's features (q, d_qformer)."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     found = [torch.empty(0)] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda i: len(prompts[i]) + len(texts[i]))

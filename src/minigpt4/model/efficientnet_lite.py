@@ -43,11 +43,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
 
 
 class EfficientNetLite(PreTrainedModel):
-    """Pixels (n, 3, h, w), scaled by `(x - 127) / 128` -> a summary, the class, then the positions row by row.
-
-    The summary is the mean over all positions. The class is the classifier's weights of the 1,000 classes, weighted by
-    their probabilities: nearly the same for all images of one class, so that a few are enough to learn its name.
-    """
+    """Pixels (n, 3, h, w), scaled by `(x - 127) / 128` -> a summary, the class, then the positions row by row."""
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
@@ -76,6 +72,7 @@ class EfficientNetLite(PreTrainedModel):
             x = block(x)
         positions = F.relu6(self._bn1(self._conv_head(x))).flatten(2).transpose(1, 2)
         summary = positions.mean(1, keepdim=True)
+        # Nearly the same for all images of one class, so that a few of them teach its name.
         kind = self._fc(summary).softmax(-1) @ self._fc.weight * CLASS_SCALE
         placed = positions + position_code(math.isqrt(positions.shape[1]), positions.shape[2], positions.device).to(
             positions.dtype
