@@ -1,4 +1,4 @@
-"""One training step, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M 400M]`.
+"""Training steps and whole runs, the plain way and ours: `python bench/training.py [--quick] [--sizes pocket 100M]`.
 
 Four ways (more with `--compile`, `--load-in`), from the same weights, on the same batch of the same pairs, in one run,
 in turns, each after a step of its own that does not count; medians of the repeats:
@@ -13,6 +13,12 @@ in turns, each after a step of its own that does not count; medians of the repea
 repeats; operations are counted as in `minigpt4.training.speed`. Memory is the peak of a process of its own for
 each way, above what Python and the libraries hold before there is a model (on CUDA, the peak of what tensors take).
 
+Whole runs (`--steps`, 200 of them; 0 leaves them out, as `--repeats 0` does the single steps) go over captions of the
+pocket world, whose rows change in length from step to step, each way in a process of its own; ours by the loop of
+`minigpt4 train`: features read from a cache on disk, figures written for every step, compiling included. "Keeps" is the
+speed of the last tenth of steps against that of the tenth after the first; memory is the whole process's, at half of
+the run, at its end and at its peak. Ratios are of the whole runs.
+
 `--processor-time` is for a machine that others use too: every way runs in a process of its own with one thread, all at
 once, and only the time counts in which that thread has the processor.
 
@@ -25,12 +31,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import platform
+import random
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,16 +51,34 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
-from minigpt4.data.batches import Batch
+from minigpt4.data.batches import Batch, Batches, Samples
 from minigpt4.errors import UserError
 from minigpt4.memory import PAPER_LLMS, paper_config
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.loading import Origin
 from minigpt4.model.lora import set_trainable
+from minigpt4.model.parts import load_tokenizer
 from minigpt4.model.quantization import FORMATS, check_load_in, multiply, quantize, quantize_linears
 from minigpt4.prompts.templates import TEMPLATES
+from minigpt4.stopping import StopSignals
+from minigpt4.training.distributed import Processes
+from minigpt4.training.features import FeatureCache
+from minigpt4.training.loader import CachedLoader, read_ahead
+from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
 from minigpt4.training.loss import next_token_loss
-from minigpt4.training.speed import free_large_tensors_at_once, keep_freed_memory, make_fast, operations
+from minigpt4.training.recipe import Recipe
+from minigpt4.training.report import add_line
+from minigpt4.training.speed import (
+    free_large_tensors_at_once,
+    keep_freed_memory,
+    keep_little_code,
+    make_fast,
+    memory_mb,
+    operations,
+)
+from pocket.shipped import models
+from pocket.text.phrases import caption
+from pocket.world.world import sample
 
 WAYS = ("plain", "plain, autocast", "ours, pictures", "ours, features")
 EIGHT_BITS = ("ours, pictures, {}", "ours, pictures, {}, tower too", "ours, features, {}")
@@ -58,20 +86,26 @@ COMPILED = ("ours, pictures, compiled", "ours, features, compiled")
 #: Ours without one of the things that make it fast.
 WITHOUT = ("ours, pictures, fused attention", "ours, features, padded")
 PAPER_SAMPLES = 5_120_000
+VECTORS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 #: Width, MLP width, layers, heads of the LLM; width, MLP width, layers, heads of the tower; image and patch size.
 SHAPES = {
     "pocket": ((256, 768, 6, 4), (192, 768, 6, 6), (96, 8)),
     "100M": ((640, 1728, 12, 10), (384, 1536, 8, 6), (224, 16)),
     "400M": ((1024, 2816, 24, 16), (512, 2048, 12, 8), (224, 16)),
+    "SmolLM2": ((576, 1536, 30, 9), (384, 1536, 8, 6), (224, 16)),  # that of SmolLM2-135M
+    "1B": ((2048, 8192, 16, 32), (384, 1536, 8, 6), (224, 16)),  # that of Llama-3.2-1B, with another vocabulary
 }
 VOCABULARY, QUERIES, D_QFORMER = 8000, 32, 256
+#: Vocabulary, and heads for keys and values, where they are others.
+OF_ITS_OWN = {"SmolLM2": (49153, 3), "1B": (49153, 8)}
 
 
 def configuration(size: str) -> Blip2Config:
     (width, mlp, layers, heads), (v_width, v_mlp, v_layers, v_heads), (image, patch) = SHAPES[size]
+    vocabulary, kv_heads = OF_ITS_OWN.get(size, (VOCABULARY, heads))
     llm = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=512,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=512,
     )  # fmt: skip
     vision = Blip2VisionConfig(
         hidden_size=v_width, intermediate_size=v_mlp, num_hidden_layers=v_layers, num_attention_heads=v_heads,
@@ -83,7 +117,7 @@ def configuration(size: str) -> Blip2Config:
     )  # fmt: skip
     return Blip2Config(
         vision_config=vision, qformer_config=qformer, text_config=llm, num_query_tokens=QUERIES,
-        image_token_index=VOCABULARY - 1,
+        image_token_index=vocabulary - 1,
     )  # fmt: skip
 
 
@@ -183,10 +217,14 @@ class Way:
 
     def operations(self) -> float:
         """What a step needs, however it is made: the plain way spends more."""
+        return self.operations_of(self.batch)
+
+    def operations_of(self, batch: Batch) -> float:
+        """The same of another batch."""
         model = self.model or MiniGPT4(self.blip2, None, None, TEMPLATES["pocket"], Origin("", "", "", ""))
-        rows = len(self.batch.images)
-        targets = int(self.batch.is_target.sum())
-        return operations(model, self.batch.num_tokens - rows, targets, 0 if "features" in self.way else rows)
+        rows = len(batch.images)
+        targets = int(batch.is_target.sum())
+        return operations(model, batch.num_tokens - rows, targets, 0 if "features" in self.way else rows)
 
 
 def product(config: Any, rows: int, device: torch.device) -> tuple[Callable[[], object], float]:
@@ -253,7 +291,8 @@ class Figures:
 def measure(size: str, way: str, batch: int, repeats: int, device: torch.device, clock: Callable[[], float]) -> Figures:
     """One way by itself; its memory counts from before there is a model."""
     ours = way.startswith("ours") and device.type == "cpu"
-    if ours:  # both as `minigpt4 train` does
+    if ours:  # as `minigpt4 train` does
+        keep_little_code()
         free_large_tensors_at_once()
     before = 0.0 if device.type == "cuda" else peak_memory(device)
     made = Way(way, configuration(size), batch, device, torch.bfloat16)
@@ -272,6 +311,108 @@ def measure(size: str, way: str, batch: int, repeats: int, device: torch.device,
         figures.ceilings.append(work / seconds(reference, device, clock))
     figures.needed = made.operations()
     return figures
+
+
+@dataclass
+class Whole:
+    """A whole run: its seconds, those of each step, the process's MB after each, bytes at the peak, operations."""
+
+    seconds: float
+    steps: list[float]
+    memory: list[float]
+    peak: float
+    needed: float
+    ceiling: float
+    losses: list[float]
+
+
+def rows_of_captions(config: Blip2Config, count: int) -> Samples:
+    """Rows as stage 1 reads them, with captions of the pocket world; 64 images share them."""
+    tokenizer = load_tokenizer(models()["pocket/language"])
+    captions = [caption(sample(seed), random.Random(seed)) + "\n" for seed in range(count)]
+    targets = [ids[:64] for ids in tokenizer(captions, add_special_tokens=False)["input_ids"]]
+    prompt = [1, *[config.image_token_id] * config.num_query_tokens]
+    return Samples([bytes([i % 64]) * 32 for i in range(count)], targets, [prompt])
+
+
+def whole_run(size: str, way: str, batch: int, steps: int, device: torch.device, folder: Path) -> Whole:
+    """One way's run of so many steps, with a cache and figures in `folder`."""
+    ours, config = way.startswith("ours"), configuration(size)
+    if device.type == "cpu" and ours:
+        keep_little_code()
+        free_large_tensors_at_once()
+    made = Way(way, config, batch, device, torch.bfloat16)
+    batches = Batches(rows_of_captions(config, min(6400, steps * batch)), batch, seed=0)
+    reference, work = product(config.text_config, 56 * batch, device)
+    reference()
+    ceiling = work / min(seconds(reference, device) for _ in range(3))
+    found = Whole(0.0, [], [], 0.0, 0.0, ceiling, [])
+    started = before = time.perf_counter()
+
+    def note(loss: float, figures: Mapping[str, Any]) -> None:
+        nonlocal before
+        add_line(folder / "metrics.jsonl", figures)
+        now = time.perf_counter()
+        found.steps.append(now - before)
+        before = now
+        found.losses.append(loss)
+        found.memory.append(memory_mb(device))
+
+    if ours:
+        keep_freed_memory() if device.type == "cpu" else None
+        cache = FeatureCache(folder, "bench")
+        cache.add([bytes([i]) * 32 for i in range(64)], torch.randn(64, QUERIES, D_QFORMER).to(torch.bfloat16))
+        recipe = Recipe.parse({
+            "stage": 1, "vision_qformer": "-", "llm": "-", "data": "-", "output": folder / "run", "steps": steps,
+            "batch_size": batch, "learning_rate": 1e-3,
+        })  # fmt: skip
+        loaded = read_ahead(CachedLoader(batches, cache).start(0))
+        optimizer, scaler = make_optimizer(made.model, recipe), make_scaler(made.model)
+        with StopSignals() as stop:
+            processes = Processes(device.type)
+            for step in training_steps(made.model, optimizer, scaler, loaded, recipe, processes, stop):
+                note(step.loss, step.figures())
+                stop.check()
+        loaded.close()
+    else:
+        for number in range(steps):
+            rows = batches[number]
+            made.batch = Batch(rows.images, rows.input_ids.to(device), rows.is_target.to(device), rows.num_tokens)
+            loss = made.step()
+            note(loss, {"step": number + 1, "loss": loss})
+    found.seconds = time.perf_counter() - started
+    found.peak = peak_memory(device)
+    found.needed = sum(made.operations_of(batches[number]) for number in range(steps))
+    return found
+
+
+def show_whole_runs(size: str, batch: int, steps: int, names: tuple[str, ...], console: Console) -> None:
+    """Every way's whole run, each in a process of its own."""
+    title = f"{size}: whole runs of {steps} steps, batch {batch}, {torch.get_num_threads()} threads, {processor()}"
+    table = Table(title=title)
+    for heading in ("", "seconds", "samples/s", "faster", "keeps", "of the ceiling", "MB at half, end, peak", "first loss"):
+        table.add_column(heading, justify="right" if heading else "left")
+    first = None
+    for way in names:
+        command = [sys.executable, __file__, "--sizes", size, "--batch", str(batch), "--steps", str(steps)]
+        found = Whole(**json.loads(subprocess.run([*command, "--one-run", way], stdout=-1, check=True).stdout))
+        first, tenth = first or found.seconds, max(1, steps // 10)
+        early, late = (statistics.median(part) for part in (found.steps[tenth : 2 * tenth], found.steps[-tenth:]))
+        table.add_row(
+            way, f"{found.seconds:.0f}", f"{steps * batch / found.seconds:.1f}", f"{first / found.seconds:.2f}x",
+            f"{early / late:.0%}", f"{found.needed / found.seconds / found.ceiling:.0%}",
+            f"{found.memory[steps // 2]:,.0f}, {found.memory[-1]:,.0f}, {found.peak / 1e6:,.0f}",
+            f"{found.losses[0]:.4f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def processor() -> str:
+    """The machine's name and what its vector units multiply."""
+    able = [name for name, has in torch.cpu.get_capabilities().items() if has is True and name in VECTORS]
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else [platform.processor()]
+    return ", ".join([*names[:1], *able])
 
 
 def measure_apart(size: str, names: tuple[str, ...], batch: int, repeats: int, at_once: bool) -> dict[str, Figures]:
@@ -375,9 +516,10 @@ def full_size(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--sizes", nargs="+", default=list(SHAPES)[:3], choices=list(SHAPES))
     parser.add_argument("--batch", type=int, help="pairs in a batch; 16 by default, 64 at full size")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of single steps")
+    parser.add_argument("--steps", type=int, default=200, help="of whole runs")
     parser.add_argument("--quick", action="store_true", help="the pocket size only, three repeats")
     parser.add_argument("--compile", action="store_true", help="ours also with the LLM's layers compiled")
     parser.add_argument("--load-in", choices=list(FORMATS), help="ours also with frozen layers in 8 bits of this kind")
@@ -392,6 +534,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="layers of the LLM with --model")
     parser.add_argument("--without", action="store_true", help="ours also without what makes it fast, one by one")
     parser.add_argument("--one-way", help=argparse.SUPPRESS)  # of a process that this script starts
+    parser.add_argument("--one-run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.processor_time else "cpu")
     clock = time.thread_time if arguments.processor_time else time.perf_counter
@@ -402,6 +545,13 @@ def main() -> None:
         found = measure(arguments.sizes[0], arguments.one_way, arguments.batch, repeats, device, clock)
         print(json.dumps(asdict(found)))
         return
+    if arguments.one_run:
+        with tempfile.TemporaryDirectory() as folder:
+            run = whole_run(
+                arguments.sizes[0], arguments.one_run, arguments.batch, arguments.steps, device, Path(folder)
+            )
+        print(json.dumps(asdict(run)))
+        return
     console = Console()
     models = [arguments.model] if arguments.model else []
     if device.type == "cuda" and not arguments.quick and not models:
@@ -410,6 +560,12 @@ def main() -> None:
         for size in arguments.sizes[:1] if arguments.quick else arguments.sizes:
             names = asked_for(arguments, device)
             batch = arguments.batch or 16
+            steps = min(40, arguments.steps) if arguments.quick else arguments.steps
+            if steps and not arguments.processor_time:
+                whole = tuple(way for way in names if not way.startswith("ours, pictures") and way not in WITHOUT)
+                show_whole_runs(size, batch, steps, whole, console)
+            if not repeats:
+                continue
             if arguments.processor_time:
                 figures = measure_apart(size, names, batch, repeats, at_once=True)
             else:
