@@ -390,7 +390,8 @@ def show_whole_runs(size: str, batch: int, steps: int, names: tuple[str, ...], c
     """Every way's whole run, each in a process of its own."""
     title = f"{size}: whole runs of {steps} steps, batch {batch}, {torch.get_num_threads()} threads, {processor()}"
     table = Table(title=title)
-    for heading in ("", "seconds", "samples/s", "faster", "keeps", "of the ceiling", "MB at half, end, peak", "first loss"):
+    memory = "MB at half, end, peak"
+    for heading in ("", "seconds", "samples/s", "faster", "keeps", "of the ceiling", memory, "first loss"):
         table.add_column(heading, justify="right" if heading else "left")
     first = None
     for way in names:
