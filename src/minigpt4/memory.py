@@ -35,6 +35,8 @@ KEPT = {4: (5, 7, 2), 2: (7, 19, 0)}
 #: A step's memory on a CPU for each byte of its tensors: freed memory is kept for later ones and partly stays unused.
 #: Measured at a width of 1,024 in both dtypes. (Returning memory at once would give 1.0, but takes half as long again.)
 HOLES = 1.9
+#: Bytes of code that oneDNN keeps for the shapes of a run's 16-bit products on a CPU, at most (`keep_little_code`).
+CODE = 100_000_000
 #: The paper's LLMs (Llama 7B and 13B): width, MLP width, layers, heads.
 PAPER_LLMS = {"vicuna-7b": (4096, 11008, 32, 32), "vicuna-13b": (5120, 13824, 40, 40)}
 
@@ -80,7 +82,12 @@ _NOTES = (
 
 
 def plan(
-    name: str | Path, *, batch: int = 8, train: bool = False, of: tuple[str, str, bool, int] | None = None
+    name: str | Path,
+    *,
+    batch: int = 8,
+    train: bool = False,
+    of: tuple[str, str, bool, int] | None = None,
+    text_tokens: int = TRAINED_TOKENS,
 ) -> Plan:
     """The plan for `name`, one of the paper's LLMs or a model, or `of` parts that are apart. Raises UserError."""
     config, files = _describe_parts(*of) if of else _describe(name)
@@ -90,7 +97,7 @@ def plan(
         size = 4 if precision == "float32" else 2
         jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
         if train:
-            jobs[f"training on {batch}"] = _training(config, batch, size)
+            jobs[f"training on {batch}"] = _training(config, batch, size, text_tokens)
         vision, llm, unpacked = _weights(skeleton, precision)
         memory["weights"][precision] = vision + llm
         for job, working in jobs.items():
@@ -212,15 +219,15 @@ def _chat(config: Blip2Config, images: int, size: int) -> int:
     return max(_encoding(config, images, size), prefill, last)
 
 
-def _training(config: Blip2Config, samples: int, size: int) -> int:
+def _training(config: Blip2Config, samples: int, size: int, text_tokens: int) -> int:
     """Bytes at the peak of training: encoding a batch for the feature cache, or a step. Logits come in small chunks."""
-    llm, longest = config.text_config, config.num_query_tokens + TRAINED_TOKENS
+    llm, longest = config.text_config, config.num_query_tokens + text_tokens
     in_layer, width, mlp = KEPT[size]
     kept = llm.num_hidden_layers * (
         in_layer * llm.hidden_size + 3 * _mlp(llm) + llm.num_attention_heads * longest  # the last: attention weights
     )
     step = samples * longest * size * (kept + width * llm.hidden_size + mlp * _mlp(llm))
-    return max(_encoding(config, ENCODE_BATCH, size), int(HOLES * step))
+    return max(_encoding(config, ENCODE_BATCH, size), int(HOLES * step) + CODE * (size == 2))
 
 
 def _mlp(llm: Any) -> int:

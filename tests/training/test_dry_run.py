@@ -51,11 +51,14 @@ def test_its_memory_is_that_of_the_plan(recipe: Recipe, tmp_path: Path) -> None:
     assemble(vision, llm, tmp_path / "model", template=template)
     init = changed(recipe, vision_qformer=None, llm=None, template=None, init=str(tmp_path / "model"))
     said = dry_run(init, processes=2)
-    needed = plan(init.init, batch=4, train=True).memory["training on 4"]["bfloat16"]
-    assert f"memory of each process: about {needed / 1e9:.2f} GB" in said
+
+    def needed(**tokens: int) -> str:
+        return f"{plan(init.init, batch=4, train=True, **tokens).memory['training on 4']['bfloat16'] / 1e9:.2f}"
+
+    assert f"memory of each process: about {needed(text_tokens=init.max_text_tokens)} GB" in said
     shown = CliRunner().invoke(app, ["plan", str(init.init), "--train", "--batch", "4"]).stdout
     row = next(line for line in shown.splitlines() if line.startswith("training on 4"))
-    assert row.split()[4] == f"{needed / 1e9:.2f}"  # "training on 4", float32, bfloat16
+    assert row.split()[4] == needed()  # "training on 4", float32, bfloat16
 
 
 @pytest.mark.parametrize(

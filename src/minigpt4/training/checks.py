@@ -117,10 +117,11 @@ def _passes(recipe: Recipe) -> str:
 def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:
     """Lines about the model's parts, and the memory that it takes to train on `part` samples at a time."""
     if recipe.init:
-        found = plan(recipe.init, batch=part, train=True)
+        found = plan(recipe.init, batch=part, train=True, text_tokens=recipe.max_text_tokens)
     else:
         vision, llm, _ = recipe.parts
-        found = plan(f"{vision} + {llm}", batch=part, train=True, of=(vision, llm, recipe.qformer, recipe.group))
+        side = vision, llm, recipe.qformer, recipe.group
+        found = plan(f"{vision} + {llm}", batch=part, train=True, of=side, text_tokens=recipe.max_text_tokens)
     device = resolve_device(recipe.device)
     precision = recipe.load_in or str(compute_dtype(recipe, device)).removeprefix("torch.")
     needed = found.memory[f"training on {part}"][precision]
