@@ -148,7 +148,7 @@ def test_commands_are_those_of_the_command_line(page: Path) -> None:
 def test_options_named_alone_exist(page: Path) -> None:
     """On every page but serving.md, where they are vLLM's."""
     known = {option for command in commands() for p in command.params for option in [*p.opts, *p.secondary_opts]}
-    for script in [*(ROOT / "bench").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
+    for script in [*(ROOT / "bench").glob("*.py"), *(ROOT / "tools").rglob("*.py")]:
         known |= set(re.findall(r'"(--[a-z-]+)"', script.read_text(encoding="utf-8")))
     named = {code.split()[0] for code in inline(page) if code.startswith("--")} - {"--machine_rank", "--num_machines"}
     assert named <= known
