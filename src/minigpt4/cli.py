@@ -315,6 +315,7 @@ def convert(
     qformer_heads: Annotated[int | None, typer.Option(help="Heads of the Q-Former (default: width / 64).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Input size in pixels; positions are interpolated.")] = None,
     dtype: options.WrittenDtype = None,
+    quantize: options.Quantize = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Turn the files that the paper's authors released into a Hugging Face directory.
@@ -331,7 +332,7 @@ def convert(
     convert(
         vision, qformer, projection, llm or llm_base or "", out, template=template, llm_delta=llm_delta,
         without_qformer=no_qformer, vision_heads=vision_heads, qformer_heads=qformer_heads, image_size=image_size,
-        dtype=dtype, overwrite=overwrite,
+        dtype=dtype, quantize=quantize, overwrite=overwrite,
     )  # fmt: skip
     say(out)
 
@@ -371,6 +372,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="A new directory, or a new .pth file.")] = None,
     format: Annotated[str, typer.Option(help="huggingface, or released: the projection as a .pth.")] = "huggingface",
     dtype: options.WrittenDtype = None,
+    quantize: options.Quantize = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a whole Hugging Face directory, or the projection for the original code.
@@ -388,7 +390,7 @@ def export(
         raise UserError("give the new directory as --out")
     from minigpt4.model.convert import export as export_files
 
-    export_files(model, out, dtype=dtype, overwrite=overwrite)
+    export_files(model, out, dtype=dtype, quantize=quantize, overwrite=overwrite)
     say(out)
 
 

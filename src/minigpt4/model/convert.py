@@ -16,18 +16,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, GenerationConfig
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from minigpt4.errors import UserError
 from minigpt4.files import expand, new_directory, write_atomically
 from minigpt4.model import export as exporting
-from minigpt4.model import graph, parts, sources
+from minigpt4.model import four_bits, graph, parts, sources
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.gguf import GGUFCheckpoint
 from minigpt4.model.loading import ALIGNMENT_FILE, Origin, load, portable, read_projection, read_record
 from minigpt4.model.lora import Trained
 from minigpt4.model.precision import Placement, resolve_dtype
+from minigpt4.model.quantization import is_in_files
 from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template
 
@@ -65,6 +66,7 @@ def convert(
     image_size: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """Write the model in these files as an export to the new directory `out`.
 
@@ -83,7 +85,7 @@ def convert(
     weights = {"weight": weight, "bias": found.take("llama_proj.bias", (len(weight),), "its weight")}
     write_model(
         out, side, str(vision), weights, LLMFiles(llm, llm_delta),
-        template=template, dtype=dtype, stage=2, overwrite=overwrite,
+        template=template, dtype=dtype, stage=2, overwrite=overwrite, quantize=quantize,
     )  # fmt: skip
 
 
@@ -108,11 +110,22 @@ def assemble(
     )
 
 
-def export(model: str | Path, out: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> None:
-    """Write an alignment or export as an export to the new directory `out`; `dtype` defaults to that of the files."""
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    quantize: str | None = None,
+) -> None:
+    """Write an alignment or export as an export to the new directory `out`; `dtype` defaults to that of the files.
+
+    With `quantize` ("4bit") the LLM's linear layers are written so, all else in bfloat16 unless `dtype` is given.
+    """
     record = read_record(model)
+    dtype = _written_dtype(dtype, quantize)
     if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
-        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out, overwrite)
+        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out, overwrite, quantize)
         return
     vision = parts.load_vision_qformer(record.parts[0], record.qformer, record.group)
     llm = LLMFiles(record.parts[1])
@@ -120,6 +133,7 @@ def export(model: str | Path, out: str | Path, *, dtype: str | None = None, over
     write_model(
         out, vision, str(model), read_projection(model), llm,
         template=record.template, origin=record.origin, stage=record.stage, dtype=dtype, overwrite=overwrite,
+        quantize=quantize,
     )  # fmt: skip
 
 
@@ -137,6 +151,12 @@ def write_projection(model: str | Path, out: str | Path, overwrite: bool = False
     return out
 
 
+def _written_dtype(dtype: str | None, quantize: str | None) -> str | None:
+    if quantize not in (None, "4bit"):
+        raise UserError(f"there is no format {quantize!r} to write; choose 4bit, or leave it out")
+    return dtype or ("bfloat16" if quantize else None)
+
+
 class LLMFiles:
     """A decoder-only LLM on disk, alone or in an export, to which the weights of `delta` are added if it is given."""
 
@@ -145,20 +165,24 @@ class LLMFiles:
         described = name if delta is None else delta  # a delta describes the sum, with its tokenizer
         self.config = parts.read_llm_config(described)
         self.tokenizer = parts.load_tokenizer(described)
+        if is_in_files(described, self.config):
+            raise UserError(f"{described}: its LLM is in 4 bits and cannot be written again; give its original")
         self.files = parts.llm_files(described)  # with the names and shapes of its tensors
         if delta is not None and self.files.prefix:
             raise UserError(f"{delta}: is a whole BLIP-2 or an export; give the directory of a delta alone")
         self.base = self.files if delta is None else parts.llm_files(name)
-        self.generation_config = (
-            sources.load(GenerationConfig, self.files.source)
-            if not self.files.prefix and sources.find_file(self.files.source, "generation_config.json")
-            else GenerationConfig.from_model_config(self.config)
-        )
+        self.generation_config = parts.read_generation_config(self.files, self.config)
 
     def read(self, name: str, more_rows: int = 0) -> Tensor:
         """One tensor, with rows of zeros added to it; mapped, not read, if there is nothing to add."""
         tensor = self.base[name] if self.delta is None else self._sum(name, self.files[name])
         return torch.cat([tensor, tensor.new_zeros(more_rows, *tensor.shape[1:])]) if more_rows else tensor
+
+    def packed(self, name: str) -> tuple[Tensor, Tensor]:
+        """One matrix in 4 bits: see `four_bits.held`."""
+        if isinstance(self.base, GGUFCheckpoint) and self.delta is None:
+            return self.base.packed(name)
+        return four_bits.quantize(self.read(name))
 
     def _sum(self, name: str, delta: Tensor) -> Tensor:
         if name not in self.base:
@@ -188,6 +212,7 @@ def write_model(
     stage: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    quantize: str | None = None,
 ) -> Template:
     """Write an export of these parts to the new `directory`; returns its chat format.
 
@@ -195,6 +220,7 @@ def write_model(
     and, if a delta was added, of the LLM is the new directory itself. `dtype` defaults to that of each tensor. Raises
     UserError if the parts do not fit together or `directory` is in use.
     """
+    dtype = _written_dtype(dtype, quantize)
     kept = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     chosen = choose_template(template, llm.tokenizer, str(llm.name))
     image_token_id = parts.image_token(llm.tokenizer)
@@ -206,12 +232,17 @@ def write_model(
     blip2.config.dtype = llm.config.dtype
     blip2.language_model.generation_config = llm.generation_config
     end_at_stop(blip2.language_model, llm.tokenizer, chosen)
-    tensors: dict[str, Callable[[], Tensor]] = {
+    tensors: dict[str, Callable[[], Any]] = {
         key: partial(vision.tensors.__getitem__, key) for key in graph.check_vision(blip2, vision, vision_name)
     }
     graph.check_projection("the projection", blip2, projection, llm.name)
     tensors |= {f"language_projection.{key}": partial(projection.__getitem__, key) for key in projection}
-    tensors |= _match_llm(llm, blip2.language_model, llm.config.vocab_size - stored_rows)
+    of_llm = _match_llm(llm, blip2.language_model, llm.config.vocab_size - stored_rows)
+    tensors |= of_llm
+    for name in exporting.four_bit_names(blip2.language_model) if quantize else ():
+        if name not in of_llm:
+            raise UserError(f"{llm.name}: an LLM whose files join {name} with others cannot be written in 4 bits")
+        tensors[name] = partial(llm.packed, of_llm[name].args[0])
     if origin is None:
         where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
         origin = Origin(".", vision.fingerprint, where, mark)
@@ -220,7 +251,7 @@ def write_model(
     # A quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum).
     size = min(exporting.SHARD_SIZE, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
-        exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept)
+        exporting.write_export(model, new, tensors, origin, shard_size=size, dtype=kept, quantize=quantize)
     return chosen
 
 

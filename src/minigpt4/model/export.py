@@ -23,10 +23,11 @@ from transformers.core_model_loading import revert_weight_conversion
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
-from minigpt4.model import parts
+from minigpt4.model import four_bits, parts
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
+from minigpt4.model.quantization import IN_FILES, layers_in, scale_name
 from minigpt4.model.sources import fingerprint
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import eos_tokens, jinja_template
@@ -40,13 +41,16 @@ SURELY = 10_000.0  # a bias that outweighs any difference of logits, and is fini
 #: How many tokenizations of a stop string are looked for, the shortest first: each is compared at every new token.
 SPELLINGS = 32
 SHARD_SIZE = 2 * 10**9  # bytes
-Unread = Mapping[str, Callable[[], Tensor]]  # tensors by name, each read when it is written
+#: Tensors by name, each read when it is written. A matrix in 4 bits comes as its two parts (`four_bits.held`).
+Unread = Mapping[str, Callable[[], Any]]
 
 
-def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) -> None:
-    """Write a loaded model as an export: see `MiniGPT4.export`."""
-    if model.placement and (model.placement.load_in or model.placement.spread):
-        held = f"load_in={model.placement.load_in!r}" if model.placement.load_in else "device='auto'"
+def export(model: AlignedModel, directory: str | Path, overwrite: bool = False, quantize: str | None = None) -> None:
+    """Write a loaded model as an export: see `MiniGPT4.export`; `quantize` ("4bit") as `convert.export` does."""
+    fewer_bits = getattr(model.blip2.language_model, "is_quantized", False)
+    if fewer_bits or (model.placement and model.placement.spread):
+        given = model.placement.load_in if model.placement else None
+        held = ("load_in=" + repr(given) if given else "an LLM in 4 bits") if fewer_bits else "device='auto'"
         raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
     blip2, origin = model.blip2, model.origin
     merged = model.lora.merged() if model.lora else nullcontext()
@@ -60,7 +64,15 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False) 
         state = own | revert_weight_conversion(blip2, state)  # other encoders keep the names of today
         for part in (blip2,) if _is_whole(model) else (blip2.vision_model, blip2.language_model):
             part.config.dtype = part.dtype
-        write_export(model, new, {name: partial(state.__getitem__, name) for name in state}, origin)
+        tensors: dict[str, Any] = {name: partial(state.__getitem__, name) for name in state}
+        for name in four_bit_names(blip2.language_model) if quantize else ():
+            tensors[name] = partial(four_bits.quantize, state[name])
+        write_export(model, new, tensors, origin, quantize=quantize)
+
+
+def four_bit_names(llm: Any) -> list[str]:
+    """The names, in a whole model, of the LLM's matrices that 4 bits hold."""
+    return [f"{parts.LLM_PREFIX}{name}.weight" for name in layers_in("4bit", llm)]
 
 
 def write_export(
@@ -71,17 +83,22 @@ def write_export(
     *,
     shard_size: int = SHARD_SIZE,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Write `tensors`, by their names in `model.blip2`, and the settings of `model` to an empty `directory`.
 
     The weights in `model` may be on the meta device. Tensors keep their dtype unless `dtype` is given. Variants for
     which transformers has no model are written as an alignment with its parts beside it, in `vision` and `llm`.
-    `origin` is recorded, with the fingerprint of the written LLM if it has none.
+    `origin` is recorded, with the fingerprint of the written LLM if it has none; of an LLM in 4 bits it is `directory`.
     """
     write = partial(_write_shards, capacity=shard_size, dtype=dtype)
+    if quantize:  # read by `parts.load_llm`
+        model.blip2.language_model.config.quantization_config = dict(IN_FILES)
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
+        if quantize:
+            origin = Origin(".", parts.load_vision_qformer(directory).fingerprint, ".", "")
         if not origin.llm_fingerprint:
             origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))
     else:
@@ -114,8 +131,11 @@ def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.
     shards: list[list[str]] = []
     total = 0
     for i, (name, read) in enumerate(tensors.items()):
-        tensor = read()
-        pending[name] = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        found = read()
+        if isinstance(found, tuple):
+            pending |= dict(zip((name, scale_name(name)), found, strict=True))
+        else:
+            pending[name] = (found.to(dtype) if dtype and found.is_floating_point() else found).contiguous()
         size = sum(held.nbytes for held in pending.values())
         if size >= capacity or i == len(tensors) - 1:
             save_file(pending, directory / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})

@@ -8,13 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from minigpt4.model import sources
+from minigpt4.model import four_bits, sources
+from minigpt4.model.quantization import layers_in, scale_name
 from minigpt4.model.sources import Checkpoint
 
 
@@ -36,7 +38,7 @@ class GGUFCheckpoint(Checkpoint):
         try:
             config = sources.load(AutoConfig, self.source)
             with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+                self._skeleton = skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             self._processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config.to_dict())
             self._mapping = get_gguf_hf_weights_map(skeleton, self._processor)
         except Exception as error:
@@ -68,6 +70,51 @@ class GGUFCheckpoint(Checkpoint):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def in_four_bits(self) -> dict[str, Tensor]:
+        """What `FourBitLinear`s hold of its matrices, by their names in files; all other tensors as they are."""
+        found: dict[str, Tensor] = {}
+        for name in self:
+            if name in self.four_bit_names:
+                found |= dict(zip((name, scale_name(name)), self.packed(name), strict=True))
+            else:
+                found[name] = self[name]
+        return found
+
+    @cached_property
+    def four_bit_names(self) -> set[str]:
+        """The matrices that a model in 4 bits holds so."""
+        assert self._names
+        return {f"{name}.weight" for name in layers_in("4bit", self._skeleton)}
+
+    def packed(self, name: str) -> tuple[Tensor, Tensor]:
+        """One matrix in the form of `four_bits.held`. Blocks of Q4_0, Q4_1 and Q8_0 are kept, all others rounded.
+
+        Of blocks only the scales are rounded, to bfloat16. 8 bits are held as a sum of two matrices in 4 bits.
+        """
+        tensor = self._stored[self._names[name][0]]
+        kind = tensor.tensor_type.name
+        order = self._order(tensor.name, tensor.data.shape[0]) if len(self._names[name]) == 1 else None
+        if order is None or kind not in ("Q4_0", "Q4_1", "Q8_0"):
+            return four_bits.quantize(self[name])
+        sizes = {"Q4_0": (2, 16), "Q4_1": (4, 16), "Q8_0": (2, 32)}[kind]
+        blocks = torch.from_numpy(tensor.data)[order].unflatten(1, (-1, sum(sizes)))
+        numbers, content = blocks.split(sizes, dim=-1)
+        scale, *offset = numbers.contiguous().view(torch.float16).float().unbind(-1)
+        if kind == "Q8_0":
+            codes = torch.cat([((content ^ 128) >> 4).flatten(1), (content & 15).flatten(1)], 1)
+            return four_bits.held(codes, torch.cat([16 * scale, scale], 1), torch.cat([0 * scale, 8 * scale], 1))
+        codes = torch.cat([content & 15, content >> 4], -1).flatten(1)
+        return four_bits.held(codes, scale, offset[0] + 8 * scale if offset else 0 * scale)
+
+    def _order(self, stored: str, rows: int) -> Tensor | None:
+        """Where the rows of a stored matrix go in transformers' (Llama's are in another order); None if not rows."""
+        numbers = np.arange(rows, dtype=np.float32)[:, None]
+        made = self._processor.process(
+            weights=numbers, name=stored, tensor_key_mapping=self._mapping, parsed_parameters={"tensors": {}}
+        )
+        order = torch.from_numpy(made.weights.copy()).flatten().long()
+        return order if made.weights.shape == (rows, 1) and torch.equal(order.sort()[0], torch.arange(rows)) else None
 
     @property
     def stored(self) -> dict[str, Tensor]:

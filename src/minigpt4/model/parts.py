@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -35,6 +36,7 @@ from minigpt4.images import size_of
 from minigpt4.model import encoders, sources
 from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
+from minigpt4.model.quantization import IN_FILES, is_in_files
 from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
 from minigpt4.shipped import Pinned
@@ -201,17 +203,27 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     """The decoder-only LLM `name`, alone or in an export. If it lacks `<image>`, that is added, its embedding zero."""
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement = placement or Placement(torch.device("cpu"), dtype)
-    if placement.load_in and isinstance(files, GGUFCheckpoint):
-        held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
-        raise UserError(f"{name}: a GGUF file is {held}; leave load_in out, or give the LLM in another form")
-    settings = placement.loading()
+    settings, tensors = placement.loading(), None
+    if is_in_files(name, config):
+        if placement.load_in not in (None, "4bit"):
+            raise UserError(f"{name}: its LLM is held in 4 bits, not in {placement.load_in!r}; leave load_in out")
+        tensors = dict(files)
+    elif placement.load_in and isinstance(files, GGUFCheckpoint):
+        if placement.load_in != "4bit" or placement.device.type != "cpu":
+            held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
+            raise UserError(f"{name}: a GGUF file is {held}; leave load_in out (or, on a CPU, use '4bit')")
+        tensors = files.in_four_bits()
     own_name = config.name_or_path
-    if files.prefix:
+    if tensors is not None:
+        config.quantization_config = dict(IN_FILES)
+        settings |= {"quantization_config": None, "state_dict": tensors}
+    elif files.prefix:
         settings["key_mapping"] = {f"^{files.prefix}": ""}
     with readable(name, _NO_LLM):
-        model = sources.load_model(AutoModelForCausalLM, files, config=config, **settings)
-    if files.prefix:  # else its generation config and its name are those of the whole
-        model.generation_config, model.config.name_or_path = GenerationConfig.from_model_config(config), own_name
+        kind = AutoModelForCausalLM if tensors is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = sources.load_model(kind, files, config=config, **settings)
+    if files.prefix or tensors:  # else its generation config and its name are those of the whole
+        model.generation_config, model.config.name_or_path = read_generation_config(files, config), own_name
     model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts
     image_token_id = image_token(tokenizer)
     rows = model.get_input_embeddings().num_embeddings
@@ -220,6 +232,13 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             embedding.weight.data[rows:] = 0
     return LLM(model, tokenizer, image_token_id, fingerprint(files))
+
+
+def read_generation_config(files: Checkpoint, config: Any) -> GenerationConfig:
+    """That in the files of an LLM, if it is alone there; else one made from its configuration."""
+    if not files.prefix and sources.find_file(files.source, "generation_config.json"):
+        return sources.load(GenerationConfig, files.source)
+    return GenerationConfig.from_model_config(config)
 
 
 def llm_files(name: str | Path) -> Checkpoint:

@@ -134,6 +134,24 @@ class EightBitLinear(torch.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+def is_in_files(name: Any, config: Any) -> bool:
+    """True if the files of the LLM `name` hold `FourBitLinear`s. Raises UserError if in another format than ours."""
+    found = getattr(config, "quantization_config", None) or {}
+    if not isinstance(found, dict) or found.get("quant_method") != METHOD:
+        return False
+    if found != IN_FILES:
+        raise UserError(
+            f"{name}: its LLM is held in {found.get('form')!r:.20}, format version {found.get('version')!r:.20}; this "
+            f"package reads version {IN_FILES['version']} of '4bit', so use the release of minigpt4 that wrote it"
+        )
+    return True
+
+
+def scale_name(name: str) -> str:
+    """The name of the scales beside the weight `name`."""
+    return f"{name.removesuffix('weight')}scale"
+
+
 def layers_in(form: str, model: Any) -> dict[str, torch.nn.Linear]:
     """The linear layers of an LLM or a vision encoder that are held in `form`, by name: not the LM head."""
     head, wide, high = model.get_output_embeddings(), *((four_bits.GROUP, 1) if form == "4bit" else (SIDE, SIDE))
@@ -155,7 +173,7 @@ def quantize_linears(form: str, model: Any, packed: bool = False) -> None:
 class OwnConfig(QuantizationConfigMixin):
     """Asks transformers' `from_pretrained` to hold the LLM in `form` ("4bit" or of `FORMATS`)."""
 
-    def __init__(self, form: str = "fp8", version: int = 1) -> None:
+    def __init__(self, form: str = "fp8", version: int = 1, **_: Any) -> None:
         self.quant_method, self.form, self.version = METHOD, form, version
 
 
@@ -195,4 +213,4 @@ class _QuantizeWeight(ConversionOps):
         ((name, found),) = input_dict.items()
         weight = found[0] if isinstance(found, list) else found
         held, scale = four_bits.quantize(weight) if self.form == "4bit" else quantize(weight, FORMATS[self.form])
-        return {name: torch.nn.Parameter(held, requires_grad=False), name.removesuffix("weight") + "scale": scale}
+        return {name: torch.nn.Parameter(held, requires_grad=False), scale_name(name): scale}

@@ -138,13 +138,17 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
 
 
 def load_model(kind: Any, files: "Checkpoint", **settings: Any) -> Any:
-    """`load` for weights, with progress bars if that takes seconds. Raises UserError if a weight is missing."""
+    """`load` for weights or a `state_dict`, with a bar if that takes seconds. Raises UserError if one is missing."""
     report, had_bars = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
     report.disabled = True  # it is said here, in one line
     if sum(files.file_sizes()) <= 1e9:
         disable_progress_bar()
     try:
-        model, found = load(kind, files.source, output_loading_info=True, **settings)
+        settings["output_loading_info"] = True
+        if "state_dict" in settings:
+            model, found = kind.from_pretrained(None, **settings)
+        else:
+            model, found = load(kind, files.source, **settings)
     finally:
         report.disabled = False
         if had_bars:
