@@ -47,10 +47,10 @@ Unread = Mapping[str, Callable[[], Any]]
 
 def export(model: AlignedModel, directory: str | Path, overwrite: bool = False, quantize: str | None = None) -> None:
     """Write a loaded model as an export: see `MiniGPT4.export`; `quantize` ("4bit") as `convert.export` does."""
-    fewer_bits = getattr(model.blip2.language_model, "is_quantized", False)
-    if fewer_bits or (model.placement and model.placement.spread):
-        given = model.placement.load_in if model.placement else None
-        held = ("load_in=" + repr(given) if given else "an LLM in 4 bits") if fewer_bits else "device='auto'"
+    given, spread = (model.placement.load_in, model.placement.spread) if model.placement else (None, False)
+    in_files = any(isinstance(layer, four_bits.FourBitLinear) for layer in model.blip2.language_model.modules())
+    if given or spread or in_files:
+        held = f"load_in={given!r}" if given else "device='auto'" if spread else "an LLM in 4 bits"
         raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
     blip2, origin = model.blip2, model.origin
     merged = model.lora.merged() if model.lora else nullcontext()
