@@ -81,17 +81,23 @@ def test_a_process_at_work_is_left_alone(tmp_path: Path) -> None:
     assert (notes / "read.me").exists()
 
 
-def test_a_directory_that_is_not_locked_yet_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, out = files._lock, tmp_path / "out"
+def test_a_directory_that_another_clears_up_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = files._lock
+    cleared = []
 
     def late(directory: Path) -> int | None:
-        monkeypatch.undo()
-        write(out, "another's")  # and what is left beside is cleared up
-        return lock(directory)
+        held = lock(directory)
+        if not cleared:
+            cleared.append(directory)
+            directory.rmdir()
+        return held
 
     monkeypatch.setattr(files, "_lock", late)
-    write(out, "mine")
-    assert (out / "m").read_text() == "mine"
+    write(tmp_path / "out", "mine")
+    assert len(cleared) == 1
+    assert (tmp_path / "out" / "m").read_text() == "mine"
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:

@@ -192,11 +192,7 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            if (lock := _lock(temporary)) is not None:
-                stack.callback(os.close, lock)
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            inside = temporary / "new"  # made after the lock: an empty one is nobody's leftover
+            inside = _own_directory(path, stack) / "new"
             inside.mkdir()
             yield inside
             for file in inside.rglob("*"):  # safetensors writes its files for their owner alone
@@ -212,12 +208,26 @@ def new_directory(path: str | Path, *, overwrite: bool = False, marker: str) -> 
             raise
 
 
+def _own_directory(path: Path, stack: ExitStack) -> Path:
+    """A new directory beside `path`, locked and there until `stack` is closed."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        lock = _lock(temporary)
+        if lock is None or temporary.exists():  # else another process took it for a leftover before it was locked
+            break
+        os.close(lock)
+    if lock is not None:
+        stack.callback(os.close, lock)
+    stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
+
+
 def _clear_up(path: Path) -> None:
     """Take away the temporary directories of killed processes, and put back what such a one had moved from `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):  # another process may be clearing up the same
-            names = {inner.name for inner in left.iterdir()} if left.is_dir() else set()
-            if not names or names - {"new", "old"} or (lock := _lock(left)) is None:
+            made_here = left.is_dir() and {inner.name for inner in left.iterdir()} <= {"new", "old"}
+            if not made_here or (lock := _lock(left)) is None:
                 continue
             try:
                 if not path.exists() and (left / "old").is_dir():
