@@ -18,9 +18,9 @@ from PIL import Image
 from commands import run
 from minigpt4 import UserError
 from minigpt4.app.page import render
-from minigpt4.app.page.layout import ASSETS, DRAWN, PHOTOS
+from minigpt4.app.page.layout import ASSETS, DRAFT_QUESTION, DRAWN, PHOTOS
 from minigpt4.app.page.page import Page, decoding
-from minigpt4.app.page.session import IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
+from minigpt4.app.page.session import DRAFTS, IDLE_SECONDS, MAX_VISITS, Models, Turn, Visits, offered
 from minigpt4.app.page.uploads import Uploads
 from minigpt4.shipped import photo_lacks
 
@@ -50,6 +50,26 @@ def test_examples_are_of_the_world_that_the_model_knows(tmp_path: Path) -> None:
     for file, _, _ in PHOTOS:
         assert (ASSETS / file).stat().st_size < 60_000
         assert file == "website.png" or f"{file} " in (ASSETS / "photos.txt").read_text("utf-8"), "whose it is"
+
+
+def test_the_settings_start_as_the_models_record_says(tmp_path: Path) -> None:
+    for model, temperature, penalty in (("photo", 0, 1.15), ("pocket", 1, 1.05), (str(tmp_path / "none"), 1, 1.05)):
+        (files := tmp_path / str(penalty) / Path(model).name).mkdir(parents=True)
+        page = Page(Models({"a": model}), Uploads(files))
+        assert [slider.value for slider in page.sliders[:3]] == [temperature, 0.9, penalty]
+
+
+def test_a_draft_goes_to_the_model_that_reads_drafts(tmp_path: Path) -> None:
+    page = Page(Models({"Stage 2": "pocket-stage1", DRAFTS: "pocket"}), Uploads(tmp_path))
+    assert page.compared == ["Stage 2"]
+    visit = page.visits.of("ann")
+    for question, model in (("What is this?", "Stage 2"), (DRAFT_QUESTION, DRAFTS)):
+        updates = list(page._ask_of_drafts(visit, question, [str(ASSETS / "website.png")], (0, 1, 1, 1, 200)))
+        assert visit.model == model
+        assert any(page.model in update for update in updates) == (model == DRAFTS)
+    [turn] = visit.turns  # of a new chat
+    assert "<h1>Market</h1>" in turn.answer  # what the draft says
+    page.models.close()
 
 
 def test_what_to_install_for_the_photo_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

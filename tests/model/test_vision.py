@@ -69,7 +69,7 @@ def test_another_tower_than_it_was_aligned_with(tiny_vision: Path, tiny_llm: Pat
 def test_it_tells_images_that_are_unlike_those_it_learnt_from(
     tiny_vision: Path, tiny_llm: Path, tmp_path: Path
 ) -> None:
-    """Alone, in the whole model and in its export, by the measure in its directory; without one nothing is told."""
+    """The measure in its directory is used by the vision side alone, the whole model and its export. None: no note."""
     from safetensors.torch import save_file
 
     def assembled(vision: Path) -> MiniGPT4:

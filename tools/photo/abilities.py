@@ -5,7 +5,8 @@ python tools/photo/abilities.py count runs/photo/abilities/answers.jsonl JUDGEME
 
 `ask` writes `answers.jsonl`: 25 photographs for each of eight tasks, the answer of each model, in an order that tells
 nothing about the model; and `key.json`, which says whose each answer is. Whoever judges sees photograph, question and
-answer, and writes a line `{"id": ..., "success": true or false, "why": ...}` for each. Decoding is greedy.
+answer, and writes a line `{"id": ..., "success": true or false, "why": ...}` for each. Answers are the likeliest
+words, with the repetition penalty of the model's record.
 """
 
 from __future__ import annotations

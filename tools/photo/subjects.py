@@ -4,7 +4,7 @@ python tools/photo/subjects.py photo --flickr8k DIR --split test --count 100
 
 The main subject of a photograph is what most of its five captions name, and at least three do. Names count as one where
 a table says so: COCO's 80 categories by their synonyms (`man`, `girl` and `surfer` are persons), and the scenery and
-things of Flickr8k below. Decoding is greedy.
+things of Flickr8k below. Answers are the likeliest words, with the repetition penalty of the model's record.
 """
 
 from __future__ import annotations

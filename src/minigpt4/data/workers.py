@@ -1,4 +1,4 @@
-"""Shares of a stream, read by PyTorch's `DataLoader` in processes of their own, or in this one, in turn."""
+"""Reads a stream in shares, one after the other: here, or in worker processes of PyTorch's `DataLoader`."""
 
 import atexit
 import os
@@ -60,7 +60,7 @@ def datasets_library() -> Any:
 
 
 def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahead: int) -> Iterator[C]:
-    """Chunks of endless shares in turn, read here or in `processes` that divide their number, `ahead` chunks before."""
+    """A chunk of each endless share in turn; `processes` (0: none) divides their number and reads `ahead` chunks on."""
     shares = _Shares(starts)
     if not processes:
         return (shares[number] for number in count())

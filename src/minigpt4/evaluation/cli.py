@@ -21,8 +21,9 @@ eval_ = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Measure models side by side: abilities, reliability, and more, on your data or on pocket images.\n\n"
-    "Every MODEL is pocket, pocket-stage1, pocket-blip2, the directory or hub id of an alignment, an export or any "
-    "BLIP-2, or openai:URL#NAME; LABEL=MODEL gives it a name in the table. A run that was stopped goes on.\n\n"
+    "Every MODEL is photo or pocket (or either with -stage1 or -blip2), the directory or hub id of an alignment, an "
+    "export or any BLIP-2, or openai:URL#NAME; LABEL=MODEL gives it a name in the table. A run that was stopped goes "
+    "on.\n\n"
     "\b\n"  # keeps the lines as they are
     "Examples:\n"
     "  minigpt4 eval abilities pocket pocket-stage1 pocket-blip2\n"

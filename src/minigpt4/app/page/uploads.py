@@ -1,4 +1,4 @@
-"""The files behind the page, each for the visitor who has its token. Nothing that a client says is part of a path."""
+"""The files behind the page. A visitor gets a file by its token; no path is built from what a client sends."""
 
 import hashlib
 import threading
