@@ -16,8 +16,8 @@ from minigpt4.training.recipe import Recipe
 from tiny import picture_file, tiny_tokenizer, write_shard
 
 STEPS = 150
-#: Of step 50's memory, at the end. Batches of sizes that were not there before come to the end, and one of them can move
-#: the heap's end by 40 MB, 5 % of so small a process. Without few shapes and bounded caches it was 34 %.
+#: Of step 50's memory, at the end. Batches of new sizes come until the end, and one of them can move the heap's end by
+#: 40 MB, 5 % of so small a process. Without few shapes and bounded caches it was 34 %.
 GROWTH = 1.15
 
 
