@@ -8,9 +8,7 @@ import typer
 MODELS = "photo or pocket (or either with -stage1 or -blip2), or a model's directory or hub id"
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on CUDA, else float32.")]
-LoadIn = Annotated[
-    str | None, typer.Option(help="Quantize the LLM's linear layers: 4bit or 8bit, fp8 or int8.")
-]
+LoadIn = Annotated[str | None, typer.Option(help="Quantize the LLM's linear layers: 4bit or 8bit, fp8 or int8.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or auto to spread the LLM; CUDA if there is one.")]
 WrittenDtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as in the files.")]
 NewDirectory = Annotated[Path, typer.Option("--out", help="A new directory.")]

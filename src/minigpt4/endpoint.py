@@ -139,9 +139,8 @@ class Endpoint:
             room, pause = self._room, self._pause(attempt)
             sent = self._arguments(messages, max_tokens + room, temperature)
             try:
-                raw = self._client.chat.completions.with_raw_response.create(
-                    **sent, extra_headers={"Idempotency-Key": name} if name else {}  # a repeated one is charged once
-                )
+                once = {"Idempotency-Key": name} if name else {}  # a repeated request is charged once
+                raw = self._client.chat.completions.with_raw_response.create(**sent, extra_headers=once)
                 reply = _read(raw.http_response.text)
                 if isinstance(reply, Reply):
                     paid += reply.tokens
@@ -255,9 +254,7 @@ class Endpoint:
             raise trouble
         stop.check()
         if hopeless:
-            raise UserError(
-                f"endpoint {self.url}: {failures[-1]}; what was answered is recorded, run the same command again later"
-            )
+            raise UserError(f"endpoint {self.url}: {failures[-1]}; what was answered is recorded, run it again later")
         if failures:
             logger.warning(
                 "endpoint %s: %d of %d not answered (the last: %s); the same command asks again",

@@ -310,10 +310,8 @@ def only_process(directory: Path, work: str, *, wait: bool = False) -> Iterator[
             time.sleep(0.1)
         if not _locked(file):
             file.seek(0)
-            raise UserError(
-                f"{directory}: process {file.read().strip() or '?'} is at work on {work} here; wait until it "
-                "has ended, and run the same command again"
-            )
+            busy = f"process {file.read().strip() or '?'} is at work on {work} here"
+            raise UserError(f"{directory}: {busy}; when it has ended, run the same command again")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

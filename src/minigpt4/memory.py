@@ -124,10 +124,8 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
     if sources.find_file(source, "config.json"):
         config = sources.read_json(source, "config.json")
         if config.get("model_type") != "blip-2":
-            raise UserError(
-                f"{name}: is a {config.get('model_type')!r} model; give an alignment, an export, or "
-                f"{' or '.join(PAPER_LLMS)}"
-            )
+            expected = f"an alignment, an export, {' or '.join(PAPER_LLMS)}"
+            raise UserError(f"{name}: is a {config.get('model_type')!r} model; give {expected}")
         with parts.readable(name):
             return Blip2Config(**config), {"all": _bytes(source)}
     record = read_record(source)

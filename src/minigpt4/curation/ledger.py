@@ -163,10 +163,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             if found[0] != _APPLICATION:
                 raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
             if found[1] != VERSION:
-                raise UserError(
-                    f"{self.path}: was written by another version of minigpt4 (ledger version {found[1]}, this one "
-                    f"reads {VERSION}); use that version, or start a new project and import this one's export"
-                )
+                told = f"has ledger version {found[1]}, this minigpt4 reads {VERSION}"
+                raise UserError(f"{self.path}: {told}; use the version of minigpt4 that wrote it")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
 
@@ -179,10 +177,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{self.path}: {error}; what was recorded before is intact: mend the cause (a full disk, a damaged "
-                "file, missing rights) and run the same command again"
-            ) from error
+            intact = "what was recorded before is intact, so mend the cause and run the same command again"
+            raise UserError(f"{self.path}: {error}; {intact}") from error
 
     def lock(self, step: str, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
         """Keeps a second process out of `step`, as `only_process`."""

@@ -126,13 +126,10 @@ class Batches:
     """The batch of every step, by the seed. An epoch sees each sample once; those that fill no batch sit it out."""
 
     def __init__(self, samples: Samples, batch_size: int, seed: int | tuple[int, ...], pool: int = POOL) -> None:
+        if not len(samples):
+            raise UserError("the data hold no usable sample")
         if batch_size > len(samples):
-            raise UserError(
-                f"batch_size {batch_size} is more than the {len(samples)} samples in the data; "
-                f"set batch_size to {len(samples)} or less"
-                if len(samples)
-                else "the data hold no usable sample"
-            )
+            raise UserError(f"batch_size {batch_size} is more than the {len(samples)} samples in the data; lower it")
         self.samples, self.batch_size, self._pool = samples, batch_size, pool
         self._seed = (seed,) if isinstance(seed, int) else seed
         self.per_epoch = len(samples) // batch_size

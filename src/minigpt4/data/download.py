@@ -54,10 +54,8 @@ def download(
     done = subprocess.run([command, *(f"--{name}={value}" for name, value in arguments.items())], check=False)
     counts = _outcomes(out)
     if done.returncode or not counts:
-        raise UserError(
-            f"img2dataset failed with code {done.returncode} (see above); so far: {tell(counts) or 'nothing'}; run the "
-            "same command again to continue"
-        )
+        so_far = f"(see above); so far: {tell(counts) or 'nothing'}"
+        raise UserError(f"img2dataset failed with code {done.returncode} {so_far}; the same command continues")
     return counts
 
 

@@ -269,9 +269,8 @@ def read_annotations(directory: str | Path) -> list[tuple[str, str]]:
         rows = [(str(annotation["image_id"]), annotation["caption"]) for annotation in annotations]
         return [(image_id, caption if isinstance(caption, str) else "") for image_id, caption in rows]
     except (UserError, KeyError, TypeError) as error:
-        raise UserError(
-            f'data {path}: expected {{"annotations": [{{"image_id": ..., "caption": ...}}, ...]}} ({error!r})'
-        ) from error
+        form = '{"annotations": [{"image_id": ..., "caption": ...}, ...]}'
+        raise UserError(f"data {path}: expected {form} ({error!r})") from error
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,8 @@ def _plain(skipped: Mapping[str, int]) -> dict[str, int]:
 def check_skipped(path: str, seen: int, skipped: Counter[str], most: float) -> None:
     """Raises UserError if more than the share `most` of the pairs was left out."""
     if skipped.total() > most * seen:
-        raise UserError(
-            f"data {path}: {skipped.total()} of {seen} pairs cannot be used ({tell(skipped)}), more than the share of "
-            f"{most:g} that is allowed; `minigpt4 data inspect` shows them{tell_first(skipped)}"
-        )
+        told = f"{skipped.total()} of {seen} pairs cannot be used ({tell(skipped)}), more than a share of {most:g}"
+        raise UserError(f"data {path}: {told}; `minigpt4 data inspect` shows them{tell_first(skipped)}")
 
 
 class PairStream:
@@ -154,9 +152,7 @@ class PairStream:
         """Go on from `state`. Raises UserError if it belongs to a stream of other settings, and says which."""
         differing = [key for key, value in self._settings.items() if state["settings"].get(key) != value]
         if differing:
-            raise UserError(
-                f"the data cannot be resumed with another {', '.join(differing)}: their order would not be the same"
-            )
+            raise UserError(f"the data cannot be resumed with another {', '.join(differing)}: their order would change")
         self._states = list(state["shares"])
         self._turn, self._offset = state["turn"], state["offset"]
         self.yielded, self.skipped = state["yielded"], Counter(state["skipped"])
@@ -278,10 +274,8 @@ class _Passes:
                 if self._seen >= TRIED:
                     check_skipped(self.path, self._seen, self._skipped, self.max_skipped_share)
             if repeat and self._seen == self._skipped.total():
-                raise UserError(
-                    f"data {self.path}: share {self.process + 1} of {self.processes} finds no usable pair; for so few "
-                    "pairs leave out stream=true, or use fewer workers or processes"
-                )
+                none = f"share {self.process + 1} of {self.processes} finds no usable pair"
+                raise UserError(f"data {self.path}: {none}; use fewer workers or processes, or leave out stream=true")
             self.through = not repeat
             self._pass, self._seen, self._skipped = self._pass + 1, 0, Counter()
             self._dataset = self._position = None

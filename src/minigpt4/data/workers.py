@@ -83,10 +83,8 @@ def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahe
         try:
             yield from loader
         except RuntimeError as error:
-            raise UserError(
-                f"a process that reads data ended ({' '.join(str(error).split())}); if memory ran out, use fewer "
-                "workers or a smaller shuffle_buffer"
-            ) from error
+            told = f"a process that reads data ended ({' '.join(str(error).split())})"
+            raise UserError(f"{told}; if memory ran out, use fewer workers or a smaller shuffle_buffer") from error
 
     running = chunks()
     # Readers leave signals alone, so Python would wait for them at its end. (Of such hooks the last one runs first.)

@@ -34,9 +34,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             row["key"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number}: is no line of a journal ({error}); delete the line, and what it held is done again"
-            ) from None
+            told = f"is no line of a journal ({error}); delete it, and what it held is done again"
+            raise UserError(f"{path}:{number}: {told}") from None
         yield row
 
 

@@ -75,8 +75,6 @@ def room_for_answer(model: AlignedModel, prompt: int, decoding: Decoding) -> int
     """How many tokens may follow a prompt of `prompt` tokens. Raises UserError if the LLM cannot read the prompt."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     if limit and prompt >= limit:
-        raise UserError(
-            f"the conversation is {prompt} tokens long and this LLM reads at most {limit}; "
-            "ask less at once or start a new chat"
-        )
+        told = f"the conversation is {prompt} tokens long and this LLM reads at most {limit}"
+        raise UserError(f"{told}; ask less at once or start a new chat")
     return min(decoding.max_new_tokens, limit - prompt) if limit else decoding.max_new_tokens

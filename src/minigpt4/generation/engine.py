@@ -90,10 +90,8 @@ def _images(images: Any, count: int) -> list[list[ImageSource]]:
     """For each of `count` prompts its images."""
     given = images if isinstance(images, (list, tuple)) else [images] * count
     if len(given) != count:
-        raise UserError(
-            f"{len(given)} images were given for {count} prompts; give one image (or list of images) per prompt, "
-            "or a single image, not in a list, for all of them"
-        )
+        one_for_each = "give one image or list of images for each, or a single image, not in a list, for all"
+        raise UserError(f"{len(given)} images were given for {count} prompts; {one_for_each}")
     return [as_list(entry) for entry in given]
 
 

@@ -27,10 +27,8 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
     blip2 = empty_graph(config)
     words, head = blip2.language_model.get_input_embeddings(), blip2.language_model.get_output_embeddings()
     if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
-        raise UserError(
-            f"an LLM of the kind {text_config.model_type!r} with these sizes cannot be used: it needs word embeddings "
-            "as wide as its layers, whose place image tokens take, and a language head; choose another LLM"
-        )
+        needs = "it needs a language head, and word embeddings as wide as its layers"  # which image tokens replace
+        raise UserError(f"a {text_config.model_type!r} LLM of these sizes cannot be used: {needs}; choose another")
     return blip2
 
 

@@ -83,10 +83,9 @@ class AlignmentRecord(BaseModel):
         recorded = (self.origin.vision_fingerprint, vision), (self.origin.llm_fingerprint, llm)
         for part, (was, now) in zip(self.parts, recorded, strict=True):
             if now and was != now and not self.export:
-                raise UserError(
-                    f"{name}: was aligned with other weights than those now in {part} (fingerprint {was[:12]}, found "
-                    f"{now[:12]}); put the former weights back, or train the alignment again"
-                )
+                told = f"was aligned with other weights than those now in {part}"
+                marks = f"(fingerprint {was[:12]}, found {now[:12]})"
+                raise UserError(f"{name}: {told} {marks}; put the former back, or train the alignment again")
 
 
 def assemble(
@@ -154,10 +153,8 @@ def read_record(name: str | Path) -> AlignmentRecord:
     source = sources.resolve(name)
     content = sources.read_json(source, ALIGNMENT_FILE)
     if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{source}: {ALIGNMENT_FILE} has format version {content.get('format_version')!r:.40}, this package reads "
-            f"version {FORMAT_VERSION}; use the release of minigpt4 that wrote it"
-        )
+        told = f"has format version {content.get('format_version')!r:.40}, this package reads version {FORMAT_VERSION}"
+        raise UserError(f"{source}: {ALIGNMENT_FILE} {told}; use the release of minigpt4 that wrote it")
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
     record = check(TypeAdapter(AlignmentRecord), content, f"{source}: {ALIGNMENT_FILE}")
     inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}

@@ -281,10 +281,8 @@ def load_tokenizer(name: str | Path) -> Any:
     if not sources.is_gguf(source) and not any(sources.find_file(source, filename) for filename in files):
         raise UserError(f"{name}: {_NO_LLM.format('no ' + ' or '.join(sorted(files)))}")
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{name}: its tokenizer has no EOS token, so no answer could end; name one as eos_token in its "
-            "tokenizer_config.json"
-        )
+        mend = "name one as eos_token in its tokenizer_config.json"
+        raise UserError(f"{name}: its tokenizer has no EOS token, so no answer could end; {mend}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

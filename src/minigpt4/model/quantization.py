@@ -51,19 +51,16 @@ def check_load_in(load_in: str | None, device: torch.device, key: str = "load_in
                 "load_in='4bit' saves memory here but no time: PyTorch has no fast 4-bit product for this processor"
             )
     elif load_in in ("8bit", "4bit") and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"load_in={load_in!r} needs bitsandbytes; install it with: pip install 'minigpt4-vlm[quantized]'"
-        )
+        install = "pip install 'minigpt4-vlm[quantized]'"
+        raise UserError(f"load_in={load_in!r} needs bitsandbytes; install it with: {install}")
 
 
 def check_float8(capability: tuple[int, int], key: str = "load_in") -> None:
     """Raises UserError if a GPU of this CUDA compute capability does not multiply float8."""
     if capability < FLOAT8_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (FLOAT8_CAPABILITY, capability))
-        raise UserError(
-            f"{key}='fp8' needs a GPU of compute capability {needed} or higher (L4, H100), and this one has {found}; "
-            + _INSTEAD[key]
-        )
+        needs = f"{key}='fp8' needs a GPU of compute capability {needed} or higher (L4, H100)"
+        raise UserError(f"{needs}, and this one has {found}; {_INSTEAD[key]}")
 
 
 def quantization_config(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:

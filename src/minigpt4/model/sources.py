@@ -38,10 +38,8 @@ def resolve(name: str | Path) -> str | Path:
             return place.find(str(name))
         if place.is_dir():
             return place
-        raise UserError(
-            f"{name!r} is not in this installation (looked in {place}); reinstall the package, or build it with "
-            "`minigpt4 pocket build`"
-        )
+        missing = f"{name!r} is not in this installation (looked in {place})"
+        raise UserError(f"{missing}; reinstall the package, or run `minigpt4 pocket build`")
     path = expand(name)
     if path.is_dir():
         return _gguf_in(path) or path
@@ -128,10 +126,8 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
         return kind.from_pretrained(place, gguf_file=file, trust_remote_code=False, **settings)
     for filename in _MAY_NAME_CODE:
         if find_file(source, filename) and "auto_map" in read_json(source, filename):
-            raise UserError(
-                f"{source}: contains code of its own (auto_map in {filename}), which this package does not run; if "
-                "transformers knows this kind of model without that code, delete the key in a local copy"
-            )
+            code = f"contains code of its own (auto_map in {filename}), which this package does not run"
+            raise UserError(f"{source}: {code}; if transformers knows the model without it, delete the key in a copy")
     if find_file(source, _OWN_GENERATE):
         raise UserError(f"{source}: contains code of its own ({_OWN_GENERATE}), which this package does not run")
     return kind.from_pretrained(source, trust_remote_code=False, **settings)

@@ -99,16 +99,12 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name:
     written = (template.system, template.system_end, template.user, template.assistant, template.image, template.stop)
     for token in re.findall(r"</?s>|<\|\w+\|>", "".join(written)):
         if token not in tokenizer.get_vocab():
-            raise UserError(
-                f"{name}: its tokenizer has no token {token}, which the chat template {template.name!r} needs; "
-                "give another template, or the LLM that the template belongs to"
-            )
+            lacks = f"has no token {token}, which the chat template {template.name!r} needs"
+            raise UserError(f"{name}: its tokenizer {lacks}; give another template or LLM")
     for text in written:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _ids(tokenizer, without_marks(text)):
-            raise UserError(
-                f"{name}: its tokenizer cannot write {without_marks(text).strip()!r}, a part of the chat template "
-                f"{template.name!r}; give another template, or an LLM whose tokenizer knows these characters"
-            )
+            part = f"{without_marks(text).strip()!r}, a part of the chat template {template.name!r}"
+            raise UserError(f"{name}: its tokenizer cannot write {part}; give another template or LLM")
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:

@@ -52,10 +52,8 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
             raise ValueError("its turns are not written one like the other")
     except Exception as error:  # templates are programs and may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{llm}: the chat template of its tokenizer cannot be used ({reason}); give one of "
-            f"{', '.join(TEMPLATES)} as template"
-        ) from None
+        told = f"the chat template of its tokenizer cannot be used ({reason})"
+        raise UserError(f"{llm}: {told}; give one of {', '.join(TEMPLATES)} as template") from None
     return template
 
 

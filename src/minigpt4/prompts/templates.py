@@ -41,10 +41,8 @@ class Template:
             system = without_marks(turns.pop(0).text)
         expected = ["user", "assistant"] * (len(turns) // 2) + ["user"]
         if [message.role for message in turns] != expected:
-            raise UserError(
-                f"a conversation takes turns from user to assistant and ends with the user; "
-                f"got {', '.join(message.role for message in messages) or 'no messages'}"
-            )
+            got = ", ".join(message.role for message in messages) or "no messages"
+            raise UserError(f"a conversation takes turns from user to assistant and ends with the user; got {got}")
         return system + self.system_end + "".join(self._turn(message) for message in turns) + self.before_answer
 
     def continuation(self, message: Message) -> str:
@@ -81,10 +79,8 @@ class Template:
         if marks == 0:
             return before + self.image * message.images + between + text + after
         if marks != message.images:
-            raise UserError(
-                f"the text marks {marks} places with {IMAGE_MARK} but comes with {message.images} images; "
-                "give one image for each mark, or no marks"
-            )
+            told = f"the text marks {marks} places with {IMAGE_MARK} but comes with {message.images} images"
+            raise UserError(f"{told}; give one image for each mark, or no marks")
         return before + between + text.replace(IMAGE_MARK, self.image.rstrip(" ")) + after
 
 

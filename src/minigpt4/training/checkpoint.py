@@ -98,9 +98,7 @@ class Checkpoints:
             logger.warning("%s: the checkpoint is damaged; going on from the one before it", damaged)
         if path is None:
             if self._damaged:
-                raise UserError(
-                    f"{self.directory}: every checkpoint is damaged; delete them to start from the first step"
-                )
+                raise UserError(f"{self.directory}: every checkpoint is damaged; delete them to start again")
             return Position()
         try:
             with torch.no_grad():

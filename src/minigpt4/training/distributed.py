@@ -30,9 +30,7 @@ class Processes:
             if tracker not in available:
                 raise UserError(f"trackers: {tracker} is not installed; install it with: pip install {tracker}")
         if device == "auto":
-            raise UserError(
-                "device=auto is for talking: what is offloaded cannot be trained through; give cpu, cuda or mps"
-            )
+            raise UserError("device=auto is for talking: offloaded layers cannot be trained through; give cpu or cuda")
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if launched and device and ":" in device:
             raise UserError(f"device={device} is one for all processes; leave the number out")

@@ -31,9 +31,8 @@ def serve(
             export = Path(scratch) / "export"
             export_files(model, export, dtype=dtype)  # shard by shard: the LLM is never whole in memory
             if not (export / "config.json").is_file():  # it was written as parts
-                raise UserError(
-                    f"{model}: vLLM knows no model of this kind (another encoder, or a variant); use --engine local"
-                )
+                kind = "another encoder, or a variant"
+                raise UserError(f"{model}: vLLM knows no model of this kind ({kind}); use --engine local")
         eager = not torch.cuda.is_available()  # compiling on a CPU takes minutes, and a C++ compiler
         environment = {**os.environ, "VLLM_MAX_IMAGE_PIXELS": str(max_pixels)}
         if eager:

@@ -49,10 +49,8 @@ class Abilities(Suite):
             self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
         unknown = next((item.id for item in found.items if not item.truth["pocket"]), None)
         if self.judge is TRUTH and unknown:
-            raise UserError(
-                f"{path}: nothing says what is true of {unknown!r} (only pocket images say so); judge by people "
-                "(--judge people) or by an LLM (--judge openai:URL#MODEL)"
-            )
+            judges = "--judge people or --judge openai:URL#MODEL"
+            raise UserError(f"{path}: nothing says what is true of {unknown!r} (only pocket images do); give {judges}")
         return found.require(path)
 
     def cases(self, answer: Response) -> Sequence[Case]:
