@@ -6,24 +6,12 @@ import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_NAMES = {
-    "app.gate": "app.api.gate", "app.page_gate": "app.page.gate", "app.pictures": "app.api.remote_images",
-    "app.schema": "app.api.schema", "app.service": "app.api.service", "app.session": "app.page.session",
-    "data.descriptions": "data.formats", "data.features": "training.features", "data.images": "images",
-    "data.tables": "data.formats", "evaluation.answerers": "evaluation.models",
-    "evaluation.reliability": "text_failures", "evaluation.remote": "evaluation.models",
-    "evaluation.statistics": "statistics", "generation.attention": "app.page.attention",
-    "generation.continuous": "generation.batching", "generation.endings": "generation.stopping",
-    "generation.endpoint": "endpoint", "generation.jobs": "app.batch_job", "listening": "local_web",
-    "local_page": "local_web", "model.adapters": "model.lora", "model.alignment": "minigpt4",
-    "model.eight_bits": "model.quantization", "model.packed": "model.packing", "model.plan": "memory",
-    "model.record": "model.loading", "model.released": "model.convert", "model.start": "model.projection",
-    "model.streaming": "model.convert", "prompts.own": "prompts.jinja", "training.run": "training.train",
-}  # fmt: skip
-FORMER_NAMES = {f"minigpt4.{former}": f"minigpt4.{today}" for former, today in _NAMES.items()}
+_LINES = Path(__file__).with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
+FORMER_NAMES = {f"minigpt4.{former}": f"minigpt4.{today}" for former, today in map(str.split, _LINES)}
 
 
 class _FormerNames(MetaPathFinder, Loader):

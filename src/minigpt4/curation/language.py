@@ -8,9 +8,9 @@ from minigpt4.documents import read_yaml
 from minigpt4.text_failures import words
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
-_PHRASES = read_yaml(Path(str(files("minigpt4.curation") / "phrases.yaml")))
+PHRASES = read_yaml(Path(str(files("minigpt4.curation") / "phrases.yaml")))
 APOLOGIES, ASSISTANT_TALK, MARKUP = (
-    re.compile("|".join(_PHRASES[kind]), re.IGNORECASE | re.MULTILINE)
+    re.compile("|".join(PHRASES[kind]), re.IGNORECASE | re.MULTILINE)
     for kind in ("apologies", "assistant_talk", "markup")
 )
 

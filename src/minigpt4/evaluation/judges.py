@@ -39,7 +39,7 @@ class JudgePrompt:
     system: str
     user: str  # holds {fields}
     labels: Mapping[str, bool]  # the words that it may answer, and what each means
-    picture: bool = False  # whether it sees the image
+    image: bool = False  # whether it sees the image
     max_tokens: int = 200
 
     @classmethod
@@ -47,7 +47,9 @@ class JudgePrompt:
         """The prompt that ships under this name, or that of a YAML file. Raises UserError if there is none."""
         path = Path(name) if name.endswith((".yaml", ".yml")) else shipped(name)
         found = read_document(path)
-        kinds = {"version": int, "system": str, "user": str, "labels": dict, "picture": bool, "max_tokens": int}
+        if isinstance(found, dict) and "picture" in found:  # its name in release 0.1
+            found["image"] = found.pop("picture")
+        kinds = {"version": int, "system": str, "user": str, "labels": dict, "image": bool, "max_tokens": int}
         try:
             for key, kind in kinds.items():
                 field_of(found, key, kind, getattr(cls, key, ...))  # the class has the defaults
@@ -68,7 +70,7 @@ class JudgePrompt:
         if complaint:
             text += f"\n\nThe first line of your reply must be {words}, and nothing else on that line."
         content: Any = text
-        if self.picture:
+        if self.image:
             shown = {"type": "image_url", "image_url": {"url": image_url(case.item.image)}}
             content = [shown, {"type": "text", "text": text}]
         return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
@@ -108,7 +110,7 @@ class LLMJudge(Judge):
         """As every judge; equal cases are asked once. Raises UserError as `Endpoint.ask_each`."""
         keys = []  # of all that a verdict depends on
         for case in cases:
-            shown = str(case.item.image) if self.prompt.picture else ""
+            shown = str(case.item.image) if self.prompt.image else ""
             keys.append(digest([self.identity, dict(case.fields), shown, round]))
         todo = list({key: case for key, case in zip(keys, cases, strict=True) if key not in journal.rows}.items())
         with progress_bar() as bar:

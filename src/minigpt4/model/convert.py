@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from transformers.core_model_loading import revert_weight_conversion
 
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import expand, new_directory, write_atomically
 from minigpt4.model import export as exporting
@@ -33,22 +34,7 @@ from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import Template
 
 SMALLEST_SHARD = 16 * 2**20  # bytes
-#: The files by a tensor that only one of them has.
-_KINDS = {
-    "patch_embed.proj.weight": "a vision tower (eva_vit_g.pth)",
-    "query_tokens": "a BLIP-2 with a Q-Former (blip2_pretrained_flant5xxl.pth)",
-    "ln_vision.weight": "the norm after the vision encoder (blip2_pretrained_flant5xxl.pth holds it)",
-    "llama_proj.weight": "a projection (pretrained_minigpt4*.pth)",
-}
-
-#: Parts of transformers' names and what the original calls them, applied in this order.
-_NAMES = {
-    "vision_model.embeddings.class_embedding": "cls_token", "vision_model.embeddings.position_embedding": "pos_embed",
-    "vision_model.embeddings.patch_embedding": "patch_embed.proj", "vision_model.post_layernorm": "ln_vision",
-    "vision_model.encoder.layers": "blocks", "layer_norm": "norm", "self_attn.qkv": "attn.qkv",
-    "self_attn.projection": "attn.proj", "qformer.layernorm": "Qformer.bert.embeddings.LayerNorm",
-    "qformer.encoder": "Qformer.bert.encoder", "attention.attention": "attention.self",
-}  # fmt: skip
+_KINDS, _NAMES = read_yaml(Path(__file__).with_name("released.yaml")).values()  # tensors in the authors' files
 
 
 def convert(
@@ -189,10 +175,8 @@ class LLMFiles:
             raise UserError(f"{self.name}: has no tensor {name}, but the delta {self.delta} has; give the delta's base")
         base = self.base[name]
         if base.shape[1:] != delta.shape[1:] or base.shape[0] > delta.shape[0]:
-            raise UserError(
-                f"{self.name}: its tensor {name} is {tuple(base.shape)}, but that of the delta {self.delta} is "
-                f"{tuple(delta.shape)}; give the base that the delta was made from, of the same size"
-            )
+            sizes = f"{tuple(base.shape)}, but that of the delta {self.delta} is {tuple(delta.shape)}"
+            raise UserError(f"{self.name}: its tensor {name} is {sizes}; give the base that the delta was made from")
         if base.shape[0] < delta.shape[0]:
             # Vicuna v0 has one token more than its base; its delta is relative to the mean of the base's rows.
             mean = base.float().mean(0, keepdim=True).to(base.dtype)
@@ -377,10 +361,8 @@ def _qformer(file: _Tensors, vision_width: int, heads: int | None) -> tuple[Blip
     crossing = [i for i in range(layers) if f"{layer}{i}.crossattention.self.query.weight" in file.tensors]
     step = crossing[1] if len(crossing) > 1 else max(layers, 1)
     if crossing != list(range(0, layers, step)) or not layers:
-        raise UserError(
-            f"{file.path}: layers {crossing} of its Q-Former's {layers} attend to the image; every second one, or "
-            "another regular choice from layer 0 on, was expected"
-        )
+        told = f"layers {crossing} of its Q-Former's {layers} attend to the image"
+        raise UserError(f"{file.path}: {told}; a regular choice from layer 0 on, as every second, was expected")
     config = Blip2QFormerConfig(
         hidden_size=width, num_hidden_layers=layers,
         num_attention_heads=_heads(width, heads, 64, "the Q-Former", "--qformer-heads"),

@@ -10,46 +10,19 @@ import gradio as gr
 
 from minigpt4.app.page.render import hint, model_answer
 from minigpt4.app.page.session import DRAFTS, MAX_FILE, MAX_IMAGES, MAX_QUESTION
+from minigpt4.documents import read_yaml
 from minigpt4.images import MAX_PIXELS
 
 ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
-
-DRAFT_QUESTION = "Write the HTML for this website."
+_PAGE = read_yaml(ASSETS / "page.yaml")
 #: Examples for models of the drawn world and of photographs: an image's file, what its card says, and the question.
-DRAWN = (
-    ("describe.png", "Describe it", "Describe this image in detail."),
-    ("website.png", "Draft to website", DRAFT_QUESTION),
-    ("funny.png", "What is funny?", "Why is this funny?"),
-    ("recipe.png", "A recipe", "How do I cook this?"),
-    ("advertise.png", "An advertisement", "Write an advertisement for this product."),
-    ("poem.png", "A poem", "Write a short poem about this image."),
-    ("story.png", "A story", "Tell me a story about this picture."),
-    ("diagnose.png", "What is wrong?", "What is wrong here, and why?"),
-)
-PHOTOS = (  # photos.txt says whose they are
-    ("cat.jpg", "Describe it", "Describe this image in detail."),
-    ("website.png", "Draft to website", DRAFT_QUESTION),
-    ("coffee.jpg", "A recipe", "Write a recipe for this."),
-    ("rocket.jpg", "What next?", "What could happen next?"),
-    ("coffee.jpg", "An advertisement", "Write an advertisement for this product."),
-    ("rocket.jpg", "A poem", "Write a short poem about this image."),
-    ("cat.jpg", "A story", "Tell me a story about this picture."),
-    ("astronaut.jpg", "A question", "What is this person wearing?"),
-)
+DRAWN, PHOTOS = (tuple(map(tuple, _PAGE[world])) for world in ("drawn", "photos"))
+DRAFT_QUESTION = next(question for file, _, question in DRAWN if file == "website.png")
 NO_IMAGE = "Show an image first: drop, paste or add one, or draw it"
 LOOKED_AT = (
     "After an answer, choose one of its words to see which part of the image it came from: which image tokens swayed "
     "the language model as it chose the word, and where the Q-Former took those from. It is a hint, no proof."
 )
-#: How answers are decoded: least, most, step, what the paper's demo has, name, and what it does.
-SETTINGS: tuple[Any, ...] = (
-    (0, 2, 0.05, 1.0, "Temperature", "How daring the choice of words is. 0 always takes the likeliest word."),
-    (0.05, 1, 0.05, 0.9, "Top-p", "Only the likeliest words that together have this probability are drawn from."),
-    (1, 2, 0.05, 1.05, "Repetition penalty", "Above 1, words that the answer has used already become less likely."),
-    (1, 8, 1, 1, "Beams", "Above 1, so many answers are followed at once and the best is shown when it is complete; "
-     "nothing is drawn by chance."),
-    (8, 1000, 1, 300, "Longest answer", "In tokens; a word has one or two."),
-)  # fmt: skip
 _HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
 Ask about an image.</p><button id="theme" type="button">Dark or light</button></header>"""
 #: Filled in by `page.js`: what is attached and typed, of what is allowed, and what was wrong with an upload.
@@ -81,7 +54,8 @@ class Layout:
         self.compared = [name for name in names if name != DRAFTS]
         suggested = decoding | ({} if decoding.get("do_sample", True) else {"temperature": 0})
         self.start = []
-        for key, (least, most, _, value, *_) in zip_longest(("temperature", "top_p", "repetition_penalty"), SETTINGS):
+        kept = ("temperature", "top_p", "repetition_penalty")  # by a record
+        for key, (least, most, _, value, *_) in zip_longest(kept, _PAGE["settings"]):
             found = suggested.get(key)
             self.start.append(found if isinstance(found, (int, float)) and least <= found <= most else value)
         with gr.Blocks(title="MiniGPT-4", analytics_enabled=False) as self.blocks:
@@ -161,7 +135,7 @@ class Layout:
             with gr.Tab("Settings", id="settings"):
                 self.sliders = [
                     gr.Slider(least, most, value, step=step, label=name, info=told)
-                    for value, (least, most, step, _, name, told) in zip(self.start, SETTINGS, strict=True)
+                    for value, (least, most, step, _, name, told) in zip(self.start, _PAGE["settings"], strict=True)
                 ]
                 self.system = gr.Textbox(
                     label="System prompt", lines=2, max_lines=6, elem_id="system", max_length=MAX_QUESTION,
@@ -200,16 +174,10 @@ def theme() -> Any:
     """The page's colours and type: ink on warm paper, and the reader's own fonts, so that nothing is fetched."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     return gr.themes.Base(
-        primary_hue=gr.themes.colors.teal, neutral_hue=gr.themes.colors.stone, radius_size="lg", text_size="md",
-        font=fonts, font_mono=("ui-monospace", "Menlo", "Consolas", "monospace"),
-    ).set(
-        body_background_fill="#faf8f4", body_background_fill_dark="#141311",
-        background_fill_primary="#ffffff", background_fill_primary_dark="#1c1a18",
-        background_fill_secondary="#f4f0e8", background_fill_secondary_dark="#24211e",
-        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_800",
-        color_accent_soft="*primary_50", color_accent_soft_dark="*primary_900",
-        color_accent="*primary_700", block_border_width="1px", block_shadow="none",
-        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
-        block_info_text_color="*neutral_600", input_placeholder_color="*neutral_500",
-    )  # fmt: skip
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.stone,
+        radius_size="lg",
+        text_size="md",
+        font=fonts,
+        font_mono=("ui-monospace", "Menlo", "Consolas", "monospace"),
+    ).set(**_PAGE["colours"])

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from minigpt4.documents import read_document
+from minigpt4.documents import read_document, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.evaluation.items import DUPLICATE, Fault, field_of, text_of, well_formed
 
@@ -78,14 +78,8 @@ def rows_of(
             yield where, row
 
 
-_SAME_IN_PLURAL = {"sheep", "cattle", "luggage", "aircraft", "skis", "scissors", "broccoli", "headphones", "sunglasses"}
-_IRREGULAR = {
-    "man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice", "goose": "geese",
-    "calf": "calves", "knife": "knives", "foot": "feet", "ox": "oxen", "policeman": "policemen",
-    "businessman": "businessmen", "fisherman": "fishermen", "gentleman": "gentlemen", "bookshelf": "bookshelves",
-    **{word: word for word in _SAME_IN_PLURAL},
-}  # fmt: skip
-_WITHOUT_ARTICLE = {"broccoli", "basil", "cheese", "corn", "bacon", "salmon"}
+_NOUNS = read_yaml(Path(str(files("minigpt4.evaluation") / "nouns.yaml")))
+_IRREGULAR = _NOUNS["plurals"] | {word: word for word in _NOUNS["same_in_plural"]}
 #: Fruit and colour in one word: in the singular it is the fruit only after a determiner and before a pause or a verb.
 _PAUSE = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:on|in|at|is|was|sits|lies|next|beside|near|with|that)\b)"
 _FRUIT = rf"(?:(?<=\ban )|(?<=\bof )|(?<=\bone )|(?<=\bthe )|(?<=\bcut ))orange{_PAUSE}"
@@ -145,8 +139,8 @@ def coco_names() -> dict[str, str | None]:
 
 def with_article(kind: str) -> str:
     """A category as a question names it: "a dog", "an oven", "a pair of skis", "broccoli"."""
-    if kind in _WITHOUT_ARTICLE:
+    if kind in _NOUNS["without_article"]:
         return kind
-    if kind in _SAME_IN_PLURAL and kind.endswith("s"):
+    if kind in _NOUNS["same_in_plural"] and kind.endswith("s"):
         return f"a pair of {kind}"
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
