@@ -467,7 +467,8 @@ def features(
 
     Example: minigpt4 data features runs/pocket/data/stage1 --model pocket --out runs/pocket/features
     """
-    from minigpt4.data.mixture import Source, check_sources
+    from minigpt4.data.mixture import check_sources
+    from minigpt4.data.sources import Source
 
     pairs = Source(source, caption_key=caption_key)
     check_sources([pairs], stage)  # a wrong path is known before the model is loaded

@@ -28,9 +28,7 @@ try:
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.requests import ClientDisconnect
 except ImportError:  # told when the page is asked for; people's judgements are read without it
-    CAN_SERVE = False
-else:
-    CAN_SERVE = True
+    FastAPI = None
 
 #: What a request may send, in bytes: the longest text that can be edited (20,000 letters) in UTF-8.
 MAX_BODY = 65_536
@@ -101,7 +99,7 @@ class LabellingDesk(ABC):
 
 def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     """The page of a desk on `host`. Requests of other sites are refused, and bodies too long or not plain JSON."""
-    if not CAN_SERVE:
+    if FastAPI is None:
         raise UserError("the page needs a web server: pip install fastapi uvicorn")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     nonce = secrets.token_urlsafe(16)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import combinations
-from statistics import NormalDist
-from typing import Any, TypeVar
+from statistics import NormalDist, fmean
+from typing import Any
 
-T = TypeVar("T")
 CONFIDENCE = 0.95
 
 
@@ -100,7 +99,7 @@ class Estimate:
     undecided: int = 0
 
     @classmethod
-    def bootstrapped(cls, cases: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> "Estimate":
+    def bootstrapped(cls, cases: Sequence[Any], statistic: Callable[[Sequence[Any]], float] = fmean) -> "Estimate":
         """A statistic, with the percentile interval of 1,000 draws with replacement (Efron 1979), without NaN."""
         if not cases:
             return cls(math.nan, math.nan, math.nan, 0)

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -216,24 +216,13 @@ class _Lines:
 
 def prompt_session(commands: list[str]) -> PromptSession[str]:
     """A prompt with line editing, completion of commands and paths, and a history on disk."""
-    from prompt_toolkit.completion import Completer, Completion, PathCompleter
-    from prompt_toolkit.document import Document
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter, WordCompleter, merge_completers
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.output import create_output
 
-    files = PathCompleter(expanduser=True)
-
-    class Commands(Completer):
-        """Commands, and the paths of those that take one; prompt_toolkit's own completes no word with a slash."""
-
-        def get_completions(self, document: Any, event: Any) -> Iterator[Completion]:
-            name, space, rest = document.text_before_cursor.partition(" ")
-            if space and name in ("/image", "/export"):
-                yield from files.get_completions(Document(rest.lstrip()), event)
-            elif name.startswith("/") and not space:
-                yield from (Completion(each, -len(name)) for each in commands if each.startswith(name))
-
+    paths = NestedCompleter(dict.fromkeys(("/image", "/export"), PathCompleter(expanduser=True)))
+    completer = merge_completers([WordCompleter(commands, sentence=True), paths], deduplicate=True)
     keys = KeyBindings()
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     for newline in (("escape", "enter"), ("c-j",)):
@@ -248,5 +237,5 @@ def prompt_session(commands: list[str]) -> PromptSession[str]:
         say(f"(no history: {error})", err=True)
     return PromptSession(
         history=history, output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr), multiline=True,
-        key_bindings=keys, completer=Commands(), complete_while_typing=False,
+        key_bindings=keys, completer=completer, complete_while_typing=False,
     )  # fmt: skip

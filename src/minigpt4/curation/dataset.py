@@ -37,8 +37,7 @@ def write_dataset(
     license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write the finished texts and their images into `out`, a new directory, or an earlier dataset to
-    overwrite; returns counts by split.
+    """Write finished texts and images to `out`, a new directory or a dataset to `overwrite`; returns counts by split.
 
     `form` is "cc_sbu_align" or "imagefolder". With `validation` (a share below 1) a `cc_sbu_align` has two directories,
     `train` and `validation`, and an image folder two splits. Images that are gone are left out, with a warning. Raises

@@ -481,10 +481,9 @@ class Parquet(Table):
 
     def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
         path, group = shard
+        columns = {*IMAGE_KEYS, *pairs.TEXT_KEYS, self.caption_key}
         try:
-            for number, row in enumerate(
-                parquet_rows(path, {*IMAGE_KEYS, *pairs.TEXT_KEYS, self.caption_key}, group=group)
-            ):
+            for number, row in enumerate(parquet_rows(path, columns, group=group)):
                 name = f"{path}, row {number} of group {group}"
                 yield row if isinstance(row, Cause) else (name, lowered(row), path.parent)
         except UserError as error:
@@ -513,13 +512,11 @@ class Hub(Table):
 
     def rows(self, shard: int) -> Iterator[Row | Cause]:
         dataset = _load_hub(self.name, self.split)
-        number = 0
         # In batches: row by row, `datasets` would share this shard out once more over the workers of a DataLoader.
-        for batch in dataset.shard(num_shards=dataset.num_shards, index=shard).iter(batch_size=16):
-            for values in zip(*batch.values(), strict=True):
-                row = dict(zip(batch, values, strict=True))
-                yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
-                number += 1
+        batches = dataset.shard(num_shards=dataset.num_shards, index=shard).iter(batch_size=16)
+        rows = (dict(zip(b, values, strict=True)) for b in batches for values in zip(*b.values(), strict=True))
+        for number, row in enumerate(rows):
+            yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
 
     def count_rows(self) -> int | None:
         splits = _load_hub(self.name, self.split).info.splits or {}

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from minigpt4.data.formats import Reader
 from minigpt4.data.pairs import Cause, Pair
-from minigpt4.data.sources import Reader, Source, check_source, open_source
+from minigpt4.data.sources import Source, check_source, open_source
 from minigpt4.data.workers import Chunk, datasets_library, read_shares
 from minigpt4.errors import UserError
-
-__all__ = ["PairStream", "Source", "check_sources", "count_pairs"]
 
 CHUNK = 16  # pairs that travel together from a worker
 UNSHUFFLED_BLOCK = 256

@@ -202,9 +202,7 @@ def _conversation(turns: Any, name: str) -> tuple[Message, ...] | Cause:
     first = int(roles[:1] == ["system"])
     if len(roles) < first + 2 or roles[first:] != ["user", "assistant"] * ((len(roles) - first) // 2) or not all(texts):
         there = ", ".join(roles[:8]) or repr(turns)[:80]
-        return Cause(
-            "no conversation", f"{name}: texts of user and assistant in turns were expected, there is: {there}"
-        )
+        return Cause("no conversation", f"{name}: user and assistant in turns were expected, there is: {there}")
     return tuple(
         Message(role, text, images=int(i == first))  # type: ignore[arg-type]
         for i, (role, text) in enumerate(zip(roles, texts, strict=True))

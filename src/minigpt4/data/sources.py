@@ -15,8 +15,6 @@ from minigpt4.errors import UserError
 from minigpt4.files import expand, find_files, walk
 from minigpt4.images import fold, sort_images, tell_left_out
 
-__all__ = ["Reader", "Source", "check_source", "open_source"]
-
 logger = logging.getLogger(__name__)
 
 TRIED = 100  # pairs that are looked at before a run

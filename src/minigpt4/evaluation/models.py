@@ -48,9 +48,8 @@ class Answering:
 
     def decoding(self) -> dict[str, Any]:
         """What of it decides an answer, and so belongs to its key."""
-        if self.temperature == 0:
-            return {"temperature": 0.0, "num_beams": 1}
-        return {"temperature": self.temperature, "top_p": 1.0, "seed": self.seed, "num_beams": 1}
+        drawn = {"top_p": 1.0, "seed": self.seed} if self.temperature else {}
+        return {"temperature": float(self.temperature), "num_beams": 1, **drawn}
 
     def sampling(self) -> dict[str, Any]:
         """The same as `generate` takes it, without the seed."""

@@ -118,9 +118,7 @@ class Chat:
             content = json.dumps({"template": self.template.name, "messages": messages}, indent=2, ensure_ascii=False)
         else:
             speaker = {"user": "You", "assistant": "MiniGPT-4"}
-            lines = (
-                [f"**{speaker[m.role]}:**", *(f"![]({name})" for name in names), m.text] for m, names in self._turns
-            )
+            lines = ([f"**{speaker[m.role]}:**", *(f"![]({n})" for n in names), m.text] for m, names in self._turns)
             content = "\n\n".join(map(" ".join, lines))
         write_atomically(path, f"{content}\n".encode())
         return path

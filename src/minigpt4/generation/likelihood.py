@@ -26,9 +26,8 @@ def token_likelihoods(
         batch = by_length[start : start + batch_size]
         rows = [torch.tensor([*prompts[i], *texts[i]][:limit]) for i in batch]
         # Padding on the right of causal attention changes nothing before it.
-        hidden = model.hidden_states(
-            pad_sequence(rows, batch_first=True), torch.stack([features[i] for i in batch]).to(model.device)
-        )
+        shown = torch.stack([features[i] for i in batch]).to(model.device)
+        hidden = model.hidden_states(pad_sequence(rows, batch_first=True), shown)
         for i, row, states in zip(batch, rows, hidden, strict=True):
             first = len(prompts[i])
             logits = model.logits(states[first - 1 : len(row) - 1]).float()

@@ -255,9 +255,7 @@ def _match_llm(llm: LLMFiles, model: Any, added: int) -> dict[str, partial[Tenso
     names = {name if name in expected else prefix + name: name for name in llm.files}
     names = {key: name for key, name in names.items() if key in expected}  # others: buffers, tied embeddings
     graph.check_shapes(str(llm.name), {key: llm.files[name].shape for key, name in names.items()}, expected)
-    return {
-        parts.LLM_PREFIX + key: partial(llm.read, name, added if key in grown else 0) for key, name in names.items()
-    }
+    return {parts.LLM_PREFIX + key: partial(llm.read, name, added * (key in grown)) for key, name in names.items()}
 
 
 @dataclass

@@ -74,9 +74,8 @@ class EfficientNetLite(PreTrainedModel):
         summary = positions.mean(1, keepdim=True)
         # Nearly the same for all images of one class, so that a few of them teach its name.
         kind = self._fc(summary).softmax(-1) @ self._fc.weight * CLASS_SCALE
-        placed = positions + position_code(math.isqrt(positions.shape[1]), positions.shape[2], positions.device).to(
-            positions.dtype
-        )
+        code = position_code(math.isqrt(positions.shape[1]), positions.shape[2], positions.device)
+        placed = positions + code.to(positions.dtype)
         return BaseModelOutput(last_hidden_state=torch.cat([summary, kind, placed], dim=1))
 
 

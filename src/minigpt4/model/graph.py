@@ -108,27 +108,18 @@ def check_projection(what: str, blip2: Any, tensors: Mapping[str, Tensor], llm: 
     if found != {key: tensor.shape for key, tensor in blip2.language_projection.state_dict().items()}:
         linear = [shape for shape in found.values() if len(shape) == 2]
         widths = f"goes from {linear[0][1]} to {linear[-1][0]}" if linear else "has no weight"
-        group = getattr(blip2.qformer, "group", 0)
+        group, vision, text = getattr(blip2.qformer, "group", 0), blip2.config.qformer_config, blip2.config.text_config
         side = {0: "the Q-Former's", 4: "the four patches'"}.get(group, f"the {group} patches'")
-        raise UserError(
-            f"{what} {widths}, but {side} width is {blip2.config.qformer_config.hidden_size} and that of the "
-            f"LLM {llm} is {blip2.config.text_config.hidden_size}; give the projection that belongs to this LLM (4096 "
-            "wide: 7B, 5120 wide: 13B)"
-        )
+        told = f"but {side} width is {vision.hidden_size} and that of the LLM {llm} is {text.hidden_size}"
+        raise UserError(f"{what} {widths}, {told}; give the projection of this LLM (4096 wide: 7B, 5120 wide: 13B)")
 
 
 def put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
     """Put the vision side's tensors into the network, in the dtypes in which transformers would load them."""
-    expected = check_vision(blip2, vision, name)
     blip2.query_tokens.data = blip2.query_tokens.data.to(dtype)
-    qformer_dtype = torch.float32 if dtype == torch.float16 else dtype
-    tensors = {
+    qformer_dtype, tensors = torch.float32 if dtype == torch.float16 else dtype, {}
+    for key in check_vision(blip2, vision, name):
+        found, wanted = vision.tensors[key], dtype if key.startswith(parts.ENCODER_PREFIX) else qformer_dtype
         # A copy, since the tensors are mapped from a file that may be replaced.
-        key: _copied(vision.tensors[key], dtype if key.startswith(parts.ENCODER_PREFIX) else qformer_dtype)
-        for key in expected
-    }
+        tensors[key] = found.to(wanted if found.is_floating_point() else found.dtype, copy=True)
     blip2.load_state_dict(tensors, strict=False, assign=True)
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)

@@ -263,9 +263,8 @@ def read_llm_config(name: str | Path) -> Any:
         return config.text_config
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     architectures = found.get("architectures") or [decoder]
-    decodes = isinstance(architectures, list) and any(
-        name == decoder or str(name).endswith("ForCausalLM") for name in architectures
-    )
+    names = architectures if isinstance(architectures, list) else []
+    decodes = any(each == decoder or str(each).endswith("ForCausalLM") for each in names)
     if decoder is None or config.is_encoder_decoder or not decodes:
         raise UserError(f"{name}: {_NO_LLM.format(f'model_type {kind!r:.40}, {architectures!r:.80}')}")
     return config

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from minigpt4 import shipped
-from minigpt4.documents import read_document
+from minigpt4.documents import read_document, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 from minigpt4.files import expand
@@ -154,14 +154,7 @@ def load_model(kind: Any, files: "Checkpoint", **settings: Any) -> Any:
     return model
 
 
-#: The largest sizes that a config.json may ask for: many times those of the largest models. The network is built
-#: before its weights are read, so what it says must not fill the memory.
-_LARGEST = {
-    "num_hidden_layers": 1024, "hidden_size": 2**17, "intermediate_size": 2**20, "encoder_hidden_size": 2**17,
-    "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**14, "vocab_size": 2**23,
-    "num_query_tokens": 2**14, "image_size": 2**14, "patch_size": 2**14, "n_layer": 1024, "n_embd": 2**17,
-    "num_classes": 2**20,
-}  # fmt: skip
+_LARGEST, _MAY_NAME_CODE = read_yaml(Path(__file__).with_name("limits.yaml")).values()
 
 
 def _check_sizes(path: Path, config: Any) -> None:
@@ -175,10 +168,6 @@ def _check_sizes(path: Path, config: Any) -> None:
 
 #: Bytes of a record, configuration or index of shards; those of the largest models take a few MB.
 LARGEST_RECORD = 64_000_000
-_MAY_NAME_CODE = (
-    "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "generation_config.json",
-)  # fmt: skip
 _OWN_GENERATE = "custom_generate/generate.py"
 _EXPECTED = {
     "config.json": "give the directory of a model",

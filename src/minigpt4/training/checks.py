@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from minigpt4.data.mixture import Source, check_sources, count_pairs
+from minigpt4.data.mixture import check_sources, count_pairs
+from minigpt4.data.sources import Source
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
 from minigpt4.memory import plan

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from minigpt4.data.mixture import PairStream, Source, count_pairs, tell
+from minigpt4.data.mixture import PairStream, count_pairs, tell
 from minigpt4.data.pairs import Pair
+from minigpt4.data.sources import Source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.images import open_image, to_pixels

@@ -19,10 +19,7 @@ _PAGE = read_yaml(ASSETS / "page.yaml")
 DRAWN, PHOTOS = (tuple(map(tuple, _PAGE[world])) for world in ("drawn", "photos"))
 DRAFT_QUESTION = next(question for file, _, question in DRAWN if file == "website.png")
 NO_IMAGE = "Show an image first: drop, paste or add one, or draw it"
-LOOKED_AT = (
-    "After an answer, choose one of its words to see which part of the image it came from: which image tokens swayed "
-    "the language model as it chose the word, and where the Q-Former took those from. It is a hint, no proof."
-)
+LOOKED_AT: str = _PAGE["looked_at"]
 _HEADER = """<header><h1>MiniGPT-4</h1><p>Frozen eyes, a frozen language model, and one linear layer between them.
 Ask about an image.</p><button id="theme" type="button">Dark or light</button></header>"""
 #: Filled in by `page.js`: what is attached and typed, of what is allowed, and what was wrong with an upload.
@@ -30,17 +27,8 @@ _LIMITS = (
     f'<p class="quiet" data-images="{MAX_IMAGES}" data-characters="{MAX_QUESTION}">Up to {MAX_IMAGES} images ('
     f"{MAX_FILE // 10**6} MB, {MAX_PIXELS // 10**6} megapixels each), {MAX_QUESTION:,} characters</p>"
 )
-#: What the signs of a draft mean, from top to bottom; `signs.js` draws one where there is room.
-_MEANINGS = {
-    "navigation": "links", "image": "image", "text": "text", "list": "list", "input": "field", "button": "button",
-}  # fmt: skip
-_SIGNS = (
-    '<p class="quiet">Each click draws one, from the top down:</p>'
-    '<form><input maxlength="8" pattern="[A-Za-z]+" placeholder="Title" aria-label="Title">'
-    "<button>Write</button></form>"
-    + "".join(f'<button type="button" data-sign="{name}">{said}</button>' for name, said in _MEANINGS.items())
-    + '<button type="button" id="sheet-example">An example</button>'
-)
+#: The signs of a draft and what they mean, from top to bottom; `signs.js` draws one where there is room.
+_SIGNS = (ASSETS / "signs.html").read_text(encoding="utf-8").replace("\n", "")
 
 
 class Layout:
@@ -154,12 +142,8 @@ class Layout:
         self.reopen = gr.Button("Open a chat", elem_id="open-chat")
 
     def _comparison(self) -> None:
-        point = (
-            " Stage 1 and stage 2 have the same eyes and the same strong language model; the BLIP-2 baseline has the "
-            "same eyes and a weak one. They see alike; what they can do with it is the paper's point."
-        )
         told = "The same image and question for all models."
-        gr.HTML(hint(told + point if "BLIP-2 baseline" in self.names else told))
+        gr.HTML(hint(f"{told} {_PAGE['beside']}" if "BLIP-2 baseline" in self.names else told))
         self.duel = gr.MultimodalTextbox(
             label="A question for all", show_label=False, placeholder="Images, and a question for all models.",
             file_types=["image"], file_count="multiple", sources=["upload"], elem_id="duel",

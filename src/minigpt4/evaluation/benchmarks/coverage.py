@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import nan
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from minigpt4.errors import UserError
@@ -87,14 +86,14 @@ class Coverage(Suite):
         words = [len(one.text.split()) for one in described]
         yield TableRow("covered", "captions covered", "%", paper, group), _by_image(covered)
         yield TableRow("lexical", "with their content words", "%", {}, group), _by_image(list(map(_lexical, described)))
-        yield TableRow("words", "mean length", "words", {}, group), Estimate.bootstrapped(words, fmean)
+        yield TableRow("words", "mean length", "words", {}, group), Estimate.bootstrapped(words)
         captions = {f"{one.item.id} {one.sample}": one for one in responses if one.item.task == "caption"}
         if captions:
             answers = {name: one.text for name, one in captions.items()}
             references = {name: one.item.truth["captions"] for name, one in captions.items()}
             each, corpus, self.notes = caption_scores(answers, references)
             for name in CAPTION_METRICS:
-                figure = Estimate.bootstrapped(each.get(name, []), fmean)
+                figure = Estimate.bootstrapped(each.get(name, []))
                 if name in corpus:  # of all answers together, so it has no interval from images drawn again
                     figure = Estimate(corpus[name], nan, nan, len(captions))
                 yield TableRow(name, name, "", {}, "Short captions"), figure
@@ -194,9 +193,8 @@ def stem(word: str) -> str:
 
 def content_words(text: str) -> set[str]:
     """The stems of the words of a text that carry content."""
-    return {
-        stem(word) for word in _WORD.findall(text.lower().replace("\u2019", "'")) if word not in WORDS["no_content"]
-    }
+    said = _WORD.findall(text.lower().replace("\u2019", "'"))
+    return {stem(word) for word in said if word not in WORDS["no_content"]}
 
 
 def covers(caption: str, description: str) -> bool:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from minigpt4.evaluation.benchmarks import coco
@@ -96,7 +95,7 @@ class Hallucination(Suite):
                 "chair_i": Estimate.bootstrapped(counts, partial(ratio, "hallucinated", "mentions")),
                 "chair_s": Rate.from_outcomes(count["hallucinated"] > 0 for count in counts),
                 "found": Estimate.bootstrapped(counts, partial(ratio, "found", "present")),
-                "words": Estimate.bootstrapped([count["words"] for count in counts], fmean),
+                "words": Estimate.bootstrapped([count["words"] for count in counts]),
             })  # fmt: skip
         probed = [one for one in responses if one.item.task == "probe"]
         for way in SAMPLINGS if probed else ():

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from minigpt4.documents import read_document
@@ -200,17 +199,14 @@ class Vqa(Suite):
                 figures["choice"] = "multiple choice, by likelihood", Rate.from_outcomes(v.success for v in chosen)
                 figures["choice per token"] = "multiple choice, by likelihood per token", Rate.from_outcomes(scored)
             direct = [one for one in responses if one.item.task == f"{name} {DIRECT}"]
-            inside = [(one.item.truth["kind"], one.verdicts[0].detail["contained"]) for one in direct]
-            figures["exact"] = "direct answer", _mean([one.verdicts[0].detail["accuracy"] for one in direct])
-            figures["contained"] = "direct answer inside the reply", _mean([value for _, value in inside])
+            inside, mean = [one.verdicts[0].detail["contained"] for one in direct], Estimate.bootstrapped
+            figures["exact"] = "direct answer", mean([one.verdicts[0].detail["accuracy"] for one in direct])
+            figures["contained"] = "direct answer inside the reply", mean(inside)
             for kind in kinds:
-                figures[kind] = f"{kind}, inside the reply", _mean([value for k, value in inside if k == kind])
+                of_kind = [value for one, value in zip(direct, inside, strict=True) if one.item.truth["kind"] == kind]
+                figures[kind] = f"{kind}, inside the reply", mean(of_kind)
             for key, (label, figure) in figures.items():
                 yield TableRow(f"{name} {key}", label, "%", PAPER.get(f"{name} {key}", {}), name), figure
-
-
-def _mean(accuracies: Sequence[float]) -> Estimate:
-    return Estimate.bootstrapped(accuracies, fmean)
 
 
 #: Number words become digits.
