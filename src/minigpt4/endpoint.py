@@ -90,10 +90,8 @@ def split_address(url: str) -> tuple[str, str, str | None]:
     except ValueError:  # an impossible port: perhaps a password with a / in it
         netloc = None
     if not netloc or parts.scheme not in ("http", "https") or parts.query or parts.fragment or "@" in parts.path:
-        raise UserError(
-            "the endpoint's address is no base URL such as http://localhost:8000/v1 (write : / @ ? # in a user or "
-            "password as %3A %2F %40 %3F %23)"
-        )
+        write = "write : / @ ? # in a user or password as %3A %2F %40 %3F %23"
+        raise UserError(f"the endpoint's address is no base URL such as http://localhost:8000/v1 ({write})")
     password = None if parts.password is None else unquote(parts.password)
     return parts._replace(netloc=netloc).geturl(), unquote(parts.username or ""), password
 

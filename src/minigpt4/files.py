@@ -268,10 +268,9 @@ def failed_write_is_a_user_error(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise UserError(
-            f"{path}: cannot be written ({(error.strerror or str(error)).lower()}); what was saved before is intact, "
-            f"so {'free some space' if full else 'make it writable'} and run the same command again"
-        ) from error
+        told = f"cannot be written ({(error.strerror or str(error)).lower()}); what was saved before is intact"
+        mend = "free some space" if full else "make it writable"
+        raise UserError(f"{path}: {told}, so {mend} and run the same command again") from error
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

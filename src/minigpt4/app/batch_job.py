@@ -133,10 +133,8 @@ def run(
     out = expand(out)
     if out.is_dir():
         raise UserError(f"{out} is a directory; name a file in it, such as {out / 'answers.jsonl'}")
-    try:
+    with failed_write_is_a_user_error(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error})") from None
     with only_process(out.parent, out.name):
         found = _resume(out, questions, {**(job or {}), "batch_size": batch_size, **asdict(decoding)})
         if found == len(questions):
@@ -190,7 +188,7 @@ def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, A
     names = "\n".join(json.dumps([question.name, question.prompt]) for question in questions)
     job = {"tasks": len(questions), "sha256": hashlib.sha256(names.encode()).hexdigest(), **settings}
     record = out.with_name(f".{out.name}.job.json")
-    try:
+    with failed_write_is_a_user_error(out):
         if out.exists() and out.stat().st_size:
             former = read_document(record) if record.is_file() else None
             if not isinstance(former, dict):
@@ -202,6 +200,4 @@ def _resume(out: Path, questions: Sequence[ImageQuestion], settings: dict[str, A
             os.truncate(out, data.rfind(b"\n") + 1)
             return data.count(b"\n")
         write_atomically(record, json.dumps(job).encode())
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error})") from None
-    return 0
+        return 0

@@ -30,12 +30,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text, encoding_of, is_leftover, read_file
 from minigpt4.images import IMAGE_ENDINGS, LARGEST_IMAGE, find_image, read_image
 
-#: Where a row's image is looked for: a path (from the file's own directory), bytes, a `data:` address, datasets'
-#: {"bytes", "path"}, or a list of one of them. Keys count in any case.
-IMAGE_KEYS = (
-    "image", "images", "img", "picture", "file_name", "filename", "image_path", "img_path", "image_file", "image_name",
-    "file_path", "filepath", "path", *IMAGE_ENDINGS,
-)  # fmt: skip
+IMAGE_KEYS = (*pairs.FIELDS["images"], *IMAGE_ENDINGS)
 BROKEN_SHARD = "broken shard, its remaining pairs"
 FOLDER_SHARD = 1000  # images of a folder
 LINES_SHARD = 4 << 20  # bytes of a JSONL file

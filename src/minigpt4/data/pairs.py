@@ -5,25 +5,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import TooLargeError, decode_text
 from minigpt4.images import LARGEST_IMAGE
 from minigpt4.prompts.templates import Message
 
-#: Where a record's text is looked for, unless the source names its key. Keys count in any case.
-CAPTION_KEYS = (
-    "caption", "captions", "text", "answer", "answers", "response", "output", "description", "sentences", "alt_text",
-)  # fmt: skip
-QUESTION_KEYS = ("instruction", "question", "prompt", "query")  # what an answer answers
-TURN_KEYS = ("messages", "conversations", "conversation", "texts")
-#: The column that may name a row's split, and what splits are called; other names are of none.
-SPLIT_KEY = "split"
-_SPLITS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
+#: The names of fields. Those of a text are looked for in their order, unless the source names its key.
+FIELDS = read_yaml(Path(__file__).with_name("fields.yaml"))
+CAPTION_KEYS, QUESTION_KEYS, TURN_KEYS = (tuple(FIELDS[kind]) for kind in ("captions", "questions", "turns"))
+SPLIT_KEY = "split"  # the column that may name a row's split
 TEXT_KEYS = {*CAPTION_KEYS, *QUESTION_KEYS, *TURN_KEYS, "completion", "json", SPLIT_KEY}
 NO_IMAGE, TOO_LARGE, TOO_LONG, BROKEN_LINE = "no image", "image too large", "text too long", "broken line"
 NO_TEXT = ("no caption", "no description")  # by stage
@@ -31,7 +25,6 @@ NO_TEXT = ("no caption", "no description")  # by stage
 LARGEST_RECORD, LONGEST_TEXT = 1_000_000, 100_000
 #: Endings of the files beside an image that may hold its text; the first that does is read.
 TEXT_ENDINGS = ("json", "txt", "caption")
-_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 _MARK = re.compile(r"[ \t]*<image>[ \t]*\n?")  # where other trainers put the image
 _DAMAGED = re.compile("[\0\ufffd\ud800-\udfff]")
 
@@ -115,7 +108,7 @@ def lowered(record: Mapping[str, Any]) -> dict[str, Any]:
 def split_of(name: object) -> str:
     """Which split a name speaks of: train, validation, test, or none ("")."""
     words = re.findall("[a-z]+", str(name).lower())
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
+    return next((FIELDS["splits"][word] for word in words if word in FIELDS["splits"]), "")
 
 
 def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair] | list[Cause]:
@@ -218,4 +211,4 @@ def _parts(turn: Any) -> list[tuple[str, str]]:
     role, content = str(turn.get("role") or turn.get("from")), turn.get("content") or turn.get("value")
     if isinstance(content, list):  # texts, and the place of the image
         content = "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("text"))
-    return [(_ROLES.get(role, role), content if isinstance(content, str) else "")]
+    return [(FIELDS["roles"].get(role, role), content if isinstance(content, str) else "")]

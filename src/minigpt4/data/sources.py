@@ -52,10 +52,8 @@ def open_source(source: Source) -> Reader:
         return _train_rows(_READERS[ending](tuple(files), source.caption_key, (what, *note)))
     images, _ = sort_images(files)
     if not images:
-        raise UserError(
-            f"data {path}: unknown format; a directory, .tar, {', '.join(f'.{name}' for name in TABLES)}, images or "
-            "hub:NAME was expected"
-        )
+        tables = ", ".join(f".{name}" for name in TABLES)
+        raise UserError(f"data {path}: unknown format; give a directory, .tar, {tables}, images or hub:NAME")
     texts = [file for place in {image.parent for image in images} for file in walk(place)]
     return Folder((), source.caption_key, (), _with_texts(images, texts))
 

@@ -80,10 +80,8 @@ def read_vision_config(
     needed = {"vision_config", "qformer_config"} if qformer else {"vision_config"}
     whole = config.get("model_type") == "blip-2"
     if (whole and not needed <= config.keys()) or (qformer and not whole):
-        raise UserError(
-            f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected a BLIP-2 config.json with "
-            + " and ".join(sorted(needed, reverse=True))
-        )
+        expected = f"a BLIP-2 config.json with {' and '.join(sorted(needed, reverse=True))}"
+        raise UserError(f"{name}: is no vision side (model_type {config.get('model_type')!r}); expected {expected}")
     with readable(name):
         vision = encoders.encoder_config(config, name)
         if not isinstance(vision, Blip2VisionConfig):
@@ -159,10 +157,9 @@ def read_image_processor(vision_config: Any, source: str | Path) -> BlipImagePro
     processor = BlipImageProcessorPil.from_dict({**settings, "default_to_square": whole})
     width, height, _, edge = size_of(processor)
     if width is None or width != height or (edge is None) != whole:
-        raise UserError(
-            f"{source}: preprocessor_config.json makes no squares of one size (size {settings.get('size')!r:.60}); "
-            "give `size` with equal height and width, or with a shortest_edge, do_center_crop and a square crop_size"
-        )
+        told = f"preprocessor_config.json makes no squares of one size (size {settings.get('size')!r:.60})"
+        give = "give `size` with equal height and width, or a shortest_edge, do_center_crop and a square crop_size"
+        raise UserError(f"{source}: {told}; {give}")
     return processor
 
 
@@ -178,10 +175,8 @@ def no_qformer(vision_config: Any, group: int = PATCHES_PER_TOKEN) -> tuple[Blip
     patches = tokens - encoders.placeless(tokens)
     if patches % group:
         divisors = ", ".join(str(n) for n in range(1, min(patches, 100) + 1) if patches % n == 0)
-        raise UserError(
-            f"without a Q-Former {group} patches go into each image token, and an image of {side} px has {patches}, "
-            f"which cannot be divided so; use another image size, or groups of {divisors}"
-        )
+        told = f"{group} patches go into each image token, but an image of {side} px has {patches}"
+        raise UserError(f"without a Q-Former {told}; use another image size, or groups of {divisors}")
     width = vision_config.hidden_size
     config = Blip2QFormerConfig(
         hidden_size=group * width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=width
@@ -303,10 +298,9 @@ def _llama_tokenizer(source: str | Path) -> Any:
     empty = {key: pieces.id_to_piece(number) for key, number in tokens.items() if not given[key] and number >= 0}
     tokenizer = sources.load(LlamaTokenizer, source, **empty)
     if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
-        raise UserError(
-            f"{source}: its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json, and set "
-            f"tokenizer_class (now {named!r:.40}) to LlamaTokenizer in tokenizer_config.json"
-        )
+        told = f"its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json"
+        mend = f"set tokenizer_class (now {named!r:.40}) to LlamaTokenizer in tokenizer_config.json"
+        raise UserError(f"{source}: {told}, and {mend}")
     return tokenizer
 
 

@@ -137,10 +137,9 @@ def is_in_files(name: Any, config: Any) -> bool:
     if not isinstance(found, dict) or found.get("quant_method") != METHOD:
         return False
     if found != IN_FILES:
-        raise UserError(
-            f"{name}: its LLM is held in {found.get('form')!r:.20}, format version {found.get('version')!r:.20}; this "
-            f"package reads version {IN_FILES['version']} of '4bit', so use the release of minigpt4 that wrote it"
-        )
+        held = f"its LLM is held in {found.get('form')!r:.20}, format version {found.get('version')!r:.20}"
+        reads = f"this package reads version {IN_FILES['version']} of '4bit'"
+        raise UserError(f"{name}: {held}; {reads}, so use the release of minigpt4 that wrote it")
     return True
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -10,17 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from minigpt4.app.scheduler import BusyError
-from minigpt4.documents import requirement
+from minigpt4.documents import read_yaml, requirement
 
-#: OpenAI's `code` and `type` by status; the rest is an `invalid_request_error` without a code.
-_KINDS = {
-    401: ("invalid_api_key", "authentication_error"),
-    408: ("timeout", "timeout_error"),
-    413: ("body_too_large", "invalid_request_error"),
-    429: ("server_busy", "rate_limit_error"),
-    500: ("server_error", "server_error"),
-    503: ("server_ends", "server_error"),
-}
+OPENAI = read_yaml(Path(__file__).with_name("openai.yaml"))
 
 
 class ApiError(HTTPException):
@@ -47,7 +40,7 @@ def response(error: BaseException) -> Response:
         told = ApiError(503, "the server ends")
     elif not isinstance(error, HTTPException):
         told = ApiError(500, "the server failed")
-    code, kind = _KINDS.get(told.status_code, (None, "invalid_request_error"))
+    code, kind = OPENAI["errors"].get(told.status_code, (None, "invalid_request_error"))
     code, param = getattr(told, "code", None) or code, getattr(told, "param", None)
     # Both quote what was sent, which may be long.
     detail = {"message": str(told.detail)[:1000], "type": kind, "param": param and param[:200], "code": code}

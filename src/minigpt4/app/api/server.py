@@ -33,13 +33,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": 'An error: {"error": {"message", "type", "param", "code"}}'}
     for status in (400, 401, 403, 404, 408, 413, 429, 500)
 }
-_ANSWERS = {"description": "OpenAI's chat completion; with `stream` its chunks", "content": {"text/event-stream": {}}}
-_MULTIPART = {
-    "type": "object",
-    "required": ["request"],
-    "properties": {"request": {"type": "string", "description": "The JSON; its images are cid:NAME."}},
-    "additionalProperties": {"type": "string", "format": "binary"},
-}
 
 
 class Exchange:
@@ -200,8 +193,8 @@ def create_app(service: Service, key: str | None = None, hosts: Sequence[str] | 
 
     @app.post(
         "/v1/chat/completions",
-        responses={200: _ANSWERS},
-        openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _MULTIPART}}}},
+        responses={200: errors.OPENAI["answers"]},
+        openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": errors.OPENAI["multipart"]}}}},
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """Answer a conversation about images: at once, or with `stream` as server-sent events."""

@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -25,29 +26,14 @@ from minigpt4.app.page.layout import ASSETS, DRAWN, PHOTOS
 from minigpt4.app.page.page import Page
 from minigpt4.app.page.session import MAX_FILE
 from minigpt4.app.page.uploads import PER_VISITOR
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.local_web import known_host, same_site
 
 COOKIE = "minigpt4_visitor"
 MAX_POST, MAX_EVENT = 60_000_000, 256_000  # bytes of an upload and an event
 MAX_FILES = 16  # in one upload
-#: Gradio's own scripts are partly inline; nothing comes from another host, and no other site may frame the page.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
-)
-_FILE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Content-Disposition": "inline",
-    "Cache-Control": "private, max-age=3600",
-}
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_HEADERS, _FILE_HEADERS = read_yaml(Path(__file__).with_name("headers.yaml")).values()
 _NAME = r"[\w-]{1,64}"
 #: What is raised where a value is not of the kind that it should be.
 _NOT_OURS = (ValueError, KeyError, TypeError, ArithmeticError, AttributeError)
