@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigpt4.errors import UserError
@@ -35,36 +36,14 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-#: How the names of such files end, in any case: what cameras, browsers and Windows write.
-IMAGE_ENDINGS = (
-    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif",
-    "jfif", "jpe", "jif", "jfi", "pjpeg", "pjp", "mpo", "apng", "dib", "pgm", "pbm", "pnm", "pfm", "avifs",
-)  # fmt: skip
-#: Other images. Files that end so and hold one of FORMATS all the same (a JPEG called .heic) are read.
-_OTHER_ENDINGS = {"heic", "heif", "hif", "jxl", "jp2", "j2k", "jpx", "psd", "svg", "ico", "tga", "exr", "hdr", "eps"}
-#: Cameras' raw files begin as TIFF does, and hold a thumbnail that Pillow would take for the image.
-_RAW_ENDINGS = {"dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw", "x3f", "raw"}
-#: Files beside images that are not looked into.
-_TEXT_ENDINGS = {"txt", "json", "jsonl", "csv", "tsv", "md", "caption", "parquet", "tar", "yaml", "yml", "xml", "html"}
-#: What such files begin with, and what to do with those that Pillow does not read.
-_BEGINNINGS = {
-    "JPEG": rb"\xff\xd8\xff", "PNG": rb"\x89PNG\r\n", "WEBP": rb"RIFF.{4}WEBP", "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM.{4}\0\0\0\0", "TIFF": rb"II[*+]\0|MM\0[*+]", "PPM": rb"P[1-6fF]\s+(#|-?\d)",
-    "AVIF": rb".{4}ftyp(avi[fs]|.{4,20}avif)", "HEIC": rb".{4}ftyp(hei|hev|mif1|msf1)",
-    "JPEG XL": rb"\xff\x0a|.{4}JXL ", "JPEG 2000": rb".{4}jP  ", "Photoshop": rb"8BPS",
-    "SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.{,200}-->\s*)?<svg",
-    "web page (the download failed)": rb"(?i)\s*<(!doctype )?html", "pointer of Git LFS": rb"version https://git-lfs",
-}  # fmt: skip
-_REMEDIES = {
-    "HEIC": "save it as JPEG (phones can do so: Settings, Camera, Formats, Most Compatible)",
-    "web page (the download failed)": "download it again",
-    "pointer of Git LFS": "fetch the file itself with git lfs pull",
-}
+_KINDS = yaml.safe_load(Path(__file__).with_name("file_kinds.yaml").read_bytes())
+IMAGE_ENDINGS = tuple(_KINDS["images"])
+_BEGINNINGS = {kind: re.compile(start.encode(), re.DOTALL) for kind, start in _KINDS["beginnings"].items()}
 
 
 def kind_of(data: bytes) -> str | None:
     """Which kind of file the first bytes tell: one of FORMATS, or another that is known, or None."""
-    return next((kind for kind, start in _BEGINNINGS.items() if re.match(start, data[:512], re.DOTALL)), None)
+    return next((kind for kind, start in _BEGINNINGS.items() if start.match(data[:512])), None)
 
 
 def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -74,14 +53,14 @@ def sort_images(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         ending = path.suffix[1:].lower()
         if ending in IMAGE_ENDINGS:
             images.append(path)
-        elif ending in _RAW_ENDINGS:
+        elif ending in _KINDS["raw"]:
             left_out.append(path)
-        elif ending not in _TEXT_ENDINGS:
+        elif ending not in _KINDS["texts"]:
             with suppress(OSError), path.open("rb") as file:
                 kind = kind_of(file.read(512))
                 if kind in FORMATS:
                     images.append(path)
-                elif ending in _OTHER_ENDINGS or kind in ("HEIC", "JPEG XL", "JPEG 2000"):
+                elif ending in _KINDS["other_images"] or kind in ("HEIC", "JPEG XL", "JPEG 2000"):
                     left_out.append(path)
     return images, left_out
 
@@ -173,7 +152,8 @@ def _decode(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...]) -
                 raise _DamagedError(f"{name}: broken or truncated image ({kind}); download it again") from None
             what = "not an image"
             if kind:
-                what = f"a {kind}, not an image that is read here; {_REMEDIES.get(kind, 'save it as JPEG or PNG')}"
+                remedy = _KINDS["remedies"].get(kind, "save it as JPEG or PNG")
+                what = f"a {kind}, not an image that is read here; {remedy}"
             raise UserError(f"{name}: {what}; give a file in one of the formats {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise UserError(f"{name}: more than the {max_pixels:,} pixels allowed; make it smaller first") from None
