@@ -21,9 +21,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from minigpt4.documents import read_yaml
 from minigpt4.errors import UserError
 from minigpt4.local_web import LOOPBACK
 from minigpt4.stopping import StopSignals
@@ -39,17 +41,9 @@ _PASSING = {408, 409, 425, 429}
 _EMPTY = "an empty answer"
 #: Tokens for the thought before an answer, beside those for the answer; the first step is for models that do not think.
 ROOM = (0, 4096, 16_384)
-_TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|analysis|scratchpad)\b"
-_OPENED_LATER = re.compile(rf"<{_TAG}[^<>]*>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>", re.I)
-_OPENED = re.compile(rf"\s*(?:{_OPENED_LATER.pattern})", re.I)
-_CLOSED = re.compile(rf"</{_TAG}\s*>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>", re.I)
-#: What refusals say, in the words of the servers that people use.
-_LIMIT_REACHED = re.compile(r"output limit was reached|higher max_\w*tokens", re.I)
-_LONG = r"too (?:long|large|many|high)|exceed|maximum|at most|longer than"
-_TOO_LONG = re.compile(rf"(?:context|tokens?|prompt)\b[^.]*(?:{_LONG})|(?:{_LONG})[^.]*(?:context|tokens|prompt)", re.I)
-_NO_SYSTEM = re.compile(r"system (?:role|message|prompt)|role\b.*\bsystem\b|developer instruction", re.I)
-_POLICY = re.compile(r"content.{0,20}(?:policy|filter)|moderation|flagged|safety", re.I)
-_IMAGE = re.compile(r"image|picture|photo|pixel|file|format|mime|media|base64|data.ur[il]", re.I)
+_THOUGHT, _THOUGHT_END, _LIMIT_REACHED, _TOO_LONG, _NO_SYSTEM, _POLICY, _IMAGE = (
+    re.compile(pattern, re.I) for pattern in read_yaml(Path(__file__).with_name("endpoint.yaml")).values()
+)
 
 
 class Unanswered(Exception):  # noqa: N818 - the endpoint's fault, not an error here
@@ -333,10 +327,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 def without_thought(text: str) -> str | None:
     """The answer behind the thought that a model wrote before it; None if the thought does not end."""
     while True:
-        opened, closed = _OPENED.match(text), _CLOSED.search(text)
+        opened, closed = _THOUGHT.match(text.lstrip()), _THOUGHT_END.search(text)
         if closed is None:
             return None if opened else text
-        if opened is None and _OPENED_LATER.search(text, 0, closed.start()):
+        if opened is None and _THOUGHT.search(text, 0, closed.start()):
             return text
         text = text[closed.end() :].strip()
         if answer := re.fullmatch(r"<answer>(.*?)(?:</answer>)?", text, re.DOTALL):

@@ -49,7 +49,7 @@ class Answering:
     def decoding(self) -> dict[str, Any]:
         """What of it decides an answer, and so belongs to its key."""
         drawn = {"top_p": 1.0, "seed": self.seed} if self.temperature else {}
-        return {"temperature": float(self.temperature), "num_beams": 1, **drawn}
+        return {"temperature": self.temperature or 0.0, "num_beams": 1, **drawn}
 
     def sampling(self) -> dict[str, Any]:
         """The same as `generate` takes it, without the seed."""
