@@ -123,6 +123,13 @@ def test_what_the_shipped_prompts_tell_a_judge(tmp_path: Path) -> None:
     assert "SECRET" not in text, "braces in an answer are no fields"
 
 
+def test_a_prompt_may_say_picture_for_image_as_in_release_0_1(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(shipped("success-seen").read_text("utf-8").replace("image: true", "picture: true"))
+    assert "picture: true" in path.read_text()
+    assert JudgePrompt.load(str(path)).image
+
+
 @pytest.mark.parametrize(
     ("reply", "meaning"),
     [("yes", True), ("No.", False), ("**Yes**\nIt does.", True), (' "no" \n', False), ("YES!", True), ("no idea", None),
