@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from minigpt4 import MiniGPT4, UserError
 from minigpt4.memory import plan
 from minigpt4.model import convert, parts
 from minigpt4.model.gguf import open_tensors
+from minigpt4.model.quick_gguf import QuickReader
 from tiny import tiny_tokenizer
 
 WIDTH, HEADS = 64, 2
@@ -112,6 +114,37 @@ def test_its_tensors_and_logits_are_those_that_transformers_reads(gguf_file: Pat
     assert torch.equal(llm.tokenizer("A red ball.", return_tensors="pt")["input_ids"], ids)
     words = expected.config.vocab_size
     torch.testing.assert_close(llm.model(ids).logits[..., :words], expected(ids).logits)
+
+
+def test_the_quick_reader_reads_what_ggufs_own_reads(gguf_file: Path, tmp_path: Path) -> None:
+    slow, quick = gguf.GGUFReader(gguf_file), QuickReader(gguf_file)
+    assert {key: (field.contents(), field.types) for key, field in quick.fields.items()} == {
+        key: (field.contents(), field.types) for key, field in slow.fields.items()
+    }
+    assert [(t.name, t.data_offset, t.tensor_type) for t in quick.tensors] == [
+        (t.name, t.data_offset, t.tensor_type) for t in slow.tensors
+    ]
+    content = gguf_file.read_bytes()
+    words = content.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8  # the number of them
+    for broken in (content[: words + 40], content[:words] + b"\xff" * 6 + content[words + 6 :]):
+        (tmp_path / "broken.gguf").write_bytes(broken)
+        with pytest.raises((ValueError, struct.error)):
+            QuickReader(tmp_path / "broken.gguf")
+
+
+def test_loading_reads_no_vocabulary_by_ggufs_own_reader(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: list[int] = []
+    theirs = gguf.GGUFReader._get_field_parts
+
+    def counted(self: gguf.GGUFReader, offset: int, kind: int) -> object:
+        slow.append(kind)
+        return theirs(self, offset, kind)
+
+    monkeypatch.setattr(gguf.GGUFReader, "_get_field_parts", counted)
+    llm = parts.load_llm(gguf_file, torch.float32)
+    assert slow
+    assert gguf.GGUFValueType.ARRAY not in slow
+    assert len(slow) < len(llm.tokenizer)
 
 
 def test_it_is_taken_wherever_an_llm_is_named(gguf_file: Path, tiny_vision: Path, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from minigpt4.model import four_bits, sources
 from minigpt4.model.quantization import layers_in, scale_name
+from minigpt4.model.quick_gguf import QuickReader, quick_gguf
 from minigpt4.model.sources import Checkpoint
 
 
@@ -26,7 +27,7 @@ class GGUFCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.source, self.prefix, self.path = path, "", path
         try:
-            reader = GGUFReader(path, "c")  # mapped so that torch takes it for writable
+            reader = QuickReader(path, "c")  # mapped so that torch takes it for writable
             self._architecture = reader.fields["general.architecture"].contents()
             self._stored = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # the reader has no exceptions of its own
@@ -36,11 +37,12 @@ class GGUFCheckpoint(Checkpoint):
     def _names(self) -> dict[str, list[str]]:
         """The names of stored tensors by the names in transformers; experts' gates and ups are one tensor there."""
         try:
-            config = sources.load(AutoConfig, self.source)
+            config = AutoConfig.for_model(**sources.read_json(self.source, "config.json"))
             with torch.device("meta"):
                 self._skeleton = skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             self._processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config.to_dict())
-            self._mapping = get_gguf_hf_weights_map(skeleton, self._processor)
+            with quick_gguf():
+                self._mapping = get_gguf_hf_weights_map(skeleton, self._processor)
         except Exception as error:
             raise sources.broken_gguf(self.path, error) from None
         names: dict[str, list[str]] = {}
@@ -55,7 +57,7 @@ class GGUFCheckpoint(Checkpoint):
         for stored in self._names[name]:
             tensor = self._stored[stored]
             try:
-                values = dequantize(tensor.data, tensor.tensor_type)
+                values = dequantize(tensor.data.view(np.ndarray), tensor.tensor_type)
             except Exception as error:
                 raise sources.broken_gguf(self.path, error) from None
             result = self._processor.process(

@@ -199,18 +199,21 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement = placement or Placement(torch.device("cpu"), dtype)
     settings, tensors = placement.loading(), None
-    if is_in_files(name, config):
+    packed = is_in_files(name, config)
+    if packed:
         if placement.load_in not in (None, "4bit"):
             raise UserError(f"{name}: its LLM is held in 4 bits, not in {placement.load_in!r}; leave load_in out")
         tensors = dict(files)
-    elif placement.load_in and isinstance(files, GGUFCheckpoint):
-        if placement.load_in != "4bit" or placement.device.type != "cpu":
+    elif isinstance(files, GGUFCheckpoint) and not placement.spread:
+        if placement.load_in and (placement.load_in != "4bit" or placement.device.type != "cpu"):
             held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
             raise UserError(f"{name}: a GGUF file is {held}; leave load_in out (or, on a CPU, use '4bit')")
-        tensors = files.in_four_bits()
+        packed = placement.load_in is not None
+        tensors = files.in_four_bits() if packed else dict(files)
     own_name = config.name_or_path
-    if tensors is not None:
+    if packed:
         config.quantization_config = dict(IN_FILES)
+    if tensors is not None:
         settings |= {"quantization_config": None, "state_dict": tensors}
     elif files.prefix:
         settings["key_mapping"] = {f"^{files.prefix}": ""}

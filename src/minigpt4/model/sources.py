@@ -20,6 +20,7 @@ from minigpt4.documents import read_document, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 from minigpt4.files import expand
+from minigpt4.model.quick_gguf import quick_gguf
 
 
 def shipped_models() -> dict[str, Path | shipped.Pinned]:
@@ -123,7 +124,8 @@ def load(kind: Any, source: str | Path, **settings: Any) -> Any:
     """`kind.from_pretrained` of one of transformers' classes. Raises UserError for a source that holds code."""
     if is_gguf(source):
         place, file = Path(source).parent, Path(source).name
-        return kind.from_pretrained(place, gguf_file=file, trust_remote_code=False, **settings)
+        with quick_gguf():
+            return kind.from_pretrained(place, gguf_file=file, trust_remote_code=False, **settings)
     for filename in _MAY_NAME_CODE:
         if find_file(source, filename) and "auto_map" in read_json(source, filename):
             code = f"contains code of its own (auto_map in {filename}), which this package does not run"
