@@ -54,6 +54,30 @@ def test_groups_of_any_size_and_of_one_number() -> None:
     assert all(relative(found[i], plain.weight[i]) < 0.12 for i in range(64) if i not in (3, 5))
 
 
+@pytest.mark.parametrize("rows", [3, 50])
+def test_an_answer_multiplies_as_training_does(rows: int) -> None:
+    layer = arranged(torch.nn.Linear(96, 128))
+    x = torch.randn(rows, 96)
+    with torch.no_grad():
+        answered = layer(x)
+    assert torch.equal(answered, layer(x.requires_grad_()).detach())
+
+
+def test_bfloat16_is_multiplied_in_float32_by_processors_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = arranged(torch.nn.Linear(96, 128, bias=False)), torch.randn(50, 96, dtype=torch.bfloat16)
+    exact = x.float() @ unpacked(layer).t()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    four_bits.multiplies.cache_clear()
+    try:
+        found = layer(x)
+        assert found.dtype is torch.bfloat16
+        assert relative(found, exact) < 0.002  # with weights rounded to bfloat16: 0.0023
+        [gradient] = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+        assert relative(gradient, unpacked(layer).sum(0).expand(50, -1)) < 0.002
+    finally:
+        four_bits.multiplies.cache_clear()
+
+
 @pytest.mark.parametrize("block", [64, 32])
 def test_packing_is_undone(block: int) -> None:
     codes = torch.randint(16, (128, 96), dtype=torch.uint8)

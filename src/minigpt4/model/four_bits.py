@@ -29,6 +29,14 @@ def fast_block() -> int | None:
     return next((block for block in (BLOCK, 32) if torch.equal(pack(codes.to(torch.uint8), block), found)), None)
 
 
+@lru_cache
+def multiplies(dtype: torch.dtype, device: str) -> torch.dtype:
+    """The dtype for products of numbers in `dtype`: float32 where a CPU has no instructions for bfloat16's."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"avx512_bf16": True}
+    slow = device == "cpu" and dtype is torch.bfloat16 and not (able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.float32 if slow and able.get("avx2") else dtype
+
+
 def pack(codes: Tensor, block: int = BLOCK) -> Tensor:
     """Codes (n, k), uint8 from 0 to 15 -> (n, k / 2) bytes: of each `block` of outputs the n-th of both halves."""
     low, high = codes.unflatten(0, (-1, block)).transpose(1, 2).chunk(2, -1)
@@ -90,26 +98,33 @@ def unpacked(layer: "FourBitLinear") -> Tensor:
     return weight.unflatten(0, (-1, layer.in_features)).sum(0).t()[: layer.out_features]
 
 
+def multiply(x: Tensor, packed: Tensor, scale: Tensor, block: int, fast: bool) -> Tensor:
+    """x (rows, k) times the weight (k, n) that `packed` and `scale` hold."""
+    if fast and len(x) <= ROWS:
+        half = x.bfloat16().contiguous()
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, packed, GROUP, scale).to(x.dtype)
+    wide = x.to(multiplies(x.dtype, x.device.type))
+    return torch.cat([(wide @ weight).to(x.dtype) for weight in _pieces(packed, scale, block, wide.dtype)], -1)
+
+
 class _Product(torch.autograd.Function):
-    """x (rows, k) times the weight (k, n) that `packed` and `scale` hold, which gets no gradient."""
+    """`multiply` for training; the weight gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, block: int, fast: bool) -> Tensor:
         ctx.save_for_backward(packed, scale)
         ctx.block = block
-        if fast and len(x) <= ROWS:
-            half = x.bfloat16().contiguous()
-            return torch.ops.aten._weight_int4pack_mm_for_cpu(half, packed, GROUP, scale).to(x.dtype)
-        return torch.cat([x @ weight for weight in _pieces(packed, scale, block, x.dtype)], -1)
+        return multiply(x, packed, scale, block, fast)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        total, start = gradient.new_zeros(()), 0
         packed, scale = ctx.saved_tensors
-        for weight in _pieces(packed, scale, ctx.block, gradient.dtype):
-            total = total + gradient[:, start : start + weight.shape[1]] @ weight.t()
+        wide, start = gradient.to(multiplies(gradient.dtype, gradient.device.type)), 0
+        total = wide.new_zeros(())
+        for weight in _pieces(packed, scale, ctx.block, wide.dtype):
+            total = total + wide[:, start : start + weight.shape[1]] @ weight.t()
             start += weight.shape[1]
-        return total, None, None, None, None
+        return total.to(gradient.dtype), None, None, None, None
 
 
 class FourBitLinear(torch.nn.Linear):
@@ -141,6 +156,8 @@ class FourBitLinear(torch.nn.Linear):
         rows = x.flatten(0, -2)
         if 2 * self.weight.shape[1] != rows.shape[1]:
             rows = torch.cat([rows, rows], -1)
-        y = _Product.apply(rows, self.weight, self.scale, self.block, self.fast)[:, : self.out_features]
+        # A custom function takes longer to call than a small layer's product, and there are two hundred in a token.
+        product = _Product.apply if torch.is_grad_enabled() and rows.requires_grad else multiply
+        y = product(rows, self.weight, self.scale, self.block, self.fast)[:, : self.out_features]
         y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
