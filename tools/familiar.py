@@ -1,7 +1,7 @@
 """Makes the measure of images that are unlike those that a vision side learnt from: familiar.safetensors beside it.
 
     python tools/familiar.py pocket
-    python tools/familiar.py photo --features runs/photo/features
+    python tools/familiar.py photo --images runs/photo/images
 
 Linear discriminant analysis finds the direction in the encoder's output that tells training images best from what is
 made here: noise, plain colours, pages of text, tables, charts and, for photographs, drawn pictures. The limit on it is
@@ -116,11 +116,10 @@ def seeds(use: str, count: int) -> list[str]:
     return [f"{use} {number}" for number in range(count)]
 
 
-def pooled(file: Path, rows: slice) -> np.ndarray:
-    """The same of cached features of the encoder (n, p, d_vision)."""
-    cached = np.load(file, mmap_mode="r")[rows]
-    starts = range(0, len(cached), 200)
-    return np.concatenate([cached[at : at + 200].astype(np.float32).mean(1) for at in starts])
+def kept(side: VisionSide, file: Path, rows: slice) -> np.ndarray:
+    """The same of decoded images (n, height, width, 3)."""
+    images = iter(np.load(file, mmap_mode="r")[rows])
+    return encode(side, lambda _: Image.fromarray(next(images)), seeds(file.stem, rows.stop - rows.start))
 
 
 def fit(near: np.ndarray, far: np.ndarray, held_out: Iterable[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -134,20 +133,21 @@ def fit(near: np.ndarray, far: np.ndarray, held_out: Iterable[np.ndarray]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("photo", "pocket"))
-    parser.add_argument("--features", type=Path, help="for photo: the output of tools/photo/features.py")
+    parser.add_argument("--images", type=Path, help="for photo: the decoded images of tools/photo/qformer.py")
     arguments = parser.parse_args()
     matplotlib.use("Agg")
     side = load_vision_side(f"{arguments.model}-stage1", dtype="float32", device="cpu")
     strange: dict[str, Callable[[random.Random], Image.Image]] = {f.__name__: f for f in (noise, plain, text, chart)}
     if arguments.model == "photo":
-        folder, drafts = arguments.features, arguments.features / "drafts.npy"
+
+        def part(name: str, start: int, end: int) -> np.ndarray:
+            return kept(side, arguments.images / f"{name}.npy", slice(start, end))
+
         strange["drawn"] = partial(drawn, types=tuple(kind for kind in TYPES if kind != "draft"))
-        learnt = (folder / "train.npy", slice(6000)), (folder / "imagenet.npy", slice(800)), (drafts, slice(2000))
-        near = np.concatenate([pooled(*each) for each in learnt])
-        held_out = {"photographs": pooled(folder / "validation.npy", slice(None)),
-                    "classes": pooled(folder / "imagenet.npy", slice(800, 1000)),
-                    "drafts": pooled(drafts, slice(2000, 2500))}  # fmt: skip
-        tested = {"photographs": pooled(folder / "test.npy", slice(None)), "drafts": pooled(drafts, slice(2500, 3000))}
+        near = np.concatenate([part("train", 0, 4000), part("imagenet", 0, 800), part("drafts", 0, 1500)])
+        held_out = {"photographs": part("validation", 0, 250), "classes": part("imagenet", 800, 1000),
+                    "drafts": part("drafts", 2000, 2300)}  # fmt: skip
+        tested = {"photographs": part("validation", 250, 500), "drafts": part("drafts", 2500, 2800)}
     else:
         near = encode(side, partial(drawn, types=TYPES), seeds("near", 2000))
         others = partial(drawn, types=TYPES, seeds="development")

@@ -70,6 +70,20 @@ def test_the_learning_rate_warms_up_stays_and_decays():
     assert plan.factor(400) == 1
     assert 0.3 < plan.factor(880) < 0.5
     assert plan.factor(999) == 0.02
+    timed = Pretraining(1000, warmup=100, seconds=60)
+    assert timed.factor(400, elapsed=30) == 1
+    assert timed.factor(400, elapsed=51) == pytest.approx(0.5)
+    assert timed.factor(400, elapsed=60) == 0.02
+
+
+def test_a_run_of_seconds_ends_when_they_are_over(tmp_path):
+    plan = Pretraining(10**6, warmup=5, checkpoint_every=10**6, seconds=0.5)
+    model = Tiny()
+    pretrain(model, _batch, lambda batch: ((model(batch) - batch).square().mean(), {}), plan, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert 0 < state["step"] < 10**6
+    assert 0.5 <= state["elapsed"] < 30
+    pretrain(model, _batch, lambda batch: pytest.fail("its time is over"), plan, tmp_path)
 
 
 def test_words_of_the_world_are_single_tokens(tokenizer):

@@ -1,15 +1,14 @@
-"""Step 3 of the photo model: the Q-Former learns through the frozen LLM, BLIP-2's second phase of pretraining.
+"""Step 2 of the photo model: the Q-Former learns through the frozen LLM, BLIP-2's second phase of pretraining.
 
-python tools/photo/generative.py --features runs/photo/features --start photo-stage1 --out runs/photo/generative \
-    --answers datasets/photo-answers/answers.jsonl datasets/photo-descriptions/descriptions.jsonl
+python tools/photo/generative.py --flickr8k DIR --imagenet DIR --qformer runs/photo/qformer/vision \
+    --out runs/photo/generative
 
-The Q-Former and a linear projection are trained on the captions' loss, through the LLM, which stays frozen (Li et al.
-2023, section 3.3). The projection is the BLIP-2 baseline's afterwards, and stage 1 starts with it. All captions of an
-image are computed in one row: they see the image's tokens and themselves. An image is shown bare, in BLIP-2's form of a
-question, or in the LLM's own form of a chat, so that its tokens mean the same in each. With --answers, every second
-batch are requests about photographs with their answers.
+The Q-Former and a linear projection are trained through the LLM, which stays frozen (Li et al. 2023, section 3.3). The
+projection is the BLIP-2 baseline's afterwards, and stage 1 starts with it. A row is an image with its captions, each of
+which sees the image's tokens and itself; or an image with a request and its answer. An image with captions is shown
+bare, in BLIP-2's form of a question, or in the LLM's own form of a chat, so that its tokens mean the same in each.
 
-The LLM computes in 8 bits, compiled, and most batches of captions know only the tokens of captions: 1.9 times as fast.
+On a CPU that multiplies bfloat16 the LLM computes in 8 bits, compiled.
 
 A killed run goes on where its last checkpoint stood.
 """
@@ -21,16 +20,25 @@ import json
 import logging
 import random
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from features import draft, network  # beside this file
-from qformer import class_caption, prepare, scores, tidy  # beside this file
+from images import (  # beside this file
+    AS_IT_IS,
+    DRAFTS,
+    HELD_DRAFTS,
+    Eye,
+    Parts,
+    draft,
+    draft_view,
+    photo_view,
+    written,
+)  # fmt: skip
+from qformer import add_arguments, begin, captions, scores, statistics, verdicts  # beside this file
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,69 +48,111 @@ from minigpt4.model.quantization import quantize_linears
 from minigpt4.prompts.encode import encode, encode_chat
 from minigpt4.prompts.templates import IMAGE_MARK, TEMPLATES, Message
 from minigpt4.shipped import models
-from minigpt4.training.loss import head_loss
 from minigpt4.training.speed import ROUNDING
-from pocket.text.phrases import caption
+from pocket.measure.webpage import check_page
+from pocket.text.answers import website
 from pocket.towers.pretrain import Pretraining, pretrain
 
-#: Of a batch's images: photographs of Flickr8k, of ImageNet's classes, drawn drafts.
-PARTS = {"train": 6, "imagenet": 1, "drafts": 1}
-CAPTIONS = 5  # of an image, in one row
-LONGEST = 84  # tokens of an image's captions; further captions are left out
-#: How an image is shown: of eight batches, so many in each form.
-FORMS = ("bare", "bare", "chat", "bare", "bare", "chat", "bare", "blip2")
+#: What a row is, of a hundred: captions of a photograph, of one of ImageNet's classes, of a drawn draft; a request
+#: about a photograph, about one of ImageNet's, for the page of a draft.
+ROWS = {"train": 47, "imagenet": 12, "drafts": 3, "requests": 20, "class requests": 10, "pages": 8}
+CAPTIONS = 5  # of an image, in one row, at most
+LONGEST = 100  # tokens of a row's texts; further captions are left out
+PAGE_WEIGHT = 0.4  # of a page's tokens in the loss, for most of them are the same in all pages
+#: How an image with captions is shown, of ten rows.
+FORMS = ("bare",) * 6 + ("chat",) * 3 + ("blip2",)
 QUESTIONS = (
     "Describe this image in one sentence.", "What is in this image?", "Write a short caption.", "What do you see?",
     "What does this photo show?", "Give this picture a caption.", "In one sentence: what is this?",
     "Look at this image. What is happening?",
 )  # fmt: skip
-DESCRIBE = "Describe this image in detail."  # what a row without a question answers
+DESCRIBE = (  # what a text without a question answers
+    "Describe this image in detail.", "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.", "Could you describe the contents of this image for me?",
+)  # fmt: skip
+PAGES = (
+    "Write the HTML of this website.", "Write the HTML for this website.", "Turn this draft into a website.",
+    "Write a web page from this draft.", "Make a website from this sketch.",
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """What is shown and said: the image's number and view; the prompt's ids; the texts' ids; their tokens' weight."""
+
+    image: int
+    view: tuple[float, ...]
+    prompt: list[int]
+    texts: list[list[int]]
+    weight: float = 1.0
 
 
 @dataclass
 class Batch:
-    """Images and their texts: features (n, 83, d) float16; the prompt's ids (p,), the image's place among them; the
-    texts' ids (n, t), which text of its image each belongs to, counted from 1, 0 for padding (n, t); whether the
-    loss knows all tokens, or those of captions only."""
+    """Numbers of images (n,) and how each is seen (n, 7). Of the rows' tokens (n, t), all int64: their ids; which text
+    each belongs to, counted from 1, 0 for the prompt, -1 for padding; their positions; the place of the token before.
+    Each row's weight (n,)."""
 
-    features: Tensor
-    prompt: Tensor
+    images: Tensor
+    views: Tensor
     ids: Tensor
     which: Tensor
-    all_tokens: bool
+    positions: Tensor
+    before: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Batch:
+        """Rows side by side, padded on the right to a multiple of 16 tokens."""
+        longest = max(len(row.prompt) + sum(map(len, row.texts)) for row in rows)
+        ids, positions, before = (torch.zeros(len(rows), -(-longest // 16) * 16, dtype=torch.long) for _ in range(3))
+        which = torch.full_like(ids, -1)
+        for n, row in enumerate(rows):
+            start = end = len(row.prompt)
+            ids[n, :end], which[n, :end], positions[n, :end] = torch.tensor(row.prompt), 0, torch.arange(end)
+            for k, text in enumerate(row.texts, 1):
+                part, end = slice(end, end + len(text)), end + len(text)
+                ids[n, part], which[n, part] = torch.tensor(text), k
+                positions[n, part] = torch.arange(start, start + len(text))
+                before[n, part] = torch.arange(part.start - 1, end - 1)
+                before[n, part.start] = start - 1  # a text's first word follows the prompt
+        return cls(
+            torch.tensor([row.image for row in rows]), torch.tensor([row.view for row in rows]), ids, which, positions,
+            before, torch.tensor([row.weight for row in rows]),
+        )  # fmt: skip
 
 
 class Sources:
-    """The cached features and texts of all parts; batch `n` follows from `n` alone."""
+    """Everything that is said of the images, in tokens; batch `n` follows from `n` alone."""
 
-    def __init__(self, directory: Path, model: MiniGPT4, answers: Sequence[Path] = ()) -> None:
-        self.tokenizer, self.image_token_id = model.tokenizer, model.image_token_id
-        self.count, self.templates = model.num_query_tokens, {"chat": model.template, "blip2": TEMPLATES["blip2"]}
-        self.features = {part: np.load(directory / f"{part}.npy", mmap_mode="r") for part in PARTS}
-        self.told = {part: json.loads((directory / f"{part}.json").read_text()) for part in PARTS}
-        places = {name: n for n, name in enumerate(self.told["train"]["names"])}
-        #: By their question: places of train photographs, and what is answered about them.
-        self.answers: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for row in (json.loads(line) for file in answers for line in file.read_text(encoding="utf-8").splitlines()):
-            question = row.get("question", DESCRIBE)
-            self.answers[question].append((places[row["file_name"]], row.get("answer") or row["text"]))
-        texts = [tidy(text) for row in self.told["train"]["texts"] for text in row]
-        texts += [
-            class_caption(label, random.Random(n)) for (label,) in self.told["imagenet"]["texts"] for n in range(9)
-        ]
-        texts += [" ".join(row) for row in self.told["drafts"]["texts"]] + [self.prompt(form, "")[1] for form in FORMS]
-        #: Tokens of captions (k,), and the place of each token among them.
-        self.known = torch.tensor(sorted({i for ids in self.tokenizer(texts)["input_ids"] for i in ids}))
-        self.place = torch.full((len(self.tokenizer),), -1).index_put((self.known,), torch.arange(len(self.known)))
+    def __init__(self, parts: Parts, model: MiniGPT4, size: int) -> None:
+        self.first, self.size, self.tokenizer = parts.first, size, model.tokenizer
+        self.count, self.image_token_id = model.num_query_tokens, model.image_token_id
+        self.templates = {"chat": model.template, "blip2": TEMPLATES["blip2"]}
+        self.prompt = cache(self._prompt)
+        self.captions = {part: [self.tokens(row) for row in rows] for part, rows in captions(parts).items()}
+        places = {name: n for part in ("train", "imagenet") for n, name in enumerate(parts.names[part])}
+        #: Place of an image among its part's, question (None: for a description), answer.
+        self.asked: dict[str, list[tuple[int, str | None, list[int]]]] = {}
+        ours = {
+            "requests": [(row["file_name"], row.get("question"), row.get("answer") or row["text"])
+                         for row in written("descriptions", "answers")],
+            "class requests": [
+                (row["file_name"], question, answer) for row in written("classes")
+                for question, answer in ((None, row["description"]), (row["question"], row["answer"]))
+            ],
+        }  # fmt: skip
+        for kind, told in ours.items():
+            texts = self.tokens([text + model.template.stop for _, _, text in told])
+            self.asked[kind] = [(places[name], q, ids) for (name, q, _), ids in zip(told, texts, strict=True)]
+        pages = [website(draft(n), random.Random(f"page {n}")) + model.template.stop for n in range(DRAFTS)]
+        self.pages = self.tokens(pages)
+        self.stops = {form: self.tokens([self.prompt(form, "")[1]])[0] for form in set(FORMS)}
 
-    def texts(self, part: str, row: int, rng: random.Random) -> list[str]:
-        if part == "imagenet":
-            return [class_caption(self.told[part]["texts"][row][0], rng) for _ in range(CAPTIONS)]
-        if part == "drafts":
-            return [tidy(caption(draft(row), rng)) for _ in range(CAPTIONS)]
-        return [tidy(text) for text in self.told[part]["texts"][row]]
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
-    def prompt(self, form: str, question: str) -> tuple[list[int], str]:
+    def _prompt(self, form: str, question: str) -> tuple[list[int], str]:
         """A prompt's ids, and what ends its answer."""
         if form == "bare":
             return encode(self.tokenizer, IMAGE_MARK, self.count, self.image_token_id), "\n"
@@ -110,112 +160,88 @@ class Sources:
         asked = [Message("user", question, images=1)]
         return encode_chat(self.tokenizer, template, asked, self.count, self.image_token_id), template.stop
 
+    def row(self, kind: str, rng: random.Random) -> Row:
+        if kind in self.asked:
+            place, question, text = rng.choice(self.asked[kind])
+            part = "train" if kind == "requests" else "imagenet"
+            prompt, _ = self.prompt("chat", question or rng.choice(DESCRIBE))
+            return Row(self.first[part] + place, photo_view(rng), prompt, [text])
+        if kind == "pages":
+            place = rng.randrange(len(self.pages))
+            prompt, _ = self.prompt("chat", rng.choice(PAGES))
+            return Row(self.first["drafts"] + place, draft_view(rng), prompt, [self.pages[place]], PAGE_WEIGHT)
+        place, form = rng.randrange(len(self.captions[kind])), rng.choice(FORMS)
+        prompt, _ = self.prompt(form, "" if form == "bare" else rng.choice(QUESTIONS))
+        said, view = self.captions[kind][place], draft_view if kind == "drafts" else photo_view
+        chosen: list[list[int]] = []
+        for text in rng.sample(said, min(CAPTIONS, len(said))):
+            if not chosen or sum(map(len, chosen)) + len(text) < LONGEST:
+                chosen.append(text + self.stops[form])
+        return Row(self.first[kind] + place, view(rng), prompt, chosen)
+
     def __call__(self, number: int) -> Batch:
         rng = random.Random(f"batch {number}")
-        if self.answers and number % 2:
-            return self.asked(rng)
-        prompt, stop = self.prompt(FORMS[number // 2 % len(FORMS)], rng.choice(QUESTIONS))
-        features, rows = [], []
-        for part, count in PARTS.items():
-            photos = len(self.told[part]["texts"])
-            for photo in rng.sample(range(photos), count):
-                view = rng.randrange(len(self.features[part]) // photos)
-                features.append(torch.from_numpy(self.features[part][photo + view * photos].copy()))
-                texts = [text + stop for text in dict.fromkeys(self.texts(part, photo, rng))]
-                ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-                rows.append([text for n, text in enumerate(ids) if sum(map(len, ids[: n + 1])) <= LONGEST])
-        return self.batch(features, prompt, rows, number % 8 == 0)
-
-    def asked(self, rng: random.Random) -> Batch:
-        """One request about several photographs."""
-        question = rng.choices([*self.answers], [*map(len, self.answers.values())])[0]
-        prompt, stop = self.prompt("chat", question)
-        chosen = rng.sample(self.answers[question], min(sum(PARTS.values()), len(self.answers[question])))
-        photos, views = len(self.told["train"]["texts"]), len(self.features["train"])
-        places = [place + photos * rng.randrange(views // photos) for place, _ in chosen]
-        features = [torch.from_numpy(self.features["train"][place].copy()) for place in places]
-        ids = self.tokenizer([text + stop for _, text in chosen], add_special_tokens=False)["input_ids"]
-        return self.batch(features, prompt, [[text] for text in ids], True)
-
-    @staticmethod
-    def batch(features: list[Tensor], prompt: list[int], rows: list[list[list[int]]], all_tokens: bool) -> Batch:
-        longest = max(sum(map(len, row)) for row in rows)
-        flat_ids, which = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
-        for n, row in enumerate(rows):
-            flat = [(i, k) for k, text in enumerate(row, 1) for i in text]
-            flat_ids[n, : len(flat)], which[n, : len(flat)] = torch.tensor(flat).T
-        return Batch(torch.stack(features), torch.tensor(prompt), flat_ids, which, all_tokens)
+        return Batch.of([self.row(kind, rng) for kind in rng.choices([*ROWS], [*ROWS.values()], k=self.size)])
 
 
 class Generative(nn.Module):
     """The Q-Former, its queries and a projection, which are trained; the LLM is not among the module's parts."""
 
-    def __init__(
-        self, model: MiniGPT4, mean: Tensor, deviation: Tensor, classifier: tuple[Tensor, Tensor], known: Tensor,
-        place: Tensor,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: MiniGPT4, eye: Eye, mean: Tensor, deviation: Tensor, dropout: float) -> None:
         super().__init__()
-        self._model = [model]  # in a list: not a part
-        head = model.blip2.language_model.get_output_embeddings().weight
-        self.known = {"head": head[known].detach(), "place": place}  # of the tokens of captions
+        self._frozen = (model, eye)  # in a tuple: not parts
         self.qformer = model.blip2.qformer.float().requires_grad_(True)
         self.query_tokens = model.blip2.query_tokens
         self.query_tokens.requires_grad_(True).data = self.query_tokens.data.float()
         self.projection = model.blip2.language_projection.float().requires_grad_(True)
-        self.class_head = nn.Linear(self.query_tokens.shape[-1], len(classifier[0]))
-        for name, value in {"mean": mean, "deviation": deviation, "class_weight": classifier[0],
-                            "class_bias": classifier[1]}.items():  # fmt: skip
-            self.register_buffer(name, value, persistent=False)
+        self.class_head = nn.Linear(self.query_tokens.shape[-1], 1000)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
         for name, part in self.qformer.named_modules():
             if re.search(r"crossattention\.attention\.(key|value)$", name):  # trained on standardised features
                 part.bias.data += part.weight.data @ mean
                 part.weight.data *= deviation
             if isinstance(part, nn.Dropout):
-                part.p = 0.1 if "attention.dropout" not in name else 0.0
+                part.p = dropout if "attention.dropout" not in name else 0.0
 
     def look(self, features: Tensor) -> Tensor:
-        """Cached features (n, 83, d) -> the queries' output (n, q, width)."""
+        """Features (n, 83, d) -> the queries' output (n, q, width)."""
         seen = (features.float() - self.mean) / self.deviation
         queries = self.query_tokens.expand(len(seen), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
 
-    def caption_loss(self, queries: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy (nats per token) of all texts, through the frozen LLM."""
-        model = self._model[0]
-        n, before = len(queries), len(batch.prompt)
-        ids = torch.cat([batch.prompt.expand(n, -1), batch.ids], 1)
-        which = torch.cat([torch.zeros(n, before, dtype=torch.long), batch.which.where(batch.which > 0, -1)], 1)
+    def embed(self, ids: Tensor, queries: Tensor) -> Tensor:
+        """Ids (n, t) -> what the LLM reads (n, t, d), with the image's tokens in their places."""
+        model = self._frozen[0]
         words = model.blip2.language_model.get_input_embeddings()(ids)
-        image = (batch.prompt == model.image_token_id).nonzero()[:, 0]
-        words = words.index_copy(1, image, self.projection(queries).to(words.dtype))
-        # A text sees the prompt and itself; its first word is the prompt's next.
-        seen = (which[:, None] == 0) | (which[:, None] == which[..., None])
-        seen &= torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-        mask = torch.zeros(seen.shape, dtype=words.dtype).masked_fill_(~seen, float("-inf"))[:, None]
-        place = torch.arange(ids.shape[1]).expand(n, -1)
-        first = (which[:, 1:] != which[:, :-1]) & (which[:, 1:] != 0)  # where a text begins
-        begins = torch.cat([torch.zeros(n, 1, dtype=torch.long), place[:, 1:].where(first, 0)], 1).cummax(1).values
-        positions = place.where(which == 0, place - begins + before)
+        image = (ids == model.image_token_id)[..., None]
+        return words.masked_scatter(image, self.projection(queries).to(words.dtype))
+
+    def text_loss(self, queries: Tensor, batch: Batch) -> Tensor:
+        """Weighted mean cross-entropy (nats per token) of all texts, through the frozen LLM."""
+        model, device = self._frozen[0], queries.device
+        ids, which, before = batch.ids.to(device), batch.which.to(device), batch.before.to(device)
+        words = self.embed(ids, queries)
+        # A text sees the prompt and itself.
+        sees = ((which[:, None] == 0) | (which[:, None] == which[..., None])).tril()
+        mask = torch.zeros(sees.shape, dtype=words.dtype, device=device).masked_fill_(~sees, float("-inf"))[:, None]
         hidden = model.blip2.language_model.base_model(
-            inputs_embeds=words, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=words, attention_mask=mask, position_ids=batch.positions.to(device), use_cache=False
         ).last_hidden_state
-        predicted_from = (place - 1).where(place != begins, before - 1)[:, before:]
-        real = batch.which > 0
-        rows = torch.arange(n)[:, None].expand_as(real)[real]
-        hidden, targets = hidden[rows, predicted_from[real]], batch.ids[real]
-        places = self.known["place"][targets]
-        if batch.all_tokens or (places < 0).any():
-            return head_loss(model, hidden, targets)
-        return F.cross_entropy((hidden @ self.known["head"].T).float(), places)
+        row, place = (which > 0).nonzero(as_tuple=True)
+        logits = model.blip2.language_model.get_output_embeddings()(hidden[row, before[row, place]]).float()
+        weights = batch.weights.to(device)[row]
+        return (F.cross_entropy(logits, ids[row, place], reduction="none") * weights).sum() / weights.sum()
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The captions' loss, and that of the classifier's own verdict, told from the queries' mean."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            queries = self.look(batch.features)
-            known = (batch.features[:, 0].float() @ self.class_weight.T + self.class_bias).softmax(-1)
-            classes = F.cross_entropy(self.class_head(queries.mean(1)).float(), known)
-            captioning = self.caption_loss(queries, batch)
-        return captioning + 0.1 * classes, {"caption": captioning.item(), "classes": classes.item()}
+        """The texts' loss, and that of the classifier's own verdict, told from the queries' mean."""
+        eye = self._frozen[1]
+        with eye.autocast():
+            features = eye(batch.images, batch.views)
+            queries = self.look(features)
+            classes = F.cross_entropy(self.class_head(queries.mean(1)).float(), verdicts(eye, features))
+            texts = self.text_loss(queries, batch)
+        return texts + 0.1 * classes, {"texts": texts.item(), "classes": classes.item()}
 
     def qformer_tensors(self) -> dict[str, Tensor]:
         """The trained Q-Former's tensors by their names in a BLIP-2; what standardises features is part of them."""
@@ -226,81 +252,103 @@ class Generative(nn.Module):
             bias = name.replace(".weight", ".bias")
             tensors[name] = tensors[name] / self.deviation
             tensors[bias] = tensors[bias] - tensors[name] @ self.mean.double()
-        return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+        return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
+
+    @torch.inference_mode()
+    def say(self, features: Tensor, prompt: list[int], stop: int, longest: int) -> list[str]:
+        """Greedy answers to one prompt about each image, up to the token `stop`."""
+        model = self._frozen[0]
+        llm, cache, rows = model.blip2.language_model, None, []
+        with self._frozen[1].autocast():
+            ids = torch.tensor(prompt, device=features.device).expand(len(features), -1)
+            words = self.embed(ids, self.look(features))
+            done = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+            while len(rows) < longest and not done.all():
+                out = llm(inputs_embeds=words, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache, new = out.past_key_values, out.logits[:, -1].argmax(-1).where(~done, stop)
+                done |= new == stop
+                rows.append(new)
+                words = llm.get_input_embeddings()(new)[:, None]
+        return [text.strip() for text in model.tokenizer.batch_decode(torch.stack(rows, 1), skip_special_tokens=True)]
 
 
 class Validation:
-    """Photographs of the validation split: BLEU-4 and CIDEr of greedy captions of the bare image."""
+    """BLEU-4 and CIDEr of greedy captions of validation photographs, and the share of held-out drafts made right."""
 
-    def __init__(self, features: Path, count: int, model: MiniGPT4) -> None:
-        self.texts = json.loads((features / "validation.json").read_text())["texts"][:count]
-        self.features = torch.from_numpy(np.load(features / "validation.npy", mmap_mode="r")[:count].copy())
-        self.model, self.form = model, replace(TEMPLATES["blip2"], user="{images}{text}", assistant="{text}\n")
+    def __init__(self, parts: Parts, eye: Eye, sources: Sources, count: int) -> None:
+        self.texts, self.sources = parts.texts["validation"][:count], sources
+
+        def features(part: str, count: int) -> list[Tensor]:
+            numbers = torch.arange(count) + parts.first[part]
+            return [eye(some, torch.tensor([AS_IT_IS] * len(some))) for some in numbers.split(100)]
+
+        self.photos, self.drafts = features("validation", len(self.texts)), features("held_drafts", HELD_DRAFTS)
+        self.pictures = [draft(n) for n in range(DRAFTS, DRAFTS + HELD_DRAFTS)]
 
     def __call__(self, module: Generative) -> dict[str, float]:
         module.eval()
         torch.compiler.set_stance("force_eager")  # each length would be compiled
-        llm, tokenizer, said = self.model.blip2.language_model, self.model.tokenizer, []
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            for part in self.features.split(100):
-                image = module.projection(module.look(part))
-                start = encode(tokenizer, IMAGE_MARK, image.shape[1], self.model.image_token_id)
-                words = llm.get_input_embeddings()(torch.tensor(start).expand(len(part), -1)).clone()
-                words[:, torch.tensor(start) == self.model.image_token_id] = image.to(words.dtype)
-                cache, done, row = None, torch.zeros(len(part), dtype=torch.bool), []
-                (end,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
-                for _ in range(28):
-                    out = llm(inputs_embeds=words, past_key_values=cache, use_cache=True)
-                    cache, new = out.past_key_values, out.logits[:, -1].argmax(-1).where(~done, end)
-                    done |= new == end
-                    row.append(new)
-                    words = llm.get_input_embeddings()(new)[:, None]
-                said += [text.strip() for text in tokenizer.batch_decode(torch.stack(row, 1))]
+
+        def said(images: list[Tensor], form: str, question: str, longest: int) -> list[str]:
+            prompt, stop = self.sources.prompt(form, question)
+            end = self.sources.tokens([stop])[0][0]
+            return [text for some in images for text in module.say(some, prompt, end, longest)]
+
+        captions = said(self.photos, "bare", "", 28)
+        pages = said(self.drafts, "chat", PAGES[0], 130)
+        right = [
+            check_page(page, picture.setting, [item.kind for item in picture.items]) is None
+            for page, picture in zip(pages, self.pictures, strict=True)
+        ]
+        some = [photos[:4] for photos in self.photos[:1]]
+        for question in (DESCRIBE[0], "Write a poem about this image.", "What could happen next?"):
+            logging.getLogger().info("%s %s", question, " | ".join(said(some, "chat", question, 80)))
+        logging.getLogger().info("%s || %s", " | ".join(captions[:6]), pages[0])
         module.train()
         torch.compiler.set_stance("default")
-        logging.getLogger().info("%s", " | ".join(said[:6]))
-        return scores(said, self.texts)
+        return {**scores(captions, self.texts), "pages": sum(right) / len(right)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=Path, default=Path("runs/photo/features"))
+    add_arguments(parser)
     parser.add_argument("--qformer", default="photo/vision", help="the Q-Former to start from; default: the shipped")
     parser.add_argument("--start", help="an alignment of that Q-Former, for its projection; default: a fresh one")
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="requests with answers, a JSON line each; default: captions only",
-    )
     parser.add_argument("--out", type=Path, default=Path("runs/photo/generative"))
     parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--decay-share", type=float, default=0.3, help="share of the steps in which the rate falls")
+    parser.add_argument("--batch", type=int, default=8, help="rows in a batch")
+    parser.add_argument("--rate", type=float, default=0.004, help="Muon's learning rate; AdamW's is a tenth")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--decay-share", type=float, default=0.6, help="share of the steps in which the rate falls")
+    parser.add_argument("--evaluate-every", type=int, default=400)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(0)
+    parts, eye = begin(arguments)
+    dtype = {"dtype": eye.dtype}
     if arguments.start:
-        model = MiniGPT4.from_pretrained(arguments.start, dtype="bfloat16")
+        model = MiniGPT4.from_pretrained(arguments.start, **dtype)
     else:
-        model = MiniGPT4.assemble(arguments.qformer, "photo/language", dtype="bfloat16")
+        model = MiniGPT4.assemble(arguments.qformer, "photo/language", **dtype)
     llm = model.blip2.language_model
-    llm.set_attn_implementation("eager")  # faster than sdpa here, most of all backwards
-    quantize_linears("int8", llm)
-    for layer in llm.base_model.layers:
-        layer.compile(dynamic=True, options=ROUNDING)
-    model.compiled = True
-    _, mean, deviation = prepare(arguments.features, arguments.out)
-    net = network().float()
-    sources = Sources(arguments.features, model, arguments.answers)
-    classifier = net._fc.weight.data, net._fc.bias.data
-    module = Generative(model, mean, deviation, classifier, sources.known, sources.place).train()
-    validation = Validation(arguments.features, 300, model)
+    if arguments.device.type == "cpu":
+        llm.set_attn_implementation("eager")  # faster than sdpa here, most of all backwards
+        if eye.dtype == torch.bfloat16:
+            quantize_linears("int8", llm)
+        for layer in llm.base_model.layers:
+            layer.compile(dynamic=True, options=ROUNDING)
+    else:
+        llm.to(arguments.device)
+    sources = Sources(parts, model, arguments.batch)
+    some = (tensor.cpu() for tensor in statistics(eye, len(parts.names["train"])))
+    module = Generative(model, eye, *some, arguments.dropout).to(arguments.device).train()
+    validation = Validation(parts, eye, sources, 300)
     pretrain(
         module, sources, module,
-        Pretraining(arguments.steps, muon_lr=0.004, adam_lr=4e-4, warmup=40, decay_share=arguments.decay_share),
-        arguments.out, evaluate=lambda: validation(module), evaluate_every=400,
+        Pretraining(
+            arguments.steps, muon_lr=arguments.rate, adam_lr=arguments.rate / 10, warmup=40,
+            decay_share=arguments.decay_share, seconds=arguments.seconds, checkpoint_every=arguments.evaluate_every,
+        ), arguments.out, evaluate=lambda: validation(module), evaluate_every=arguments.evaluate_every,
     )  # fmt: skip
+    logging.getLogger().info("%s", json.dumps(validation(module)))
     module.eval()
     tensors = module.qformer_tensors()
     shown = Path(str(models().get(arguments.qformer, arguments.qformer)))
@@ -308,7 +356,7 @@ def main() -> None:
         for name in ("config.json", "preprocessor_config.json"):
             (directory / name).write_bytes((shown / name).read_bytes())
         save_file(tensors, directory / "model.safetensors")
-    projection = {name: tensor.float() for name, tensor in module.projection.state_dict().items()}
+    projection = {name: tensor.float().cpu().contiguous() for name, tensor in module.projection.state_dict().items()}
     save_file(projection, arguments.out / "projection.safetensors")
 
 

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How long and how fast to train. `steps` may grow between runs; the decay then starts later."""
+    """How long and how fast to train. `steps` may grow between runs; the decay then starts later.
+
+    With `seconds`, training ends after so many if that comes first, with the learning rate down by then.
+    """
 
     steps: int
     muon_lr: float = 0.02
@@ -32,10 +35,13 @@ class Pretraining:
     weight_decay: float = 0.05
     checkpoint_every: int = 100
     log_every: int = 25
+    seconds: float | None = None
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: int, elapsed: float = 0.0) -> float:
         """The learning rate's factor at a step: linear warm-up, constant, linear decay to 2 %."""
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        if self.seconds:
+            left = min(left, (self.seconds - elapsed) / (self.decay_share * self.seconds))
         return max(0.02, min(1.0, (step + 1) / self.warmup, left))
 
 
@@ -79,13 +85,13 @@ def pretrain(
     checkpoint = out / "checkpoint.pt"
     optimizers = _optimizers(module, plan)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step = 0
+    step, elapsed = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["module"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        step = state["step"]
+        step, elapsed = state["step"], state.get("elapsed", 0.0)
         logger.info("resuming %s at step %d of %d", out, step, plan.steps)
 
     def save() -> None:
@@ -93,6 +99,7 @@ def pretrain(
             "module": module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
+            "elapsed": elapsed,
         }
         aside = checkpoint.with_suffix(".tmp")
         torch.save(state, aside)
@@ -103,11 +110,12 @@ def pretrain(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     sums: dict[str, float] = {}
     started, since = time.monotonic(), 0
+    begun = started - elapsed
     try:
-        while step < plan.steps:
+        while step < plan.steps and not (plan.seconds and elapsed >= plan.seconds):
             for optimizer, rates in zip(optimizers, base, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * plan.factor(step)
+                    group["lr"] = rate * plan.factor(step, elapsed)
             value, figures = loss(next(loader))
             value.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -116,6 +124,7 @@ def pretrain(
                 optimizer.zero_grad(set_to_none=True)
             step += 1
             since += 1
+            elapsed = time.monotonic() - begun
             for key, figure in {"loss": value.item(), **figures}.items():
                 sums[key] = sums.get(key, 0.0) + figure
             if step % plan.log_every == 0 or step == plan.steps:
