@@ -215,13 +215,44 @@ def test_aokvqa_by_an_endpoint(coco: Path, serve: Serve) -> None:
     assert "58.2" in (out / "results.md").read_text()
 
 
+@pytest.fixture
+def captioned(tmp_path: Path) -> tuple[Path, Path]:
+    """(file, folder) of two made images with two captions each, in COCO's format."""
+    images = picture_folder(tmp_path / "images", 2)
+    said = ["A man rides a bike .", "Someone cycles by the sea ."]
+    captions = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(2)],
+        "annotations": [{"id": n, "image_id": n // 2, "caption": said[n % 2]} for n in range(4)],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    return tmp_path / "captions.json", images
+
+
+def test_coverage_without_a_judge_is_lexical_and_knows_synonyms(captioned: tuple[Path, Path], serve: Serve) -> None:
+    out = captioned[0].parent / "out"
+    evaluate(Coverage(*captioned, caption_metrics=False), [model(serve("say:A guy rides a bicycle."))], out)
+    assert figures(out / "coverage", "m")["covered"] == (2, 4, 0)  # the first caption of both
+    assert results(out / "coverage")["judge"] == {"judge": "content words"}
+    assert results(out / "coverage")["agreement"] == [], "a rule that is compared with itself"
+
+
+def test_things_that_no_caption_names_are_counted_without_annotations(
+    captioned: tuple[Path, Path], serve: Serve
+) -> None:
+    captions, images = captioned
+    says = serve("say:A man on a bike at the ocean, under a tree.")
+    evaluate(Hallucination(images=images, captions=captions), [model(says)], captions.parent / "out")
+    out = captions.parent / "out" / "hallucination"
+    assert value(out, "long chair_i") == pytest.approx(1 / 4)  # the tree; the ocean is the sea
+    assert value(out, "long chair_s") == 1
+    assert not [row for row in results(out)["rows"] if "accuracy" in row["name"]], "what none names is not asked about"
+
+
 def test_what_is_missing_is_said_before_anything_is_loaded(coco: Path) -> None:
     captions, instances = coco / "captions.json", coco / "instances.json"
     for make in (lambda: Hallucination(instances), lambda: Vqa([instances]), lambda: Coverage(captions)):
         with pytest.raises(UserError, match="--images"):
             make()
-    with pytest.raises(UserError, match="--judge"):
-        Coverage(captions, coco / "images")
     with pytest.raises(UserError, match="the place of the question"):
         Vqa(prompt="What?")
 

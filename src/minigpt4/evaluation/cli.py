@@ -201,7 +201,7 @@ def hallucination(
     data: Annotated[Path | None, typer.Option(help="instances_val2017.json; pocket images by default.")] = None,
     images: Images = None,
     captions: Annotated[
-        Path | None, typer.Option(help="captions_val2017.json: what people name there is there too.")
+        Path | None, typer.Option(help="captions_val2017.json: what people name is there too; without --data, alone.")
     ] = None,
     count: Count = 200,
     probes: Annotated[int, typer.Option(min=0, help="Objects that are there to ask about, of each image.")] = 3,

@@ -101,11 +101,12 @@ def plural(word: str) -> str:
 
 
 class Vocabulary:
-    """How categories are found in a text: COCO's if they are among its 80, else by their names alone."""
+    """How categories (None: all) are found in a text: COCO's and `more` tables' by many words, others by names."""
 
-    def __init__(self, categories: Collection[str]) -> None:
+    def __init__(self, categories: Collection[str] | None, *more: str) -> None:
+        coco = coco_names(*more)
+        categories = {*filter(None, coco.values())} if categories is None else categories
         names: dict[str, str | None] = {category: category for category in categories}
-        coco = coco_names()
         if {*categories} <= {*coco.values()}:
             # The other names stay, without a category: a hot dog is not a dog, even if only dogs are wanted.
             names = {name: category if category in categories else None for name, category in coco.items()}
@@ -125,10 +126,11 @@ class Vocabulary:
 
 
 @cache
-def coco_names() -> dict[str, str | None]:
-    """Every name of `coco_objects.tsv` with its category, None for compounds that name none."""
+def coco_names(*more: str) -> dict[str, str | None]:
+    """Every name of `coco_objects.tsv` (and of `more` such tables) with its category, None for compounds of none."""
     names: dict[str, str | None] = {}
-    for line in (files("minigpt4.evaluation") / "coco_objects.tsv").read_text(encoding="utf-8").splitlines():
+    tables = [files("minigpt4.evaluation") / f"{table}.tsv" for table in ("coco_objects", *more)]
+    for line in (line for table in tables for line in table.read_text(encoding="utf-8").splitlines()):
         if line and not line.startswith("#"):
             category, _, words = line.partition("\t")
             known = None if category == "-" else category

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -38,7 +38,7 @@ LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
 @dataclass
 class Hallucination(Suite):
-    """Objects that answers name and images do not hold, of an instances file or of `count` default images."""
+    """Objects that answers name and images do not hold: of an instances file, of captions, or of default images."""
 
     data: Path | None = None
     images: Path | None = None
@@ -51,17 +51,18 @@ class Hallucination(Suite):
     title = "Objects that are named and not there"
 
     def __post_init__(self) -> None:
-        require_images(self.data, self.images)
+        require_images(self.data or self.captions, self.images)
         self.judge = Judge({"judge": "annotated objects"}, self._judge)
 
     def load(self, directory: Path) -> Items:
         path, images, captions = self.data, self.images, self.captions
-        if path is None or images is None:
+        if images is None:
             captions, path, images = default_data().coco(directory, self.count)
-        instances = coco.read_coco(path, instances=True)
         written = coco.read_coco(captions, instances=False) if captions else coco.Annotations({}, {})
+        named = replace(written, of_image=dict.fromkeys(written.of_image, ()), faults=[])  # only by captions
+        instances = coco.read_coco(path, instances=True) if path else named
         found = Items(faults=[*instances.faults, *written.faults])
-        self._words = coco.Vocabulary(instances.categories)
+        self._words = coco.Vocabulary(instances.categories) if path else coco.Vocabulary(None, "scenery")
         files = {image: images / instances.file_names[image] for image in list(instances.of_image)[: self.count]}
         for image, file in files.items():
             present = {*instances.of_image[image]}.union(*map(self._words.mentions, written.of_image.get(image, ())))
@@ -69,13 +70,13 @@ class Hallucination(Suite):
             for task, prompt in PROMPTS.items():
                 if task == "short" or file.is_file():  # a missing image is one fault
                     item = Item(f"{image} {task}", file, prompt, task, truth, (), self.max_new_tokens)
-                    found.add(item, f"{path}: image {image}")
+                    found.add(item, f"{path or captions}: image {image}")
         readable = [image for image, file in files.items() if file.is_file()]
         for probe in draw_probes(instances, readable, self.probes, self.seed):
             name, prompt = f"{probe.image} {probe.kind}?", f"Is there {coco.with_article(probe.kind)} in the picture?"
             truth = {"present": probe.present, "samplings": list(probe.samplings)}
             found.add(Item(name, files[probe.image], prompt, "probe", truth, (), 40), name)
-        return found.require(path)
+        return found.require(path or captions or directory)
 
     def _judge(self, case: Case) -> Verdict:
         truth, answer = case.item.truth, case.answer.text
