@@ -140,7 +140,8 @@ def curate(
     say(run_curation(out, pictures=pictures, questions=questions, trainings=trainings))
 
 
-_REPRODUCTION, _RESULTS, _SUITES = Path("runs/reproduce"), Path("docs/notes/results.md"), Path("runs/eval")
+_REPRODUCTION, _SUITES = Path("runs/reproduce"), Path("runs/eval")
+_TEXTS = Path("datasets/photo-descriptions/descriptions.jsonl")
 _Seeds = Annotated[int | None, typer.Option(help="Another number of seeds, 1 to 10; 3 by default.")]
 _Plan = Annotated[bool, typer.Option("--plan", help="Only list what would be done, and what is done.")]
 _Processes = Annotated[
@@ -157,10 +158,14 @@ def _command(name: str, quick: bool, seeds: int | None) -> str:
 
 @pocket.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Where models and answers go; a run there goes on.")] = _REPRODUCTION,
-    page: Annotated[Path, typer.Option(help="The page of results; its pictures go to assets beside it.")] = _RESULTS,
+    world: Annotated[str, typer.Option(help="pocket, or photographs, which needs the three options below.")] = "pocket",
+    flickr8k: Annotated[Path, typer.Option(help="Flickr8k's parquet files.")] = Path("../shared/flickr8k"),
+    coco: Annotated[Path, typer.Option(help="COCO's images and annotations.")] = Path("../shared/coco-mini"),
+    texts: Annotated[Path, typer.Option(help="Detailed descriptions of photographs, for stage 2.")] = _TEXTS,
+    out: Annotated[Path | None, typer.Option(help="Where models and answers go; a run there goes on.")] = None,
+    page: Annotated[Path | None, typer.Option(help="The page; its plots go to assets beside it.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, fewer arms and questions: about 15 minutes.")
+        bool, typer.Option("--quick", help="One seed, fewer arms and questions: 15 minutes, of photographs 60.")
     ] = False,
     seeds: _Seeds = None,
     processes: _Processes = None,
@@ -171,15 +176,21 @@ def reproduce(
 
     Example: minigpt4 pocket reproduce --quick
     """
-    from pocket.reproduce import run
+    from pocket.reproduce import photographs, run
     from pocket.reproduce.artifacts import Workshop
     from pocket.reproduce.experiments import find_scale
 
-    workshop = Workshop(out, find_scale(quick, seeds))
+    pages = {"pocket": "docs/notes/results.md", "photographs": "docs/notes/photographs.md"}
+    if world not in pages:
+        raise UserError(f"there is no world {world!r}; choose pocket or photographs")
+    page = page or Path(pages[world])
+    workshop = Workshop(out or _REPRODUCTION, find_scale(quick, seeds))
+    if world == "photographs":
+        workshop = photographs.workshop(out or Path("runs/photographs"), flickr8k, coco, texts, quick, seeds)
     if plan:
-        say(run.plan(workshop))
+        say("\n\n".join(run.plan(each) for each in (*workshop.beside.values(), workshop)))
         return
-    command = _command("reproduce", quick, seeds)
+    command = _command("reproduce", quick, seeds) + (" --world photographs" if world == "photographs" else "")
     if write:
         run.write(workshop, page, command)
         say(page)

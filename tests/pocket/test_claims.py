@@ -3,10 +3,12 @@ import pytest
 from minigpt4.statistics import Rate
 from pocket.measure.survey import ABILITIES, Judged, Rates, difference
 from pocket.measure.truth import Finding, check
-from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, at_least, judge, more, not_more
+from pocket.reproduce.claims import MARGIN, Outcome, at_least, judge, more, not_more, read_claims
 from pocket.reproduce.experiments import FULL, arms
 from pocket.reproduce.survey import FORMS, Evidence, Figures, draw_exam, figures
 from pocket.world import world
+
+CLAIMS = read_claims(FULL.world)
 
 
 def made(**rates):
@@ -65,6 +67,10 @@ def test_all_claims_hold_on_figures_like_the_papers():
 def test_claim_that_does_not_hold_is_said_not_to(key, arm, rates, others):
     found = outcomes(evidence(**{arm: rates}))
     assert {name for name, outcome in found.items() if outcome is Outcome.FAILS} == {key} | others
+
+
+def test_world_tells_the_abilities_and_forms_that_are_measured():
+    assert (FULL.world.abilities, FULL.world.forms) == ([*ABILITIES], [*FORMS])
 
 
 def test_claims_name_what_is_trained_and_measured():

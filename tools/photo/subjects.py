@@ -3,8 +3,8 @@
 python tools/photo/subjects.py photo --flickr8k DIR --split test --count 100
 
 The main subject of a photograph is what most of its five captions name, and at least three do. Names count as one where
-a table says so: COCO's 80 categories by their synonyms (`man`, `girl` and `surfer` are persons), and the scenery and
-things of Flickr8k below. Answers are the likeliest words, with the repetition penalty of the model's record.
+the tables of `minigpt4 eval` say so: COCO's 80 categories by their synonyms (`man` and `surfer` are persons), and
+scenery. Answers are the likeliest words, with the repetition penalty of the model's record.
 """
 
 from __future__ import annotations
@@ -19,31 +19,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from minigpt4 import MiniGPT4
-from minigpt4.evaluation.benchmarks.coco import Vocabulary, coco_names
+from minigpt4.evaluation.benchmarks.coco import Vocabulary
 from minigpt4.statistics import Rate
 from minigpt4.text_failures import failure
-
-MORE = {
-    "person": "people crowd group men women children kids players lady surfer climber hiker adults toddler couple",
-    "water": "water ocean sea lake river pool wave waves stream pond surf creek waterfall fountain",
-    "snow": "snow snowy ice", "grass": "grass grassy lawn field meadow", "beach": "beach sand sandy shore",
-    "mountain": "mountain mountains cliff hill hills rock rocks rocky canyon peak", "ball": "ball ball's football",
-    "street": "street road sidewalk", "building": "building buildings house city", "tree": "tree trees forest woods",
-    "bicycle": "bmx bikes bicycles", "toy": "toy toys stuffed", "guitar": "guitar guitars", "flower": "flower flowers",
-    "swing": "swing swings", "slide": "slide", "fence": "fence", "race": "race racing", "sky": "sky air clouds sunset",
-}  # fmt: skip
-_OF_WORD = {word: name for name, words in MORE.items() for word in words.split()}
-
-
-class Names:
-    """Finds what a text names."""
-
-    def __init__(self) -> None:
-        self.coco = Vocabulary({name for name in coco_names().values() if name})
-
-    def __call__(self, text: str) -> set[str]:
-        words = re.findall(r"[a-z']+", text.lower())
-        return {*self.coco.mentions(text), *(_OF_WORD[word] for word in words if word in _OF_WORD)}
 
 
 def main() -> None:
@@ -58,18 +36,18 @@ def main() -> None:
     files = sorted(arguments.flickr8k.glob(f"**/{arguments.split}-*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     rows = random.Random(0).sample(rows, min(arguments.count, len(rows)))
-    model, names = MiniGPT4.from_pretrained(arguments.model), Names()
+    model, things = MiniGPT4.from_pretrained(arguments.model), Vocabulary(None, "scenery")
     said: list[str] = []
     for start in range(0, len(rows), 25):
         images = [row["image"]["bytes"] for row in rows[start : start + 25]]
         said += model.generate(images, [arguments.ask] * len(images), do_sample=False, max_new_tokens=220)
     cases, named, unsupported, failed = [], [], Counter[str](), Counter[str]()
     for row, text in zip(rows, said, strict=True):
-        captions = [names(row[f"caption_{k}"]) for k in range(5)]
+        captions = [{*things.mentions(row[f"caption_{k}"])} for k in range(5)]
         counts = Counter(name for found in captions for name in found)
         most = max(counts.values(), default=0)
         subjects = {name for name, times in counts.items() if times == most >= 3}
-        told = names(text)
+        told = {*things.mentions(text)}
         if subjects:
             named.append(bool(subjects & told))
         extra = told - set(counts)

@@ -115,7 +115,7 @@ def write_pictures(survey: Survey, directory: Path) -> list[Path]:
     ]
 
 
-def encode(model: MiniGPT4, paths: Sequence[Path], batch_size: int = 32) -> Tensor:
+def encode(model: MiniGPT4, paths: Sequence[Path] | Sequence[bytes], batch_size: int = 32) -> Tensor:
     """What the model's vision side gives for the pictures: (pictures, q, d_qformer)."""
     import torch
 

@@ -23,7 +23,7 @@ from minigpt4.training.recipe import Recipe
 from pocket.measure.survey import Judged, Survey, encode, put, write_pictures
 from pocket.measure.truth import check
 from pocket.reproduce.experiments import ALL_SKILLS, NO_SKILLS, SKILLS, Arm, Scale, arms, jobs
-from pocket.reproduce.survey import Figures, draw_exam, figures
+from pocket.reproduce.survey import Evidence, Figures, draw_exam, figures
 from pocket.text.conversations import Piece, conversation
 from pocket.world.world import SEEDS
 
@@ -41,6 +41,7 @@ class Parts:
     llm: str = "pocket/language"
     baseline: str = "pocket-blip2"
     beginner: str = "pocket/captioner"
+    template: str | None = "pocket"
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Workshop:
     scale: Scale
     parts: Parts = Parts()
     changes: Mapping[str, Any] = field(default_factory=dict)
+    beside: "Mapping[str, Workshop]" = field(default_factory=dict)  # other workshops of the same page, by a short name
     _features: "dict[tuple[str, int], Tensor]" = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -66,7 +68,9 @@ class Workshop:
         Raises LookupError if its data or its LLM are not made yet.
         """
         if arm.recipe is None:
-            return _digest(_fingerprint(self._llm(arm))) if arm.llm else _alignment_key(self.parts.baseline)
+            if arm.start in self.arms:
+                return self.key(self.arms[arm.start], seed)
+            return digest(_fingerprint(self._llm(arm))) if arm.llm else _alignment_key(self._shipped(arm))
         # Keys that stand at their defaults are left out, so that one which a later release adds changes nothing.
         recipe = self.recipe(arm, seed).model_dump(mode="json", exclude_defaults=True)
         elsewhere = ("base", "data", "init", "vision_qformer", "llm", "output", "feature_cache", "save_every")
@@ -75,13 +79,13 @@ class Workshop:
             "data": _data_key(self.data_directory(arm.data)),
         }
         if arm.start:
-            return _digest({**content, "start": self.key(self.arms[arm.start], seed)})
+            return digest({**content, "start": self.key(self.arms[arm.start], seed)})
         parts = [_fingerprint(self.parts.vision_qformer), _fingerprint(self._llm(arm))]
-        return _digest({**content, "parts": parts})
+        return digest({**content, "parts": parts})
 
     def weights(self) -> str:
         """The frozen parts by name, each with the first digits of its fingerprint."""
-        parts = (self.parts.vision_qformer, self.parts.llm, self.parts.beginner)
+        parts = dict.fromkeys((self.parts.vision_qformer, self.parts.llm, self.parts.beginner))
         return ", ".join(f"{Path(part).name} {_fingerprint(part)[:8]}" for part in parts)
 
     def data_directory(self, data: tuple[int, int]) -> Path:
@@ -91,8 +95,12 @@ class Workshop:
     def llm_directory(self, skill: str) -> Path:
         """Where the LLM whose text lacks `skill` is, or will be; named after all that decides its weights."""
         batches = [self.scale.first_lessons, *([] if skill == NO_SKILLS else [self.scale.skill_steps])]
-        key = _digest([_fingerprint(self.parts.beginner), batches, _text_without(skill)])
+        key = digest([_fingerprint(self.parts.beginner), batches, _text_without(skill)])
         return self.out / "llms" / f"{skill.replace(' ', '-')}-{key}"
+
+    def _shipped(self, arm: Arm) -> str:
+        """The alignment of an arm that is not trained here."""
+        return arm.start if arm.start and arm.name != "BLIP-2" else self.parts.baseline
 
     def _llm(self, arm: Arm) -> str:
         if arm.llm is None:
@@ -106,9 +114,10 @@ class Workshop:
         """The recipe of a trained arm; its output is not named yet."""
         begun: dict[str, Any] = {"init": "an arm"}
         if arm.start is None:
-            begun = {"vision_qformer": self.parts.vision_qformer, "llm": self._llm(arm), "template": "pocket"}
+            begun = {"vision_qformer": self.parts.vision_qformer, "llm": self._llm(arm), "init": None}
+            begun["template"] = self.parts.template
         changes = {
-            **dict(arm.changes), **begun, "seed": seed, "data": str(self.data_directory(arm.data)), **self.changes,
+            **begun, **dict(arm.changes), "seed": seed, "data": str(self.data_directory(arm.data)), **self.changes,
             "output": "runs", "feature_cache": str(self.out / "features"),
         }  # fmt: skip
         return Recipe.load(arm.recipe or "", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
@@ -134,15 +143,11 @@ class Workshop:
 
         Beside it is noted which `command` made it, where, and its seconds of processor time.
         """
-        from pocket.data.training_sets import write_stage1, write_stage2
-
         before = sum(os.times()[:4])
         if arm.recipe and not self.data_directory(arm.data).exists():
-            stage, count = arm.data
-            (write_stage1 if stage == 1 else write_stage2)(self.data_directory(arm.data), count)
+            self._write_data(*arm.data)
         if arm.llm:
             self._teach(arm.llm)
-            self.in_words(arm.llm)
         aligned = self.train(arm, seed)
         if arm.asked != "none" and not self._answers(arm, seed).is_file():
             self._ask(arm, seed, aligned)
@@ -156,22 +161,34 @@ class Workshop:
     def notes(self) -> list[dict[str, Any]]:
         """The notes of all arms of the scale that are done."""
         done = [self.directory(arm, seed) / "made.json" for arm, seed in jobs(self.scale) if self.is_done(arm, seed)]
-        return [json.loads(path.read_text()) for path in done if path.is_file()]
+        notes = [json.loads(path.read_text()) for path in done if path.is_file()]
+        return [*notes, *(note for other in self.beside.values() for note in other.notes())]
+
+    def missing(self) -> list[str]:
+        """The arms of the scale that are not done."""
+        own = [f"{arm.name} (seed {seed})" for arm, seed in jobs(self.scale) if not self.is_done(arm, seed)]
+        return [*own, *(f"{name}: {arm}" for name, other in self.beside.items() for arm in other.missing())]
+
+    def _write_data(self, stage: int, count: int) -> None:
+        from pocket.data.training_sets import write_stage1, write_stage2
+
+        (write_stage1 if stage == 1 else write_stage2)(self.data_directory((stage, count)), count)
 
     def _teach(self, skill: str) -> None:
-        """Train the LLM whose text lacks `skill`, unless it is there."""
+        """Train the LLM whose text lacks `skill`, unless it is there, and measure it on pictures told in words."""
         from pocket.towers.language import build_without
 
         first = build_without(SKILLS, self.llm_directory(NO_SKILLS), self.scale.first_lessons, self.parts.beginner)
         if skill != NO_SKILLS:
             build_without(_left_out(skill), self.llm_directory(skill), self.scale.skill_steps, first)
+        self.in_words(skill)
 
     def train(self, arm: Arm, seed: int) -> str:
         """The alignment of an arm (its directory, or the name of one that ships), trained if it is not yet."""
         from minigpt4.training.train import train
 
         if arm.recipe is None:
-            return self.parts.baseline
+            return self.train(self.arms[arm.start], seed) if arm.start in self.arms else self._shipped(arm)
         changes: dict[str, Any] = {"output": self.directory(arm, seed) / "run"}
         if arm.start:
             changes["init"] = self.train(self.arms[arm.start], seed)
@@ -218,14 +235,9 @@ class Workshop:
 
     def records(self, arm: Arm, seed: int) -> list[Judged]:
         """An arm's answers, judged. Raises UserError if the file does not hold this exam's answers."""
-        path, survey = self._answers(arm, seed), self.exam(arm, seed)
-        try:
-            rows: Sequence[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            asked = [(row["ability"], row["question"]) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read ({error!r}); delete it, and the questions are put again") from None
-        if asked != [(question.ability, question.request.text) for question in survey.questions]:
-            raise UserError(f"{path}: answers other questions; delete it, and the questions are put again")
+        survey = self.exam(arm, seed)
+        asked = [(question.ability, question.request.text) for question in survey.questions]
+        rows = read_rows(self._answers(arm, seed), asked)
         verdicts = [
             check(question.request, survey.pictures[question.picture], row["answer"])
             for question, row in zip(survey.questions, rows, strict=True)
@@ -235,6 +247,10 @@ class Workshop:
     def figures(self, arm: Arm, seed: int) -> Figures:
         """An arm's figures, from its answers on disk."""
         return figures(self.exam(arm, seed), self.records(arm, seed))
+
+    def tell(self, evidence: Evidence) -> dict[str, Any]:
+        """What the page of this world tells beside claims and figures."""
+        return {}
 
     def in_words(self, skill: str) -> dict[str, Rate]:
         """What the LLM whose text lacks `skill` can do with pictures told in words, by ability; measured once."""
@@ -247,6 +263,18 @@ class Workshop:
             counts = {name: [rate.successes, rate.total] for name, rate in rates.items()}
             write_atomically(path, json.dumps(counts).encode())
         return {name: Rate(*counts) for name, counts in json.loads(path.read_text()).items()}
+
+
+def read_rows(path: Path, asked: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of an arm's answers. Raises UserError if they are not those to these (ability, question)."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        found = [(row["ability"], row["question"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); delete it, and the questions are put again") from None
+    if found != [*asked]:
+        raise UserError(f"{path}: answers other questions; delete it, and the questions are put again")
+    return rows
 
 
 def _left_out(skill: str) -> tuple[str, ...]:
@@ -263,16 +291,17 @@ def _text_without(skill: str) -> list[list[Piece]]:
 
 @cache
 def _fingerprint(part: str) -> str:
-    from minigpt4.model.sources import Checkpoint, fingerprint, resolve
+    from minigpt4.model.gguf import open_tensors
+    from minigpt4.model.sources import fingerprint, resolve
 
-    return fingerprint(Checkpoint(resolve(part)))
+    return fingerprint(open_tensors(resolve(part), ""))
 
 
 def _alignment_key(alignment: str) -> str:
     from minigpt4.model.sources import find_file, resolve
 
     files = [find_file(resolve(alignment), name) for name in ("alignment.json", "projection.safetensors")]
-    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path])
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path])
 
 
 @cache
@@ -280,8 +309,9 @@ def _data_key(directory: Path) -> str:
     if not directory.is_dir():
         raise LookupError(f"{directory} is not drawn yet")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return _digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
+    return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits for plain JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The rules by which the figures decide the paper's seven claims, which are rows in claims.yaml.
+"""The rules by which the figures decide the paper's seven claims, which are rows in a YAML file for each world.
 
 The rules were fixed before the figures were known. What the figures mean is written by hand in docs/notes/results.md.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from minigpt4.statistics import Rate
 from pocket.measure.survey import difference
+from pocket.reproduce.experiments import World
 from pocket.reproduce.survey import Evidence
 from pocket.shipped import read_table
 
@@ -51,7 +52,7 @@ def at_least(rate: Rate, least: float) -> Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of claims.yaml."""
+    """A row of the YAML file."""
 
     key: str
     title: str
@@ -70,7 +71,9 @@ class Claim:
         return "; ".join(f"{label} {_show(evidence, arm, name)}".strip() for label, arm, name in self.ours)
 
 
-CLAIMS = tuple(Claim(**row) for row in read_table("reproduce/claims"))
+def read_claims(world: World) -> tuple[Claim, ...]:
+    """The claims of a world."""
+    return tuple(Claim(**row) for row in read_table(f"reproduce/{world.name}")["claims"])
 
 
 def judge(test: Mapping[str, Any], evidence: Evidence) -> tuple[str, Outcome | None]:

@@ -3,25 +3,46 @@
 An arm is one model: a recipe with some keys changed, on so many pictures, begun from another arm or from nothing.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from minigpt4.errors import UserError
+from pocket.shipped import read_table
 
 #: The sets of the ablations: of stage 2 in pictures, of stage 1 as shares of the whole.
 STAGE2_SETS = (50, 200, 800, 3500)
 STAGE1_SHARES = (0.01, 0.03, 0.1, 0.3)
-#: The paper's variants (section 4.4): arm, recipe of its stage 1, and the keys that differ from the recipe.
-VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("no Q-Former", "pocket-no-qformer", {}),
-    ("three layers", "pocket-three-layers", {}),
-    ("Q-Former finetuned", "pocket-train-qformer", {"learning_rate": 1e-3}),
-)
+#: An LM that knows captions alone, which stands for the weak LLM on the same vision side, and the arms that have it.
+WEAK_LLM, WEAK_ARM = "captions alone", "weak LLM"
 #: What can be left out of an LLM's text, each an ability that is measured on pictures.
 SKILLS = ("poem", "story", "recipe", "advertise", "funny", "website", "count")
 ALL_SKILLS, NO_SKILLS = "all skills", "no skills"
 #: The lessons without any of the skills, which those with all but one go on from.
 FIRST_LESSONS = "the beginner's first lessons"
+
+
+@dataclass(frozen=True)
+class World:
+    """What differs between the worlds in which the claims are tested; `reproduce/NAME.yaml` tells each field."""
+
+    name: str
+    recipes: str
+    variants: Sequence[tuple[str, str, Mapping[str, Any]]]
+    abilities: Sequence[str]
+    forms: Sequence[str]
+    columns: Mapping[str, str]
+    beside: tuple[str, str]
+    stage1: Mapping[str, Any] = field(default_factory=dict)
+    whole: Sequence[str] = ("stage 1", "stage 2")
+    weak: bool = False  # are there arms with `WEAK_LLM`?
+    more: "Sequence[Arm]" = ()
+
+    @classmethod
+    def read(cls, name: str) -> "World":
+        """The world of this name."""
+        table = read_table(f"reproduce/{name}")["world"]
+        return cls(name, **{**table, "more": [Arm(**row) for row in table.get("more", ())]})
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,8 @@ class Scale:
     skills: tuple[str, ...]  # left out of an LLM's text, one at a time
     first_lessons: int  # batches without any of the skills, once
     skill_steps: int  # batches without one of them, for each
+    world: World = field(repr=False, kw_only=True, default_factory=lambda: World.read("results"))
+    only: tuple[str, ...] = ()  # the arms that are made; none are all
 
 
 @dataclass(frozen=True)
@@ -77,10 +100,10 @@ QUICK = replace(FULL, name="quick", seeds=(0,), questions=20, stage1_shares=(0.0
 ABLATED_SHARES = (0.01, 0.1)
 
 
-def stage1_arms(share: float) -> tuple[str, str]:
+def stage1_arms(share: float, whole: Sequence[str] = World.whole) -> Sequence[str]:
     """The arms, after stage 1 and after stage 2, that had this share of stage 1's pictures."""
     if share == 1:
-        return "stage 1", "stage 2"
+        return whole
     return f"stage 1 on {share:.0%}", f"stage 1 on {share:.0%}, then stage 2"
 
 
@@ -92,34 +115,42 @@ def arm_without(skill: str) -> str:
 def ablated(scale: Scale) -> list[str]:
     """The arms of the ablations: architecture, stages, the set of stage 2, the set of stage 1, the baseline."""
     return [
-        *("stage 2", *(name for name, _, _ in VARIANTS), "stage 1", "stage 2 only"),
+        *("stage 2", *(name for name, _, _ in scale.world.variants), "stage 1", "stage 2 only"),
         *(f"stage 2 on {count}" for count in scale.stage2_sets),
         *(name for share in scale.stage1_shares for name in stage1_arms(share)),
         *("BLIP-2", "BLIP-2 with stage 2"),
+        *(f"{name}, stage 1" for name, _, _ in scale.world.variants if scale.world.weak),
+        *([WEAK_ARM, f"{WEAK_ARM} with stage 2"] if scale.world.weak else []),
+        *(arm.name for arm in scale.world.more),
     ]
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Every arm of a scale, each behind the arm that it begins with."""
 
-    def stage1(name: str, count: int, recipe: str = "pocket-stage1", **more: Any) -> Arm:
-        changes = {"steps": scale.stage1_steps, **more.pop("changes", {})}
+    world = scale.world
+
+    def stage1(name: str, count: int, recipe: str = f"{world.recipes}-stage1", **more: Any) -> Arm:
+        changes = {"steps": scale.stage1_steps, **world.stage1, **more.pop("changes", {})}
         return Arm(name, recipe, (1, count), changes=tuple(changes.items()), **more)
 
     def stage2(name: str, start: str | None, count: int = scale.descriptions, **more: Any) -> Arm:
         changes = {"steps": scale.stage2_steps, **more.pop("changes", {})}
-        return Arm(name, "pocket-stage2", (2, count), start, changes=tuple(changes.items()), **more)
+        return Arm(name, f"{world.recipes}-stage2", (2, count), start, changes=tuple(changes.items()), **more)
 
     made = [
-        Arm("BLIP-2", start="pocket-blip2", asked="all", seeds=scale.seeds),
+        Arm("BLIP-2", start=f"{world.recipes}-blip2", asked="all", seeds=scale.seeds),
         stage2("BLIP-2 with stage 2", "BLIP-2", asked="all"),
-        stage1("stage 1", scale.pairs, asked="all"),
+        Arm("stage 1", start=f"{world.recipes}-stage1", asked="all"),
         stage2("stage 2", "stage 1", asked="all"),
         stage2("stage 2 only", None, changes={"init": None}),
     ]
-    for name, recipe, changes in VARIANTS:
+    if world.whole == World.whole:
+        made[2] = stage1("stage 1", scale.pairs, asked="all")
+    for name, recipe, changes in world.variants:
         streams = {"stream": True, "shuffle_buffer": 0} if name == "Q-Former finetuned" else {}
-        made.append(stage1(f"{name}, stage 1", scale.pairs, recipe, changes=changes, asked="none"))
+        asked = "abilities" if world.weak else "none"
+        made.append(stage1(f"{name}, stage 1", scale.pairs, recipe, changes=changes, asked=asked))
         made.append(stage2(name, f"{name}, stage 1", changes=streams))
     made += [stage2(f"stage 2 on {count}", "stage 1", count) for count in scale.stage2_sets]
     for share in scale.stage1_shares:
@@ -132,7 +163,12 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
         only: dict[str, Any] = {"llm": skill, "seeds": scale.seeds[:1]}
         made.append(stage1(f"{name}, stage 1", scale.pairs, asked="none", after=FIRST_LESSONS, **only))
         made.append(stage2(name, f"{name}, stage 1", **only))
-    return tuple(made)
+    if world.weak:
+        weak: dict[str, Any] = {"llm": WEAK_LLM, "after": WEAK_LLM, "changes": {"template": "blip2"}, "asked": "all"}
+        made.append(Arm(WEAK_LLM, llm=WEAK_LLM, asked="none", seeds=scale.seeds[:1]))
+        made.append(stage1(WEAK_ARM, scale.pairs, **weak))
+        made.append(stage2(f"{WEAK_ARM} with stage 2", WEAK_ARM, asked="all"))
+    return tuple(arm for arm in (*made, *world.more) if not scale.only or arm.name in scale.only)
 
 
 def jobs(scale: Scale) -> list[tuple[Arm, int]]:
@@ -142,7 +178,7 @@ def jobs(scale: Scale) -> list[tuple[Arm, int]]:
     """
     planned = arms(scale)
     found = [(arm, seed) for seed in scale.seeds for arm in planned if seed in (arm.seeds or scale.seeds)]
-    return sorted(found, key=lambda job: job[0].llm not in (None, NO_SKILLS))
+    return sorted(found, key=lambda job: job[0].llm not in (None, NO_SKILLS, WEAK_LLM))
 
 
 def ablation_scale(quick: bool, seeds: int | None) -> Scale:

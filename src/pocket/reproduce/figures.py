@@ -7,20 +7,18 @@ from typing import Any
 from minigpt4.files import write_atomically
 from minigpt4.images import figure_png
 from minigpt4.statistics import Rate
-from pocket.measure.survey import ABILITIES
-from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
-from pocket.reproduce.survey import FORMS, Evidence
+from pocket.reproduce.experiments import ALL_SKILLS, WEAK_ARM, Scale, ablated, arm_without, stage1_arms
+from pocket.reproduce.survey import Evidence
 
 #: What LLMs that lack a skill, by that skill, can do with pictures told in words, by ability.
 InWords = Mapping[str, Mapping[str, Rate]]
-_COMPARED = ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2")
-_LABELS = [ability.replace("_", "-") for ability in ABILITIES]
+_COMPARED = ("stage 1", "stage 2", "BLIP-2", "BLIP-2 with stage 2", WEAK_ARM)
 
 
 def draw_all(evidence: Evidence, scale: Scale, in_words: InWords, out: Path) -> dict[str, str]:
     """Draw every plot that the evidence is there for into `out`; returns file names by what they show."""
     out.mkdir(parents=True, exist_ok=True)
-    files = {name: out / f"results-{name}.png" for name in _PLOTS}
+    files = {name: out / f"{scale.world.name}-{name}.png" for name in _PLOTS}
     return {name: path.name for name, path in files.items() if draw(name, evidence, scale, in_words, path)}
 
 
@@ -34,6 +32,10 @@ def draw(name: str, evidence: Evidence, scale: Scale, in_words: InWords, path: P
     else:
         path.unlink(missing_ok=True)
     return drawn
+
+
+def _labels(scale: Scale) -> list[str]:
+    return [ability.replace("_", "-") for ability in scale.world.abilities]
 
 
 def _percent(axes: Any, label: str) -> None:
@@ -53,12 +55,13 @@ def _points(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
 def _abilities(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
     shown = [arm for arm in _COMPARED if arm in evidence]
     for k, arm in enumerate(shown):
-        shares, errors = _points([evidence.rate(arm, ability) for ability in ABILITIES])
-        places = [i + (k - (len(shown) - 1) / 2) * 0.2 for i in range(len(ABILITIES))]
-        axes.bar(places, shares, 0.19, yerr=errors, label=arm, error_kw={"linewidth": 0.8, "alpha": 0.7})
-    axes.set_xticks(range(len(ABILITIES)), _LABELS, fontsize=8)
+        shares, errors = _points([evidence.rate(arm, ability) for ability in scale.world.abilities])
+        width = 0.8 / max(1, len(shown))
+        places = [i + (k - (len(shown) - 1) / 2) * width for i in range(len(shares))]
+        axes.bar(places, shares, 0.95 * width, yerr=errors, label=arm, error_kw={"linewidth": 0.8, "alpha": 0.7})
+    axes.set_xticks(range(len(scale.world.abilities)), _labels(scale), fontsize=8)
     _percent(axes, "right, per cent")
-    axes.legend(ncols=4, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    axes.legend(ncols=5, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     return bool(shown)
 
 
@@ -71,34 +74,34 @@ def _ablations(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -
         axes.plot(each, [row] * len(each), "|", color="tab:gray", markersize=8)
     axes.set_yticks(range(len(arms)), arms, fontsize=7)
     axes.set_xlim(-2, 102)
-    label = "all eight abilities, per cent right (dot: all seeds, with interval; strokes: each seed)"
+    label = "all abilities, per cent right (dot: all seeds, with interval; strokes: each seed)"
     axes.set_xlabel(label, fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return bool(arms)
 
 
 def _pairs(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
-    shares = [share for share in (*scale.stage1_shares, 1.0) if stage1_arms(share)[1] in evidence]
-    counts = [round(share * scale.pairs) for share in shares]
+    arms = {round(share * scale.pairs): stage1_arms(share, scale.world.whole) for share in (*scale.stage1_shares, 1.0)}
     for stage, after in enumerate(("after stage 1", "after stage 2")):
-        for name, style, what in (("abilities", "-", "all eight abilities"), ("kind_colour", ":", "kind and colour")):
-            found, errors = _points([evidence.rate(stage1_arms(share)[stage], name) for share in shares])
+        counts = [count for count, both in arms.items() if both[stage] in evidence]
+        for (name, what), style in ((("abilities", "all abilities"), "-"), (scale.world.beside, ":")):
+            found, errors = _points([evidence.rate(arms[count][stage], name) for count in counts])
             look = {"fmt": f"o{style}", "color": f"C{stage}", "capsize": 2}
             axes.errorbar(counts, found, yerr=errors, label=f"{what}, {after}", **look)
     axes.set_xscale("log")
-    axes.set_xlabel("pictures with captions in stage 1")
+    axes.set_xlabel("pairs of an image and a caption in stage 1")
     _percent(axes, "right, per cent")
     axes.legend(fontsize=7, frameon=False)
-    return len(shares) > 1
+    return sum(both[0] in evidence for both in arms.values()) > 1
 
 
 def _length(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
     shown = [arm for arm in _COMPARED if evidence.pooled(arm).words]
     for k, arm in enumerate(shown):
-        found, errors = _points([evidence.rate(arm, f"false {form}") for form in FORMS])
-        lengths = [evidence.pooled(arm).mean_words(form) for form in FORMS]
+        found, errors = _points([evidence.rate(arm, f"false {form}") for form in scale.world.forms])
+        lengths = [evidence.pooled(arm).mean_words(form) for form in scale.world.forms]
         axes.errorbar(lengths, found, yerr=errors, fmt="o", color=f"C{k}", capsize=2, label=arm)
-        for form, x, y in zip(FORMS, lengths, found, strict=True):
+        for form, x, y in zip(scale.world.forms, lengths, found, strict=True):
             axes.annotate(form, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axes.set_xlabel("words of an answer")
     axes.set_ylabel("objects named that are not there, per cent")
@@ -113,20 +116,22 @@ def _skills(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> b
     if not skills:
         return False
     rows = [arm_without(skill) for skill in (ALL_SKILLS, *skills)]
-    shares = [[100 * evidence.rate(row, ability).share for ability in ABILITIES] for row in rows]
+    shares = [[100 * evidence.rate(row, ability).share for ability in scale.world.abilities] for row in rows]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
             colour = "white" if share > 55 else "black"
             axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(ABILITIES)), _LABELS, fontsize=8)
+    axes.set_xticks(range(len(scale.world.abilities)), _labels(scale), fontsize=8)
     axes.set_yticks(range(len(rows)), ["text with all skills", *rows[1:]], fontsize=8)
     axes.set_title("right about pictures, per cent", fontsize=9)
     return True
 
 
 def _words(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bool:
-    for k, ability in enumerate(ability for ability in ABILITIES if ability != "follow_up"):
+    if not in_words:
+        return False
+    for k, ability in enumerate(ability for ability in scale.world.abilities if ability != "follow_up"):
         pairs = [
             (100 * rates[ability].share, 100 * seen.share)
             for skill, rates in in_words.items()
@@ -138,7 +143,7 @@ def _words(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> bo
     axes.set_xlabel("right about pictures told in words, per cent")
     _percent(axes, "right about pictures, per cent")
     axes.legend(fontsize=7, frameon=False)
-    return bool(in_words)
+    return True
 
 
 _PLOTS: dict[str, Callable[[Any, Evidence, Scale, InWords], bool]] = {

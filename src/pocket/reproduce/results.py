@@ -1,7 +1,7 @@
 """The figures of the results page: each claim with the paper's figure, ours, and the verdict; the ablations; the rest.
 
-The page's prose is in page.md. What the figures mean is written by hand between marks in the page, and is kept when the
-page is written again.
+Prose is in a template for each world. What the figures mean is written by hand between marks in the page, and is kept
+when the page is written again.
 """
 
 import re
@@ -13,7 +13,7 @@ from minigpt4.files import write_atomically
 from minigpt4.statistics import Rate, text
 from minigpt4.telling import table
 from pocket.measure.survey import ABILITIES, difference
-from pocket.reproduce.claims import CLAIMS, MARGIN, Outcome, compared, judge
+from pocket.reproduce.claims import MARGIN, Outcome, compared, judge, read_claims
 from pocket.reproduce.experiments import ALL_SKILLS, Scale, ablated, arm_without, stage1_arms
 from pocket.reproduce.figures import InWords, draw_all
 from pocket.reproduce.survey import Evidence
@@ -30,18 +30,19 @@ def write_page(
 
     `run` is what the page tells of how it came to be (`run.circumstances`).
     """
-    outcomes = {claim.key: claim.outcome(evidence) for claim in CLAIMS}
+    claims = read_claims(scale.world)
+    outcomes = {claim.key: claim.outcome(evidence) for claim in claims}
     overview = [
         [f"[{c.title}](#{c.key})", c.paper, c.shown(evidence), f"**{outcomes[c.key].value}**", f"`{run['command']}`"]
-        for c in CLAIMS
+        for c in claims
     ]
     filled = render(
-        "reproduce/page.md",
+        f"reproduce/{scale.world.name}.md",
         run=run,
         scale=scale,
         seeds="one seed" if len(scale.seeds) == 1 else f"{len(scale.seeds)} seeds",
         overview=_table(["claim", "the paper", "here", "verdict", "command"], overview),
-        claims=[(claim, outcomes[claim.key].value, _tests(claim.tests, evidence)) for claim in CLAIMS],
+        claims=[(claim, outcomes[claim.key].value, _tests(claim.tests, evidence)) for claim in claims],
         by_hand=dict(re.findall(_BY_HAND, page.read_text(encoding="utf-8"))) if page.is_file() else {},
         drawn=draw_all(evidence, scale, in_words, page.parent / "assets"),
         **_ablation_tables(evidence, scale),
@@ -79,31 +80,37 @@ def _tests(tests: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
 def _ablation_tables(evidence: Evidence, scale: Scale) -> dict[str, str]:
     """Two tables with a line for each ablated arm: figures, and each ability."""
     made = [arm for arm in ablated(scale) if arm in evidence]
-    names = ("abilities", "kind_colour", "place", "describe", "fails_describe", "fails_poem")
-    head = ["all eight", "kind and colour", "place", "description", "fails: description", "fails: poem", "each seed"]
+    columns, abilities = scale.world.columns, scale.world.abilities
 
     def each_seed(arm: str) -> str:
         rates = evidence.by_seed(arm, "abilities").values()
         return ", ".join(f"{100 * rate.share:.0f}" for rate in rates if rate.total)
 
     return {
-        "ablations": _table(["", *head], [[arm, *_cells(evidence, arm, names), each_seed(arm)] for arm in made]),
-        "abilities": _table(["", *map(_words, ABILITIES)], [[arm, *_cells(evidence, arm, ABILITIES)] for arm in made]),
+        "ablations": _table(
+            ["", *columns, "each seed"],
+            [[arm, *_cells(evidence, arm, [*columns.values()]), each_seed(arm)] for arm in made],
+        ),
+        "abilities": _table(["", *map(_words, abilities)], [[arm, *_cells(evidence, arm, abilities)] for arm in made]),
     }
 
 
 def _sets(evidence: Evidence, scale: Scale) -> dict[str, str]:
     """A table of stage 1's sets, and the smallest that does as well as the whole, as far as the intervals can tell."""
-    shares = [share for share in (*scale.stage1_shares, 1.0) if stage1_arms(share)[1] in evidence]
+    shares = [share for share in (*scale.stage1_shares, 1.0) if stage1_arms(share, scale.world.whole)[0] in evidence]
     rows = [
         [f"{round(share * scale.pairs):,}"]
-        + [cell for arm in stage1_arms(share) for cell in _cells(evidence, arm, ("kind_colour", "abilities"))]
+        + [
+            cell
+            for arm in stage1_arms(share, scale.world.whole)
+            for cell in _cells(evidence, arm, (scale.world.beside[0], "abilities"))
+        ]
         for share in shares
     ]
-    head = [f"{what}, stage {stage}" for stage in (1, 2) for what in ("kind and colour", "all eight")]
-    whole, enough = evidence.rate("stage 2", "abilities"), ""
+    head = [f"{what}, stage {stage}" for stage in (1, 2) for what in (scale.world.beside[1], "all abilities")]
+    whole, enough = evidence.rate(scale.world.whole[1], "abilities"), ""
     for share in reversed(shares):
-        rate = evidence.rate(stage1_arms(share)[1], "abilities")
+        rate = evidence.rate(stage1_arms(share, scale.world.whole)[1], "abilities")
         if rate.total and whole.total and difference(whole, rate)[1] <= 0:
             enough = f"{round(share * scale.pairs):,} pictures ({compared(rate, whole)})"
     return {"sets": _table(["pictures", *head], rows), "enough": enough}

@@ -25,7 +25,7 @@ from minigpt4.files import only_process
 from minigpt4.statistics import now
 from minigpt4.telling import LogFormatter
 from pocket.reproduce.artifacts import Workshop
-from pocket.reproduce.claims import CLAIMS, Outcome
+from pocket.reproduce.claims import Outcome, read_claims
 from pocket.reproduce.experiments import ALL_SKILLS, Arm, ablated, jobs
 from pocket.reproduce.figures import draw
 from pocket.reproduce.results import ablations_page, write_page
@@ -102,9 +102,10 @@ def make_all(workshop: Workshop, todo: list[Job], processes: int, command: str, 
 def _next(waiting: list[Job], running: list[Job], used: set[tuple[int, int]]) -> Job | None:
     """The first arm that builds on nothing unmade and whose pictures no process is drawing and encoding just now."""
     unmade = {(arm.name, seed) for arm, seed in (*waiting, *running)}
+    names = {name for name, _ in unmade}
     drawing = {arm.data for arm, _ in running if arm.recipe} - used
     for arm, seed in waiting:
-        if unmade.isdisjoint({(arm.start, seed), (arm.after, seed)}) and arm.data not in drawing:
+        if (arm.start, seed) not in unmade and arm.after not in names and arm.data not in drawing:
             return arm, seed
     return None
 
@@ -137,9 +138,10 @@ def reproduce(
     """Make what is not made, then write `page`; returns the outcome of each claim. Raises what `make` raises."""
     console = console or Console()
     _check_page(page)
-    make(workshop, command, processes, console)
+    for each in (*workshop.beside.values(), workshop):
+        make(each, command, processes, console)
     outcomes = write(workshop, page, command)
-    for claim in CLAIMS:
+    for claim in read_claims(workshop.scale.world):
         console.print(f"{outcomes[claim.key].value:>22}  {claim.title}", highlight=False)
     console.print(f"\nThe page: {page}", soft_wrap=True, highlight=False)
     return outcomes
@@ -153,7 +155,8 @@ def write(workshop: Workshop, page: Path, command: str) -> dict[str, Outcome]:
         raise UserError(f"{workshop.out}: nothing of `{command}` is done there yet; run it, or give another --out")
     taught = {arm.llm for arm, seed in jobs(workshop.scale) if arm.asked != "none" and workshop.is_done(arm, seed)}
     in_words = {skill: workshop.in_words(skill) for skill in (ALL_SKILLS, *workshop.scale.skills) if skill in taught}
-    return write_page(page, evidence, workshop.scale, in_words, circumstances(workshop, command))
+    told = {**circumstances(workshop, command), **workshop.tell(evidence)}
+    return write_page(page, evidence, workshop.scale, in_words, told)
 
 
 def _check_page(page: Path) -> None:
@@ -172,6 +175,8 @@ def collect(workshop: Workshop) -> Evidence:
     for arm, seed in jobs(workshop.scale):
         if arm.asked != "none" and workshop.is_done(arm, seed):
             found.setdefault(arm.name, {})[seed] = workshop.figures(arm, seed)
+    for name, other in workshop.beside.items():
+        found |= {f"{name}: {arm}": dict(seeds) for arm, seeds in collect(other).of.items()}
     return Evidence(found)
 
 
@@ -185,9 +190,7 @@ def circumstances(workshop: Workshop, command: str) -> dict[str, Any]:
         "machines": dict.fromkeys(note["machine"] for note in notes),
         "others": dict.fromkeys(note["command"] for note in notes if note["command"] != command),
         "weights": workshop.weights(),
-        "missing": [
-            f"{arm.name} (seed {seed})" for arm, seed in jobs(workshop.scale) if not workshop.is_done(arm, seed)
-        ],
+        "missing": workshop.missing(),
     }
 
 

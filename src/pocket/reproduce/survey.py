@@ -5,12 +5,14 @@ the colour and place of one and the same object. Pictures come from the seeds th
 the reproduction has its own, and all judging is by ground truth.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from minigpt4.statistics import Rate
+from minigpt4.statistics import text as as_text
 from pocket.measure.survey import Judged, Rates, Survey, SurveyQuestion, draw_survey, measure
 from pocket.measure.truth import NOUNS, missing_fact, read
 from pocket.text.phrases import caption
@@ -29,6 +31,35 @@ SCENES = "scene's "
 CAPTIONS = 5
 #: The words of a caption of the paper's BLIP-2: what its coverage would be if the baseline were as short-spoken.
 SHORT_WORDS = 7
+
+
+@dataclass(frozen=True)
+class Mean(Rate):
+    """The mean of scores in a rate's place: `successes` is their sum, `squares` that of their squares."""
+
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> "Mean":
+        """The mean of these scores."""
+        return cls(sum(scores), len(scores), squares=sum(score * score for score in scores))  # type: ignore[arg-type]
+
+    def __add__(self, other: Rate) -> "Mean":
+        squares = self.squares + getattr(other, "squares", 0.0)
+        return Mean(self.successes + other.successes, self.total + other.total, squares=squares)
+
+    __radd__ = __add__  # to a rate of nothing
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The normal 95 % interval; (0, 1) for fewer than two scores."""
+        if self.total < 2:
+            return 0.0, 1.0
+        spread = 1.96 * math.sqrt(max(0.0, self.squares / self.total - self.share**2) / (self.total - 1))
+        return self.share - spread, self.share + spread
+
+    def __str__(self) -> str:
+        return as_text(self.to_json())
 
 
 @dataclass

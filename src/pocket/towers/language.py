@@ -12,7 +12,7 @@ exactly and tend to be several times as long.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
+from minigpt4.model.precision import training_dtype
 from minigpt4.model.sources import load
 from minigpt4.prompts.templates import TEMPLATES
 from pocket.text.conversations import LOOKUP_SEEDS, Piece, caption_text, conversation, lookup_text
@@ -139,7 +140,8 @@ def text_loss(model: LlamaForCausalLM, batch: TextBatch, device: torch.device) -
     stretch = CONTEXT_SCALE ** torch.rand(ids.shape[0], 1, 1, generator=generator)
     soft = (embeddings + noise.to(device) * scale) * stretch.to(device)
     embeddings = torch.where(context[..., None], soft, embeddings)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    fast = training_dtype(device) is not None  # else bfloat16 is many times slower
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         learnt = weights[:, 1:] > 0
         logits = model.lm_head(hidden[:, :-1][learnt])
@@ -243,18 +245,35 @@ def build_without(without: Collection[str], out: Path, steps: int, start: str | 
     """
     from minigpt4.model.parts import load_llm
 
-    finished = out / "llm"
-    if (finished / "config.json").is_file():
-        return finished
-    torch.manual_seed(0)
+    if (out / "llm" / "config.json").is_file():
+        return out / "llm"
     begun = load_llm(start, torch.float32)
-    model = begun.model
-    model.set_attn_implementation("eager")
+    begun.model.set_attn_implementation("eager")
     pieces = partial(conversation, system=TEMPLATES["vicuna_v0"].system, without=frozenset(without))
-    batches = TextBatches(replace(LANGUAGE, pieces=pieces), begun.tokenizer)
+    return _build(begun.model, begun.tokenizer, replace(LANGUAGE, pieces=pieces), steps, out)
+
+
+def build_on_captions(captions: Sequence[str], out: Path, steps: int) -> Path:
+    """Trains a captioning LM from nothing on these captions alone, in batches of 2,048 tokens; files as above."""
+    if (out / "llm" / "config.json").is_file():
+        return out / "llm"
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(captions)
+    kind = replace(CAPTIONER, pieces=partial(_caption, captions), first_seed=0, batch_tokens=2048)
+    return _build(_model(kind, tokenizer), tokenizer, kind, steps, out)
+
+
+def _caption(captions: Sequence[str], seed: int) -> list[Piece]:
+    return [("", False), (f"{captions[seed % len(captions)]}\n", True)]
+
+
+def _build(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: TextModel, steps: int, out: Path) -> Path:
+    """Trains an LM as `kind` says; its directory is `out/llm`, and what a killed run goes on from `out/run`."""
+    torch.manual_seed(0)
     plan = Pretraining(steps, warmup=min(Pretraining.warmup, steps // 10 + 1))
+    batches = TextBatches(kind, tokenizer)
     pretrain(model, batches, lambda batch: text_loss(model, batch, model.device), plan, out / "run")
-    with new_directory(finished, marker="config.json") as directory:
+    with new_directory(out / "llm", marker="config.json") as directory:
         model.half().save_pretrained(directory)
-        begun.tokenizer.save_pretrained(directory)
-    return finished
+        tokenizer.save_pretrained(directory)
+    return out / "llm"
