@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaConfig
 
 from minigpt4 import MiniGPT4, UserError
-from minigpt4.memory import plan
+from minigpt4.memory import paper_config, plan, rows_at_a_time
 from tiny import tiny_tokenizer, write_shard
 
 
@@ -67,6 +68,15 @@ def test_more_takes_more() -> None:
         < weights["float32"]
     )
     assert weights["4bit"] < 7e9, "with which it chats in 8 GB"
+
+
+def test_rows_are_computed_at_once_unless_they_keep_more_than_the_weights_take() -> None:
+    small = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+    assert rows_at_a_time(small, 8, 60, 2, 135_000_000) == 8
+    assert rows_at_a_time(small, 32, 60, 2, 135_000_000) == 11, "1.06 GB in three parts"
+    assert rows_at_a_time(small, 32, 2000, 2, 135_000_000) == 1
+    large = paper_config().text_config
+    assert rows_at_a_time(large, 32, 60, 2, 6_738_000_000) == 32
 
 
 def test_no_model(tiny_llm: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Parameters are counted on a network without weights, a job's memory follows from
 transformers' layers and measured margins, within 15 % of a process's peak (`tests/test_memory.py`).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from minigpt4.model.loading import read_record
 from minigpt4.model.quantization import LOAD_IN, is_in_files
 from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.prompts.templates import IMAGE_TOKEN
+from minigpt4.training.loss import CHUNK
 
 #: Memory is reported for these; a quantized LLM computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)
@@ -32,9 +34,16 @@ PROCESS = 380_000_000
 #: Numbers that a training step keeps for each token, by the bytes of one: so many times the LLM's width in each layer,
 #: then so many times its width and its MLP's width outside of the layers. In 16 bits norms keep float32 copies.
 KEPT = {4: (5, 7, 2), 2: (7, 19, 0)}
-#: A step's memory on a CPU for each byte of its tensors: freed memory is kept for later ones and partly stays unused.
-#: Measured at a width of 1,024 in both dtypes. (Returning memory at once would give 1.0, but takes half as long again.)
-HOLES = 1.9
+#: A step's memory on a CPU for each byte that it keeps: freed memory is kept for later steps and partly stays unused.
+#: (Returning memory at once would give 1.0, but takes half as long again.)
+HOLES = 1.5
+#: Bytes that training takes besides, by those of a number: data and what optimizers import; in float32 MKL's buffers.
+BESIDES = {4: 300_000_000, 2: 200_000_000}
+#: Bytes for each of the logits that are there at a time.
+AT_LOGITS = 20
+#: Bytes that the rows of a step may keep together on a CPU, or as many as the LLM's weights take; of a step that would
+#: keep more, fewer rows are computed at a time.
+AT_A_TIME = 400_000_000
 #: Bytes of code that oneDNN keeps for the shapes of a run's 16-bit products on a CPU, at most (`keep_little_code`).
 CODE = 100_000_000
 #: The paper's LLMs (Llama 7B and 13B): width, MLP width, layers, heads.
@@ -88,8 +97,12 @@ def plan(
     train: bool = False,
     of: tuple[str, str, bool, int] | None = None,
     text_tokens: int = TRAINED_TOKENS,
+    at_once: bool = False,
 ) -> Plan:
-    """The plan for `name`, one of the paper's LLMs or a model, or `of` parts that are apart. Raises UserError."""
+    """The plan for `name`, one of the paper's LLMs or a model, or `of` parts that are apart. Raises UserError.
+
+    A CPU computes some rows of a large batch at a time (`rows_at_a_time`), unless all of them are to be `at_once`.
+    """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
     memory: dict[str, dict[str, int]] = {"weights": {}}
@@ -97,7 +110,8 @@ def plan(
         size = 4 if precision == "float32" else 2
         jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
         if train:
-            jobs[f"training on {batch}"] = _training(config, batch, size, text_tokens)
+            parameters = None if at_once else _count(skeleton.language_model.parameters())
+            jobs[f"training on {batch}"] = _training(config, batch, size, text_tokens, parameters)
         vision, llm, unpacked = _weights(skeleton, precision)
         memory["weights"][precision] = vision + llm
         for job, working in jobs.items():
@@ -219,15 +233,34 @@ def _chat(config: Blip2Config, images: int, size: int) -> int:
     return max(_encoding(config, images, size), prefill, last)
 
 
-def _training(config: Blip2Config, samples: int, size: int, text_tokens: int) -> int:
-    """Bytes at the peak of training: encoding a batch for the feature cache, or a step. Logits come in small chunks."""
+def rows_at_a_time(llm: Any, rows: int, longest: int, size: int, parameters: int) -> int:
+    """How many of a training step's rows of `longest` tokens are computed at a time on a CPU, see `AT_A_TIME`.
+
+    `llm` is the configuration of a language model of so many `parameters`, whose numbers take `size` bytes.
+    """
+    pieces = math.ceil(rows * longest * _kept(llm, longest, size) / max(AT_A_TIME, size * parameters))
+    return math.ceil(rows / min(rows, pieces))
+
+
+def _training(config: Blip2Config, samples: int, size: int, text_tokens: int, parameters: int | None) -> int:
+    """Bytes at the peak of training: encoding a batch for the feature cache, or a step. Logits come in small chunks.
+
+    With the LLM's number of `parameters` rows count that are computed at a time, without all of a step's.
+    """
     llm, longest = config.text_config, config.num_query_tokens + text_tokens
+    rows = samples if parameters is None else rows_at_a_time(llm, samples, longest, size, parameters)
+    step = int(HOLES * rows * longest * _kept(llm, longest, size))
+    logits = min(CHUNK["cpu"], rows * longest * llm.vocab_size)
+    return max(_encoding(config, ENCODE_BATCH, size), step + AT_LOGITS * logits) + BESIDES[size] + CODE * (size == 2)
+
+
+def _kept(llm: Any, longest: int, size: int) -> int:
+    """Bytes that a training step keeps for each token of rows of `longest`, until it has gone backwards."""
     in_layer, width, mlp = KEPT[size]
     kept = llm.num_hidden_layers * (
         in_layer * llm.hidden_size + 3 * _mlp(llm) + llm.num_attention_heads * longest  # the last: attention weights
     )
-    step = samples * longest * size * (kept + width * llm.hidden_size + mlp * _mlp(llm))
-    return max(_encoding(config, ENCODE_BATCH, size), int(HOLES * step) + CODE * (size == 2))
+    return size * (kept + width * llm.hidden_size + mlp * _mlp(llm))
 
 
 def _mlp(llm: Any) -> int:

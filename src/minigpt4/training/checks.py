@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,11 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return resolve_dtype(recipe.dtype or training_dtype(device), device)
 
 
+def some_rows_at_a_time(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a step's rows may be computed in parts, on a CPU: not where processes gather an LLM's shards together."""
+    return device.type == "cpu" and not recipe.shard_llm
+
+
 def dry_run(recipe: Recipe, processes: int = 1) -> str:
     """Check a run in so many processes; returns what it would do, in words. Raises UserError for what would stop it."""
     rows = rows_per_process(recipe, processes)
@@ -117,13 +123,14 @@ def _passes(recipe: Recipe) -> str:
 
 def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:
     """Lines about the model's parts, and the memory that it takes to train on `part` samples at a time."""
+    device = resolve_device(recipe.device)
+    at_once = not some_rows_at_a_time(recipe, device)
+    planned = partial(plan, batch=part, train=True, text_tokens=recipe.max_text_tokens, at_once=at_once)
     if recipe.init:
-        found = plan(recipe.init, batch=part, train=True, text_tokens=recipe.max_text_tokens)
+        found = planned(recipe.init)
     else:
         vision, llm, _ = recipe.parts
-        side = vision, llm, recipe.qformer, recipe.group
-        found = plan(f"{vision} + {llm}", batch=part, train=True, of=side, text_tokens=recipe.max_text_tokens)
-    device = resolve_device(recipe.device)
+        found = planned(f"{vision} + {llm}", of=(vision, llm, recipe.qformer, recipe.group))
     precision = recipe.load_in or str(compute_dtype(recipe, device)).removeprefix("torch.")
     needed = found.memory[f"training on {part}"][precision]
     on_cuda = device.type == "cuda"

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from minigpt4.errors import UserError
+from minigpt4.memory import rows_at_a_time
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.stopping import StopSignals
+from minigpt4.training.checks import some_rows_at_a_time
 from minigpt4.training.distributed import Processes
 from minigpt4.training.loader import Loaded
 from minigpt4.training.loss import next_token_loss
@@ -103,7 +105,7 @@ def training_steps(
         processes.sum([counts])
         targets, samples, tokens, wishes = counts.tolist()
         optimizer.zero_grad()
-        loss = _backward(model, mine, targets, recipe.gradient_accumulation_steps, scaler)
+        loss = _backward(model, mine, targets, _at_a_time(model, mine, recipe), scaler)
         gradients = [p.grad for p in trained if p.grad is not None]
         processes.sum([*gradients, loss])
         scaler.unscale_(optimizer)
@@ -130,12 +132,20 @@ def training_steps(
         )  # fmt: skip
 
 
-def _backward(
-    model: MiniGPT4, mine: Loaded, targets: float, accumulation_steps: int, scaler: torch.amp.GradScaler
-) -> Tensor:
-    """Accumulate the gradients of this process's rows; returns their part of the batch's mean loss."""
+def _at_a_time(model: MiniGPT4, mine: Loaded, recipe: Recipe) -> int:
+    """How many of this process's rows are computed at a time: as the recipe says, or fewer on a CPU."""
+    rows = math.ceil(len(mine.batch.images) / recipe.gradient_accumulation_steps)
+    if not some_rows_at_a_time(recipe, model.device):
+        return rows
+    llm = model.blip2.language_model
+    parameters = sum(parameter.numel() for parameter in llm.parameters())
+    return rows_at_a_time(llm.config, rows, mine.batch.input_ids.shape[1], model.dtype.itemsize, parameters)
+
+
+def _backward(model: MiniGPT4, mine: Loaded, targets: float, rows: int, scaler: torch.amp.GradScaler) -> Tensor:
+    """Accumulate the gradients of this process's rows, so many at a time; returns their part of the mean loss."""
     total = torch.zeros((), device=model.device)
-    for piece in _pieces(mine, accumulation_steps):
+    for piece in _pieces(mine, rows):
         share = float(piece.batch.is_target.sum()) / targets
         loss = next_token_loss(model, piece.batch, _features(model, piece)) * share
         scaler.scale(loss).backward()
@@ -143,10 +153,10 @@ def _backward(
     return total
 
 
-def _pieces(mine: Loaded, count: int) -> Iterator[Loaded]:
-    size = math.ceil(len(mine.batch.images) / count)
-    for start in range(0, len(mine.batch.images), size):
-        yield mine if count == 1 else mine.part(slice(start, start + size))
+def _pieces(mine: Loaded, rows: int) -> Iterator[Loaded]:
+    count = len(mine.batch.images)
+    for start in range(0, count, rows):
+        yield mine if rows >= count else mine.part(slice(start, start + rows))
 
 
 def _features(model: MiniGPT4, part: Loaded) -> Tensor:
@@ -161,7 +171,7 @@ def _features(model: MiniGPT4, part: Loaded) -> Tensor:
 def _culprits(model: MiniGPT4, mine: Loaded, trained: list[Tensor]) -> list[str]:
     """The texts of the samples whose own loss or gradient is not finite."""
     texts = []
-    for one in _pieces(mine, len(mine.batch.images)):
+    for one in _pieces(mine, 1):
         loss = next_token_loss(model, one.batch, _features(model, one))
         found = (loss, *torch.autograd.grad(loss, trained, allow_unused=True))
         if not all(tensor.isfinite().all() for tensor in found if tensor is not None):
