@@ -37,7 +37,7 @@ KEPT = {4: (5, 7, 2), 2: (7, 19, 0)}
 #: A step's memory on a CPU for each byte that it keeps: freed memory is kept for later steps and partly stays unused.
 #: (Returning memory at once would give 1.0, but takes half as long again.)
 HOLES = 1.5
-#: Bytes that training takes besides, by those of a number: data and what optimizers import; in float32 MKL's buffers.
+#: Bytes that training takes besides, by those of a number: data, what optimizers import, products' own. Measured.
 BESIDES = {4: 300_000_000, 2: 200_000_000}
 #: Bytes for each of the logits that are there at a time.
 AT_LOGITS = 20
