@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 from minigpt4.errors import UserError
 from minigpt4.images import to_pixels
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model import parts
+from minigpt4.model.graph import NO_LLM, make_graph, put_tensors
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.model.parts import FAMILIAR_FILE
 from minigpt4.model.vision import load_vision_side
@@ -28,6 +31,15 @@ def perturb(model: MiniGPT4) -> None:
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     model.requires_grad_(False)
+
+
+def test_its_files_are_let_go_as_it_is_copied(tiny_vision: Path) -> None:
+    vision = parts.load_vision_qformer(tiny_vision)
+    read = [weakref.ref(tensor) for tensor in vision.tensors.values()]
+    blip2 = make_graph(vision, NO_LLM, 0)
+    put_tensors(blip2, vision, str(tiny_vision), torch.float32)
+    assert read
+    assert not any(tensor() is not None for tensor in read)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -115,11 +115,11 @@ def check_projection(what: str, blip2: Any, tensors: Mapping[str, Tensor], llm: 
 
 
 def put_tensors(blip2: Any, vision: parts.VisionQFormer, name: str, dtype: torch.dtype) -> None:
-    """Put the vision side's tensors into the network, in the dtypes in which transformers would load them."""
+    """Move the vision side's tensors into the network, in the dtypes in which transformers would load them."""
     blip2.query_tokens.data = blip2.query_tokens.data.to(dtype)
     qformer_dtype, tensors = torch.float32 if dtype == torch.float16 else dtype, {}
     for key in check_vision(blip2, vision, name):
-        found, wanted = vision.tensors[key], dtype if key.startswith(parts.ENCODER_PREFIX) else qformer_dtype
-        # A copy, since the tensors are mapped from a file that may be replaced.
+        found, wanted = vision.tensors.pop(key), dtype if key.startswith(parts.ENCODER_PREFIX) else qformer_dtype
+        # A copy, since the tensors are mapped from a file that may be replaced; each lets go of its part of the file.
         tensors[key] = found.to(wanted if found.is_floating_point() else found.dtype, copy=True)
     blip2.load_state_dict(tensors, strict=False, assign=True)

@@ -36,7 +36,7 @@ from minigpt4.images import size_of
 from minigpt4.model import encoders, sources
 from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
-from minigpt4.model.quantization import IN_FILES, is_in_files
+from minigpt4.model.quantization import IN_FILES, arrange, is_in_files
 from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
 from minigpt4.shipped import Pinned
@@ -220,7 +220,11 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     with readable(name, _NO_LLM):
         kind = AutoModelForCausalLM if tensors is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model = sources.load_model(kind, files, config=config, **settings)
-    if files.prefix or tensors:  # else its generation config and its name are those of the whole
+    given = tensors is not None
+    if tensors is not None:
+        tensors.clear()  # so that each layer, when it is arranged, lets go of its part of a mapped file
+    arrange(model)
+    if files.prefix or given:  # else its generation config and its name are those of the whole
         model.generation_config, model.config.name_or_path = read_generation_config(files, config), own_name
     model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts
     image_token_id = image_token(tokenizer)

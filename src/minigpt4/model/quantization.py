@@ -165,6 +165,13 @@ def quantize_linears(form: str, model: Any, packed: bool = False) -> None:
         model.set_submodule(name, new)
 
 
+def arrange(model: Any) -> None:
+    """Put the layers in 4 bits of a model that was just loaded into this machine's order, one after the other."""
+    for layer in model.modules():
+        if isinstance(layer, FourBitLinear):
+            layer.arrange()
+
+
 @register_quantization_config(METHOD)
 class OwnConfig(QuantizationConfigMixin):
     """Asks transformers' `from_pretrained` to hold the LLM in `form` ("4bit" or of `FORMATS`)."""
@@ -181,11 +188,6 @@ class OwnQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         quantize_linears(self.quantization_config.form, model, packed=self.pre_quantized)
-
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        for layer in model.modules():
-            if isinstance(layer, FourBitLinear):
-                layer.arrange()
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         name, _, own = param_name.rpartition(".")
