@@ -49,16 +49,16 @@ def worker(format_: str, model_name: str, llm: str | None, text: Path | None, to
     with Image.open(str(files("minigpt4") / "app" / "page" / "assets" / "coffee.jpg")) as file:
         photo = file.convert("RGB")
 
-    def timed(rows: int) -> tuple[float, float]:
+    def timed(rows: int, prompt: int) -> tuple[float, float]:
         """Prompt and generated tokens/s of so many greedy answers."""
-        ids = [100 + i % 100 for i in range(PROMPT)]
+        ids = [100 + i % 100 for i in range(prompt)]
         decoding = Decoding(max_new_tokens=tokens + 1, do_sample=False)
         batch, start = ContinuousBatch(model), time.perf_counter()
         batch.join([Row(ids, no_features(model), decoding) for _ in range(rows)])
         read, start = time.perf_counter() - start, time.perf_counter()
         for _ in range(tokens):
             batch.step()
-        return rows * PROMPT / read, rows * tokens / (time.perf_counter() - start)
+        return rows * prompt / read, rows * tokens / (time.perf_counter() - start)
 
     print("ready", flush=True)
     for run, line in enumerate(sys.stdin):
@@ -66,8 +66,8 @@ def worker(format_: str, model_name: str, llm: str | None, text: Path | None, to
             print(json.dumps(_on_text(model, text)), flush=True)
             continue
         found: dict[str, float] = {"load": load, "bytes": sum(held.values())}
-        found["prompt"], found["alone"] = timed(1)
-        _, found["together"] = timed(TOGETHER)
+        found["prompt"], found["alone"] = timed(1, PROMPT)
+        _, found["together"] = timed(TOGETHER, 16)
         start = time.perf_counter()
         pieces = model.start_chat().stream(
             "Describe this image.", image=photo.crop((run, 0, *photo.size)), do_sample=False, max_new_tokens=8
@@ -233,6 +233,7 @@ def main() -> None:
         for each in taken:
             found = each.ask()
             each.rounds += [found] if run else []  # the first warms up
+            print(f"{each.name}, run {run}: {found}", file=sys.stderr, flush=True)
     for each in taken:
         each.text = each.ask("text") if each.name != "llama.cpp" else {}
     likeliest = taken[0].text.get("likeliest")
