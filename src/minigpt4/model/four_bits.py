@@ -29,12 +29,18 @@ def fast_block() -> int | None:
     return next((block for block in (BLOCK, 32) if torch.equal(pack(codes.to(torch.uint8), block), found)), None)
 
 
-@lru_cache
-def multiplies(dtype: torch.dtype, device: str) -> torch.dtype:
-    """The dtype for products of numbers in `dtype`: float32 where a CPU has no instructions for bfloat16's."""
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"avx512_bf16": True}
-    slow = device == "cpu" and dtype is torch.bfloat16 and not (able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.float32 if slow and able.get("avx2") else dtype
+def _slow_bfloat16() -> bool:
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx2")) and not (able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+SLOW_BFLOAT16 = _slow_bfloat16()  # whether this CPU lacks instructions for products of bfloat16
+
+
+def multiplies(x: Tensor) -> torch.dtype:
+    """The dtype for products with `x`: float32 where those of bfloat16 are slow."""
+    slow = SLOW_BFLOAT16 and x.device.type == "cpu" and x.dtype is torch.bfloat16
+    return torch.float32 if slow else x.dtype
 
 
 def pack(codes: Tensor, block: int = BLOCK) -> Tensor:
@@ -103,7 +109,7 @@ def multiply(x: Tensor, packed: Tensor, scale: Tensor, block: int, fast: bool) -
     if fast and len(x) <= ROWS:
         half = x.bfloat16().contiguous()
         return torch.ops.aten._weight_int4pack_mm_for_cpu(half, packed, GROUP, scale).to(x.dtype)
-    wide = x.to(multiplies(x.dtype, x.device.type))
+    wide = x.to(multiplies(x))
     return torch.cat([(wide @ weight).to(x.dtype) for weight in _pieces(packed, scale, block, wide.dtype)], -1)
 
 
@@ -119,7 +125,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         packed, scale = ctx.saved_tensors
-        wide, start = gradient.to(multiplies(gradient.dtype, gradient.device.type)), 0
+        wide, start = gradient.to(multiplies(gradient)), 0
         total = wide.new_zeros(())
         for weight in _pieces(packed, scale, ctx.block, wide.dtype):
             total = total + wide[:, start : start + weight.shape[1]] @ weight.t()
