@@ -34,10 +34,6 @@ def draw(name: str, evidence: Evidence, scale: Scale, in_words: InWords, path: P
     return drawn
 
 
-def _labels(scale: Scale) -> list[str]:
-    return [ability.replace("_", "-") for ability in scale.world.abilities]
-
-
 def _percent(axes: Any, label: str) -> None:
     axes.set_ylim(0, 103)
     axes.set_ylabel(label)
@@ -59,7 +55,7 @@ def _abilities(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -
         width = 0.8 / max(1, len(shown))
         places = [i + (k - (len(shown) - 1) / 2) * width for i in range(len(shares))]
         axes.bar(places, shares, 0.95 * width, yerr=errors, label=arm, error_kw={"linewidth": 0.8, "alpha": 0.7})
-    axes.set_xticks(range(len(scale.world.abilities)), _labels(scale), fontsize=8)
+    axes.set_xticks(range(len(scale.world.abilities)), scale.world.abilities, fontsize=8)
     _percent(axes, "right, per cent")
     axes.legend(ncols=5, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     return bool(shown)
@@ -122,7 +118,7 @@ def _skills(axes: Any, evidence: Evidence, scale: Scale, in_words: InWords) -> b
         for x, share in enumerate(line):
             colour = "white" if share > 55 else "black"
             axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(scale.world.abilities)), _labels(scale), fontsize=8)
+    axes.set_xticks(range(len(scale.world.abilities)), scale.world.abilities, fontsize=8)
     axes.set_yticks(range(len(rows)), ["text with all skills", *rows[1:]], fontsize=8)
     axes.set_title("right about pictures, per cent", fontsize=9)
     return True

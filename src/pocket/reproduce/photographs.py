@@ -70,10 +70,7 @@ def scales(quick: bool, seeds: int | None, texts: int) -> tuple[Scale, Scale]:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph: its file's name and bytes, people's captions, and COCO's annotated objects, if it is one of those.
-
-    `named` are the things that captions name; `subjects` what most of them do, and at least three.
-    """
+    """A photograph: its file's name and bytes, captions, and what is in it if that is annotated."""
 
     name: str
     image: bytes
@@ -82,17 +79,14 @@ class Photo:
 
     @cached_property
     def named(self) -> Counter[str]:
+        """How many captions name a thing."""
         return Counter(name for caption in self.captions for name in {*THINGS.mentions(caption)})
 
     @cached_property
     def subjects(self) -> set[str]:
+        """What most captions name, and at least three."""
         most = max(self.named.values(), default=0)
         return {name for name, times in self.named.items() if times == most >= 3}
-
-    @property
-    def gist(self) -> str:
-        """What two captions or more name, for people who do not see the photograph."""
-        return ", ".join(name for name, times in self.named.most_common() if times > 1) or "–"
 
 
 @cache
@@ -200,14 +194,9 @@ class Photographs(Workshop):
         scenes, many = self.scale.scenes, self.scale.scenes if arm.asked == "all" else 0
         test, others = flickr(self.flickr8k, "test"), coco_photos(self.coco)
         own, others = test[seed * scenes :][:scenes], (others * 2)[seed * many // 2 % len(others) :][: many // 2]
-        of_task = {
-            task: (
-                *own[: scenes if "often" in how else self.scale.questions],
-                *(others if task in PHOTOGRAPHS.forms else ()),
-            )
-            for task, how in TASKS.items()
-        }
-        return [(task, photo) for task, photos in of_task.items() for photo in photos]
+        of_task = {task: own[: scenes if "often" in how else self.scale.questions] for task, how in TASKS.items()}
+        asked = ((task, (*own, *(others if task in PHOTOGRAPHS.forms else ()))) for task, own in of_task.items())
+        return [(task, photo) for task, photos in asked for photo in photos]
 
     def _ask(self, arm: Arm, seed: int, aligned: str) -> None:
         from minigpt4.generation.engine import answers
@@ -280,23 +269,22 @@ class Photographs(Workshop):
         every = [row for row in rows if row[2].objects is None]
         firsts = {photo.name for _, _, photo, _ in every[:2]}
         shown = [
-            [photo.name, photo.gist, task, name, " / ".join(row["answer"].split("\n"))]
+            [photo.name, ", ".join(photo.named), task, name, " / ".join(row["answer"].split("\n"))]
             for name, task, photo, row in every
             if photo.name in firsts and task in ("description", *PHOTOGRAPHS.abilities)
         ]
-        reading, lines = self.out / "reading", dict[str, dict[str, Any]]()
-        (reading / "photographs").mkdir(parents=True, exist_ok=True)
-        for name, task, photo, row in every:
-            if name in READ and task in PHOTOGRAPHS.abilities:
-                (reading / "photographs" / photo.name).write_bytes(photo.image)
-                key = reading_id(name, task, photo, row)
-                lines[key] = {"id": key, "task": task, "photo": photo.name, "turns": row["turns"]}
+        lines = {
+            key: {"id": key, "task": task, "photo": photo.name, "turns": row["turns"]}
+            for name, task, photo, row in every
+            if name in READ and task in PHOTOGRAPHS.abilities and (key := reading_id(name, task, photo, row))
+        }
+        (self.out / "reading").mkdir(parents=True, exist_ok=True)
         # In an order that tells nothing of the model.
         text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
-        write_atomically(reading / "answers.jsonl", text.encode())
+        write_atomically(self.out / "reading" / "answers.jsonl", text.encode())
         return {
             "shown": table(["photograph", "its captions name", "asked for", "model", "answer"], sorted(shown)).rstrip(),
-            "reading": reading / "answers.jsonl", "to_read": len(lines),
+            "reading": self.out / "reading" / "answers.jsonl", "to_read": len(lines),
             "judged": sum(row["id"] in lines for row in self._judgements()),
         }  # fmt: skip
 
