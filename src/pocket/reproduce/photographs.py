@@ -52,12 +52,7 @@ READ = ("stage 2", WEAK_ARM, "BLIP-2", "photo as it ships")
 PHOTOGRAPHS = World.read("photographs")  # whose forms are asked about COCO's photographs too
 POCKET_LLM = Arm("the pocket LLM", start="pocket", asked="all")
 #: Drawn pictures through the parts for photographs; the pocket model beside them.
-DRAWN = replace(
-    World.read("results"),
-    recipes="photo",
-    stage1=PHOTOGRAPHS.stage1,
-    more=[POCKET_LLM],
-)
+DRAWN = replace(World.read("results"), recipes="photo", stage1=PHOTOGRAPHS.stage1, more=[POCKET_LLM])
 
 
 def scales(quick: bool, seeds: int | None, texts: int) -> tuple[Scale, Scale]:
@@ -92,13 +87,10 @@ class Photo:
 @cache
 def flickr(directory: Path, split: str) -> tuple[Photo, ...]:
     """The photographs of a split, in an order drawn once. Raises UserError."""
-    columns = {"image", *(f"caption_{k}" for k in range(5))}
-    found = []
-    for file in find_files(directory / "**" / f"{split}-*.parquet")[0]:
-        for row in parquet_rows(file, columns):
-            if not isinstance(row, Cause):
-                captions = tuple(tidy(row[name]) for name in sorted(columns - {"image"}))
-                found.append(Photo(row["image"]["path"], row["image"]["bytes"], captions))
+    keys = [f"caption_{k}" for k in range(5)]
+    files, _ = find_files(directory / "**" / f"{split}-*.parquet")
+    rows = [row for file in files for row in parquet_rows(file, {"image", *keys}) if not isinstance(row, Cause)]
+    found = [Photo(row["image"]["path"], row["image"]["bytes"], tuple(tidy(row[key]) for key in keys)) for row in rows]
     return tuple(random.Random(f"photographs of {split}").sample(found, len(found)))
 
 
@@ -249,11 +241,11 @@ class Photographs(Workshop):
         found, judged = Figures(), self.judged(arm, seed)
         for each in judged:
             _count(found, *each)
-        own = [(photo, row["answer"]) for task, photo, row in judged if task == "caption" and photo.objects is None]
-        found.rates["CIDEr"] += Mean.of(cider({photo.name: (text, photo.captions) for photo, text in own}))
+        own = [(photo, row) for task, photo, row in judged if task == "caption" and photo.objects is None]
+        found.rates["CIDEr"] += Mean.of(cider({photo.name: (row["answer"], photo.captions) for photo, row in own}))
         if seed == self.scale.seeds[0] and arm.name in READ:
             verdicts = {row["id"]: row["success"] for row in self._judgements()}
-            ids = [reading_id(arm.name, *each) for each in judged]
+            ids = [digest([arm.name, task, photo.name, row["answer"]]) for task, photo, row in judged]
             found.rates["read"] += Rate.from_outcomes(verdicts[name] for name in ids if name in verdicts)
         return found
 
@@ -273,11 +265,11 @@ class Photographs(Workshop):
             for name, task, photo, row in every
             if photo.name in firsts and task in ("description", *PHOTOGRAPHS.abilities)
         ]
-        lines = {
-            key: {"id": key, "task": task, "photo": photo.name, "turns": row["turns"]}
-            for name, task, photo, row in every
-            if name in READ and task in PHOTOGRAPHS.abilities and (key := reading_id(name, task, photo, row))
-        }
+        lines: dict[str, dict[str, Any]] = {}
+        for name, task, photo, row in every:
+            if name in READ and task in PHOTOGRAPHS.abilities:
+                key = digest([name, task, photo.name, row["answer"]])
+                lines[key] = {"id": key, "task": task, "photo": photo.name, "turns": row["turns"]}
         (self.out / "reading").mkdir(parents=True, exist_ok=True)
         # In an order that tells nothing of the model.
         text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
@@ -308,11 +300,6 @@ def _count(found: Figures, task: str, photo: Photo, row: Mapping[str, Any]) -> N
     if task in PHOTOGRAPHS.abilities:
         count(task, row["success"])
         count("abilities", row["success"])
-
-
-def reading_id(arm: str, task: str, photo: Photo, row: Mapping[str, Any]) -> str:
-    """The name of an answer for readers, which does not tell the model."""
-    return digest([arm, task, photo.name, row["answer"]])
 
 
 def cider(said: Mapping[str, tuple[str, Sequence[str]]]) -> list[float]:
