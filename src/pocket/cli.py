@@ -165,7 +165,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Where models and answers go; a run there goes on.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page; its plots go to assets beside it.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, fewer arms and questions: 15 minutes; photographs an hour, by estimate.")
+        bool, typer.Option("--quick", help="One seed, fewer arms: 15 minutes; photographs an hour, by estimate.")
     ] = False,
     seeds: _Seeds = None,
     processes: _Processes = None,
