@@ -23,7 +23,6 @@ from minigpt4.model.loading import read_record
 from minigpt4.model.quantization import LOAD_IN, is_in_files
 from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.prompts.templates import IMAGE_TOKEN
-from minigpt4.training.loss import CHUNK
 
 #: Memory is reported for these; a quantized LLM computes in bfloat16.
 PRECISIONS = ("float32", "bfloat16", "float16", *LOAD_IN)
@@ -39,6 +38,8 @@ KEPT = {4: (5, 7, 2), 2: (7, 19, 0)}
 HOLES = 1.5
 #: Bytes that training takes besides, by those of a number: data, what optimizers import, products' own. Measured.
 BESIDES = {4: 300_000_000, 2: 200_000_000}
+#: Logits in memory at a time, in float32: so many that the head's products are long, so few that they do not count.
+CHUNK = {"cpu": 2**22, "cuda": 2**28}
 #: Bytes for each of the logits that are there at a time.
 AT_LOGITS = 20
 #: Bytes that the rows of a step may keep together on a CPU, or as many as the LLM's weights take; of a step that would
@@ -138,7 +139,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
     if sources.find_file(source, "config.json"):
         config = sources.read_json(source, "config.json")
         if config.get("model_type") != "blip-2":
-            expected = f"an alignment, an export, {' or '.join(PAPER_LLMS)}"
+            expected = f"an alignment, an export, or {' or '.join(PAPER_LLMS)}"
             raise UserError(f"{name}: is a {config.get('model_type')!r} model; give {expected}")
         with parts.readable(name):
             return Blip2Config(**config), {"all": _bytes(source)}

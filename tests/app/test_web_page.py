@@ -253,7 +253,6 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     expect(tab.locator("#duel .stop-button")).to_be_visible()  # this one can be stopped too
 
 
-
 def test_the_first_paint_comes_within_two_seconds(visit: Callable[..., Any]) -> None:
     """It says what the page is, and waits for no script. The best of three, as other work slows each down."""
     paints = [

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
+from minigpt4.errors import UserError
+
 if TYPE_CHECKING:
     from minigpt4.model.aligned import AlignedModel
 
@@ -29,7 +31,9 @@ class Trained:
 
 
 def set_trainable(model: "AlignedModel", stage: int) -> list[str]:
-    """Freeze all but what `stage` (1 or 2) trains (paper, 3.1, 3.3; `model.trained`); returns its names."""
+    """Freeze all but what `stage` trains (paper, 3.1, 3.3; `model.trained`); returns its names. Raises UserError."""
+    if stage not in (1, 2):
+        raise UserError(f"there is no stage {stage!r}; the stages are 1, 2")
     trained, adapters = [], set(model.adapter_names())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("blip2.language_projection.") or name in adapters)

@@ -175,8 +175,9 @@ def no_qformer(vision_config: Any, group: int = PATCHES_PER_TOKEN) -> tuple[Blip
     patches = tokens - encoders.placeless(tokens)
     if patches % group:
         divisors = ", ".join(str(n) for n in range(1, min(patches, 100) + 1) if patches % n == 0)
-        told = f"{group} patches go into each image token, but an image of {side} px has {patches}"
-        raise UserError(f"without a Q-Former {told}, so use another image size, or groups of {divisors}")
+        told = f"{group} patches go into each image token, and an image of {side} px has {patches}"
+        give = f"use another image size, or groups of {divisors}"
+        raise UserError(f"without a Q-Former {told}, which cannot be divided so; {give}")
     width = vision_config.hidden_size
     config = Blip2QFormerConfig(
         hidden_size=group * width, num_hidden_layers=0, num_attention_heads=1, encoder_hidden_size=width

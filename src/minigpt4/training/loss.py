@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt4.data.batches import Batch
+from minigpt4.memory import CHUNK
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.graph import logit_scale
 from minigpt4.model.packing import LONGEST, Packing, few, filled
-
-#: Logits in memory at a time, in float32: so many that the head's products are long, so few that they do not count.
-CHUNK = {"cpu": 2**22, "cuda": 2**28}
 
 
 def next_token_loss(model: MiniGPT4, batch: Batch, features: Tensor) -> Tensor:
