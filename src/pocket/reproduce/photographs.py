@@ -75,7 +75,7 @@ class Photo:
     @cached_property
     def named(self) -> Counter[str]:
         """How many captions name a thing."""
-        return Counter(name for caption in self.captions for name in {*THINGS.mentions(caption)})
+        return Counter(name for caption in self.captions for name in sorted({*THINGS.mentions(caption)}))
 
     @cached_property
     def subjects(self) -> set[str]:
@@ -261,7 +261,7 @@ class Photographs(Workshop):
         every = [row for row in rows if row[2].objects is None]
         firsts = {photo.name for _, _, photo, _ in every[:2]}
         shown = [
-            [photo.name, ", ".join(photo.named), task, name, " / ".join(row["answer"].split("\n"))]
+            [photo.name, ", ".join(dict(photo.named.most_common())), task, name, " / ".join(row["answer"].split("\n"))]
             for name, task, photo, row in every
             if photo.name in firsts and task in ("description", *PHOTOGRAPHS.abilities)
         ]
