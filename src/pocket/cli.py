@@ -158,9 +158,11 @@ def _command(name: str, quick: bool, seeds: int | None) -> str:
 
 @pocket.command()
 def reproduce(
-    world: Annotated[str, typer.Option(help="pocket, or photographs, which needs the three options below.")] = "pocket",
-    flickr8k: Annotated[Path, typer.Option(help="Flickr8k's parquet files.")] = Path("../shared/flickr8k"),
-    coco: Annotated[Path, typer.Option(help="COCO's images and annotations.")] = Path("../shared/coco-mini"),
+    world: Annotated[
+        str, typer.Option(help="pocket, or photographs, for which --flickr8k and --coco are needed.")
+    ] = "pocket",
+    flickr8k: Annotated[Path | None, typer.Option(help="Directory of Flickr8k's parquet files.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="Directory of COCO's images and annotations.")] = None,
     texts: Annotated[Path, typer.Option(help="Detailed descriptions of photographs, for stage 2.")] = _TEXTS,
     out: Annotated[Path | None, typer.Option(help="Where models and answers go; a run there goes on.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page; its plots go to assets beside it.")] = None,
@@ -186,6 +188,8 @@ def reproduce(
     page = page or Path(pages[world])
     workshop = Workshop(out or _REPRODUCTION, find_scale(quick, seeds))
     if world == "photographs":
+        if flickr8k is None or coco is None:
+            raise UserError("this world is made of photographs; name their directories with --flickr8k and --coco")
         workshop = photographs.workshop(out or Path("runs/photographs"), flickr8k, coco, texts, quick, seeds)
     if plan:
         say("\n\n".join(run.plan(each) for each in (*workshop.beside.values(), workshop)))

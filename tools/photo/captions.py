@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -20,9 +19,7 @@ from rich.progress import track
 
 from minigpt4 import MiniGPT4
 from minigpt4.evaluation.benchmarks.coverage import caption_scores
-from minigpt4.prompts.templates import TEMPLATES
-
-BARE = replace(TEMPLATES["blip2"], name="bare", user="{images}{text}", assistant="{text}\n")
+from pocket.reproduce.photographs import BARE
 
 
 def main() -> None:
