@@ -299,6 +299,13 @@ def data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image's file of this kind, which Pillow writes with these options."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def image_url(source: str | Path | bytes | Image.Image) -> str:
     """An image as a data URL: upright PNG, JPEG, WebP as they are, others remade. Raises UserError as `open_image`."""
     image = open_image(source)
@@ -307,9 +314,7 @@ def image_url(source: str | Path | bytes | Image.Image) -> str:
         if kind := _kind_to_send(data):
             return data_url(data, kind)
     kind = "jpeg" if image.width * image.height > 1_000_000 else "png"  # of photos, a PNG takes many times the bytes
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=95)
-    return data_url(buffer.getvalue(), kind)
+    return data_url(encoded(image, kind, quality=95), kind)
 
 
 def _kind_to_send(data: bytes) -> str | None:

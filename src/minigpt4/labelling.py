@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import secrets
 import statistics
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import validate_call
 
 from minigpt4.errors import UserError
-from minigpt4.images import open_image
+from minigpt4.images import encoded, open_image
 from minigpt4.local_web import allowed_hosts, known_host, listen, same_site, url
 
 try:
@@ -173,9 +172,7 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
         except UserError as error:
             raise HTTPException(404, f"this image cannot be shown ({str(error).rpartition(': ')[2]})") from None
         found.thumbnail((2048, 2048))
-        buffer = io.BytesIO()
-        found.save(buffer, "PNG", compress_level=1)
-        return Response(buffer.getvalue(), media_type="image/png")
+        return Response(encoded(found, "PNG", compress_level=1), media_type="image/png")
 
     return app
 

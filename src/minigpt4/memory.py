@@ -141,7 +141,7 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
         if config.get("model_type") != "blip-2":
             expected = f"an alignment, an export, or {' or '.join(PAPER_LLMS)}"
             raise UserError(f"{name}: is a {config.get('model_type')!r} model; give {expected}")
-        with parts.readable(name):
+        with sources.readable(name):
             return Blip2Config(**config), {"all": _bytes(source)}
     record = read_record(source)
     return _describe_parts(record.origin.vision_qformer, record.origin.llm, record.qformer, record.group)

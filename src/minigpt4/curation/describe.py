@@ -158,7 +158,6 @@ def _describe_batch(model: Any, how: Describing, batch: Sequence[tuple[LedgerIma
 
 
 def _describe_remotely(endpoint: Endpoint, how: Describing, one: tuple[LedgerImage, int]) -> Described:
-    """The description of one image, if it is there."""
     image, sample = one
     data = image.read_if_there()
     if data is None:

@@ -104,9 +104,9 @@ def measure_all(items: Sequence[Description], hashes: Mapping[str, np.ndarray]) 
             "unfinished": int(failure(text, item.ended) in ("fragment", "no end", "empty")),
             "fragments": language.count_fragments(text), "repeated_ngrams": language.repeated_share(text),
             "repeated_sentences": language.count_repeated_sentences(text),
-            "apology": language.count(language.APOLOGIES, text),
-            "assistant_talk": language.count(language.ASSISTANT_TALK, text),
-            "non_english": foreign_share(text), "markup": language.count(language.MARKUP, text),
+            "apology": len(language.APOLOGIES.findall(text)),
+            "assistant_talk": len(language.ASSISTANT_TALK.findall(text)),
+            "non_english": foreign_share(text), "markup": len(language.MARKUP.findall(text)),
             "duplicate_picture": nearest.get(item.image.name), "duplicate_text": seen[" ".join(said)],
             "ungrounded_sentence": grounding.get("lowest"), "ungrounded_text": grounding.get("whole"),
         })  # fmt: skip

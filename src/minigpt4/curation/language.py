@@ -43,11 +43,6 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def count(pattern: re.Pattern[str], text: str) -> int:
-    """How often one of the phrases is found."""
-    return len(pattern.findall(text))
-
-
 def similarity(text: str, other: str) -> float:
     """The share of vocabulary of two texts: Dice's coefficient of their sets of words, so repetitions do not count."""
     mine, theirs = set(words(text)), set(words(other))

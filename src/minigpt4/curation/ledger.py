@@ -163,8 +163,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             if found[0] != _APPLICATION:
                 raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
             if found[1] != VERSION:
-                told = f"has ledger version {found[1]}, this minigpt4 reads {VERSION}"
-                raise UserError(f"{self.path}: {told}; use the version of minigpt4 that wrote it")
+                told = f"was written by another version of minigpt4 (ledger version {found[1]}, this one reads {VERSION})"
+                raise UserError(f"{self.path}: {told}; use that version, or import its export into a new project")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
 
@@ -177,8 +177,8 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         try:
             yield
         except sqlite3.DatabaseError as error:
-            intact = "what was recorded before is intact, so mend the cause and run the same command again"
-            raise UserError(f"{self.path}: {error}; {intact}") from error
+            intact = "what was recorded before is intact: mend the cause (a full disk, a damaged file, missing rights)"
+            raise UserError(f"{self.path}: {error}; {intact} and run the same command again") from error
 
     def lock(self, step: str, *, wait: bool = False) -> contextlib.AbstractContextManager[None]:
         """Keeps a second process out of `step`, as `only_process`."""

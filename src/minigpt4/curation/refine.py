@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from minigpt4.curation.language import APOLOGIES, ASSISTANT_TALK, PHRASES, count, similarity
+from minigpt4.curation.language import APOLOGIES, ASSISTANT_TALK, PHRASES, similarity
 from minigpt4.curation.ledger import Description, Ledger
 from minigpt4.endpoint import Endpoint, Reply, Unanswered, estimate_tokens
 from minigpt4.progress import progress_bar
@@ -19,7 +19,7 @@ def rejection(raw: str, reply: Reply, min_similarity: float) -> str | None:
     if not reply.ended:
         return "cut off"
     for pattern, reason in ((APOLOGIES, "refusal or apology"), (ASSISTANT_TALK, "assistant talk")):
-        if count(pattern, reply.text) > count(pattern, raw):
+        if len(pattern.findall(reply.text)) > len(pattern.findall(raw)):
             return reason
     return "drift" if similarity(raw, reply.text) < min_similarity else None
 

@@ -1,7 +1,6 @@
 """A look at a source before training on it: counts, captions, images, problems, and a contact sheet."""
 
 import hashlib
-import io
 import re
 import textwrap
 from collections import Counter
@@ -18,7 +17,7 @@ from minigpt4.data.pairs import Cause
 from minigpt4.data.sources import Source, open_source
 from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
-from minigpt4.images import kind_of, open_image
+from minigpt4.images import encoded, kind_of, open_image
 from minigpt4.telling import shown
 
 COLUMNS, THUMBNAIL, TEXT_HEIGHT, LETTERS = 6, 160, 60, 24
@@ -128,7 +127,5 @@ def contact_sheet(found: Inspection, path: Path) -> None:
         written = text.encode("latin-1", "replace").decode("latin-1")  # what the font has signs for
         start = "\n".join(textwrap.wrap(written, LETTERS, max_lines=4, placeholder=" ..."))
         draw.multiline_text((x + 3, y + THUMBNAIL + 2), start, "black", font, spacing=2)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, encoded(sheet, "PNG"))

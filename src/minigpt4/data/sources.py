@@ -120,7 +120,6 @@ def _named(files: Sequence[Path], folder: Path) -> str:
 
 
 def _not_read(files: Iterable[Path], read: Sequence[Path], folder: Path) -> tuple[str, ...]:
-    """Which tables and archives of a folder are left alone."""
     others = [file for file in files if file.suffix[1:].lower() in {*_READERS} - {"json"} and file not in set(read)]
     return (f"not read: {_named(others, folder)}; to read one, name it as the source",) if others else ()
 

@@ -132,3 +132,8 @@ class Verdict:
     success: bool | None
     reason: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def unless(cls, wrong: str | None) -> "Verdict":
+        """Success, unless something is `wrong`, which is then the reason."""
+        return cls(wrong is None, wrong or "")

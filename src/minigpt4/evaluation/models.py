@@ -185,13 +185,9 @@ class Blip2Answerer(LocalAnswerer):
         """(model, processor)."""
         source = sources.resolve(self.name)
         placement = Placement.resolve(self.settings.dtype, self.settings.device, None, None)
-        try:
+        with sources.readable(self.name, "cannot be loaded as a BLIP-2 ({})"):
             processor = sources.load(AutoProcessor, source)
             model = sources.load(Blip2ForConditionalGeneration, source, dtype=placement.dtype)
-        except UserError:
-            raise
-        except Exception as error:  # each part has its own exceptions for broken files
-            raise UserError(f"{self.name}: cannot be loaded as a BLIP-2 ({sources.first_line(error)})") from None
         processor.tokenizer.padding_side = "left"
         processor.num_query_tokens = model.config.num_query_tokens  # early revisions on the hub do not say
         return model.to(placement.device).eval(), processor

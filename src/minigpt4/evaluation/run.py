@@ -122,7 +122,6 @@ def _ask(
 
 
 def _content(path: Path) -> str:
-    """The SHA-256 of an image file."""
     try:
         return hashlib.sha256(read_image(path)).hexdigest()[:32]
     except UserError:

@@ -87,7 +87,6 @@ def as_list(images: Any) -> list[ImageSource]:
 
 
 def _images(images: Any, count: int) -> list[list[ImageSource]]:
-    """For each of `count` prompts its images."""
     given = images if isinstance(images, (list, tuple)) else [images] * count
     if len(given) != count:
         one_for_each = "give one image or list of images for each, or a single image, not in a list, for all"

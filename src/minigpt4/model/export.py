@@ -153,7 +153,6 @@ def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.
 
 
 def _write_settings(model: AlignedModel, directory: Path) -> None:
-    """Write configurations, processor and tokenizer."""
     blip2, (tokenizer, cut) = model.blip2, _exported_tokenizer(model)
     ends, biases = _endings(model, tokenizer)
     blip2.config.save_pretrained(directory)

@@ -29,12 +29,10 @@ def fast_block() -> int | None:
     return next((block for block in (BLOCK, 32) if torch.equal(pack(codes.to(torch.uint8), block), found)), None)
 
 
-def _slow_bfloat16() -> bool:
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(able.get("avx2")) and not (able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-SLOW_BFLOAT16 = _slow_bfloat16()  # whether this CPU lacks instructions for products of bfloat16
+_ABLE = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+#: Whether this CPU has instructions for products of bfloat16, and whether they are known to take long without.
+FAST_BFLOAT16 = bool(_ABLE.get("avx512_bf16") or _ABLE.get("amx_bf16"))
+SLOW_BFLOAT16 = bool(_ABLE.get("avx2")) and not FAST_BFLOAT16
 
 
 def multiplies(x: Tensor) -> torch.dtype:

@@ -26,25 +26,21 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.source, self.prefix, self.path = path, "", path
-        try:
+        with sources.readable(path, sources.BROKEN_GGUF):
             reader = QuickReader(path, "c")  # mapped so that torch takes it for writable
             self._architecture = reader.fields["general.architecture"].contents()
             self._stored = {tensor.name: tensor for tensor in reader.tensors}
-        except Exception as error:  # the reader has no exceptions of its own
-            raise sources.broken_gguf(path, error) from None
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
         """The names of stored tensors by the names in transformers; experts' gates and ups are one tensor there."""
-        try:
+        with sources.readable(self.path, sources.BROKEN_GGUF):
             config = AutoConfig.for_model(**sources.read_json(self.source, "config.json"))
             with torch.device("meta"):
                 self._skeleton = skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             self._processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config.to_dict())
             with quick_gguf():
                 self._mapping = get_gguf_hf_weights_map(skeleton, self._processor)
-        except Exception as error:
-            raise sources.broken_gguf(self.path, error) from None
         names: dict[str, list[str]] = {}
         for stored in self._stored:
             known = self._mapping.get(stored) or self._mapping.get(stored.removesuffix(".weight"))
@@ -56,10 +52,8 @@ class GGUFCheckpoint(Checkpoint):
         made: dict[str, Any] = {}  # where processors put what they join
         for stored in self._names[name]:
             tensor = self._stored[stored]
-            try:
+            with sources.readable(self.path, sources.BROKEN_GGUF):
                 values = dequantize(tensor.data.view(np.ndarray), tensor.tensor_type)
-            except Exception as error:
-                raise sources.broken_gguf(self.path, error) from None
             result = self._processor.process(
                 weights=values, name=stored, tensor_key_mapping=self._mapping, parsed_parameters={"tensors": made}
             )

@@ -10,7 +10,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Vision
 from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
-from minigpt4.model import encoders, parts
+from minigpt4.model import encoders, parts, sources
 
 #: A tiny LLM for the network of a vision side alone, which transformers makes with one.
 NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -36,7 +36,7 @@ def empty_graph(config: Blip2Config) -> Any:
     """The network of a configuration without weights: any encoder, and `PatchGroups` for a Q-Former without layers."""
     vision = config.vision_config
     own = isinstance(vision, Blip2VisionConfig)
-    with parts.readable("the parts' config.json"):
+    with sources.readable("the parts' config.json"):
         config.vision_config = vision if own else SMALLEST  # transformers makes no other
         with torch.device("meta"):
             blip2: Any = Blip2ForConditionalGeneration(config)

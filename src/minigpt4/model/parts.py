@@ -5,8 +5,6 @@ and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint) or, without a Q-For
 for the LLM any decoder-only causal LM of transformers, also in a GGUF file.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from minigpt4.model import encoders, sources
 from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
 from minigpt4.model.precision import Placement
 from minigpt4.model.quantization import IN_FILES, arrange, is_in_files
-from minigpt4.model.sources import Checkpoint, fingerprint, read_json, resolve
+from minigpt4.model.sources import Checkpoint, fingerprint, read_json, readable, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
 from minigpt4.shipped import Pinned
 
@@ -91,19 +89,7 @@ def read_vision_config(
         return vision, Blip2QFormerConfig(**config["qformer_config"]), config.get("num_query_tokens", 32)
 
 
-_BROKEN = "cannot be read ({}); copy or download it again"
 _NO_LLM = "is no decoder-only LLM with a tokenizer ({}); give the directory of one, or a hub id"
-
-
-@contextmanager
-def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
-    """Turns what transformers raises for a broken part (any exception) into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {refusal.format(sources.first_line(error))}") from None
 
 
 def load_vision_qformer(name: str | Path, qformer: bool = True, group: int = PATCHES_PER_TOKEN) -> VisionQFormer:
@@ -221,11 +207,10 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     with readable(name, _NO_LLM):
         kind = AutoModelForCausalLM if tensors is None else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model = sources.load_model(kind, files, config=config, **settings)
-    given = tensors is not None
     if tensors is not None:
         tensors.clear()  # so that each layer, when it is arranged, lets go of its part of a mapped file
     arrange(model)
-    if files.prefix or given:  # else its generation config and its name are those of the whole
+    if files.prefix or tensors is not None:  # else its generation config and its name are those of the whole
         model.generation_config, model.config.name_or_path = read_generation_config(files, config), own_name
     model.generation_config.sequence_bias = None  # as in `read_llm_config`, for the LLM beside an export's parts
     image_token_id = image_token(tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from minigpt4.errors import UserError
+from minigpt4.model.four_bits import FAST_BFLOAT16
 from minigpt4.model.quantization import check_load_in, quantization_config
 
 DTYPES = {
@@ -89,6 +90,4 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 def training_dtype(device: torch.device) -> str | None:
     """bfloat16 on a CPU that multiplies it in hardware; else None, the default of the device."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bfloat16" if device.type == "cpu" and fast else None
+    return "bfloat16" if device.type == "cpu" and FAST_BFLOAT16 else None

@@ -21,12 +21,11 @@ class QuickReader(gguf.GGUFReader):
         if number is None and kind[0] != gguf.GGUFValueType.STRING:
             return super()._get_field_parts(orig_offs, raw_type)
         count, end = self._get(orig_offs + 4, np.uint64), orig_offs + 12
-        parts: list[Any]
+        parts: list[Any] = []
         if number is not None:
             values = self._get(end, number, count[0]).view(np.ndarray)
             end, parts = end + values.nbytes, list(values.reshape(-1, 1))
         else:
-            parts = []
             content: Any = self.data.view(np.ndarray)
             length = struct.Struct(f"{count.dtype.str[0]}Q")
             for _ in range(int(count[0])):

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -106,18 +107,26 @@ def read_json(source: str | Path, filename: str) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _config_in_gguf(path: Path, modified: int) -> dict[str, Any]:
     """The configuration in a GGUF file; reading it takes seconds, as the vocabulary stands before it."""
-    try:
+    with readable(path, BROKEN_GGUF):
         config: dict[str, Any] = load(AutoConfig, path).to_dict()
-    except Exception as error:  # the reader has no exceptions of its own
-        raise broken_gguf(path, error) from None
     _check_sizes(path, config)
     return config
 
 
-def broken_gguf(path: Path, error: Exception) -> UserError:
-    """The message about a GGUF file that is cut off, or of a family or block type that is not known."""
-    reason = f"this GGUF file cannot be read ({first_line(error)})"
-    return UserError(f"{path}: {reason}; download it again, or give the LLM in another form")
+_BROKEN = "cannot be read ({}); copy or download it again"
+#: It is cut off, or of a family or block type that is not known.
+BROKEN_GGUF = "this GGUF file cannot be read ({}); download it again, or give the LLM in another form"
+
+
+@contextmanager
+def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
+    """Turns what a library raises for a broken part (any exception) into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {refusal.format(first_line(error))}") from None
 
 
 def load(kind: Any, source: str | Path, **settings: Any) -> Any:
@@ -213,14 +222,12 @@ class Checkpoint(Mapping[str, Tensor]):
         raise UserError(f"{source}: holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
 
     def _open(self, path: Path) -> Any:
-        try:
+        with readable(path):
             if path.suffix == ".safetensors":  # cheap, and the pages of a file that stays open count as our memory
                 return safe_open(path, framework="pt")
             if path not in self._loaded:
                 self._loaded[path] = read_pickled(path)
             return self._loaded[path]
-        except Exception as error:  # each format has its own exceptions for a broken file
-            raise UserError(f"{path}: cannot be read ({first_line(error)}); copy or download it again") from None
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._open(self._files[name]), self.prefix + name

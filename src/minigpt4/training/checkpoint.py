@@ -127,6 +127,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _loss(path: Path) -> float:
-    """The loss in a checkpoint's name."""
     loss = float(path.stem.partition("-")[2])
     return math.inf if math.isnan(loss) else loss

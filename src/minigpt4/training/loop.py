@@ -138,8 +138,7 @@ def _at_a_time(model: MiniGPT4, mine: Loaded, recipe: Recipe) -> int:
     if not some_rows_at_a_time(recipe, model.device):
         return rows
     llm = model.blip2.language_model
-    parameters = sum(parameter.numel() for parameter in llm.parameters())
-    return rows_at_a_time(llm.config, rows, mine.batch.input_ids.shape[1], model.dtype.itemsize, parameters)
+    return rows_at_a_time(llm.config, rows, mine.batch.input_ids.shape[1], model.dtype.itemsize, llm.num_parameters())
 
 
 def _backward(model: MiniGPT4, mine: Loaded, targets: float, rows: int, scaler: torch.amp.GradScaler) -> Tensor:

@@ -24,6 +24,7 @@ from minigpt4.model.projection import start_among_words
 from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
 from minigpt4.stopping import StopSignals
+from minigpt4.training import speed
 from minigpt4.training.checkpoint import Checkpoints, Position
 from minigpt4.training.checks import LEFTOVERS, check_all, compute_dtype, rows_per_process
 from minigpt4.training.distributed import Processes
@@ -31,14 +32,6 @@ from minigpt4.training.loader import joined, make_loader, read_ahead
 from minigpt4.training.loop import Step, make_optimizer, make_scaler, training_steps
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import add_line, draw_curves, keep_lines, write_summary
-from minigpt4.training.speed import (
-    COMPILING,
-    free_large_tensors_at_once,
-    keep_freed_memory,
-    keep_little_code,
-    make_fast,
-    saved_by_compiling,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +70,8 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     device = processes.device
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
     if device.type == "cpu":
-        keep_little_code()
-        free_large_tensors_at_once()
+        speed.keep_little_code()
+        speed.free_large_tensors_at_once()
     model = _assemble(recipe, dtype=compute_dtype(recipe, device), device=device, load_in=recipe.load_in)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
@@ -87,7 +80,7 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     set_trainable(model, recipe.stage)
     if recipe.shard_llm:
         processes.shard(model.blip2.language_model)
-    make_fast(model, _choose_compile(recipe, model, processes) if recipe.compile is None else recipe.compile)
+    speed.make_fast(model, _choose_compile(recipe, model, processes) if recipe.compile is None else recipe.compile)
     if "int8" in (recipe.load_in, recipe.vision_load_in) and not model.compiled and processes.is_main:
         logger.warning("int8 without compile=true is slower than bfloat16; add it, unless the run is a short one")
     return model.train()
@@ -98,9 +91,9 @@ def _choose_compile(recipe: Recipe, model: MiniGPT4, processes: Processes) -> bo
     begun = any(recipe.output.glob("checkpoints/*.pt"))
     tokens = recipe.num_samples / processes.world * (model.num_query_tokens + recipe.max_text_tokens / 2)
     untried = recipe.shard_llm or recipe.load_in in ("8bit", "4bit") or model.lora or model.device.type != "cpu"
-    saved = 0.0 if untried else saved_by_compiling(model, tokens)
-    compiled = bool(Recipe.load(recipe.output / "recipe.yaml").compile) if begun else saved > COMPILING
-    why = f"that takes some {COMPILING} s, and saves some {saved:,.0f} s" if saved else "not tried here"
+    saved = 0.0 if untried else speed.saved_by_compiling(model, tokens)
+    compiled = bool(Recipe.load(recipe.output / "recipe.yaml").compile) if begun else saved > speed.COMPILING
+    why = f"that takes some {speed.COMPILING} s, and saves some {saved:,.0f} s" if saved else "not tried here"
     if processes.is_main:
         fast = "" if recipe.dtype or not training_dtype(model.device) else ", which this CPU multiplies fast"
         dtype, how = str(model.dtype).removeprefix("torch."), "compiled" if compiled else "not compiled"
@@ -113,17 +106,10 @@ def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
     if recipe.init:
         return MiniGPT4.from_pretrained(recipe.init, **placement)
     vision_qformer, llm, template = recipe.parts
-    trained = Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank)
     model = MiniGPT4.assemble(
-        vision_qformer,
-        llm,
-        template=template,
-        qformer=recipe.qformer,
-        group=recipe.group,
-        trained=trained,
-        seed=recipe.seed,
-        **placement,
-    )
+        vision_qformer, llm, template=template, qformer=recipe.qformer, group=recipe.group, seed=recipe.seed,
+        trained=Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank), **placement,
+    )  # fmt: skip
     start_among_words(model)
     return model
 
@@ -157,7 +143,7 @@ class Run:
         """Train up to the last step, or until a signal asks to stop; log, save and sample on the way."""
         recipe, is_main = self.recipe, self.processes.is_main
         if self.processes.device.type == "cpu":
-            keep_freed_memory()
+            speed.keep_freed_memory()
         loaded = read_ahead(self.loader.start(self.done, self._data_state))
         with closing(loaded), self._logs(), progress_bar(self.progress and is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
@@ -240,7 +226,6 @@ def _note(step: Step) -> str:
 
 
 def _more(step: Step, recipe: Recipe) -> str:
-    """Further figures of a step, and the time that is left."""
     left = (recipe.steps - step.step) * recipe.batch_size / step.samples_per_second
     mfu = "" if step.mfu is None else f"MFU {step.mfu:.0%}, "
     return (

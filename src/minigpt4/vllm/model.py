@@ -3,12 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from vllm.model_executor.models.blip2 import (
-    Blip2DummyInputsBuilder,
-    Blip2ForConditionalGeneration,
-    Blip2MultiModalProcessor,
-    Blip2ProcessingInfo,
-)
+from vllm.model_executor.models import blip2
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
@@ -17,17 +12,17 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 from minigpt4.prompts.templates import IMAGE_TOKEN
 
 
-class MiniGPT4ProcessingInfo(Blip2ProcessingInfo):
+class MiniGPT4ProcessingInfo(blip2.Blip2ProcessingInfo):
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}  # any number of images: the context length is the limit
 
 
-class MiniGPT4DummyInputsBuilder(Blip2DummyInputsBuilder):
+class MiniGPT4DummyInputsBuilder(blip2.Blip2DummyInputsBuilder):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return IMAGE_TOKEN * mm_counts.get("image", 0)
 
 
-class MiniGPT4MultiModalProcessor(Blip2MultiModalProcessor):
+class MiniGPT4MultiModalProcessor(blip2.Blip2MultiModalProcessor):
     """From a prompt with one `<image>` for each image to token ids with `num_query_tokens` places for each."""
 
     def _get_prompt_updates(
@@ -44,7 +39,7 @@ class MiniGPT4MultiModalProcessor(Blip2MultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     MiniGPT4MultiModalProcessor, info=MiniGPT4ProcessingInfo, dummy_inputs=MiniGPT4DummyInputsBuilder
 )
-class MiniGPT4ForConditionalGeneration(Blip2ForConditionalGeneration):
+class MiniGPT4ForConditionalGeneration(blip2.Blip2ForConditionalGeneration):
     """A frozen vision tower and Q-Former, the projection, and any decoder-only LLM that vLLM knows."""
 
     @classmethod

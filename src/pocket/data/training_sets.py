@@ -13,6 +13,7 @@ from pathlib import Path
 
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
+from minigpt4.images import encoded
 from minigpt4.progress import progress_bar
 from pocket.text.phrases import caption, description
 from pocket.world.draw import draw
@@ -68,9 +69,7 @@ def take_seeds(use: str, seeds: tuple[int, int], count: int) -> range:
 
 
 def _jpeg(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    draw(sample(seed), PICTURE_SIZE).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
+    return encoded(draw(sample(seed), PICTURE_SIZE), "JPEG", quality=92)
 
 
 def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -4,7 +4,6 @@ Works from the results alone, as they are saved in results.json, and knows no mo
 other file. What a model wrote is untrusted: it is shown as text, and its web pages only in a frame without scripts.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from minigpt4.images import data_url
+from minigpt4.images import data_url, encoded
 from minigpt4.statistics import text
 from pocket.shipped import render
 
@@ -108,6 +107,4 @@ def _thumbnail(path: Path) -> str:
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return data_url(buffer.getvalue(), "jpeg")
+    return data_url(encoded(small, "JPEG", quality=82), "jpeg")

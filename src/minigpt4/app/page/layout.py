@@ -157,11 +157,6 @@ class Layout:
 def theme() -> Any:
     """The page's colours and type: ink on warm paper, and the reader's own fonts, so that nothing is fetched."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.stone,
-        radius_size="lg",
-        text_size="md",
-        font=fonts,
-        font_mono=("ui-monospace", "Menlo", "Consolas", "monospace"),
-    ).set(**_PAGE["colours"])
+    mono = ("ui-monospace", "Menlo", "Consolas", "monospace")
+    base = gr.themes.Base(primary_hue="teal", neutral_hue="stone", radius_size="lg", font=fonts, font_mono=mono)
+    return base.set(**_PAGE["colours"])

@@ -5,7 +5,6 @@ That is untrusted: text is escaped, and a web page is in a frame in which nothin
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -119,9 +118,7 @@ def _data_url(image: Image.Image, side: int = 512) -> str:
     """An image of at most `side` pixels as a JPEG in an address."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    return images.data_url(buffer.getvalue(), "jpeg")
+    return images.data_url(images.encoded(small, "JPEG", quality=88), "jpeg")
 
 
 def conversation_json(turns: Sequence[Turn], model: str) -> str:

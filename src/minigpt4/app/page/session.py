@@ -109,8 +109,7 @@ class KeptChat(BaseModel):
     turns: list[KeptTurn] = Field(max_length=500)
 
 
-def _new_name() -> str:
-    return secrets.token_hex(8)
+_new_name = functools.partial(secrets.token_hex, 8)
 
 
 @dataclass(eq=False)

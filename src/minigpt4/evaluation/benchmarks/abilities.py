@@ -22,8 +22,7 @@ OVERALL, PAPERS = "all", "paper"  # rows over all tasks, and over those for whic
 
 def check_truth(case: Case) -> Verdict:
     """The verdict of the default data on an answer about one of its images."""
-    wrong = default_data().what_is_wrong(case.item.truth["pocket"], case.item.prompt, case.answer.text)
-    return Verdict(wrong is None, wrong or "")
+    return Verdict.unless(default_data().what_is_wrong(case.item.truth["pocket"], case.item.prompt, case.answer.text))
 
 
 TRUTH = Judge({"judge": "ground truth"}, check_truth)
@@ -49,8 +48,8 @@ class Abilities(Suite):
             self.notes += (f"Nobody has judged yet: `minigpt4 eval rate {directory}`, then this command again.",)
         unknown = next((item.id for item in found.items if not item.truth["pocket"]), None)
         if self.judge is TRUTH and unknown:
-            judges = "--judge people or --judge openai:URL#MODEL"
-            raise UserError(f"{path}: nothing says what is true of {unknown!r} (only pocket images do); give {judges}")
+            judge = "judge by people (--judge people) or by an LLM (--judge openai:URL#MODEL)"
+            raise UserError(f"{path}: nothing says what is true of {unknown!r} (only pocket images do); {judge}")
         return found.require(path)
 
     def cases(self, answer: Response) -> Sequence[Case]:

@@ -27,13 +27,8 @@ from minigpt4.text_failures import WORDS
 
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
-
-def _exactly(case: Case) -> Verdict:
-    wrong = default_data().missing_fact(case.fields["caption"], case.fields["description"])
-    return Verdict(wrong is None, wrong or "")
-
-
-TRUTH = Judge({"judge": "ground truth: every fact of the caption"}, _exactly)
+FACTS = {"judge": "ground truth: every fact of the caption"}
+TRUTH = Judge(FACTS, lambda case: Verdict.unless(default_data().missing_fact(**case.fields)))
 LEXICAL = Judge({"judge": "content words"}, lambda case: Verdict(covers(**case.fields)))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.evaluation.items import Case, Item, Items, Response, Verdict
+from minigpt4.evaluation.items import Item, Items, Response, Verdict
 from minigpt4.evaluation.judges import Judge
 from minigpt4.evaluation.suite import Suite, Table, TableRow, default_data
 from minigpt4.files import expand
@@ -17,11 +17,7 @@ TASKS = {
     "description": ("Describe this image in detail.", "detailed descriptions", {"stage 1": "35", "stage 2": "2"}),
     "poem": ("Can you write a beautiful poem about this image?", "poems", {"stage 1": "32", "stage 2": "1"}),
 }
-
-
-def _judge(case: Case) -> Verdict:
-    wrong = failure(case.answer.text, case.answer.ended)
-    return Verdict(wrong is None, wrong or "")
+RULES = {"judge": f"rules, version {RULES_VERSION}"}
 
 
 @dataclass
@@ -33,7 +29,7 @@ class Reliability(Suite):
     max_new_tokens: int = 300
     name = "reliability"
     title = "Answers that fail as language"
-    judge = Judge({"judge": f"rules, version {RULES_VERSION}"}, _judge)
+    judge = Judge(RULES, lambda case: Verdict.unless(failure(case.answer.text, case.answer.ended)))
 
     def load(self, directory: Path) -> Items:
         found, prompts = Items(), {task: prompt for task, (prompt, _, _) in TASKS.items()}
