@@ -163,7 +163,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             if found[0] != _APPLICATION:
                 raise UserError(f"{self.path}: is not a ledger of minigpt4; give another project directory")
             if found[1] != VERSION:
-                told = f"was written by another minigpt4 (ledger version {found[1]}, this one reads {VERSION})"
+                told = f"was written by another version of minigpt4 (ledger version {found[1]}, this reads {VERSION})"
                 raise UserError(f"{self.path}: {told}; use that version, or import its export into a new project")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # what was paid for survives a power cut
