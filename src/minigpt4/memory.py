@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, LlamaConfig
+from transformers import Blip2Config, Blip2VisionModel, LlamaConfig
 
 from minigpt4.errors import UserError
 from minigpt4.model import encoders, parts, sources
 from minigpt4.model.efficientnet_lite import EfficientNetLiteConfig
+from minigpt4.model.four_bits import group_size
 from minigpt4.model.gguf import open_tensors
 from minigpt4.model.graph import empty_graph
 from minigpt4.model.loading import read_record
-from minigpt4.model.quantization import LOAD_IN, is_in_files
+from minigpt4.model.quantization import LOAD_IN, is_in_files, layers_in
 from minigpt4.model.vision import ENCODE_BATCH
 from minigpt4.prompts.templates import IMAGE_TOKEN
 
@@ -190,13 +191,18 @@ def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
     side = size * vision + (4 if precision == "float16" else size) * qformer + 4 * projection  # as transformers does
     if is_in_files("", skeleton.language_model.config):
         precision = "4bit"
+        if isinstance(skeleton.vision_model, Blip2VisionModel):  # which those files hold in 8 bits
+            side -= (size - 1) * _count(m.weight for m in layers_in("int8", skeleton.vision_model).values())
     if precision not in LOAD_IN:
         return side, size * llm, 0
     model = skeleton.language_model
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     weights = _count(layer.weight for layer in linears)
-    # 4 bits: 4 bytes for each 32 weights, besides them. 8 bits: a scale for each row.
-    held = weights * 5 / 8 if precision == "4bit" else weights + 4 * sum(layer.out_features for layer in linears)
+    # 4 bits: 4 bytes for each group, besides them. 8 bits: a scale for each row.
+    if precision == "4bit":
+        held = sum(m.weight.numel() * (1 / 2 + 4 / group_size(m.in_features)) for m in linears)
+    else:
+        held = weights + 4 * sum(layer.out_features for layer in linears)
     unpacked = max(layer.weight.numel() for layer in linears) if precision == "fp8" else 0
     return side, int(held) + size * (llm - weights), unpacked
 

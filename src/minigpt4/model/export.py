@@ -27,7 +27,7 @@ from minigpt4.model import four_bits, parts
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
-from minigpt4.model.quantization import IN_FILES, layers_in, scale_name
+from minigpt4.model.quantization import IN_FILES, layers_in, scale_name, stored
 from minigpt4.model.sources import fingerprint
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import eos_tokens, jinja_template
@@ -41,7 +41,7 @@ SURELY = 10_000.0  # a bias that outweighs any difference of logits, and is fini
 #: How many tokenizations of a stop string are looked for, the shortest first: each is compared at every new token.
 SPELLINGS = 32
 SHARD_SIZE = 2 * 10**9  # bytes
-#: Tensors by name, each read when it is written. A matrix in 4 bits comes as its two parts (`four_bits.held`).
+#: Tensors by name, each read when it is written. A matrix in 4 or 8 bits comes as its two parts.
 Unread = Mapping[str, Callable[[], Any]]
 
 
@@ -94,6 +94,9 @@ def write_export(
     write = partial(_write_shards, capacity=shard_size, dtype=dtype)
     if quantize:  # read by `parts.load_llm`
         model.blip2.language_model.config.quantization_config = dict(IN_FILES)
+        if isinstance(encoder := model.blip2.vision_model, Blip2VisionModel):  # the other large part
+            names = [f"{parts.ENCODER_PREFIX}{name}.weight" for name in layers_in("int8", encoder)]
+            tensors = {**tensors, **{name: partial(_stored, tensors[name]) for name in names}}
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
@@ -113,6 +116,10 @@ def write_export(
     if model.familiar:
         write_tensors(model.familiar, directory / ("" if _is_whole(model) else "vision") / parts.FAMILIAR_FILE)
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
+
+
+def _stored(read: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    return stored(read())
 
 
 def _is_whole(model: AlignedModel) -> bool:

@@ -1,9 +1,9 @@
 """Frozen layers in 4 bits on a CPU: how weights are rounded and packed, and two ways to multiply them.
 
-Each group of 32 weights of an output has a scale and an offset: `weight = (code - 8) * scale + offset`, codes from 0 to
-15. PyTorch's product for this form reads 4 bits where bfloat16's reads 16, so a token is as fast as memory allows. It
-takes one row at a time; for many rows (a prompt, training) unpacking a piece of the layer and multiplying it in the
-input's dtype is faster.
+Each group of 32 weights of an output (64 in large LLMs) has a scale and an offset: `weight = (code - 8) * scale +
+offset`, codes from 0 to 15. PyTorch's product for this form reads 4 bits where bfloat16's reads 16, so a token is as
+fast as memory allows. It takes one row at a time; for many rows (a prompt, training) unpacking a piece of the layer and
+multiplying it in the input's dtype is faster.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUP = 32  # weights that share a scale and an offset
+GROUP = 32  # weights that share a scale and an offset, at least
 BLOCK = 64  # outputs that are packed together; a layer is filled up to a multiple
 ROWS = 32  # up to so many, PyTorch's product is faster than unpacking (measured on an AMD EPYC, one thread)
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # to look up a packet takes as long as to call it
 PIECE = 2**20  # weights that are unpacked together: they should stay in the processor's cache
 
 
@@ -54,7 +55,7 @@ def unpack(packed: Tensor, block: int = BLOCK) -> Tensor:
 
 
 def held(codes: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (n, k), scales, offsets (n, k / 32) -> bytes (n, k / 2) as in files, bfloat16 (k / 32, n, 2); n in 64s."""
+    """Codes (n, k), scales, offsets (n, groups) -> bytes (n, k / 2) as in files, bfloat16 (groups, n, 2); n in 64s."""
     codes, scale, offset = (torch.nn.functional.pad(x, (0, 0, 0, -len(x) % BLOCK)) for x in (codes, scale, offset))
     return pack(codes), torch.stack([scale, offset], -1).transpose(0, 1).to(torch.bfloat16).contiguous()
 
@@ -65,8 +66,13 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return held(*(torch.cat(parts) for parts in zip(*map(_rounded, weight.split(rows)), strict=True)))
 
 
+def group_size(k: int) -> int:
+    """Weights of an output that share a scale and an offset, of `k`: 64 in the layers of large LLMs (1B), else 32."""
+    return GROUP if k < 2048 or k % (2 * GROUP) else 2 * GROUP
+
+
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    w = weight.float().unflatten(-1, (-1, GROUP))
+    w = weight.float().unflatten(-1, (-1, group_size(weight.shape[1])))
     low, high = w.aminmax(dim=-1, keepdim=True)
     scale = (high - low) / 15
     offset, mean = (high + low + scale) / 2, w.mean(-1, keepdim=True)  # codes reach from -8 to 7
@@ -83,11 +89,11 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _pieces(packed: Tensor, scale: Tensor, block: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """The weights of some outputs after others, transposed: (k, outputs) in `dtype`."""
-    k = 2 * packed.shape[1]
+    k, groups = 2 * packed.shape[1], len(scale)
     rows = max(BLOCK, PIECE // k // BLOCK * BLOCK)
     for some, scales in zip(packed.split(rows), scale.split(rows, dim=1), strict=True):
-        found = some.view(-1, k // GROUP, GROUP, block // 2).permute(1, 2, 0, 3)
-        factors, offsets = (x.reshape(k // GROUP, 1, -1, block).to(dtype).chunk(2, -1) for x in scales.unbind(-1))
+        found = some.view(-1, groups, k // groups, block // 2).permute(1, 2, 0, 3)
+        factors, offsets = (x.reshape(groups, 1, -1, block).to(dtype).chunk(2, -1) for x in scales.unbind(-1))
         weight = torch.empty(*found.shape[:3], block, dtype=dtype, device=packed.device)
         for half, codes, factor, offset in zip(
             weight.chunk(2, -1), (found & 15, found >> 4), factors, offsets, strict=True
@@ -106,7 +112,7 @@ def multiply(x: Tensor, packed: Tensor, scale: Tensor, block: int, fast: bool) -
     """x (rows, k) times the weight (k, n) that `packed` and `scale` hold."""
     if fast and len(x) <= ROWS:
         half = x.bfloat16().contiguous()
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, packed, GROUP, scale).to(x.dtype)
+        return _int4_product(half, packed, x.shape[1] // len(scale), scale).to(x.dtype)
     wide = x.to(multiplies(x))
     return torch.cat([(wide @ weight).to(x.dtype) for weight in _pieces(packed, scale, block, wide.dtype)], -1)
 
@@ -157,11 +163,12 @@ class FourBitLinear(torch.nn.Linear):
             self.weight.data, self.block = pack(unpack(self.weight.data), block), block
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        if 2 * self.weight.shape[1] != rows.shape[1]:
+        rows = x.reshape(-1, self.in_features)
+        weight, wanted = self.weight, self.out_features
+        if 2 * weight.shape[1] != self.in_features:
             rows = torch.cat([rows, rows], -1)
         # A custom function takes longer to call than a small layer's product, and there are two hundred in a token.
         product = _Product.apply if torch.is_grad_enabled() and rows.requires_grad else multiply
-        y = product(rows, self.weight, self.scale, self.block, self.fast)[:, : self.out_features]
-        y = y.unflatten(0, x.shape[:-1])
+        y = product(rows, weight, self.scale, self.block, self.fast)
+        y = (y if y.shape[1] == wanted else y[:, :wanted]).view(*x.shape[:-1], wanted)
         return y if self.bias is None else y + self.bias

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from minigpt4.errors import UserError
 from minigpt4.model import encoders, parts, sources
+from minigpt4.model.quantization import quantize_linears
 
 #: A tiny LLM for the network of a vision side alone, which transformers makes with one.
 NO_LLM = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -25,6 +26,8 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
         num_query_tokens=vision.num_query_tokens, image_token_index=image_token_id,
     )  # fmt: skip
     blip2 = empty_graph(config)
+    if any(tensor.dtype is torch.int8 for tensor in vision.tensors.values()):
+        quantize_linears("int8", blip2.vision_model, packed=True)
     words, head = blip2.language_model.get_input_embeddings(), blip2.language_model.get_output_embeddings()
     if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
         needs = "it needs a language head, and word embeddings as wide as its layers"  # which image tokens replace

@@ -131,6 +131,30 @@ class EightBitLinear(torch.nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+class StoredLinear(torch.nn.Linear):
+    """A linear layer that computes in its input's dtype and holds its weight (d_out, d_in) as int8, `scale` (d_out, 1).
+
+    The vision encoder in files whose LLM is in 4 bits consists of these; they take their weights from the files.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.weight = torch.nn.Parameter(torch.empty_like(linear.weight, dtype=torch.int8), requires_grad=False)
+        self.register_buffer("scale", torch.empty_like(linear.weight[:, :1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(four_bits.multiplies(x))
+        y = (wide @ self.weight.to(wide.dtype).t() * self.scale.to(wide.dtype).t()).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def stored(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight as a `StoredLinear` holds it: int8 and, in bfloat16, a scale for each row."""
+    scale = quantize(weight, torch.int8)[1].bfloat16()
+    return (weight.float() / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
 def is_in_files(name: Any, config: Any) -> bool:
     """True if the files of the LLM `name` hold `FourBitLinear`s. Raises UserError if in another format than ours."""
     found = getattr(config, "quantization_config", None) or {}
@@ -161,7 +185,10 @@ def layers_in(form: str, model: Any) -> dict[str, torch.nn.Linear]:
 def quantize_linears(form: str, model: Any, packed: bool = False) -> None:
     """Replace these layers by those of `form`; `packed`: their weights come in the form of files."""
     for name, layer in layers_in(form, model).items():
-        new = FourBitLinear(layer, packed) if form == "4bit" else EightBitLinear(layer, FORMATS[form])
+        if form == "4bit":
+            new: torch.nn.Linear = FourBitLinear(layer, packed)
+        else:
+            new = StoredLinear(layer) if packed else EightBitLinear(layer, FORMATS[form])
         model.set_submodule(name, new)
 
 
