@@ -67,8 +67,10 @@ def test_a_draft_goes_to_the_model_that_reads_drafts(tmp_path: Path) -> None:
         updates = list(page._ask_of_drafts(visit, question, [str(ASSETS / "website.png")], (0, 1, 1, 1, 200)))
         assert visit.model == model
         assert any(page.model in update for update in updates) == (model == DRAFTS)
-    [turn] = visit.turns  # of a new chat
-    assert "<h1>Market</h1>" in turn.answer  # what the draft says
+    look, page_turn = visit.turns  # of a new chat
+    assert (len(look.images), len(page_turn.images)) == (1, 0)
+    assert "Market" in look.answer, "what the draft says"
+    assert "<h1>Market</h1>" in page_turn.answer
     page.models.close()
 
 

@@ -140,10 +140,19 @@ class Page(Layout):
     def _ask_of_drafts(
         self, visit: Visit, question: str, images: list[Any], sliders: tuple[float, ...]
     ) -> Iterator[Update]:
-        """As `_ask`, but a draft starts a chat with the model that reads drafts, if another is spoken to."""
-        if question == DRAFT_QUESTION and DRAFTS in self.names and visit.model != DRAFTS:
-            visit.start_again(DRAFTS)
-            yield self._opened(visit, LOOKED_AT) | {self.model: DRAFTS}
+        """As `_ask`, but a draft starts a chat with the model that reads drafts, which first describes it.
+
+        What it has said, it can copy: of pages that are asked for at once, two in five lack an element.
+        """
+        if question == DRAFT_QUESTION:
+            if DRAFTS in self.names and visit.model != DRAFTS:
+                visit.start_again(DRAFTS)
+                yield self._opened(visit, LOOKED_AT) | {self.model: DRAFTS}
+            said, describe = len(visit.turns), DRAWN[0][2]
+            yield from self._ask(visit, describe, images, (0, 1, 1, *sliders[3:]))
+            if len(visit.turns) == said or visit.turns[-1].stopped:
+                return
+            images = []
         yield from self._ask(visit, question, images, sliders)
 
     def _retry(self, data: gr.RetryData, request: gr.Request, *sliders: float) -> Iterator[Update]:
