@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 class Pretraining:
     """How long and how fast to train. `steps` may grow between runs; the decay then starts later.
 
+    Without a `muon_lr` AdamW trains all: Muon computes in bfloat16, which takes long on CPUs that do not multiply it.
     With `seconds`, training ends after so many if that comes first, with the learning rate down by then.
     """
 
@@ -54,7 +55,7 @@ def _optimizers(module: nn.Module, plan: Pretraining) -> list[torch.optim.Optimi
         if not parameter.requires_grad:
             continue
         inside_layer = ".layers." in f".{name}" or ".layer." in f".{name}"
-        if parameter.ndim == 2 and inside_layer:
+        if parameter.ndim == 2 and inside_layer and plan.muon_lr:
             hidden.append(parameter)
         elif parameter.ndim >= 2:
             decayed.append(parameter)
@@ -62,8 +63,8 @@ def _optimizers(module: nn.Module, plan: Pretraining) -> list[torch.optim.Optimi
             plain.append(parameter)
     adam_groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     adam = torch.optim.AdamW([g for g in adam_groups if g["params"]], lr=plan.adam_lr, betas=(0.9, 0.95), fused=True)
-    muon = torch.optim.Muon(hidden, lr=plan.muon_lr, weight_decay=plan.weight_decay)
-    return [muon, adam]
+    muon = [torch.optim.Muon(hidden, lr=plan.muon_lr, weight_decay=plan.weight_decay)] if hidden else []
+    return [*muon, adam]
 
 
 def pretrain(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minigpt4.files import new_directory
+from minigpt4.model.four_bits import SLOW_BFLOAT16
 from minigpt4.model.sources import load
 from pocket.text.phrases import NO_FACT, caption, dense_caption
 from pocket.towers.pretrain import Pretraining, pretrain
@@ -199,7 +200,7 @@ class PictureBatches:
 
 def truth_loss(side: TowerAndQFormer, batch: PictureBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
     """(loss against the world's truth, queries, shares of patches and facts right)."""
-    with torch.autocast(batch.pixel_values.device.type, dtype=torch.bfloat16):
+    with torch.autocast(batch.pixel_values.device.type, dtype=torch.bfloat16, enabled=not SLOW_BFLOAT16):
         patches, queries = side(batch.pixel_values)
         concept, colour = side.patch_concept(patches[:, 1:]).float(), side.patch_colour(patches[:, 1:]).float()
         said = side.query_concept(queries).float()
@@ -227,7 +228,7 @@ def _share(logits: Tensor, truth: Tensor) -> float:
 def caption_loss(blip2: Blip2ForConditionalGeneration, queries: Tensor, batch: PictureBatch, bos: int) -> Tensor:
     """The frozen captioning LM's loss (nats per token) on the caption, after BOS and the projected queries."""
     embed = blip2.language_model.get_input_embeddings()
-    with torch.autocast(queries.device.type, dtype=torch.bfloat16):
+    with torch.autocast(queries.device.type, dtype=torch.bfloat16, enabled=not SLOW_BFLOAT16):
         start = embed(torch.full((len(queries), 1), bos, device=queries.device))
         prefix = blip2.language_projection(queries)
         hidden = blip2.language_model.model(

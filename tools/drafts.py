@@ -1,0 +1,302 @@
+"""The vision side that reads website drafts as people draw them: `python tools/drafts.py WORK [--steps N]`.
+
+The pocket model's own vision side knows one layout: a large title in the head of the sheet, and elements below it in
+one order. This goes on from it, as it was trained itself (`pocket.towers.vision`: the truth of each query, captions
+through the frozen captioning LM), on drafts with titles and elements in all places, orders and sizes, drawn by thick
+and thin, steady and unsteady pens. Elements are always told in the same order, for the pocket LLM writes pages in no
+other. `minigpt4 train` then aligns the projection on captions and descriptions of such drafts, which are written too:
+
+    python tools/drafts.py WORK
+    minigpt4 train pocket-stage1 vision_qformer=WORK/vision data=WORK/stage1 output=WORK/one steps=300
+    minigpt4 train pocket-stage2 init=WORK/one/alignment data=WORK/stage2 output=WORK/two
+
+Resumes where it was stopped. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import tarfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pocket.text.phrases import caption, description
+from pocket.towers.pretrain import Pretraining, pretrain
+from pocket.towers.vision import (
+    _IGNORED,
+    _INDEX,
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    PictureBatch,
+    TowerAndQFormer,
+    caption_loss,
+    normalise,
+    query_truth,
+    save_vision_side,
+    truth_loss,
+)
+from pocket.world.brush import Point
+from pocket.world.draft import draw_element
+from pocket.world.handwriting import Pen
+from pocket.world.surroundings import paper
+from pocket.world.world import ELEMENTS, SEEDS, TITLES, Box, Picture, Thing
+
+BATCH = 32
+#: Seeds of what is trained on, looked at while building, and given to the projection.
+TRAINED, LOOKED_AT, ALIGNED = SEEDS["towers"][0] + 9_000_000, SEEDS["development"][0] + 900_000, SEEDS["stage1"][0]
+HEIGHTS = {
+    "navigation": (0.05, 0.1), "image": (0.13, 0.3), "text": (0.08, 0.2), "list": (0.1, 0.22), "input": (0.055, 0.12),
+    "button": (0.055, 0.13),
+}  # fmt: skip
+
+
+class FreePen(Pen):
+    """A pen that is steadier or less steady, and leaves strokes short or long."""
+
+    def __init__(self, canvas: Image.Image, rng: random.Random) -> None:
+        ink = rng.choice(((28, 44, 110), (34, 34, 40), (72, 74, 84), (0, 0, 0)))
+        super().__init__(canvas, rng, ink, rng.uniform(0.005, 0.018))
+        self.unsteady = rng.choice((0.0, 0.5, 1.0, 1.6))
+
+    def straight(self, start: Point, end: Point, weight: float = 1.0) -> None:
+        """As `Pen.straight`, or a line between exactly these points."""
+        if self.unsteady == 0:
+            self.curve([start, end], weight)
+        else:
+            off = [0.006 * self.unsteady * self.rng.uniform(-1, 1) for _ in range(6)]
+            (x0, y0), (x1, y1) = start, end
+            middle = ((x0 + x1) / 2 + off[4], (y0 + y1) / 2 + off[5])
+            self.curve([(x0 + off[0], y0 + off[1]), middle, (x1 + off[2], y1 + off[3])], weight)
+
+
+def layout(seed: int) -> tuple[Picture, Box]:
+    """A draft, and the box of its title. Its items stand in the order of `ELEMENTS`, wherever they are drawn."""
+    rng = random.Random(f"free-{seed}")
+    drawn = rng.sample(ELEMENTS, rng.choice((2, 3, 3, 4, 4, 5, 6)))
+    if rng.random() < 0.5:
+        drawn.sort(key=ELEMENTS.index)
+    if rng.random() < 0.35:  # as the sheet's button writes it
+        title = (0.1, 0.05, 0.9, 0.22)
+    else:
+        width, height, top = rng.uniform(0.35, 0.85), rng.uniform(0.08, 0.17), rng.uniform(0.015, 0.1)
+        left = rng.choice((rng.uniform(0.03, 0.1), (1 - width) / 2, rng.uniform(0.03, 0.97 - width)))
+        title = (left, top, left + width, top + height)
+    heights = {name: rng.uniform(*HEIGHTS[name]) for name in drawn}
+    gap, top = rng.uniform(0.015, 0.05), title[3] + rng.uniform(0.02, 0.07)
+    rows: list[list[str]] = []
+    for name in drawn:  # an element stands alone, or beside the one before
+        if rows and len(rows[-1]) == 1 and rng.random() < 0.15:
+            rows[-1].append(name)
+        else:
+            rows.append([name])
+    room = 0.97 - top - gap * (len(rows) - 1)
+    scale = min(1.0, room / sum(max(heights[name] for name in row) for row in rows))
+    boxes: dict[str, Box] = {}
+    for row in rows:
+        share, edge = 0.9 / len(row), rng.uniform(0.03, 0.12)
+        for place, name in enumerate(row):
+            left = edge + place * share
+            widest = min(0.97 - left, share - 0.04 if len(row) > 1 else 0.94)
+            width = widest * (rng.uniform(0.3, 0.6) if name == "button" else rng.uniform(0.6, 1.0))
+            boxes[name] = (left, top, left + width, top + scale * heights[name])
+        top += gap + scale * max(heights[name] for name in row)
+    items = tuple(Thing(name, boxes=(boxes[name],)) for name in sorted(drawn, key=ELEMENTS.index))
+    return Picture("draft", rng.choice(TITLES), items, seed), title
+
+
+def _lines(pen: Pen, box: Box, count: int, draw: Callable[[float, float, float], None]) -> None:
+    step = (box[3] - box[1]) / count
+    for number in range(count):
+        draw(box[1] + (number + 0.5) * step, step, 0.6 if number == count - 1 else 1.0)
+
+
+def draw_freely(pen: FreePen, name: str, box: Box) -> None:
+    """The element as the training drafts have it, or plainer: fewer lines, straight lines, corners."""
+    rng, (left, top, right, bottom) = pen.rng, box
+    width, height = right - left, bottom - top
+    if rng.random() < 0.5:
+        draw_element(pen, name, box)
+    elif name == "navigation":
+        count = rng.choice((2, 3, 4, 5))
+        for number in range(count):
+            start, end = left + number * width / count, left + (number + rng.uniform(0.7, 0.85)) * width / count
+            pen.frame(start, top, end, bottom)
+            if rng.random() < 0.7:
+                middle, inset = (top + bottom) / 2, 0.25 * (end - start)
+                pen.straight((start + inset, middle), (end - inset, middle))
+    elif name == "image":
+        pen.frame(left, top, right, bottom)
+        if rng.random() < 0.6:
+            pen.straight((left, top), (right, bottom))
+            pen.straight((left, bottom), (right, top))
+        else:
+            peak = left + rng.uniform(0.3, 0.6) * width
+            pen.straight((left, bottom), (peak, top + 0.3 * height))
+            pen.straight((peak, top + 0.3 * height), (right, bottom))
+    elif name == "text":
+        wavy = rng.random() < 0.5
+
+        def line(y: float, step: float, share: float) -> None:
+            if wavy:
+                pen.wave(left, left + share * width, y, 0.45 * step)
+            else:
+                pen.straight((left, y), (left + share * width, y))
+
+        _lines(pen, box, rng.choice((2, 3, 4, 5)), line)
+    elif name == "list":
+        wavy, dot = rng.random() < 0.4, rng.random() < 0.5
+
+        def point(y: float, step: float, share: float) -> None:
+            size = min(0.02, 0.16 * step)
+            if dot:
+                pen.frame(left, y - size, left + 2 * size, y + size, 1.3)
+            else:
+                pen.straight((left, y), (left + 0.02, y), 2.0)
+            end = left + 0.08 + rng.uniform(0.4, 0.8) * (width - 0.08)
+            if wavy:
+                pen.wave(left + 0.08, end, y, 0.3 * step)
+            else:
+                pen.straight((left + 0.08, y), (end, y))
+
+        _lines(pen, box, rng.choice((2, 3, 4)), point)
+    elif name == "input":
+        pen.frame(left, top, right, bottom)
+        pen.straight((left + 0.03, top + 0.2 * height), (left + 0.03, bottom - 0.2 * height))
+    else:
+        pen.frame(left, top, right, bottom)
+        x = left
+        while x + 0.5 * height < right:
+            pen.straight((x, bottom), (x + 0.5 * height, top), 0.8)
+            x += rng.uniform(0.03, 0.06)
+
+
+def image_of(picture: Picture, title: Box, size: int = 288) -> Image.Image:
+    """The draft, RGB, `size` x `size`; always the same for the same seed."""
+    rng = random.Random(f"draw-{picture.seed}")
+    canvas = paper(2 * size, rng) if rng.random() < 0.3 else Image.new("RGB", (2 * size, 2 * size), "white")
+    pen = FreePen(canvas, rng)
+    pen.write(picture.setting, *title)
+    for item in picture.items:
+        draw_freely(pen, item.kind, item.boxes[0])
+    return canvas.reduce(2)
+
+
+def _patches(picture: Picture, title: Box) -> Tensor:
+    """The concept number of each patch, as `patch_truth` gives it, with the title's where it stands."""
+    side = IMAGE_SIZE // PATCH_SIZE
+    at = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    found = torch.zeros(side, side, dtype=torch.long)
+    for concept, box in ((picture.setting, title), *((item.kind, item.boxes[0]) for item in picture.items)):
+        left, top, right, bottom = box
+        found[(x > left) & (x < right) & (y > top) & (y < bottom)] = _INDEX[concept]
+    return found.flatten()
+
+
+class Drafts:
+    """Batch number `n`: drafts that follow from `n` alone."""
+
+    def __init__(self, tokenizer: Callable[..., object], first: int, size: int = BATCH) -> None:
+        self.tokenizer, self.first, self.size = tokenizer, first, size
+
+    def __call__(self, number: int) -> PictureBatch:
+        first = self.first + number * self.size
+        drafts = [layout(seed) for seed in range(first, first + self.size)]
+        said = [torch.tensor(self._caption(picture)) for picture, _ in drafts]
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        images = [np.asarray(image_of(*draft).resize(size, Image.Resampling.BICUBIC)) for draft in drafts]
+        concepts = torch.stack([_patches(*draft) for draft in drafts])
+        return PictureBatch(
+            normalise(images),
+            concepts,
+            torch.zeros_like(concepts),
+            torch.tensor([query_truth(picture) for picture, _ in drafts]),
+            pad_sequence(said, batch_first=True, padding_value=self.tokenizer.pad_token_id),
+            pad_sequence(said, batch_first=True, padding_value=_IGNORED),
+        )
+
+    def _caption(self, picture: Picture) -> Sequence[int]:
+        said, end = self.tokenizer(
+            [caption(picture, random.Random(f"say-{picture.seed}")), "\n"], add_special_tokens=False
+        ).input_ids
+        return [*said, *end]
+
+
+def write_pairs(out: Path, first: int, count: int) -> None:
+    """Drafts with captions as tar shards in `out/stage1`, a tenth as many with descriptions in `out/stage2`."""
+    (out / "stage1").mkdir(parents=True, exist_ok=True)
+    (out / "stage2" / "image").mkdir(parents=True, exist_ok=True)
+    annotations = []
+    with tarfile.open(out / "stage1" / "00000.tar", "w") as shard:
+        for seed in range(first, first + count):
+            picture, title = layout(seed)
+            buffer = BytesIO()
+            image_of(picture, title).save(buffer, "JPEG", quality=92)
+            if seed % 10 == 0:
+                (out / "stage2" / "image" / f"{seed}.jpg").write_bytes(buffer.getvalue())
+                text = description(picture, random.Random(f"description-{seed}"))
+                annotations.append({"image_id": str(seed), "caption": text})
+            record = json.dumps({"caption": caption(picture, random.Random(f"caption-{seed}")), "key": str(seed)})
+            for name, content in ((f"{seed}.jpg", buffer.getvalue()), (f"{seed}.json", record.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, BytesIO(content))
+    (out / "stage2" / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seconds", type=float, help="ends training after so many")
+    parser.add_argument("--pairs", type=int, default=3000, help="drafts for stage 1")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from minigpt4.minigpt4 import MiniGPT4
+
+    torch.manual_seed(0)
+    begun = MiniGPT4.from_pretrained("pocket-blip2", dtype=torch.float32, device="cpu")
+    blip2, tokenizer = begun.blip2, begun.tokenizer
+    blip2.config.text_config._name_or_path = ""  # else it names a directory of the machine that made it
+    blip2.requires_grad_(True)
+    blip2.language_model.requires_grad_(False)
+    for part in (blip2.language_model, blip2.vision_model):
+        part.set_attn_implementation("eager")
+    side = TowerAndQFormer(blip2)
+    held_out = Drafts(tokenizer, LOOKED_AT, 128)(0)
+
+    def loss(batch: PictureBatch) -> tuple[Tensor, dict[str, float]]:
+        truth, queries, figures = truth_loss(side, batch)
+        captioning = caption_loss(blip2, queries, batch, tokenizer.bos_token_id)
+        return truth + captioning, {**figures, "caption": captioning.item()}
+
+    @torch.inference_mode()
+    def evaluate() -> dict[str, float]:
+        _, queries, figures = truth_loss(side, held_out)
+        said = side.query_concept(queries.float()).argmax(-1)
+        whole = ((said == held_out.query_concept) | (held_out.query_concept == 0)).all(1).float().mean().item()
+        return {f"held_out_{name}": round(figure, 4) for name, figure in {**figures, "whole": whole}.items()}
+
+    plan = Pretraining(
+        arguments.steps, muon_lr=0, adam_lr=5e-4, warmup=30, decay_share=0.5, checkpoint_every=25,
+        seconds=arguments.seconds,
+    )  # fmt: skip
+    run = partial(pretrain, side, loss=loss, evaluate=evaluate, evaluate_every=50)
+    run(batch=Drafts(tokenizer, TRAINED), plan=plan, out=arguments.work / "run")
+    save_vision_side(blip2, begun.origin.llm, arguments.work)
+    write_pairs(arguments.work, ALIGNED, arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()
