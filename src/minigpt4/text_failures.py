@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from importlib.resources import files
 from pathlib import Path
 
 from minigpt4.documents import read_yaml
@@ -12,7 +11,7 @@ KINDS = ("empty", "no end", "repetition", "fragment", "language drift")
 RULES_VERSION = 2
 MAX_FOREIGN = 0.1  # a larger share of letters outside the Latin alphabet is another language
 #: Lists of words, by name.
-WORDS = {name: {*text.split()} for name, text in read_yaml(Path(str(files("minigpt4") / "words.yaml"))).items()}
+WORDS = {name: {*text.split()} for name, text in read_yaml(Path(__file__).with_name("words.yaml")).items()}
 _STOP = re.compile(r"[.!?…][\"')\]”’]*$")
 #: A sentence that was closed before the text goes on; "1." of a numbered list is none.
 _CLOSED_BEFORE = re.compile(r"(?<!\d)[.!?…][\"')\]”’]*\s+\S")

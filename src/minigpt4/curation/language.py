@@ -1,14 +1,13 @@
 """Faults of a text that its words show: measured by the filter rules, and checked in refined texts."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 
 from minigpt4.documents import read_yaml
 from minigpt4.text_failures import words
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?…]+[\"')\]”’]*(?=\s|$)|$)", re.M)
-PHRASES = read_yaml(Path(str(files("minigpt4.curation") / "phrases.yaml")))
+PHRASES = read_yaml(Path(__file__).with_name("phrases.yaml"))
 APOLOGIES, ASSISTANT_TALK, MARKUP = (
     re.compile("|".join(PHRASES[kind]), re.IGNORECASE | re.MULTILINE)
     for kind in ("apologies", "assistant_talk", "markup")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ class JudgePrompt:
 
 def shipped(name: str) -> Path:
     """The file of a judge prompt, or of its labelled cases, that ships with the package. Raises UserError for none."""
-    folder = Path(str(resources.files("minigpt4.evaluation").joinpath("judge_prompts")))
+    folder = Path(__file__).with_name("judge_prompts")
     path = folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in folder.glob("*.yaml") if "." not in p.stem)

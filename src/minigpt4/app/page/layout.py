@@ -1,7 +1,6 @@
 """What is on the page, and how it looks; what happens there is in `page.py`."""
 
 from collections.abc import Sequence
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from minigpt4.app.page.session import DRAFTS, MAX_FILE, MAX_IMAGES, MAX_QUESTION
 from minigpt4.documents import read_yaml
 from minigpt4.images import MAX_PIXELS
 
-ASSETS = Path(str(resources.files("minigpt4.app.page"))) / "assets"
+ASSETS = Path(__file__).with_name("assets")
 _PAGE = read_yaml(ASSETS / "page.yaml")
 #: Examples for models of the drawn world and of photographs: an image's file, what its card says, and the question.
 DRAWN, PHOTOS = (tuple(map(tuple, _PAGE[world])) for world in ("drawn", "photos"))

@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def rows_of(
             yield where, row
 
 
-_NOUNS = read_yaml(Path(str(files("minigpt4.evaluation") / "nouns.yaml")))
+_NOUNS = read_yaml(Path(__file__).parents[1] / "nouns.yaml")
 _IRREGULAR = _NOUNS["plurals"] | {word: word for word in _NOUNS["same_in_plural"]}
 #: Fruit and colour in one word: in the singular it is the fruit only after a determiner and before a pause or a verb.
 _PAUSE = r"(?=\s*(?:[.,;:!?)]|$)|\s+(?:on|in|at|is|was|sits|lies|next|beside|near|with|that)\b)"
@@ -129,7 +128,7 @@ class Vocabulary:
 def coco_names(*more: str) -> dict[str, str | None]:
     """Every name of `coco_objects.tsv` (and of `more` such tables) with its category, None for compounds of none."""
     names: dict[str, str | None] = {}
-    tables = [files("minigpt4.evaluation") / f"{table}.tsv" for table in ("coco_objects", *more)]
+    tables = [Path(__file__).parents[1] / f"{table}.tsv" for table in ("coco_objects", *more)]
     for line in (line for table in tables for line in table.read_text(encoding="utf-8").splitlines()):
         if line and not line.startswith("#"):
             category, _, words = line.partition("\t")
