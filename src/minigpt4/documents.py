@@ -1,7 +1,8 @@
 """JSON and YAML files that somebody else may have written: read within bounds, or refused in one line."""
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,12 @@ def requirement(mistake: Mapping[str, Any]) -> str:
         return f"must be {_KINDS[kind.split('_')[0]]}"
     said = str(mistake["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     return (said[0].lower() + said[1:]).replace("input should be", "must be")
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The end of a message about an unknown word: the known one that is as near as `cutoff` (0 to 1), if there is."""
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,5 @@
 """The rules that leave out broken texts (paper, 3.2): each compares a number with a threshold, from a YAML file."""
 
-import difflib
 import json
 import math
 from collections import Counter
@@ -14,7 +13,7 @@ from PIL import Image
 
 from minigpt4.curation import language
 from minigpt4.curation.ledger import Description, Ledger
-from minigpt4.documents import read_yaml
+from minigpt4.documents import did_you_mean, read_yaml
 from minigpt4.errors import UserError
 from minigpt4.files import failed_write_is_a_user_error, write_atomically
 from minigpt4.images import figure_png, open_image
@@ -53,9 +52,8 @@ def load_thresholds(path: Path | None) -> dict[str, float | None]:
         raise UserError(f"rules {path}: expected `rule: number` lines")
     for name, value in values.items():
         if name not in DEFAULTS:
-            near = difflib.get_close_matches(str(name), DEFAULTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the rules are {', '.join(DEFAULTS)}"
-            raise UserError(f"rules {path}: there is no rule {name!r:.60}; {hint}")
+            hint = did_you_mean(str(name), DEFAULTS, cutoff=0.6) or f"; the rules are {', '.join(DEFAULTS)}"
+            raise UserError(f"rules {path}: there is no rule {name!r:.60}{hint}")
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise UserError(f"rules {path}: {name} = {value!r:.60}: expected a number, or null to switch the rule off")
     return {**DEFAULTS, **values}

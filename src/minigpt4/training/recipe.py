@@ -1,10 +1,8 @@
 """A recipe: everything that decides what one stage of training does, read from YAML and checked before any work."""
 
-import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
-from minigpt4.documents import parse_yaml, read_yaml, requirement
+from minigpt4.documents import did_you_mean, parse_yaml, read_yaml, requirement
 from minigpt4.errors import UserError
 from minigpt4.extensions import extensions
 from minigpt4.files import expand
@@ -200,8 +198,7 @@ for _key, _meaning in read_yaml(Path(__file__).with_name("keys.yaml")).items():
 
 def packaged_recipes() -> dict[str, Path]:
     """The recipes that ship, the library's and those of installed extensions, by name."""
-    own = Path(str(resources.files("minigpt4") / "recipes"))
-    directories = [own, *(recipes() for recipes in extensions("recipes"))]
+    directories = [Path(__file__).parents[1] / "recipes", *(recipes() for recipes in extensions("recipes"))]
     paths = [path for directory in directories for path in directory.glob("*.yaml")]
     return {path.stem: path for path in sorted(paths, key=lambda path: path.name)}
 
@@ -213,7 +210,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
         return path
     name, packaged = str(name_or_path), packaged_recipes()
     if name not in packaged:
-        known = f"({', '.join(packaged)}){_did_you_mean(path.stem, packaged)}"
+        known = f"({', '.join(packaged)}){did_you_mean(path.stem, packaged)}"
         raise UserError(f"no recipe {name!r}: neither a file nor one of those that come with the package {known}")
     return packaged[name]
 
@@ -221,7 +218,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
 def explain(key: str) -> str:
     """What a key of a recipe means, which values it takes, and its default. Raises UserError for an unknown key."""
     if key not in Recipe.model_fields:
-        near = _did_you_mean(key, Recipe.model_fields)
+        near = did_you_mean(key, Recipe.model_fields)
         raise UserError(f"unknown key {key!r}" + (near or f"; the keys are {', '.join(Recipe.model_fields)}"))
     entry = Recipe.model_fields[key]
     kind = re.sub(r"typing\.|pathlib\.|<class '|'>", "", str(entry.annotation)).replace("NoneType", "None")
@@ -282,14 +279,9 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in (place[:1] + place[2:] if place and place[0] == "data" else place))
     known = DataSource.model_fields if len(place) > 2 else Recipe.model_fields
     if mistake["type"] == "extra_forbidden":
-        return f"unknown key {key!r}" + (_did_you_mean(str(place[-1]), known) or "; docs/recipe.md lists the keys")
+        return f"unknown key {key!r}" + (did_you_mean(str(place[-1]), known) or "; docs/recipe.md lists the keys")
     if mistake["type"] == "missing":
         return f"key {key!r} is missing: {known[str(place[-1])].description or 'every source has one'}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
     return f"{key} = {mistake['input']!r:.60}: {requirement(mistake)}"
-
-
-def _did_you_mean(word: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
