@@ -99,7 +99,11 @@ def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | byte
         with suppress(ValueError):
             return base64.b64decode(value.partition(",")[2], validate=True)
     if value.startswith("hf://"):
-        return _fetch(value)
+        try:  # a file of a hub dataset
+            with fsspec.open(value, "rb") as file:
+                return bytes(file.read(LARGEST_IMAGE + 1))
+        except (OSError, ValueError) as error:
+            return Cause(pairs.NO_IMAGE, f"{value}: {error}")
     if re.match(r"https?:|data:", value):
         return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]} is not a file; download the images first (img2dataset)")
     inner = record.get("filepath")
@@ -124,14 +128,6 @@ def _image_in_turns(record: Mapping[str, Any]) -> Any:
     parts = (turn.get("content") for turn in turns if isinstance(turn, Mapping))
     found = [part for each in parts if isinstance(each, list) for part in each if isinstance(part, Mapping)]
     return [value for part in found if (value := part.get("image_url") or part.get("image"))]
-
-
-def _fetch(address: str) -> bytes | Cause:
-    try:  # a file of a hub dataset
-        with fsspec.open(address, "rb") as file:
-            return bytes(file.read(LARGEST_IMAGE + 1))
-    except (OSError, ValueError) as error:
-        return Cause(pairs.NO_IMAGE, f"{address}: {error}")
 
 
 class Tars(Reader):

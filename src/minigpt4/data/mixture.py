@@ -194,7 +194,10 @@ class _Share:
                     if i <= position:
                         continue
                     assert pair is not None  # each place comes once
-                    items += self._prepared(pair, skipped)
+                    try:
+                        items.append(pair if self.prepare is None else self.prepare(pair))
+                    except UserError as error:
+                        skipped[Cause("unreadable image", f"{pair.name}: {error}")] += 1
                     if i % self.size == 0 and i < len(block):
                         yield Chunk(items, {"block": number, "position": i, "sources": starts}, skipped)
                         items, skipped = [], Counter()
@@ -223,15 +226,6 @@ class _Share:
 
     def _random(self, block: int, use: int) -> np.random.Generator:
         return np.random.default_rng([*self.seeds, block, use])
-
-    def _prepared(self, pair: Pair, skipped: Counter[str]) -> list[Any]:
-        if self.prepare is None:
-            return [pair]
-        try:
-            return [self.prepare(pair)]
-        except UserError as error:
-            skipped[Cause("unreadable image", f"{pair.name}: {error}")] += 1
-            return []
 
 
 @dataclass

@@ -223,27 +223,24 @@ class _Lane:
     def chunks(self, state: Mapping[str, Any] | None) -> Iterator[_Rows]:
         """The rows of every batch after `state`; an error is the last of them."""
         try:
-            yield from self._rows(state)
+            stream, number, taken = self.open_stream(), 0, 0
+            if state:
+                stream.load_state_dict(state["stream"])
+                number, taken = state["pool"], state["taken"]
+            pairs = iter(stream)
+            while True:
+                before = stream.state_dict()
+                pool = list(islice(pairs, POOL * self.size))
+                samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
+                batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
+                counts = {"read": stream.yielded, "skipped": stream.state_dict()["skipped"]}
+                for position in range(taken, POOL):
+                    pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
+                    here = {"stream": before, "pool": number, "taken": position + 1, **counts}
+                    yield _Rows(batches.rows(position), pixels, here, mended=samples.mended)
+                number, taken = number + 1, 0
         except (UserError, OSError) as error:
             yield _Rows(([], [], []), np.empty(0), {}, str(error))
-
-    def _rows(self, state: Mapping[str, Any] | None) -> Iterator[_Rows]:
-        stream, number, taken = self.open_stream(), 0, 0
-        if state:
-            stream.load_state_dict(state["stream"])
-            number, taken = state["pool"], state["taken"]
-        pairs = iter(stream)
-        while True:
-            before = stream.state_dict()
-            pool = list(islice(pairs, POOL * self.size))
-            samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
-            batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
-            counts = {"read": stream.yielded, "skipped": stream.state_dict()["skipped"]}
-            for position in range(taken, POOL):
-                pixels = np.stack([pool[i][1] for i in batches.chosen(position)])
-                here = {"stream": before, "pool": number, "taken": position + 1, **counts}
-                yield _Rows(batches.rows(position), pixels, here, mended=samples.mended)
-            number, taken = number + 1, 0
 
 
 def _prepare(image_processor: Any, pair: Pair) -> tuple[Pair, np.ndarray]:

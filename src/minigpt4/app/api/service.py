@@ -81,22 +81,19 @@ class Service:
 
     async def _images(self, urls: Sequence[str], uploads: Mapping[str, bytes]) -> list[SentImage]:
         """Those at `urls`, one after the other, so that many in one request do not keep others waiting."""
-        images = []
+        images, processor, hosts = [], self.model.image_processor, self.limits.hosts
         for number, url in enumerate(urls, start=1):
             try:
-                images.append(await self._image(url, uploads))
+                data = await asyncio.to_thread(read_sent_image, url, uploads, hosts, self.limits.body_bytes)
+                key = (await asyncio.to_thread(hashlib.sha256, data)).digest()
+                if (features := self.scheduler.features.use(key)) is not None:
+                    images.append(SentImage(key, features=features))
+                    continue
+                image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))
+                images.append(SentImage(key, torch.from_numpy(to_pixels(processor, [image], fitted=True))))
             except UserError as error:
                 raise ApiError(400, f"image {number}: {error}", param="messages") from None
         return images
-
-    async def _image(self, url: str, uploads: Mapping[str, bytes]) -> SentImage:
-        data = await asyncio.to_thread(read_sent_image, url, uploads, self.limits.hosts, self.limits.body_bytes)
-        key = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-        if (features := self.scheduler.features.use(key)) is not None:
-            return SentImage(key, features=features)
-        processor = self.model.image_processor
-        image = await asyncio.wrap_future(self.decoder.submit(data, self.limits.pixels, size_of(processor)))
-        return SentImage(key, torch.from_numpy(to_pixels(processor, [image], fitted=True)))
 
 
 def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], list[str]]:

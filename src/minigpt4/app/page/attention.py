@@ -60,14 +60,11 @@ def patch_attention(model: AlignedModel, images: Sequence[str | bytes | Image.Im
         return own.unflatten(1, (math.isqrt(own.shape[1]), -1)).expand(len(pixels), -1, -1, -1)
     patches = model.run_encoder(pixels)
     queries = model.blip2.query_tokens.expand(len(patches), -1, -1)
-    seen = _open(model.blip2.qformer)(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
+    # A twin on the same weights, whose attention is not fused, so that it gives its weights.
+    former = model.blip2.qformer
+    twin = copy.deepcopy(former, {id(tensor): tensor for tensor in (*former.parameters(), *former.buffers())})
+    twin.set_attn_implementation("eager")
+    seen = twin(query_embeds=queries, encoder_hidden_states=patches, output_attentions=True)
     weights = seen.cross_attentions[-1].float().mean(1)[:, :, placeless(patches.shape[1]) :]
     weights = weights / weights.sum(-1, keepdim=True)
     return weights.unflatten(2, (math.isqrt(weights.shape[2]), -1)).cpu()
-
-
-def _open(part: Any) -> Any:
-    """A twin of `part`, on the same weights, whose attention is not fused, so that it gives its weights."""
-    twin = copy.deepcopy(part, {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())})
-    twin.set_attn_implementation("eager")
-    return twin
