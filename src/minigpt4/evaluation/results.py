@@ -1,5 +1,6 @@
 """The files of a run: a journal that a kill leaves readable; results.json with everything, results.md, and plots."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """A file of JSON lines that only grows and that a kill leaves readable; `rows` holds them by their "key"."""
 
     def __init__(self, path: Path) -> None:
@@ -51,9 +52,6 @@ class Journal:
         self.rows = {row["key"]: row for row in read_rows(path)}
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
-
-    def __enter__(self) -> "Journal":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

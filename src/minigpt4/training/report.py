@@ -6,6 +6,7 @@ import statistics
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,8 @@ def draw_curves(metrics: Path, chart: Path, title: str) -> None:
 
 def _smooth(values: list[float]) -> list[float]:
     """Exponential moving average, corrected for its start at zero."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total = SMOOTHING * total + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + 1 - SMOOTHING
-        smoothed.append(total / weight)
-    return smoothed
+    totals = accumulate(values, lambda total, value: SMOOTHING * total + (1 - SMOOTHING) * value, initial=0.0)
+    return [total / (1 - SMOOTHING**count) for count, total in enumerate(totals) if count]
 
 
 def write_summary(recipe: Recipe, processes: Processes, skipped: Mapping[str, int]) -> None:
