@@ -257,7 +257,12 @@ class _Passes:
         """The next usable pair; None when one pass is through and `repeat` is not set."""
         while not self.through:
             if self._dataset is None:
-                self._open()
+                arguments = {"reader": self.reader, "stage": self.stage, "shards": self._shards()}
+                self._dataset = datasets_library().IterableDataset.from_generator(_read, gen_kwargs=arguments)
+                if self._position is not None:
+                    self._dataset.load_state_dict(self._position)
+                # By `iter`: iterated plainly, a worker's dataset would share its shards out once more over all workers.
+                self._items = chain.from_iterable(batch["item"] for batch in self._dataset.iter(batch_size=1))
             for item in self._items:
                 self._seen += 1
                 if isinstance(item, Pair):
@@ -273,15 +278,6 @@ class _Passes:
             self._pass, self._seen, self._skipped = self._pass + 1, 0, Counter()
             self._dataset = self._position = None
         return None
-
-    def _open(self) -> None:
-        datasets = datasets_library()
-        arguments = {"reader": self.reader, "stage": self.stage, "shards": self._shards()}
-        self._dataset = datasets.IterableDataset.from_generator(_read, gen_kwargs=arguments)
-        if self._position is not None:
-            self._dataset.load_state_dict(self._position)
-        # By `iter`: iterated plainly, a worker's dataset would share its shards out once more over all workers.
-        self._items = chain.from_iterable(batch["item"] for batch in self._dataset.iter(batch_size=1))
 
     def _shards(self) -> list[tuple[Any, int, int]]:
         """This process's shards in this pass. Every process takes as many, as nearly as may be."""

@@ -72,7 +72,16 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     if device.type == "cpu":
         speed.keep_little_code()
         speed.free_large_tensors_at_once()
-    model = _assemble(recipe, dtype=compute_dtype(recipe, device), device=device, load_in=recipe.load_in)
+    placement: dict[str, Any] = {"dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in}
+    if recipe.init:
+        model = MiniGPT4.from_pretrained(recipe.init, **placement)
+    else:
+        vision_qformer, llm, template = recipe.parts
+        model = MiniGPT4.assemble(
+            vision_qformer, llm, template=template, qformer=recipe.qformer, group=recipe.group, seed=recipe.seed,
+            trained=Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank), **placement,
+        )  # fmt: skip
+        start_among_words(model)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
     if recipe.vision_load_in:
@@ -100,18 +109,6 @@ def _choose_compile(recipe: Recipe, model: MiniGPT4, processes: Processes) -> bo
         told = "computing in %s%s; layers %s: %s"
         logger.info(told, dtype, fast, how, "as the run began" if begun else why)
     return compiled
-
-
-def _assemble(recipe: Recipe, **placement: Any) -> MiniGPT4:
-    if recipe.init:
-        return MiniGPT4.from_pretrained(recipe.init, **placement)
-    vision_qformer, llm, template = recipe.parts
-    model = MiniGPT4.assemble(
-        vision_qformer, llm, template=template, qformer=recipe.qformer, group=recipe.group, seed=recipe.seed,
-        trained=Trained(recipe.projection_layers, recipe.train_qformer, recipe.lora_rank), **placement,
-    )  # fmt: skip
-    start_among_words(model)
-    return model
 
 
 class Run:
