@@ -199,12 +199,10 @@ def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
     weights = _count(layer.weight for layer in linears)
     # 4 bits: 4 bytes for each group, besides them. 8 bits: a scale for each row.
-    if precision == "4bit":
-        held = sum(m.weight.numel() * (1 / 2 + 4 / group_size(m.in_features)) for m in linears)
-    else:
-        held = weights + 4 * sum(layer.out_features for layer in linears)
+    four = precision == "4bit"
+    scales = sum(m.weight.numel() // group_size(m.in_features) if four else m.out_features for m in linears)
     unpacked = max(layer.weight.numel() for layer in linears) if precision == "fp8" else 0
-    return side, int(held) + size * (llm - weights), unpacked
+    return side, weights // (1 + four) + 4 * scales + size * (llm - weights), unpacked
 
 
 def _loading(files: dict[str, int | None], vision: int, llm: int) -> int:

@@ -18,7 +18,7 @@ from minigpt4.memory import plan
 from minigpt4.model import convert, four_bits, parts
 from minigpt4.model.four_bits import FourBitLinear, pack, quantize, unpack, unpacked
 from minigpt4.model.precision import Placement
-from minigpt4.model.quantization import StoredLinear
+from minigpt4.model.quantization import EightBitLinear
 from pocket.world.draw import draw
 from pocket.world.world import SEEDS, sample
 
@@ -182,7 +182,9 @@ def test_the_vision_encoder_is_in_eight_bits(written: tuple[Path, Path]) -> None
     likeness = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
     assert 0.999 < likeness.mean() < 1
     layers = [layer for layer in quantized.blip2.vision_model.modules() if isinstance(layer, torch.nn.Linear)]
-    assert {(type(layer), layer.weight.dtype) for layer in layers} == {(StoredLinear, torch.int8)}
+    assert {(type(layer), layer.rounds_inputs, layer.weight.dtype) for layer in layers} == {
+        (EightBitLinear, False, torch.int8)
+    }
     assert len(layers) == 4 * quantized.blip2.config.vision_config.num_hidden_layers
     halved = MiniGPT4.from_pretrained(written[1], device="cpu", dtype="bfloat16").encode_images(pictures[:2])
     assert torch.nn.functional.cosine_similarity(halved.float(), expected[:2], dim=-1).mean() > 0.99

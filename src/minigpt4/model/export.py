@@ -27,7 +27,8 @@ from minigpt4.model import four_bits, parts
 from minigpt4.model.aligned import AlignedModel
 from minigpt4.model.loading import ALIGNMENT_FILE, PROJECTION_FILE, Origin, write_json, write_record, write_tensors
 from minigpt4.model.lora import Trained
-from minigpt4.model.quantization import IN_FILES, layers_in, scale_name, stored
+from minigpt4.model.quantization import IN_FILES, layers_in, scale_name
+from minigpt4.model.quantization import quantize as in_eight_bits
 from minigpt4.model.sources import fingerprint
 from minigpt4.prompts.encode import CUT, control_tokens, puts_space_first
 from minigpt4.prompts.jinja import eos_tokens, jinja_template
@@ -91,12 +92,12 @@ def write_export(
     which transformers has no model are written as an alignment with its parts beside it, in `vision` and `llm`.
     `origin` is recorded, with the fingerprint of the written LLM if it has none; of an LLM in 4 bits it is `directory`.
     """
-    write = partial(_write_shards, capacity=shard_size, dtype=dtype)
+    eight_bits: set[str] = set()
     if quantize:  # read by `parts.load_llm`
         model.blip2.language_model.config.quantization_config = dict(IN_FILES)
         if isinstance(encoder := model.blip2.vision_model, Blip2VisionModel):  # the other large part
-            names = [f"{parts.ENCODER_PREFIX}{name}.weight" for name in layers_in("int8", encoder)]
-            tensors = {**tensors, **{name: partial(_stored, tensors[name]) for name in names}}
+            eight_bits = {f"{name}.weight" for name in layers_in("int8", encoder)}
+    write = partial(_write_shards, capacity=shard_size, dtype=dtype, eight_bits=eight_bits)
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
@@ -118,10 +119,6 @@ def write_export(
     write_record(model, directory, origin, Trained(model.trained.projection_layers))
 
 
-def _stored(read: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    return stored(read())
-
-
 def _is_whole(model: AlignedModel) -> bool:
     own = isinstance(model.blip2.vision_model, Blip2VisionModel)
     return own and model.has_qformer and model.trained.projection_layers == 1
@@ -131,7 +128,9 @@ def _named(tensors: Unread, prefixes: str | tuple[str, ...], removed: str) -> Un
     return {name.removeprefix(removed): read for name, read in tensors.items() if name.startswith(prefixes)}
 
 
-def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None) -> None:
+def _write_shards(
+    directory: Path, tensors: Unread, capacity: int, dtype: torch.dtype | None, eight_bits: set[str]
+) -> None:
     """Write a checkpoint in Hugging Face's layout, each shard as soon as it holds `capacity` bytes."""
     directory.mkdir(exist_ok=True)
     pending: dict[str, Tensor] = {}
@@ -139,6 +138,8 @@ def _write_shards(directory: Path, tensors: Unread, capacity: int, dtype: torch.
     total = 0
     for i, (name, read) in enumerate(tensors.items()):
         found = read()
+        if name.removeprefix(parts.ENCODER_PREFIX) in eight_bits:
+            found = in_eight_bits(found, torch.int8)
         if isinstance(found, tuple):
             pending |= dict(zip((name, scale_name(name)), found, strict=True))
         else:

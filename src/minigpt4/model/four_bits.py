@@ -164,11 +164,10 @@ class FourBitLinear(torch.nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        weight, wanted = self.weight, self.out_features
-        if 2 * weight.shape[1] != self.in_features:
+        if 2 * self.weight.shape[1] != self.in_features:
             rows = torch.cat([rows, rows], -1)
         # A custom function takes longer to call than a small layer's product, and there are two hundred in a token.
         product = _Product.apply if torch.is_grad_enabled() and rows.requires_grad else multiply
-        y = product(rows, weight, self.scale, self.block, self.fast)
-        y = (y if y.shape[1] == wanted else y[:, :wanted]).view(*x.shape[:-1], wanted)
+        y = product(rows, self.weight, self.scale, self.block, self.fast)[:, : self.out_features]
+        y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias

@@ -114,12 +114,18 @@ class _Linear(torch.autograd.Function):
 
 
 class EightBitLinear(torch.nn.Linear):
-    """A linear layer with its weight (d_out, d_in) in 8 bits and `scale` (d_out, 1)."""
+    """A linear layer with its weight (d_out, d_in) in 8 bits and `scale` (d_out, 1).
 
-    def __init__(self, linear: torch.nn.Linear, form: torch.dtype) -> None:
+    One that does not round its inputs computes in their dtype: it saves memory alone, and is closer to the original.
+    """
+
+    scale: Tensor
+
+    def __init__(self, linear: torch.nn.Linear, form: torch.dtype, rounds_inputs: bool = True) -> None:
         """Takes over the layer's bias. A weight on the meta device is quantized later, when transformers reads it."""
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features, self.form = linear.in_features, linear.out_features, form
+        self.rounds_inputs = rounds_inputs
         weight, scale = quantize(linear.weight.data, form)
         held = linear.weight.data if weight.is_meta else weight  # in the dtype that it is read in
         self.weight = torch.nn.Parameter(held, requires_grad=False)
@@ -127,32 +133,14 @@ class EightBitLinear(torch.nn.Linear):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Linear.apply(x.flatten(0, -2), self.weight, self.scale).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        if self.rounds_inputs:
+            y = _Linear.apply(rows, self.weight, self.scale)
+        else:
+            rows = rows.to(four_bits.multiplies(rows))
+            y = (rows @ self.weight.to(rows.dtype).t() * self.scale.to(rows.dtype).t()).to(x.dtype)
+        y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
-
-
-class StoredLinear(torch.nn.Linear):
-    """A linear layer that computes in its input's dtype and holds its weight (d_out, d_in) as int8, `scale` (d_out, 1).
-
-    The vision encoder in files whose LLM is in 4 bits consists of these; they take their weights from the files.
-    """
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.weight = torch.nn.Parameter(torch.empty_like(linear.weight, dtype=torch.int8), requires_grad=False)
-        self.register_buffer("scale", torch.empty_like(linear.weight[:, :1]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(four_bits.multiplies(x))
-        y = (wide @ self.weight.to(wide.dtype).t() * self.scale.to(wide.dtype).t()).to(x.dtype)
-        return y if self.bias is None else y + self.bias
-
-
-def stored(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight as a `StoredLinear` holds it: int8 and, in bfloat16, a scale for each row."""
-    scale = quantize(weight, torch.int8)[1].bfloat16()
-    return (weight.float() / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def is_in_files(name: Any, config: Any) -> bool:
@@ -185,11 +173,8 @@ def layers_in(form: str, model: Any) -> dict[str, torch.nn.Linear]:
 def quantize_linears(form: str, model: Any, packed: bool = False) -> None:
     """Replace these layers by those of `form`; `packed`: their weights come in the form of files."""
     for name, layer in layers_in(form, model).items():
-        if form == "4bit":
-            new: torch.nn.Linear = FourBitLinear(layer, packed)
-        else:
-            new = StoredLinear(layer) if packed else EightBitLinear(layer, FORMATS[form])
-        model.set_submodule(name, new)
+        eight = EightBitLinear(layer, FORMATS[form], not packed) if form in FORMATS else None
+        model.set_submodule(name, eight or FourBitLinear(layer, packed))
 
 
 def arrange(model: Any) -> None:
