@@ -107,6 +107,8 @@ def plan(
     """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
+    if is_in_files("", config.text_config):  # which are never there twice: only small tensors are converted
+        files = {}
     memory: dict[str, dict[str, int]] = {"weights": {}}
     for precision in PRECISIONS:
         size = 4 if precision == "float32" else 2

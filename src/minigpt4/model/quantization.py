@@ -114,10 +114,7 @@ class _Linear(torch.autograd.Function):
 
 
 class EightBitLinear(torch.nn.Linear):
-    """A linear layer with its weight (d_out, d_in) in 8 bits and `scale` (d_out, 1).
-
-    One that does not round its inputs computes in their dtype: it saves memory alone, and is closer to the original.
-    """
+    """A linear layer, its weight (d_out, d_in) in 8 bits, `scale` (d_out, 1). With `rounds_inputs` it is faster too."""
 
     scale: Tensor
 
