@@ -7,8 +7,10 @@ and thin, steady and unsteady pens. Elements are always told in the same order, 
 other. `minigpt4 train` then aligns the projection on captions and descriptions of such drafts, which are written too:
 
     python tools/drafts.py WORK
-    minigpt4 train pocket-stage1 vision_qformer=WORK/vision data=WORK/stage1 output=WORK/one steps=300
+    minigpt4 train pocket-stage1 vision_qformer=WORK/vision data=WORK/stage1 output=WORK/one steps=250
     minigpt4 train pocket-stage2 init=WORK/one/alignment data=WORK/stage2 output=WORK/two
+    python tools/drafts.py WORK --ship       # the encoder in 8 bits, in the package
+    python tools/drafts.py WORK --measure    # pages that the shipped models make of 40 drafts of either kind
 
 Resumes where it was stopped. Needs no GPU.
 """
@@ -19,8 +21,10 @@ import argparse
 import json
 import logging
 import random
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -28,9 +32,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minigpt4 import MiniGPT4
+from minigpt4.files import new_directory
+from minigpt4.model import parts
+from minigpt4.model.quantization import layers_in, quantize, scale_name
+from pocket.measure.webpage import check_page
+from pocket.shipped import HERE
 from pocket.text.phrases import caption, description
 from pocket.towers.pretrain import Pretraining, pretrain
 from pocket.towers.vision import (
@@ -48,9 +59,10 @@ from pocket.towers.vision import (
 )
 from pocket.world.brush import Point
 from pocket.world.draft import draw_element
+from pocket.world.draw import draw
 from pocket.world.handwriting import Pen
 from pocket.world.surroundings import paper
-from pocket.world.world import ELEMENTS, SEEDS, TITLES, Box, Picture, Thing
+from pocket.world.world import ELEMENTS, SEEDS, TITLES, Box, Picture, Thing, sample
 
 BATCH = 32
 #: Seeds of what is trained on, looked at while building, and given to the projection.
@@ -255,16 +267,59 @@ def write_pairs(out: Path, first: int, count: int) -> None:
     (out / "stage2" / "filter_cap.json").write_text(json.dumps({"annotations": annotations}, indent=1))
 
 
+def ship(work: Path) -> None:
+    """Puts what was trained into the package, its encoder in 8 bits, as `pocket-drafts`."""
+    model = MiniGPT4.from_pretrained(work / "two" / "alignment", dtype=torch.float32, device="cpu")
+    vision, place = parts.load_vision_qformer(work / "vision"), HERE / "drafts"
+    tensors = dict(vision.tensors)
+    for layer in layers_in("int8", model.blip2.vision_model):
+        name = f"{parts.ENCODER_PREFIX}{layer}.weight"
+        tensors[name], tensors[scale_name(name)] = quantize(tensors[name].float(), torch.int8)
+    with new_directory(place / "vision", overwrite=True, marker="config.json") as new:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / "model.safetensors")
+        for name in ("config.json", "preprocessor_config.json"):
+            shutil.copy(work / "vision" / name, new / name)
+    shipped = MiniGPT4.assemble(place / "vision", "pocket/language", template="pocket", dtype=torch.float32)
+    shipped.blip2.language_projection.load_state_dict(model.blip2.language_projection.state_dict())
+    shipped.origin, shipped.stage = replace(shipped.origin, vision_qformer="pocket/drafts"), 2
+    shipped.save_pretrained(place / "alignment", overwrite=True)
+
+
+def measure(count: int = 40) -> None:
+    """Prints how many drafts become pages with their title and elements: asked at once, and described first."""
+    seeds = range(SEEDS["development"][0] + 500_000, SEEDS["development"][0] + 500_000 + count)
+    world = [(sample(seed, "draft"), draw(sample(seed, "draft"), 384)) for seed in seeds]
+    free = [
+        (layout(seed)[0], image_of(*layout(seed), 384)) for seed in range(LOOKED_AT + 1000, LOOKED_AT + 1000 + count)
+    ]
+    greedy = {"do_sample": False, "repetition_penalty": 1.0}
+    for name in ("pocket", "pocket-drafts"):
+        model = MiniGPT4.from_pretrained(name, device="cpu")
+        for kind, drafts in (("the world's drafts", world), ("drafts in other layouts", free)):
+            right = [0, 0]
+            for picture, image in drafts:
+                for described in (False, True):
+                    chat = model.start_chat()
+                    if described:
+                        chat.ask("Describe this image in detail.", image=image, **greedy)
+                    page = chat.ask("Write the HTML for this website.", image=None if described else image, **greedy)
+                    right[described] += check_page(page, picture.setting, [item.kind for item in picture.items]) is None
+            print(f"{name}, {kind}: {right[0]} of {count} asked at once, {right[1]} described first", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seconds", type=float, help="ends training after so many")
     parser.add_argument("--pairs", type=int, default=3000, help="drafts for stage 1")
+    parser.add_argument("--ship", action="store_true", help="put what was trained into the package")
+    parser.add_argument("--measure", action="store_true", help="count the pages that the shipped models get right")
     arguments = parser.parse_args()
+    if arguments.ship or arguments.measure:
+        ship(arguments.work) if arguments.ship else measure()
+        return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from minigpt4.minigpt4 import MiniGPT4
-
     torch.manual_seed(0)
     begun = MiniGPT4.from_pretrained("pocket-blip2", dtype=torch.float32, device="cpu")
     blip2, tokenizer = begun.blip2, begun.tokenizer
