@@ -17,7 +17,8 @@ def weights() -> Path:
 def models() -> dict[str, Path]:
     """Directories by name: aligned models, then the parts from which they are made."""
     alignments = {name: weights() / "alignments" / name for name in ("pocket", "pocket-stage1", "pocket-blip2")}
-    return alignments | {f"pocket/{part}": weights() / part for part in ("vision", "language", "captioner")}
+    drafts = {"pocket-drafts": HERE / "drafts" / "alignment", "pocket/drafts": HERE / "drafts" / "vision"}
+    return alignments | drafts | {f"pocket/{part}": weights() / part for part in ("vision", "language", "captioner")}
 
 
 def recipes() -> Path:

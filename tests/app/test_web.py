@@ -46,7 +46,7 @@ def test_examples_are_of_the_world_that_the_model_knows(tmp_path: Path) -> None:
     for model, examples in (("runs/pocket/stage2/alignment", DRAWN), ("photo-stage1", PHOTOS)):
         (tmp_path / model[:3]).mkdir()
         assert Page(Models({"a": model}), Uploads(tmp_path / model[:3])).shown_examples == examples
-    assert list(offered("photo", []).values()) == ["photo", "photo-stage1", "photo-blip2", "pocket"]
+    assert list(offered("photo", []).values()) == ["photo", "photo-stage1", "photo-blip2", "pocket-drafts"]
     for file, _, _ in PHOTOS:
         assert (ASSETS / file).stat().st_size < 60_000
         assert file == "website.png" or f"{file} " in (ASSETS / "photos.txt").read_text("utf-8"), "whose it is"
@@ -60,7 +60,7 @@ def test_the_settings_start_as_the_models_record_says(tmp_path: Path) -> None:
 
 
 def test_a_draft_goes_to_the_model_that_reads_drafts(tmp_path: Path) -> None:
-    page = Page(Models({"Stage 2": "pocket-stage1", DRAFTS: "pocket"}), Uploads(tmp_path))
+    page = Page(Models({"Stage 2": "pocket-stage1", DRAFTS: "pocket-drafts"}), Uploads(tmp_path))
     assert page.compared == ["Stage 2"]
     visit = page.visits.of("ann")
     for question, model in (("What is this?", "Stage 2"), (DRAFT_QUESTION, DRAFTS)):

@@ -284,7 +284,7 @@ def offered(model: str, beside: list[str]) -> dict[str, str]:
     Beside a shipped one stand stage 1 and BLIP-2, and beside the photo model, which reads no drafts, one that does.
     """
     if model in ("photo", "pocket") and not beside:
-        drafts = {DRAFTS: "pocket"} if model == "photo" else {}
+        drafts = {DRAFTS: "pocket-drafts"} if model == "photo" else {}
         return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"} | drafts
     from minigpt4.model import sources
 
