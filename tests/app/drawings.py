@@ -1,7 +1,7 @@
 """Ten drafts of websites as a person draws them with a mouse: letters, signs and places are not the training drafts'.
 
-Written before the model that reads them was trained, and not changed since. A line is a list of points in
-fractions of the sheet.
+They were written before the model that reads them had seen one, and have not been changed since. A line is a list of
+points in fractions of the sheet.
 """
 
 from __future__ import annotations
