@@ -29,26 +29,32 @@
   const current = id => { try { sessionStorage.setItem("minigpt4-chat", id); } catch { /* no storage here */ } };
   const open = () => { try { return sessionStorage.getItem("minigpt4-chat"); } catch { return null; } };
 
-  const held = new Map(), stored = new Set(), waiting = new Map();
+  const held = new Map(), stored = new Map(), waiting = new Map();
   let busy = false;
+  // Keeps an image of a conversation, once; the server has it for some time.
+  const fetched = async (id, token, key) => {
+    if (await asked((await store("images", "readonly")).get(key))) return;
+    const answer = await fetch(`gradio_api/file=${token}`);
+    if (!answer.ok) throw new Error(`${token} is not on the server`);
+    const found = await answer.blob();
+    if (await find(id)) await asked((await store("images")).put(found, key));  // else it was deleted meanwhile
+  };
+  const image = async (id, token) => {
+    const key = `${id}/${token}`;
+    if (!stored.has(key)) stored.set(key, fetched(id, token, key));
+    await stored.get(key).catch(error => { stored.delete(key); console.warn("this image is not kept:", error); });
+  };
   const keep = async told => {
     const chat = held.get(told.id) ?? await find(told.id) ?? {id: told.id, name: "", turns: []};
     held.set(told.id, chat);
     if (!told.turn && chat.turns.length <= told.at) return;
     chat.turns.length = Math.min(chat.turns.length, told.at);
-    if (told.turn) {
-      chat.turns[told.at] = told.turn;
-      for (const token of told.turn.images) {
-        const key = `${told.id}/${token}`;
-        if (stored.has(key)) continue;
-        stored.add(key);
-        const answer = await fetch(`gradio_api/file=${token}`);
-        if (answer.ok) { const image = await answer.blob(); await asked((await store("images")).put(image, key)); }
-      }
-    }
+    if (told.turn) chat.turns[told.at] = told.turn;
     if (!chat.turns.length) return forget(told.id);
     chat.name ||= chat.turns[0].question.trim().slice(0, 60);
     await save(Object.assign(chat, {model: told.model ?? chat.model, system: told.system ?? chat.system, time: Date.now()}));
+    // After the texts, which do not wait for them: the page may be closed while an image is on its way.
+    for (const token of told.turn?.images ?? []) image(told.id, token);
     for (const old of (await all()).slice(MOST)) await forget(old.id);
   };
   const told = async () => {
@@ -74,7 +80,9 @@
     brought = true;
     const chat = wanted && await find(wanted).catch(() => null);
     if (!chat) return [{text: "", files: []}];
-    const last = chat.turns.at(-1), blobs = [], turns = [], images = await store("images", "readonly");
+    const last = chat.turns.at(-1), blobs = [], turns = [], tokens = chat.turns.flatMap(turn => turn.images);
+    await Promise.all(tokens.map(token => image(chat.id, token)));
+    const images = await store("images", "readonly");
     if (!last.ended && !last.cut) Object.assign(last, {ended: true, stopped: true, cut: true});
     for (const turn of [...chat.turns].reverse()) {
       const found = (await Promise.all(turn.images.map(token => asked(images.get(`${chat.id}/${token}`))))).filter(Boolean);
