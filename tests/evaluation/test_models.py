@@ -187,6 +187,14 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
     assert "k-123" not in str(answerer.identity)
 
 
+def test_an_endpoint_answers_images_and_prompts_in_python(serve: Callable[..., Server]) -> None:
+    server = serve("say:A ball.", "say:A cat.")
+    answerer = EndpointAnswerer(f"openai:{server.url}#some-model", Answering())
+    images = [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))]
+    assert [reply.text for reply in answerer.answer(images, ["What?", "Who?"])] == ["A ball.", "A cat."]
+    assert [request["body"]["messages"][-1]["content"][1]["text"] for request in server.requests] == ["What?", "Who?"]
+
+
 def test_who_is_opened_and_what_tells_models_apart(alignment: Path, export: Path, tmp_path: Path) -> None:
     assert isinstance(open_answerer("pocket"), MiniGPT4Answerer)
     assert isinstance(open_answerer(str(export)), MiniGPT4Answerer), "an export keeps its own chat format"

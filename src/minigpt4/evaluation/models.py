@@ -257,6 +257,10 @@ class EndpointAnswerer(Answerer):
         self.endpoint = open_endpoint(name, settings.timeout)
         self.identity = {"kind": "endpoint", "model": self.endpoint.model, "url": self.endpoint.url}
 
+    def answer(self, images: Images, prompts: Texts, max_new_tokens: int = 300) -> Replies:
+        """One answer for each image and prompt, one after the other. Raises Unanswered if there is none."""
+        return [self._ask(image_url(image), said, max_new_tokens) for image, said in zip(images, prompts, strict=True)]
+
     def answer_each(self, items: Sequence[Item], record: OnReply, *, sample: int = 0) -> None:
         """As for all models. Raises UserError as `Endpoint.ask_each`."""
 

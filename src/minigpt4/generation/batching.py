@@ -175,8 +175,7 @@ class ContinuousBatch:
         self.rows: list[Row] = []
         self._cache = DynamicCache()  # of all rows, each standing at the right end
         self._mask = torch.zeros((0, 0), dtype=torch.long)  # (rows, positions): 0 where a shorter row has nothing
-        llm = model.blip2.language_model
-        accepted = inspect.signature(llm.forward).parameters
+        accepted = inspect.signature(model.blip2.language_model.forward).parameters
         self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._takes_positions = "position_ids" in accepted
 

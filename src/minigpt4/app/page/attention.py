@@ -24,8 +24,7 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int, int]]:
     for match in re.finditer(r"\S+", texts[-1] if texts else ""):
         start = next(i for i, text in enumerate(texts) if len(text) > match.start())
         whole = (i for i, text in enumerate(texts) if len(text.rstrip("\ufffd")) >= match.end())  # no half character
-        stop = next(whole, len(tokens) - 1) + 1
-        found.append((match.group(), start, stop))
+        found.append((match.group(), start, next(whole, len(tokens) - 1) + 1))
     return found
 
 
