@@ -58,6 +58,7 @@ from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.loading import Origin
 from minigpt4.model.lora import set_trainable
 from minigpt4.model.parts import load_tokenizer
+from minigpt4.model.precision import free_large_tensors_at_once, keep_freed_memory
 from minigpt4.model.quantization import FORMATS, check_load_in, multiply, quantize, quantize_linears
 from minigpt4.prompts.templates import TEMPLATES
 from minigpt4.stopping import StopSignals
@@ -68,14 +69,7 @@ from minigpt4.training.loop import make_optimizer, make_scaler, training_steps
 from minigpt4.training.loss import next_token_loss
 from minigpt4.training.recipe import Recipe
 from minigpt4.training.report import add_line
-from minigpt4.training.speed import (
-    free_large_tensors_at_once,
-    keep_freed_memory,
-    keep_little_code,
-    make_fast,
-    memory_mb,
-    operations,
-)
+from minigpt4.training.speed import keep_little_code, make_fast, memory_mb, operations
 from pocket.shipped import models
 from pocket.text.phrases import caption
 from pocket.world.world import sample

@@ -19,7 +19,7 @@ from minigpt4.images import size_of
 from minigpt4.model import parts, sources
 from minigpt4.model.graph import check_projection, fresh_projection, make_graph, put_tensors
 from minigpt4.model.lora import Trained
-from minigpt4.model.precision import Placement
+from minigpt4.model.precision import AS_GLIBC, Placement, free_large_tensors_at_once, keep_freed_memory
 from minigpt4.prompts.jinja import choose_template, end_at_stop
 from minigpt4.prompts.templates import TEMPLATES, Template, get_template
 
@@ -103,6 +103,7 @@ def assemble(
     """A model of these frozen parts with a fresh projection: see `MiniGPT4.assemble`."""
     if isinstance(template, str):
         template = get_template(template)  # reports a wrong name before anything is loaded
+    free_large_tensors_at_once()
     vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     language = parts.load_llm(llm, placement.dtype, placement)
     template = choose_template(template, language.tokenizer, str(llm))
@@ -115,6 +116,7 @@ def assemble(
     origin = Origin(portable(vision_qformer), vision.fingerprint, portable(llm), language.fingerprint)
     model = kind(blip2, language.tokenizer, vision.image_processor, template, origin, None, placement, trained)
     model.familiar = vision.familiar
+    keep_freed_memory(AS_GLIBC)
     return model
 
 

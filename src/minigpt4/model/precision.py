@@ -1,5 +1,6 @@
-"""The device and dtype of a model, and how an LLM is spread over several devices."""
+"""The device and dtype of a model, how an LLM is spread over several devices, and how glibc allocates CPU tensors."""
 
+import ctypes
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,3 +92,24 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 def training_dtype(device: torch.device) -> str | None:
     """bfloat16 on a CPU that multiplies it in hardware; else None, the default of the device."""
     return "bfloat16" if device.type == "cpu" and FAST_BFLOAT16 else None
+
+
+#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and their values here, in bytes.
+MMAP_THRESHOLD, OWN_PAGES, SHARED_PAGES = -3, 2 * 2**20, 32 * 2**20
+TRIM_THRESHOLD, AS_GLIBC = -1, 2 * SHARED_PAGES  # what it comes to by itself
+
+
+def free_large_tensors_at_once() -> None:
+    """Return large CPU tensors' memory when they are freed, for loading and encoding; glibc would leave holes."""
+    _mallopt(MMAP_THRESHOLD, OWN_PAGES)
+
+
+def keep_freed_memory(most: int = 2**30) -> None:
+    """Keep the memory of freed CPU tensors for the next step's: to get it anew takes a fifth of a small one."""
+    _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
+    _mallopt(TRIM_THRESHOLD, most)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(parameter, value)

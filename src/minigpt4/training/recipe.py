@@ -17,7 +17,6 @@ from minigpt4.files import expand
 
 logger = logging.getLogger(__name__)
 
-
 #: Keys by their former names, which are read for one more release.
 RENAMED = {
     "accumulate": "gradient_accumulation_steps", "keep_checkpoints": "save_total_limit",

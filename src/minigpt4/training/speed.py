@@ -1,9 +1,8 @@
-"""Training speed: compiled layers, attention, the work of a step, and how glibc allocates CPU tensors.
+"""Training speed: compiled layers, attention, and the work of a step.
 
 None of it changes what is computed. `minigpt4 train` and `bench/training.py` use the same functions.
 """
 
-import ctypes
 import os
 import shutil
 from typing import Any
@@ -25,7 +24,6 @@ ROUNDING = {"realize_cpu_opcount_threshold": 5}
 
 #: transformers' name for `attention_written_out`.
 WRITTEN_OUT = "minigpt4_written_out"
-
 
 #: Seconds that compiling takes at least (20 to 26 on 2 cores), and that it saves by core for each number of a token's
 #: state in a layer: measured at 17, 90 and 369 million parameters in bfloat16, 7 to 9.6 ns on 2 cores.
@@ -94,8 +92,7 @@ def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations per second that the device's maker states for `dtype`; None where they are not known."""
     if device.type != "cuda" or dtype is torch.float32:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAKS.items() if part in torch.cuda.get_device_name(device)), None)
 
 
 def operations(model: MiniGPT4, tokens: float, targets: float, images: float) -> float:
@@ -128,22 +125,6 @@ def memory_mb(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 1e6
 
 
-#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and their values here, in bytes.
-MMAP_THRESHOLD, OWN_PAGES, SHARED_PAGES = -3, 2 * 2**20, 32 * 2**20
-TRIM_THRESHOLD, NEVER = -1, 2**30
-
-
-def free_large_tensors_at_once() -> None:
-    """Return large CPU tensors' memory when they are freed, for loading and encoding; glibc would leave holes."""
-    _mallopt(MMAP_THRESHOLD, OWN_PAGES)
-
-
-def keep_freed_memory() -> None:
-    """Keep the memory of freed CPU tensors for the next step's: to get it anew takes a fifth of a small one."""
-    _mallopt(MMAP_THRESHOLD, SHARED_PAGES)
-    _mallopt(TRIM_THRESHOLD, NEVER)
-
-
 def keep_little_code() -> None:
     """Bound what oneDNN, and PyTorch above it, keep for each shape of a product: by default 0.3 GB each.
 
@@ -151,8 +132,3 @@ def keep_little_code() -> None:
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(parameter, value)

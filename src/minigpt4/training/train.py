@@ -19,7 +19,7 @@ from minigpt4.errors import UserError
 from minigpt4.files import write_atomically
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model.lora import Trained, set_trainable
-from minigpt4.model.precision import training_dtype
+from minigpt4.model.precision import free_large_tensors_at_once, keep_freed_memory, training_dtype
 from minigpt4.model.projection import start_among_words
 from minigpt4.model.quantization import check_load_in, quantize_linears
 from minigpt4.progress import progress_bar
@@ -71,7 +71,6 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
     check_load_in(recipe.vision_load_in, device, "vision_load_in")  # before anything is loaded
     if device.type == "cpu":
         speed.keep_little_code()
-        speed.free_large_tensors_at_once()
     placement: dict[str, Any] = {"dtype": compute_dtype(recipe, device), "device": device, "load_in": recipe.load_in}
     if recipe.init:
         model = MiniGPT4.from_pretrained(recipe.init, **placement)
@@ -84,6 +83,8 @@ def load_to_train(recipe: Recipe, processes: Processes) -> MiniGPT4:
         start_among_words(model)
     if model.trained.qformer and not recipe.stream:
         raise UserError(f"{recipe.init}: its Q-Former is trained too, so features cannot be cached; set stream=true")
+    if device.type == "cpu":
+        free_large_tensors_at_once()  # as while it was read: images are encoded next
     if recipe.vision_load_in:
         quantize_linears(recipe.vision_load_in, model.blip2.vision_model)
     set_trainable(model, recipe.stage)
@@ -106,8 +107,7 @@ def _choose_compile(recipe: Recipe, model: MiniGPT4, processes: Processes) -> bo
     if processes.is_main:
         fast = "" if recipe.dtype or not training_dtype(model.device) else ", which this CPU multiplies fast"
         dtype, how = str(model.dtype).removeprefix("torch."), "compiled" if compiled else "not compiled"
-        told = "computing in %s%s; layers %s: %s"
-        logger.info(told, dtype, fast, how, "as the run began" if begun else why)
+        logger.info("computing in %s%s; layers %s: %s", dtype, fast, how, "as the run began" if begun else why)
     return compiled
 
 
@@ -140,7 +140,7 @@ class Run:
         """Train up to the last step, or until a signal asks to stop; log, save and sample on the way."""
         recipe, is_main = self.recipe, self.processes.is_main
         if self.processes.device.type == "cpu":
-            speed.keep_freed_memory()
+            keep_freed_memory()
         loaded = read_ahead(self.loader.start(self.done, self._data_state))
         with closing(loaded), self._logs(), progress_bar(self.progress and is_main) as bar:
             task = bar.add_task(f"stage {recipe.stage}", total=recipe.steps, completed=self.done, note="")
