@@ -230,7 +230,7 @@ def test_on_a_phone_by_touch_and_by_keys(visit: Callable[..., Any]) -> None:
 
 def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     tab = visit()
-    greedy(tab)
+    greedy(tab, Temperature=0, Longest_answer=1000)
     tab.get_by_role("button", name="What is funny?").click()
     expect(tab.locator("#chat .bot")).to_contain_text("penguin")
     done(tab)

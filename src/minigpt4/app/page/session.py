@@ -240,9 +240,9 @@ class Visit:
             last = 0.0
             for piece in chat.stream(turn.question, turn.images, stop, **settings):
                 turn.answer += piece
-                if time.monotonic() - last > 0.05:  # faster than anybody reads
-                    last = time.monotonic()
+                if time.monotonic() - last > 0.1:  # faster than anybody reads; showing one takes time, too
                     yield turn
+                    last = time.monotonic()
         turn.ended, turn.stopped = True, stop.is_set()
 
 
