@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MambaConfig
 
 from minigpt4 import MiniGPT4, UserError
 from minigpt4.memory import paper_config, plan, rows_at_a_time
@@ -77,6 +77,9 @@ def test_rows_are_computed_at_once_unless_they_keep_more_than_the_weights_take()
     assert rows_at_a_time(small, 32, 2000, 2, 135_000_000) == 1
     large = paper_config().text_config
     assert rows_at_a_time(large, 32, 60, 2, 6_738_000_000) == 32
+    mamba = MambaConfig(hidden_size=768, num_hidden_layers=24)  # has no heads of attention
+    assert rows_at_a_time(mamba, 8, 60, 2, 130_000_000) == 8
+    assert rows_at_a_time(mamba, 32, 2000, 2, 130_000_000) < 8
 
 
 def test_no_model(tiny_llm: Path, tmp_path: Path) -> None:

@@ -232,8 +232,8 @@ def _chat(config: Blip2Config, images: int, size: int) -> int:
     """Bytes at the peak of so many answers: encoding, reading the prompts, or the KV cache at the last token."""
     llm = config.text_config
     read = images * (config.num_query_tokens + PROMPT_TOKENS)
-    heads = getattr(llm, "num_key_value_heads", None) or llm.num_attention_heads
-    head_size = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
+    heads = getattr(llm, "num_key_value_heads", 0) or getattr(llm, "num_attention_heads", 0)
+    head_size = getattr(llm, "head_dim", 0) or llm.hidden_size // getattr(llm, "num_attention_heads", 1)
     layer = 2 * size * heads * head_size  # keys and values of a token
     prefill = read * (llm.num_hidden_layers * layer + size * (4 * llm.hidden_size + 3 * _mlp(llm)))
     last = (read + images * NEW_TOKENS) * (llm.num_hidden_layers + 1) * layer  # a layer's cache is copied to grow
@@ -264,9 +264,8 @@ def _training(config: Blip2Config, samples: int, size: int, text_tokens: int, pa
 def _kept(llm: Any, longest: int, size: int) -> int:
     """Bytes that a training step keeps for each token of rows of `longest`, until it has gone backwards."""
     in_layer, width, mlp = KEPT[size]
-    kept = llm.num_hidden_layers * (
-        in_layer * llm.hidden_size + 3 * _mlp(llm) + llm.num_attention_heads * longest  # the last: attention weights
-    )
+    attention = getattr(llm, "num_attention_heads", 0) * longest  # its weights; Mamba has none
+    kept = llm.num_hidden_layers * (in_layer * llm.hidden_size + 3 * _mlp(llm) + attention)
     return size * (kept + width * llm.hidden_size + mlp * _mlp(llm))
 
 

@@ -326,7 +326,7 @@ SIZES_OF_ALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gpt_neox", "olmoe", "phimoe", "apertus", "granite"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "olmoe", "phimoe", "apertus", "granite", "mamba"])
 def test_families_whose_tensors_are_renamed_or_joined(tiny_vision: Path, tmp_path: Path, kind: str) -> None:
     """By the command as in memory; and the logits of training are the LLM's own."""
     words = tiny_tokenizer(tmp_path / "llm", special=("<pad>", "<s>", "</s>"))
