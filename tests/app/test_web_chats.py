@@ -28,7 +28,7 @@ def test_the_newest_answer_is_in_view_unless_its_reader_scrolled_up(
 ) -> None:
     tab = visit(*size)
     tab.locator("#model").get_by_label("talker").check()
-    greedy(tab, Temperature=0, Longest_answer=250)
+    greedy(tab, Temperature=0, Longest_answer=400)
     show(tab, "photo.png", photo())
     for number in (1, 2):
         ask(tab, "Tell me a story.")

@@ -31,7 +31,8 @@
 
   const held = new Map(), stored = new Map(), waiting = new Map();
   let busy = false;
-  // Keeps an image of a conversation, once; the server has it for some time.
+  // Keeps an image of a conversation, which the server has for some time. It is asked for once in a page's life, for
+  // this is called with each piece of an answer.
   const fetched = async (id, token, key) => {
     if (await asked((await store("images", "readonly")).get(key))) return;
     const answer = await fetch(`gradio_api/file=${token}`);
@@ -39,10 +40,10 @@
     const found = await answer.blob();
     if (await find(id)) await asked((await store("images")).put(found, key));  // else it was deleted meanwhile
   };
-  const image = async (id, token) => {
-    const key = `${id}/${token}`;
-    if (!stored.has(key)) stored.set(key, fetched(id, token, key));
-    await stored.get(key).catch(error => { stored.delete(key); console.warn("this image is not kept:", error); });
+  const image = (id, token) => {
+    const key = `${id}/${token}`, failed = error => console.warn("this image is not kept:", error);
+    if (!stored.has(key)) stored.set(key, fetched(id, token, key).catch(failed));
+    return stored.get(key);
   };
   const keep = async told => {
     const chat = held.get(told.id) ?? await find(told.id) ?? {id: told.id, name: "", turns: []};
