@@ -33,6 +33,7 @@ def show(tab: Any, name: str, data: bytes, where: str = "#composer") -> None:
 
 def ask(tab: Any, question: str) -> None:
     """Types a question and sends it; returns when the page has taken it, or has said why not."""
+    expect(tab.locator("#composer .stop-button")).to_have_count(0)  # while an answer comes, none is taken
     tab.fill("#composer textarea", question)
     tab.press("#composer textarea", "Enter")
     tab.wait_for_function(  # before that the answer of the last question is the newest, and no other is coming

@@ -194,6 +194,7 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any]) -> None:
     ask(ben, "Write an advertisement for this product.")
     expect(ann.locator("#chat .bot")).to_contain_text("lamp")
     expect(ben.locator("#chat .bot")).to_contain_text("camera")
+    done(ann)
     ask(ann, "How many objects are there?")
     expect(ann.locator("#chat .bot").last).to_contain_text(re.compile("four", re.I))
     assert "camera" not in ann.locator("#chat").inner_text()
