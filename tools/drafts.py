@@ -60,7 +60,8 @@ from pocket.towers.vision import (
 from pocket.world.brush import Point
 from pocket.world.draft import draw_element
 from pocket.world.draw import draw
-from pocket.world.handwriting import Pen
+from pocket.world.handwriting import _LETTERS as LETTERS
+from pocket.world.handwriting import Pen, _smooth
 from pocket.world.surroundings import paper
 from pocket.world.world import ELEMENTS, SEEDS, TITLES, Box, Picture, Thing, sample
 
@@ -73,13 +74,73 @@ HEIGHTS = {
 }  # fmt: skip
 
 
+#: Other forms of letters that hands write differently, in the notation of `handwriting._LETTERS`.
+OTHERS = {
+    "A": "~0a 04 30 64 6a|-06 66", "B": "-0a 00 50 63 45 05|-45 67 5a 0a", "C": "-60 20 02 08 2a 6a",
+    "D": "-00 0a 3a 67 63 30 00", "E": "~61 20 03 35 07 2a 69", "G": "-61 40 10 02 08 2a 6a 66 36", "I": "-00 0a",
+    "J": "~50 57 3a 08", "K": "-00 0a|-60 06 6a", "M": "-0a 00 47 80 8a", "N": "-00 0a|-00 6a|-6a 60",
+    "Q": "-20 02 08 2a 5a 68 62 40 20|-57 7b", "R": "-0a 00 50 62 45 05|-45 6a", "S": "-60 10 02 04 65 68 5a 0a",
+    "T": "-00 70|-30 3a", "U": "-00 08 2a 4a 68 60", "W": "-00 0a 45 8a 80", "Y": "-00 35|-60 1a",
+    "Z": "-00 60 0a 6a|-15 55",
+    "a": "~14 34 55 5a|~56 26 08 2a 58", "b": "-00 0a 3a 58 56 35 05", "c": "-54 14 05 09 1a 5a",
+    "d": "-50 5a 1a 08 06 15 55", "e": "-07 57 55 34 14 05 09 1a 5a", "f": "-50 20 11 1a|-05 45",
+    "g": "-54 14 05 08 1a 59|-54 5c 3d 0d", "h": "-00 0a|-05 45 56 5a", "i": "-04 0a|-01 02",
+    "j": "-34 3c 2d 0d|-31 32", "k": "-00 0a|-54 07 5a", "l": "~00 09 2a", "m": "-0a 04 47 84 8a",
+    "n": "-0a 04 44 56 5a", "o": "-14 05 09 1a 4a 59 55 44 14", "p": "-04 0d|-04 44 55 58 4a 0a",
+    "q": "-54 14 05 08 1a 5a|-54 5d", "r": "-04 0a|-06 14 44",
+    "s": "-54 14 05 17 47 59 4a 0a", "t": "-20 2a|-04 44", "u": "~04 08 3a 58 54", "v": "~04 18 2a 38 54",
+    "w": "~04 08 2a 48 45 48 6a 88 84", "x": "~04 26 3a 5a|-54 0a", "y": "~04 08 2a 58|~54 5b 3d 0c",
+    "z": "-04 54 0a 5a|-17 47",
+}  # fmt: skip
+
+
 class FreePen(Pen):
-    """A pen that is steadier or less steady, and leaves strokes short or long."""
+    """A pen in another hand each time: steadier or less steady, letters round or in corners, close or wide apart."""
 
     def __init__(self, canvas: Image.Image, rng: random.Random) -> None:
         ink = rng.choice(((28, 44, 110), (34, 34, 40), (72, 74, 84), (0, 0, 0)))
         super().__init__(canvas, rng, ink, rng.uniform(0.005, 0.018))
         self.unsteady = rng.choice((0.0, 0.5, 1.0, 1.6))
+
+    def write(self, text: str, left: float, top: float, right: float, bottom: float) -> None:
+        """Writes a word as large as fits, in capitals at times: this hand's letters, as it spaces and leans them."""
+        rng, others = self.rng, self.rng.choice((0.0, 0.4, 0.8))
+        text = text.upper() if rng.random() < 0.1 else text
+        cornered, off, shape = rng.random() < 0.4, rng.choice((0.0, 0.25, 0.5)), rng.choice((0.0, 0.08, 0.16))
+        form = {letter: OTHERS[letter] if rng.random() < others and letter in OTHERS else LETTERS[letter]
+                for letter in sorted(set(text))}  # fmt: skip
+        letters = []
+        for letter in text:
+            slant, wide, high = (
+                rng.uniform(-shape, shape),
+                1 + rng.uniform(-shape, shape),
+                1 + rng.uniform(-shape, shape),
+            )
+            strokes = []
+            for line in form[letter].split("|"):
+                points = [
+                    (wide * int(x, 16) + slant * (7 - int(y, 16)), 10 + high * (int(y, 16) - 10))
+                    for x, y in line[1:].split()
+                ]
+                points = [(x + rng.uniform(-off, off), y + rng.uniform(-off, off)) for x, y in points]
+                strokes.append(points if cornered or line[0] == "-" else _smooth(points))
+            edge = min(x for line in strokes for x, _ in line)
+            letters.append([[(x - edge, y) for x, y in line] for line in strokes])
+        gap, widths = rng.uniform(1.0, 3.2), [max(x for line in strokes for x, _ in line) for strokes in letters]
+        columns = sum(widths) + gap * (len(letters) - 1)
+        rows = max(y for strokes in letters for line in strokes for _, y in line)
+        unit_y = (bottom - top) / (rows + 0.6)
+        unit_x = min((right - left) / (columns + 1), rng.uniform(0.9, 1.7) * unit_y)
+        unit_y = min(unit_y, 1.6 * unit_x)
+        x, y = (left + right - columns * unit_x) / 2, (top + bottom - rows * unit_y) / 2
+        slant, rise, weight = rng.uniform(-0.06, 0.2), rng.uniform(-0.04, 0.04), rng.choice((1.0, 1.25))
+        for strokes, width in zip(letters, widths, strict=True):
+            lift = rng.uniform(-0.4, 0.4)
+            for line in strokes:
+                across = [x + (px + (7 - py) * slant) * unit_x for px, py in line]
+                down = [y + (py + lift) * unit_y + rise * (at - left) for at, (_, py) in zip(across, line, strict=True)]
+                self.curve(list(zip(across, down, strict=True)), weight)
+            x += (width + gap) * unit_x
 
     def straight(self, start: Point, end: Point, weight: float = 1.0) -> None:
         """As `Pen.straight`, or a line between exactly these points."""
@@ -157,10 +218,14 @@ def draw_freely(pen: FreePen, name: str, box: Box) -> None:
             pen.straight((left, bottom), (peak, top + 0.3 * height))
             pen.straight((peak, top + 0.3 * height), (right, bottom))
     elif name == "text":
-        wavy = rng.random() < 0.5
+        how, rise = rng.choice(("straight", "straight", "wavy", "zigzag")), rng.uniform(0.15, 0.35)
 
         def line(y: float, step: float, share: float) -> None:
-            if wavy:
+            if how == "zigzag":
+                count = max(4, round(share * width / rng.uniform(0.02, 0.05)))
+                sides = [(left + share * width * i / count, y + (-1) ** i * rise * step) for i in range(count + 1)]
+                pen.curve(sides)
+            elif how == "wavy":
                 pen.wave(left, left + share * width, y, 0.45 * step)
             else:
                 pen.straight((left, y), (left + share * width, y))
