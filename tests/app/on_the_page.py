@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 from pocket.world import world
 from pocket.world.brush import Point
@@ -32,14 +32,20 @@ def show(tab: Any, name: str, data: bytes, where: str = "#composer") -> None:
 
 
 def ask(tab: Any, question: str) -> None:
-    """Types a question and sends it; returns when the page has taken it, or has said why not."""
-    expect(tab.locator("#composer .stop-button")).to_have_count(0)  # while an answer comes, none is taken
+    """Types a question and sends it; returns when the page has taken it, or has said why not.
+
+    Before that the answer of the last question is the newest, and no other is coming. While an answer comes the page
+    takes no question, and Enter is pressed again, as people would.
+    """
     tab.fill("#composer textarea", question)
-    tab.press("#composer textarea", "Enter")
-    tab.wait_for_function(  # before that the answer of the last question is the newest, and no other is coming
-        """() => !document.querySelector("#composer textarea").value
-        || document.querySelector("#status")?.textContent.trim()"""
-    )
+    for patience in (10_000, 10_000, 60_000):
+        expect(tab.locator("#composer .stop-button")).to_have_count(0)
+        tab.press("#composer textarea", "Enter")
+        with contextlib.nullcontext() if patience == 60_000 else contextlib.suppress(TimeoutError):
+            taken = """() => !document.querySelector("#composer textarea").value
+                || document.querySelector("#status")?.textContent.trim()"""
+            tab.wait_for_function(taken, timeout=patience)
+            break
 
 
 def done(tab: Any) -> str:

@@ -28,7 +28,7 @@ def test_the_newest_answer_is_in_view_unless_its_reader_scrolled_up(
 ) -> None:
     tab = visit(*size)
     tab.locator("#model").get_by_label("talker").check()
-    greedy(tab, Temperature=0, Longest_answer=400)
+    greedy(tab, Temperature=0, Longest_answer=160)
     show(tab, "photo.png", photo())
     for number in (1, 2):
         ask(tab, "Tell me a story.")
@@ -42,6 +42,7 @@ def test_the_newest_answer_is_in_view_unless_its_reader_scrolled_up(
         done(tab)
         assert tab.evaluate(_VIEW)["hidden"] < 30
         expect(tab.locator("#chat [aria-label=Retry]")).to_be_in_viewport()
+    assert tab.evaluate("scrollY") > 300, "there is more than fits"
     ask(tab, "And then?")
     expect(tab.locator("#chat .bot").nth(2)).to_contain_text(re.compile(r"(\w+\s+){5}"))
     tab.evaluate("scrollBy(0, -600)")

@@ -64,6 +64,32 @@ def test_signs_are_placed_by_a_click_each_and_the_example_is_read(visit: Callabl
         assert page.locator(f"body {tag}").count() == count, tag
 
 
+def test_the_sheet_out_of_sight_draws_nothing(visit: Callable[..., Any]) -> None:
+    """It would draw itself some 280 times, which takes a machine without a GPU seconds of all its cores."""
+    tab = visit()
+    tab.wait_for_selector("#sketch canvas", state="attached")
+    tab.wait_for_timeout(2000)
+    tab.evaluate(
+        """() => { window.drawn = 0;
+        for (const kind of [WebGLRenderingContext, WebGL2RenderingContext]) {
+            const draw = kind.prototype.drawElements;
+            kind.prototype.drawElements = function (...given) { drawn += 1; return draw.apply(this, given); };
+        } }"""
+    )
+    for name in ("Settings", "Keep", "Side by side", "Chat"):
+        tab.get_by_role("tab", name=name, exact=True).click()
+        expect(tab.locator("#sketch canvas").first).to_be_hidden()
+        tab.wait_for_timeout(400)
+    assert tab.evaluate("drawn") == 0
+    tab.get_by_role("tab", name="Draw").click()
+    box = tab.locator("#sketch canvas").first.bounding_box()
+    tab.mouse.move(box["x"] + 200, box["y"] + 200)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 300, box["y"] + 300, steps=5)
+    tab.mouse.up()
+    tab.wait_for_function("drawn > 0")
+
+
 def test_pictures_are_dropped_pasted_and_several_at_once(visit: Callable[..., Any]) -> None:
     tab = visit(permissions=["clipboard-read", "clipboard-write"])
     greedy(tab)

@@ -22,6 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets  # noqa: F401
+import matplotlib.figure  # noqa: F401
+
 import minigpt4.generation
 import minigpt4.minigpt4
 import minigpt4.training.features

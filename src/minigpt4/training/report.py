@@ -44,8 +44,8 @@ def draw_curves(metrics: Path, chart: Path, title: str) -> None:
 
     rows = read_json_lines(metrics)
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8, 4.5))  # a layout that is computed takes as long as all the drawing
+    axes = figure.add_axes((0.1, 0.2, 0.75, 0.72))
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
     axes.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
     axes.set(title=title, xlabel="step", ylabel="loss (nats per target token)")
@@ -53,7 +53,7 @@ def draw_curves(metrics: Path, chart: Path, title: str) -> None:
     rates = axes.twinx()
     rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:gray", linestyle=":", label="learning rate")
     rates.set_ylabel("learning rate")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="lower center", ncols=3, frameon=False)
     write_atomically(chart, figure_png(figure))
 
 
