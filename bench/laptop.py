@@ -1,4 +1,4 @@
-"""What a chat with a large model takes on this machine: `python bench/laptop.py MODEL [--dtype bfloat16]`.
+"""What a chat with a large model takes on this machine: `python bench/laptop.py MODEL [--dtype float32]`.
 
 Loads the model, encodes an image, reads a prompt of 128 tokens, writes some tokens, and asks about a new image. Prints
 seconds by the clock, and the process's memory in GB (10^9 bytes). docs/laptop.md has the figures of a 7B of random
@@ -35,7 +35,7 @@ def timed(what: str, number: int = 1) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="an alignment or an export")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; the default of `minigpt4 chat`")
     parser.add_argument("--load-in", help="quantize the LLM while it is loaded")
     arguments = parser.parse_args()
     with timed("importing"):

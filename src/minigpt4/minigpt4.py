@@ -32,11 +32,11 @@ class MiniGPT4(AlignedModel):
     ) -> "MiniGPT4":
         """The model of an alignment or an export: a directory, or the name of a shipped one such as `pocket`.
 
-        `dtype` defaults to bfloat16 on CUDA and float32 elsewhere (in "4bit": bfloat16 where a CPU multiplies it),
-        `device` to CUDA if there is one. `load_in` ("8bit", "4bit", "fp8" or "int8"; not on every device) quantizes the
-        LLM's linear layers while they are read. With `device="auto"` the LLM's layers fill the GPUs, then the CPU's
-        memory, then the disk, up to `max_memory` (such as `{0: "10GiB", "cpu": "20GiB"}`). Raises UserError if anything
-        is missing, broken, or does not fit together.
+        `dtype` defaults to bfloat16 on CUDA and float32 elsewhere; for "4bit" to bfloat16 where a CPU multiplies it,
+        for a directory of a large LLM (1B) in 4 bits to that of its files. `device` defaults to CUDA if there is one.
+        `load_in` ("8bit", "4bit", "fp8" or "int8"; not on every device) quantizes the LLM's linear layers while they
+        are read. With `device="auto"` the LLM's layers fill the GPUs, then the CPU's memory, then the disk, up to
+        `max_memory` (such as `{0: "10GiB"}`). Raises UserError if anything is missing, broken, or does not fit.
         """
         return loading.load(cls, name_or_path, Placement.resolve(dtype, device, load_in, max_memory))
 

@@ -122,8 +122,7 @@ class _Worker(threading.Thread):
         alarm.start()
         try:
             limits = {"max_pixels": job.max_pixels, "size": job.size, "seconds": self.seconds}
-            head = {"bytes": len(job.data), **limits}
-            _write(self._process.stdin, head, job.data)
+            _write(self._process.stdin, {"bytes": len(job.data), **limits}, job.data)
             reply = json.loads(self._process.stdout.readline())
             if "error" in reply:
                 return str(reply["error"])

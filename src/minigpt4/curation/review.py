@@ -43,8 +43,7 @@ class ReviewDesk(LabellingDesk):
         return int.from_bytes(drawn[:4], "big") / 2**32 < self.shared
 
     def waits(self, reviewer: str, index: int) -> bool:
-        item = self.items[index]
-        return reviewer not in item.reviews and not self._others(reviewer, index)
+        return reviewer not in self.items[index].reviews and not self._others(reviewer, index)
 
     def _others(self, reviewer: str, index: int) -> list[str]:
         """Who else has an unshared text, or has decided on it."""

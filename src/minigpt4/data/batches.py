@@ -144,8 +144,7 @@ class Batches:
     def rows(self, step: int) -> tuple[list[bytes], list[list[int]], list[list[int]]]:
         """Image keys, prompts and targets of the batch of this step."""
         chosen = self.chosen(step)
-        own = self.samples.own_prompts
-        prompts = [own.get(i) or self.samples.prompts[self._prompt[i]] for i in chosen]
+        prompts = [self.samples.own_prompts.get(i) or self.samples.prompts[self._prompt[i]] for i in chosen]
         return [self.samples.images[i] for i in chosen], prompts, [self.samples.targets[i] for i in chosen]
 
     def chosen(self, step: int) -> np.ndarray:

@@ -63,8 +63,7 @@ def _open_folder(folder: Path, key: str | None) -> Reader:
     files = walk(folder)
     images, left_out = sort_images(files)
     notes = (tell_left_out(left_out),) if left_out else ()
-    described = any(len(texts) > 1 for texts in _with_texts(images, files))
-    archives = [] if described else files
+    archives = [] if any(len(texts) > 1 for texts in _with_texts(images, files)) else files
     candidates: list[tuple[type[Reader], list[Path]]] = [
         (Descriptions, [file for file in files if file.name == "filter_cap.json"]),
         *((TABLES[ending], [file for file in files if file.name.lower() == f"metadata.{ending}"]) for ending in TABLES),

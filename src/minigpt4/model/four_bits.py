@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGE = 2048  # inputs of a layer of large LLMs, from 1B on
 GROUP = 32  # weights that share a scale and an offset, at least
 BLOCK = 64  # outputs that are packed together; a layer is filled up to a multiple
 ROWS = 32  # up to so many, PyTorch's product is faster than unpacking (measured on an AMD EPYC, one thread)
@@ -67,8 +68,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_size(k: int) -> int:
-    """Weights of an output that share a scale and an offset, of `k`: 64 in the layers of large LLMs (1B), else 32."""
-    return GROUP if k < 2048 or k % (2 * GROUP) else 2 * GROUP
+    """Weights of an output that share a scale and an offset, of `k`: 64 in the layers of large LLMs, else 32."""
+    return GROUP if k < LARGE or k % (2 * GROUP) else 2 * GROUP
 
 
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,6 +106,7 @@ def assemble(
     free_large_tensors_at_once()
     vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     language = parts.load_llm(llm, placement.dtype, placement)
+    placement = replace(placement, dtype=language.model.dtype)
     template = choose_template(template, language.tokenizer, str(llm))
     blip2 = make_graph(vision, language.model.config, language.image_token_id)
     put_tensors(blip2, vision, str(vision_qformer), placement.dtype)
@@ -132,7 +133,7 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
     model.blip2.language_projection.load_state_dict(projection)
     record.check_parts(name, model.origin.vision_fingerprint, model.origin.llm_fingerprint)
     if record.export:
-        model.blip2.language_projection.to(placement.dtype)  # as transformers loads it
+        model.blip2.language_projection.to(model.dtype)  # as transformers loads it
         model.origin = record.origin
     if model.adapter_names():
         model.put_adapters(load_tensors(name, ADAPTERS_FILE), str(name))

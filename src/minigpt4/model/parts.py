@@ -5,7 +5,7 @@ and `qformer.*` (alone, or inside a whole BLIP-2 checkpoint) or, without a Q-For
 for the LLM any decoder-only causal LM of transformers, also in a GGUF file.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from minigpt4.documents import check
 from minigpt4.errors import UserError
 from minigpt4.images import size_of
 from minigpt4.model import encoders, sources
+from minigpt4.model.four_bits import LARGE
 from minigpt4.model.gguf import GGUFCheckpoint, open_tensors
-from minigpt4.model.precision import Placement
+from minigpt4.model.precision import Placement, resolve_dtype
 from minigpt4.model.quantization import IN_FILES, arrange, is_in_files
 from minigpt4.model.sources import Checkpoint, fingerprint, read_json, readable, resolve
 from minigpt4.prompts.templates import IMAGE_TOKEN
@@ -184,9 +185,11 @@ class LLM:
 def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
     """The decoder-only LLM `name`, alone or in an export. If it lacks `<image>`, that is added, its embedding zero."""
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
-    placement = placement or Placement(torch.device("cpu"), dtype)
-    settings, tensors = placement.loading(), None
+    placement, tensors = placement or Placement(torch.device("cpu"), dtype), None
     packed = is_in_files(name, config)
+    if packed and not placement.given and config.hidden_size >= LARGE:
+        placement = replace(placement, dtype=resolve_dtype(config.dtype, placement.device))
+    settings = placement.loading()
     if packed:
         if placement.load_in not in (None, "4bit"):
             raise UserError(f"{name}: its LLM is held in 4 bits, not in {placement.load_in!r}; leave load_in out")

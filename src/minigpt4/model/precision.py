@@ -25,6 +25,7 @@ class Placement:
 
     device: torch.device  # of the vision side and, unless that is spread, the LLM
     dtype: torch.dtype
+    given: bool = True  # whether that was asked for; else a large LLM in 4 bits has that of its files
     load_in: str | None = None  # quantization of the LLM's linear layers
     spread: bool = False  # whether the LLM's layers fill the GPUs, then the CPU's memory, then the disk
     max_memory: Mapping[int | str, int | str] | None = None  # bytes or "6GiB", by GPU number or "cpu"
@@ -47,9 +48,8 @@ class Placement:
             raise UserError(f"load_in={load_in!r} needs one device; give device='cuda' or 'cpu', or leave load_in out")
         resolved = resolve_device(device)
         check_load_in(load_in, resolved)
-        if load_in == "4bit" and dtype is None:  # little memory is wanted
-            dtype = training_dtype(resolved)
-        return cls(resolved, resolve_dtype(dtype, resolved), load_in, spread, max_memory)
+        chosen = dtype or (training_dtype(resolved) if load_in == "4bit" else None)  # where little memory is wanted
+        return cls(resolved, resolve_dtype(chosen, resolved), dtype is not None, load_in, spread, max_memory)
 
     def loading(self) -> dict[str, Any]:
         """Arguments for transformers' `from_pretrained` of the LLM."""

@@ -191,8 +191,7 @@ class PageGate:
                 message["body"] = self._paths.sub(rb"\1", message.get("body", b""))
             await send(message)
 
-        inner = {**request.scope, "headers": kept, "query_string": b"", **scope}
-        await self.app(inner, receive, without_paths)
+        await self.app({**request.scope, "headers": kept, "query_string": b"", **scope}, receive, without_paths)
 
     async def _upload(self, request: Request, match: Any, send: Any) -> Response:
         """Tokens for images; if one is refused, all are, and there is a message for each of those instead."""
