@@ -20,8 +20,7 @@ def shown(text: object, *, lines: bool = False) -> str:
     text = str(text)
     if not lines and len(text) > LONGEST_LINE:
         text = f"{text[:LONGEST_LINE]}... ({len(text):,} characters)"
-    unsafe = _LINES if lines else _ONE_LINE
-    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return (_LINES if lines else _ONE_LINE).sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: object, *, err: bool = False, end: str = "\n") -> None:

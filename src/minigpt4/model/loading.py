@@ -106,7 +106,7 @@ def assemble(
     free_large_tensors_at_once()
     vision = parts.load_vision_qformer(vision_qformer, qformer, group)
     language = parts.load_llm(llm, placement.dtype, placement)
-    placement = replace(placement, dtype=language.model.dtype)
+    placement = replace(placement, dtype=language.dtype)
     template = choose_template(template, language.tokenizer, str(llm))
     blip2 = make_graph(vision, language.model.config, language.image_token_id)
     put_tensors(blip2, vision, str(vision_qformer), placement.dtype)

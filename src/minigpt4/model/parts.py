@@ -180,6 +180,7 @@ class LLM:
     tokenizer: Any
     image_token_id: int
     fingerprint: str
+    dtype: torch.dtype
 
 
 def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None = None) -> LLM:
@@ -222,7 +223,7 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
         model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             embedding.weight.data[rows:] = 0
-    return LLM(model, tokenizer, image_token_id, fingerprint(files))
+    return LLM(model, tokenizer, image_token_id, fingerprint(files), placement.dtype)
 
 
 def read_generation_config(files: Checkpoint, config: Any) -> GenerationConfig:
