@@ -93,7 +93,7 @@ def test_a_killed_job_loses_and_doubles_nothing(tmp_path: Path, pictures: list[I
     command = [
         str(Path(sys.executable).with_name("minigpt4")), "generate", str(tmp_path / "export"), "--images",
         str(tmp_path / "pictures" / "*.png"), "--prompt", "What is it?", "--out", str(out), "--batch-size", "1",
-        "--max-new-tokens", "60", "--device", "cpu",
+        "--max-new-tokens", "30", "--device", "cpu",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
