@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def test_a_job_goes_on_after_its_last_whole_line(varied: MiniGPT4, folder: Path,
         assert whole.read_bytes() == expected
     result = run(lambda: pytest.fail("nothing is left to do"), questions, whole, batch_size=3, **settings)
     assert (result.answered, result.found) == (0, 7)
+
+
+def test_what_cannot_be_asked_or_named_costs_its_own_line(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(folder) + b"/caf\xe9.png"
+    if sys.platform == "linux":  # where names are bytes
+        Path(os.fsdecode(odd)).write_bytes((folder / "1.png").read_bytes())
+    questions = read_questions(str(folder), "What is it?")
+    questions[1] = replace(questions[1], prompt="What? " * 2000)
+    result = run(lambda: varied, questions, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
+    assert (result.answered, result.unreadable) == (len(questions) - 2, 2)
+    found = lines(tmp_path / "answers.jsonl")
+    assert [line["image"] for line in found] == [question.name for question in questions]
+    assert "tokens" in found[1]["error"]
+    [alone] = varied.generate(questions[0].image, "What is it?", do_sample=False, max_new_tokens=8)
+    assert found[0]["answer"] == alone
+    assert run(lambda: pytest.fail("all is done"), questions, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
 
 
 def test_a_second_job_on_the_same_file_is_refused(varied: MiniGPT4, folder: Path, tmp_path: Path) -> None:

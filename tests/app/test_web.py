@@ -107,6 +107,38 @@ def test_what_cannot_be_asked_has_not_happened(tmp_path: Path) -> None:
         assert visit.turns == []
 
 
+def test_a_question_that_fails_when_it_is_asked_again_leaves_all_as_it_was(tmp_path: Path) -> None:
+    """Its answer, and all that came after it, on the page and in the browser's store."""
+    page = Page(Models(offered("pocket", [])), Uploads(tmp_path))
+    visit, short = page.visits.of("ann"), (0, 0.9, 1.0, 1, 8)
+    image = Image.open(ASSETS / "describe.png")
+    for question in ("Describe this image in detail.", "How many objects are there?"):
+        list(page._ask(visit, question, [] if visit.turns else [image], short))
+    before = [(turn.question, turn.answer) for turn in visit.turns]
+    for question in ("? " * 3900, "x" * 9000):
+        updates = list(page._ask(visit, question, visit.turns[0].images, short, after=0))
+        assert [(turn.question, turn.answer) for turn in visit.turns] == before
+        assert not any(page.kept in update for update in updates), "the browser forgets nothing"
+        assert "problem" in updates[-1][page.status]
+    [*_, again] = visit.ask("How many objects are there?", [], {"do_sample": False, "max_new_tokens": 8}, after=1)
+    assert again.answer == before[1][1]
+    updates = list(page._ask(visit, "And now?", [], short, after=0))  # no image stands before it
+    assert [turn.answer for turn in visit.turns] == [answer for _, answer in before]
+
+
+def test_what_was_asked_of_a_chat_stays_there_when_another_is_opened(tmp_path: Path) -> None:
+    page = Page(Models({"pocket": "pocket", DRAFTS: "pocket-drafts"}), Uploads(tmp_path))
+    visit = page.visits.of("ann")
+    visit.start_again(DRAFTS)
+    list(visit.ask("Hello?", [], {"max_new_tokens": 5}))
+    asked = page._ask_of_drafts(visit, DRAFT_QUESTION, [Image.open(ASSETS / "website.png")], (0, 1, 1, 1, 40))
+    while not visit.turns[1:] or not visit.turns[1].answer:  # the draft is being described
+        next(asked)
+    visit.start_again("pocket")
+    list(asked)
+    assert (visit.turns, visit.model) == ([], "pocket")
+
+
 def test_settings_of_the_sliders() -> None:
     paper = {"max_new_tokens": 300, "do_sample": True, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.05}
     assert decoding(1.0, 0.9, 1.05, 1, 300) == paper

@@ -128,6 +128,23 @@ def test_an_answer_that_is_cut_by_a_reload_says_so(visit: Callable[..., Any]) ->
     expect(tab.locator("#chat .bot")).not_to_contain_text("cut off")
 
 
+def test_a_chat_that_is_deleted_while_it_is_answered_stays_deleted(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    tab.locator("#model").get_by_label("talker").check()
+    greedy(tab, Temperature=0, Longest_answer=1000)
+    show(tab, "photo.png", photo())
+    ask(tab, "Tell me a story.")
+    expect(tab.locator("#chat .bot")).to_contain_text(re.compile(r"(\w+\s+){20}"))
+    rows = _chats(tab)
+    tab.on("dialog", lambda dialog: dialog.accept())
+    rows.first.get_by_role("button", name="Delete").click()
+    expect(rows).to_have_count(0)
+    expect(tab.locator("#chat .bot")).to_have_count(0)  # a new chat was begun, so the answer ends
+    tab.wait_for_timeout(1000)
+    tab.locator("#chats").get_by_role("button", name="Close").click()
+    expect(_chats(tab)).to_have_count(0)
+
+
 def test_limits_stand_where_they_apply_and_images_are_taken_out(visit: Callable[..., Any]) -> None:
     tab = visit()
     line = tab.locator("#limits p")

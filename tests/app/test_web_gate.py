@@ -61,6 +61,7 @@ OF_GRADIO = """
 OPEN = {
     ("GET", "/"): "anyone",
     ("GET", "/config"): "our page",
+    ("GET", "/gradio_api/app_id"): "our page",
     ("GET", "/theme.css"): "our page",
     ("GET", "/favicon.ico"): "our page",
     ("GET", "/manifest.json"): "our page",

@@ -173,13 +173,18 @@ def _answer(
             errors[i] = str(error) if isinstance(question.image, Path) else f"{question.name}: {error}"
             logger.warning("left out: %s", errors[i])
     prompts = [batch[i].prompt for i in images]
-    found = iter(answers(model, list(images.values()), prompts, **settings) if prompts else [])
+    try:
+        found = iter(answers(model, list(images.values()), prompts, **settings) if prompts else [])
+    except UserError as error:
+        if len(batch) > 1:  # one of them cannot be asked: each alone
+            return [line for question in batch for line in _answer(model, [question], settings)]
+        found, errors[0] = iter(()), str(error)
     lines = []
     for i, question in enumerate(batch):
         answer = None if i in errors else next(found)
         said = {"error": errors[i]} if answer is None else {"answer": answer.text, "ended": answer.ended}
         text = json.dumps({"image": question.name, "prompt": question.prompt, **said}, ensure_ascii=False) + "\n"
-        lines.append((text.encode(), None if answer is None else len(answer.tokens)))
+        lines.append((text.encode("utf-8", "backslashreplace"), None if answer is None else len(answer.tokens)))
     return lines
 
 

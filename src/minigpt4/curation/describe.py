@@ -136,8 +136,7 @@ def _describe_batch(model: Any, how: Describing, batch: Sequence[tuple[LedgerIma
     keys = [(image.name, sample) for image, sample in batch if image.name in opened]
     if not keys:
         return {}
-    names = list(opened)
-    features = model.encode_images(list(opened.values()))[[names.index(name) for name, _ in keys]]
+    features = model.encode_images(list(opened.values()))[[list(opened).index(name) for name, _ in keys]]
     sampling: dict[str, Any] = {"do_sample": False, "max_new_tokens": how.max_new_tokens}
     if how.temperature > 0:
         # From what is described, so that a run that was stopped says what it would have said, batch by batch.

@@ -78,8 +78,7 @@ class JudgePrompt:
         """(what the reply decides, its reason): its first line must be one of the labels, and no more."""
         first, _, rest = (without_thought(reply) or "").strip().partition("\n")
         label = first.strip().strip("*_`\"'.,:!").strip().casefold()
-        meaning = {key.casefold(): value for key, value in self.labels.items()}
-        return meaning.get(label), rest.strip()[:500]
+        return {key.casefold(): value for key, value in self.labels.items()}.get(label), rest.strip()[:500]
 
 
 def shipped(name: str) -> Path:

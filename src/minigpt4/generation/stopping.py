@@ -96,8 +96,7 @@ class AnswerReader:
         self._text += text[len(known) :]
         self._start, self._read = self._read, len(self.tokens)
         self.ended = any(stop in self._text for stop in self.stops)
-        safe = min((showable(self._text, stop) for stop in self.stops or [""]), key=len)
-        piece = safe[self._shown :]
+        piece = min((showable(self._text, stop) for stop in self.stops or [""]), key=len)[self._shown :]
         self._shown += len(piece)
         return piece
 

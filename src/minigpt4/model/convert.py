@@ -251,8 +251,7 @@ def _match_llm(llm: LLMFiles, model: Any, added: int) -> dict[str, partial[Tenso
     # Only word embeddings and the head have so many rows.
     grown = [key for key, shape in expected.items() if added and shape[:1] == (model.config.vocab_size,)]
     expected |= {key: (expected[key][0] - added, *expected[key][1:]) for key in grown}
-    prefix = f"{model.base_model_prefix}."
-    names = {name if name in expected else prefix + name: name for name in llm.files}
+    names = {name if name in expected else f"{model.base_model_prefix}.{name}": name for name in llm.files}
     names = {key: name for key, name in names.items() if key in expected}  # others: buffers, tied embeddings
     graph.check_shapes(str(llm.name), {key: llm.files[name].shape for key, name in names.items()}, expected)
     return {parts.LLM_PREFIX + key: partial(llm.read, name, added * (key in grown)) for key, name in names.items()}

@@ -112,8 +112,7 @@ def unpacked(layer: "FourBitLinear") -> Tensor:
 def multiply(x: Tensor, packed: Tensor, scale: Tensor, block: int, fast: bool) -> Tensor:
     """x (rows, k) times the weight (k, n) that `packed` and `scale` hold."""
     if fast and len(x) <= ROWS:
-        half = x.bfloat16().contiguous()
-        return _int4_product(half, packed, x.shape[1] // len(scale), scale).to(x.dtype)
+        return _int4_product(x.bfloat16().contiguous(), packed, x.shape[1] // len(scale), scale).to(x.dtype)
     wide = x.to(multiplies(x))
     return torch.cat([(wide @ weight).to(x.dtype) for weight in _pieces(packed, scale, block, wide.dtype)], -1)
 

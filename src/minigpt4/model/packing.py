@@ -32,8 +32,7 @@ def few(count: int) -> int:
 
 def filled(mask: Tensor) -> Tensor:
     """The mask with so many more True, the first of its False, that there are `few` of them, or all."""
-    missing = few(count := int(mask.sum())) - count
-    return mask | ((~mask).flatten().cumsum(0) <= missing).view_as(mask)
+    return mask | ((~mask).flatten().cumsum(0) <= few(count := int(mask.sum())) - count).view_as(mask)
 
 
 class Packing:

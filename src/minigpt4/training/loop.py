@@ -53,8 +53,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     if step < recipe.warmup_steps:
         rise = recipe.learning_rate - recipe.warmup_learning_rate
         return recipe.warmup_learning_rate + rise * step / recipe.warmup_steps
-    decay_steps = max(1, recipe.steps - 1 - recipe.warmup_steps)
-    progress = min(1.0, (step - recipe.warmup_steps) / decay_steps)
+    progress = min(1.0, (step - recipe.warmup_steps) / max(1, recipe.steps - 1 - recipe.warmup_steps))
     height = recipe.learning_rate - recipe.final_learning_rate
     return recipe.final_learning_rate + height * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -92,8 +92,7 @@ def peak_operations(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations per second that the device's maker states for `dtype`; None where they are not known."""
     if device.type != "cuda" or dtype is torch.float32:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAKS.items() if part in torch.cuda.get_device_name(device)), None)
 
 
 def operations(model: MiniGPT4, tokens: float, targets: float, images: float) -> float:

@@ -51,6 +51,7 @@ class Route(NamedTuple):
 ROUTES = (
     Route("GET", r"/", "anyone", "_pass"),
     Route("GET", r"/config", "our page", "_pass"),
+    Route("GET", r"/gradio_api/app_id", "our page", "_as_it_is"),  # whether the server is back
     Route("GET", r"/(theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)", "our page", "_as_it_is"),
     Route("GET", rf"/gradio_api/heartbeat/(?P<session>{_NAME})", "its visitor", "_heartbeat"),
     Route("GET", r"/gradio_api/queue/data", "its visitor", "_answers"),

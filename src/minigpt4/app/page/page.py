@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,9 @@ class Page(Layout):
             if DRAFTS in self.names and visit.model != DRAFTS:
                 visit.start_again(DRAFTS)
                 yield self._opened(visit, LOOKED_AT) | {self.model: DRAFTS}
-            said, describe = len(visit.turns), DRAWN[0][2]
+            said, describe, name = len(visit.turns), DRAWN[0][2], visit.name
             yield from self._ask(visit, describe, images, (0, 1, 1, *sliders[3:]))
-            if len(visit.turns) == said or visit.turns[-1].stopped:
+            if visit.name != name or len(visit.turns) == said or visit.turns[-1].stopped:
                 return
             images = []
         yield from self._ask(visit, question, images, sliders)
@@ -159,7 +160,8 @@ class Page(Layout):
         yield from self._again(self._visit(request), data.index, None, sliders)
 
     def _edit(self, data: gr.EditData, request: gr.Request, *sliders: float) -> Iterator[Update]:
-        yield from self._again(self._visit(request), data.index, data.value, sliders)
+        asked = unescape(data.value).replace("!\\[", "![").replace("]\\(", "](")  # what is edited is Markdown
+        yield from self._again(self._visit(request), data.index, asked, sliders)
 
     def _again(self, visit: Visit, place: int, question: str | None, sliders: tuple[float, ...]) -> Iterator[Update]:
         """Ask the question of the message at `place` again, or `question` instead."""
@@ -183,25 +185,23 @@ class Page(Layout):
         }
         if question == DRAFT_QUESTION:  # a page is code: no chance, and its tags may come again
             sliders = (0, 1, 1, *sliders[3:])
-        problem, name, at = None, visit.name, len(visit.turns[:after])
-        begun = False
+        problem, name, at, begun = None, visit.name, len(visit.turns[:after]), False
         try:
             if not (images or any(turn.images for turn in visit.turns[:after])):
                 raise UserError(NO_IMAGE)
             for turn in visit.ask(question, images, decoding(*sliders), after):
-                begun = True
-                yield {self.chatbot: self._messages(visit), self.kept: self._to_keep(visit, name, at, turn)}
+                begun = begun or after is None or bool(turn.answer or turn.ended)  # else what was there may come back
+                kept = {self.kept: self._to_keep(visit, name, at, turn)} if begun else {}
+                yield {self.chatbot: self._messages(visit), **kept}
         except Exception as error:
             problem = _explained(error)
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
-        found: Update = {}
-        if problem is not None and begun:
-            found = {self.kept: self._to_keep(visit, name, at)}
+        found: Update = {self.kept: self._to_keep(visit, name, at)} if problem is not None and begun else {}
         if problem is not None:  # nothing that was typed is lost
             files = [image if isinstance(image, str) else self._shown(visit, [image])[0] for image in images]
             composer["value"] = {"text": question, "files": files}
-        elif visit.turns:  # else a new chat has begun meanwhile
+        elif visit.turns and visit.name == name:  # else another chat is on the page meanwhile
             found = self._found(visit)
         yield found | {
             self.chatbot: self._messages(visit),
@@ -399,7 +399,7 @@ class Page(Layout):
                        for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)
-        if visit.beside is not beside:  # they were stopped, or are asked something else meanwhile
+        if visit.beside is not beside and (problem is None or beside is not before):  # stopped, or asked anew
             return
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),

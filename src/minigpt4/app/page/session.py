@@ -201,7 +201,7 @@ class Visit:
                 raise UserError(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are read")
             if not question.strip():
                 raise UserError("Type a question, or choose an example")
-            turn = Turn(question, [opened(image) for image in images])
+            turn, former = Turn(question, [opened(image) for image in images]), [*self.turns]
             if after is not None:
                 if self.chat is not None:
                     self.chat.rewind(min(after, len(self.turns)))
@@ -214,6 +214,8 @@ class Visit:
             except BaseException:
                 if turn in self.turns:
                     self.turns.remove(turn)
+                    if after is not None and not turn.answer:
+                        self.turns, self.chat = former, None
                 raise
             yield turn
         finally:

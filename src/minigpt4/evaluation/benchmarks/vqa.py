@@ -228,8 +228,7 @@ def vqa_accuracy(answer: str, human: Sequence[str]) -> float:
     """VQA v2's accuracy of one answer: min(matches / 3, 1), averaged over leaving out each of `human`, usually ten."""
     said = normalize_answer(answer)
     matches = [normalize_answer(one) == said for one in human]
-    total = sum(matches)
-    return sum(min((total - left_out) / 3, 1.0) for left_out in matches) / len(matches)
+    return sum(min((sum(matches) - left_out) / 3, 1.0) for left_out in matches) / len(matches)
 
 
 def aokvqa_accuracy(answer: str, direct: Sequence[str]) -> float:

@@ -29,7 +29,7 @@
   const current = id => { try { sessionStorage.setItem("minigpt4-chat", id); } catch { /* no storage here */ } };
   const open = () => { try { return sessionStorage.getItem("minigpt4-chat"); } catch { return null; } };
 
-  const held = new Map(), stored = new Map(), waiting = new Map();
+  const held = new Map(), stored = new Map(), waiting = new Map(), deleted = new Set();
   let busy = false;
   // Keeps an image of a conversation, which the server has for some time. It is asked for once in a page's life, for
   // this is called with each piece of an answer.
@@ -48,7 +48,7 @@
   const keep = async told => {
     const chat = held.get(told.id) ?? await find(told.id) ?? {id: told.id, name: "", turns: []};
     held.set(told.id, chat);
-    if (!told.turn && chat.turns.length <= told.at) return;
+    if (deleted.has(told.id) || (!told.turn && chat.turns.length <= told.at)) return;
     chat.turns.length = Math.min(chat.turns.length, told.at);
     if (told.turn) chat.turns[told.at] = told.turn;
     if (!chat.turns.length) return forget(told.id);
@@ -128,6 +128,7 @@
         element("button", {type: "button", textContent: "Open", onclick: () => { dialog.remove(); reopen(chat.id); }}),
         element("button", {type: "button", textContent: "Delete", onclick: async () => {
           if (!confirm(`Delete “${name.value}”?`)) return;
+          deleted.add(chat.id);  // an answer to it may still be coming
           await forget(chat.id);
           if (open() === chat.id) [...document.querySelectorAll("#actions button")].find(b => b.textContent.includes("New chat")).click();
           list();
