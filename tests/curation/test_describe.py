@@ -65,6 +65,15 @@ def test_short_texts_are_continued_and_joined(tmp_path: Path, pictures: Path, ti
             describe(ledger, tiny_model, HOW, only=["nobody"])
 
 
+def test_samples_of_an_image_differ(tmp_path: Path, pictures: Path, tiny_model: Path) -> None:
+    with Ledger(tmp_path / "p", create=True) as ledger:
+        add_folder(ledger, pictures)
+        how = Describing(min_tokens=1, max_new_tokens=12, temperature=1.0)
+        assert describe(ledger, tiny_model, how, samples=2)["described"] == 24
+        found = texts(ledger)
+        assert not [name for name, sample in found if sample and found[name, 0] == found[name, 1]]
+
+
 def test_enough_is_not_continued(tmp_path: Path, pictures: Path, tiny_model: Path) -> None:
     with Ledger(tmp_path / "p", create=True) as ledger:
         add_folder(ledger, pictures)

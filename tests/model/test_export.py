@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     Blip2ForConditionalGeneration,
     LlamaConfig,
@@ -21,7 +22,8 @@ from transformers import (
 
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
-from minigpt4.model import export
+from minigpt4.model import convert, export, sources
+from minigpt4.model.loading import read_record
 from minigpt4.model.lora import Trained, set_trainable
 from minigpt4.prompts.encode import CUT, encode_chat
 from minigpt4.prompts.templates import TEMPLATES, Message
@@ -264,6 +266,10 @@ def test_a_variant_is_exported_from_memory(
     loaded = MiniGPT4.from_pretrained(tmp_path / "export", device="cpu")
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
     assert loaded.stage == 1
+    # What is trained on from it is an alignment of the exported parts, not of those that it was made of.
+    loaded.save_pretrained(tmp_path / "further")
+    again = MiniGPT4.from_pretrained(tmp_path / "further", device="cpu")
+    torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-4)
     if qformer and trained.projection_layers == 1:  # transformers has a model for it
         plain = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "export")
         pixels = model.image_processor([Image.radial_gradient("L").convert("RGB")], return_tensors="pt")["pixel_values"]
@@ -271,6 +277,28 @@ def test_a_variant_is_exported_from_memory(
             found = plain(input_ids=ids, pixel_values=pixels).logits
         words = [i for i in range(expected.shape[-1]) if i != model.image_token_id]
         torch.testing.assert_close(found[..., words], expected[..., words], rtol=1e-4, atol=1e-4)
+
+
+def test_a_variant_is_exported_in_the_dtype_of_its_files(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(tiny_llm, tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.bfloat16).save_pretrained(half)
+    model = MiniGPT4.assemble(tiny_vision, half, template="pocket", device="cpu", trained=Trained(lora_rank=2))
+    model.save_pretrained(tmp_path / "alignment")
+    convert.export(tmp_path / "alignment", tmp_path / "export")
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["text_config"]["dtype"] == "bfloat16"
+    convert.export(tmp_path / "alignment", tmp_path / "wide", dtype="float32")
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["text_config"]["dtype"] == "float32"
+
+
+def test_an_export_on_the_hub_is_its_own_part(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", trained=Trained(lora_rank=2))
+    model.export(tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
+    assert read_record("export").origin.llm == str(tmp_path / "export")
+    monkeypatch.setattr(sources, "resolve", str)  # as hub ids are
+    assert read_record("export").origin.llm == read_record("export").origin.vision_qformer == "export"
 
 
 def test_broken_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:

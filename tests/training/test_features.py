@@ -123,7 +123,8 @@ def test_the_fingerprint_tells_dtypes_and_preprocessing_apart(
     other_mean = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
     other_mean.image_processor.image_mean = [0.0, 0.0, 0.0]
     assert features_fingerprint(same) == features_fingerprint(model)
-    assert len({features_fingerprint(m) for m in (model, half, other_mean)}) == 3
+    other_half = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", dtype="float16")
+    assert len({features_fingerprint(m) for m in (model, half, other_half, other_mean)}) == 4
 
 
 def test_bfloat16_features_keep_their_dtype(tmp_path: Path) -> None:

@@ -120,10 +120,11 @@ def describe(
                 asked.ask_each(todo, partial(_describe_remotely, asked, how), keep_one, concurrency)
                 return counts
             with StopSignals() as stop:
-                for start in range(0, len(todo), BATCH):
-                    stop.check()
-                    batch = todo[start : start + BATCH]
-                    keep(batch, _describe_batch(asked, how, batch))
+                # An image is in a batch once: rows with the same seed and image would draw the same words.
+                for part in ([each for each in todo if each[1] == sample] for sample in range(samples)):
+                    for batch in (part[start : start + BATCH] for start in range(0, len(part), BATCH)):
+                        stop.check()
+                        keep(batch, _describe_batch(asked, how, batch))
         return counts
 
 

@@ -111,7 +111,8 @@ def export(
     record = read_record(model)
     dtype = _written_dtype(dtype, quantize)
     if record.trained != Trained():  # what was trained is spread over the parts, so the model is loaded
-        exporting.export(load(AlignedModel, model, Placement.resolve(dtype, "cpu")), out, overwrite, quantize)
+        placement = Placement.resolve(dtype or parts.read_llm_config(record.parts[1]).dtype, "cpu")
+        exporting.export(load(AlignedModel, model, placement), out, overwrite, quantize)
         return
     vision = parts.load_vision_qformer(record.parts[0], record.qformer, record.group)
     llm = LLMFiles(record.parts[1])

@@ -55,8 +55,6 @@ def export(model: AlignedModel, directory: str | Path, overwrite: bool = False, 
         raise UserError(f"a model loaded with {held} cannot be exported whole; load it without that, then export")
     blip2, origin = model.blip2, model.origin
     merged = model.lora.merged() if model.lora else nullcontext()
-    if model.trained.qformer:  # its features are not those of the original Q-Former
-        origin = replace(origin, vision_fingerprint=model.trained_vision())
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new, merged:
         # Of tied weights only the first has a name here.
         once = {name for name, _ in (*blip2.named_parameters(), *blip2.named_buffers())}
@@ -101,7 +99,7 @@ def write_export(
     if _is_whole(model):
         write(directory, tensors)
         _write_settings(model, directory)
-        if quantize:
+        if quantize or model.lora or model.trained.qformer:  # its parts are not those that it was made of
             origin = Origin(".", parts.load_vision_qformer(directory).fingerprint, ".", "")
         if not origin.llm_fingerprint:
             origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))

@@ -161,7 +161,8 @@ def read_record(name: str | Path) -> AlignmentRecord:
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
     record = check(TypeAdapter(AlignmentRecord), content, f"{source}: {ALIGNMENT_FILE}")
     inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
-    inside = {part: str(Path(source, place).resolve()) for part, place in inside.items()}
+    base = source.resolve() if isinstance(source, Path) else source  # on the hub "." is its id
+    inside = {part: str(Path(base, place)) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 
 

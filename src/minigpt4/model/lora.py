@@ -57,7 +57,7 @@ class LoRA(torch.nn.Module):
         self._off = False
         for i, layer in enumerate(self._layers):
             down = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
-            device = layer.weight.device
+            device = "cpu" if layer.weight.is_meta else layer.weight.device  # meta: of a layer on the disk
             self.register_parameter(f"{i}_down", torch.nn.Parameter(down.to(device)))
             self.register_parameter(f"{i}_up", torch.nn.Parameter(torch.zeros(layer.out_features, rank, device=device)))
             layer.register_forward_hook(partial(self._add, i))

@@ -200,7 +200,7 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
             held = f"unpacked to {str(placement.dtype).removeprefix('torch.')}, not to load_in={placement.load_in!r}"
             raise UserError(f"{name}: a GGUF file is {held}; leave load_in out (or, on a CPU, use '4bit')")
         packed = placement.load_in is not None
-        tensors = files.in_four_bits() if packed else dict(files)
+        tensors = files.in_four_bits() if packed else {name: files[name].to(placement.dtype) for name in files}
     own_name = config.name_or_path
     if packed:
         config.quantization_config = dict(IN_FILES)

@@ -38,7 +38,7 @@ def image_key(image: bytes) -> bytes:
 def features_fingerprint(model: VisionSide) -> str:
     """A name for all that decides an image's features: the vision side's weights, its dtype, and the preprocessing."""
     preprocessing = json.dumps(model.image_processor.to_dict(), sort_keys=True, default=str)
-    vision = f"{model.vision_fingerprint} {model.blip2.query_tokens.dtype} {preprocessing}"
+    vision = f"{model.vision_fingerprint} {model.blip2.vision_model.dtype} {preprocessing}"
     if model.group != PATCHES_PER_TOKEN:
         vision += f" {model.group}"
     return hashlib.sha256(vision.encode()).hexdigest()[:16]
