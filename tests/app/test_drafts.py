@@ -32,11 +32,13 @@ def test_the_example_of_a_draft_is_one_that_the_model_reads(name: str) -> None:
     assert check_page(html, truth.setting, [item.kind for item in truth.items]) is None
 
 
-@pytest.mark.parametrize(("drawn", "at_least"), [(drawings, 5), (more_drawings, 1)])
+@pytest.mark.parametrize(("drawn", "at_least"), [(drawings, 5), (more_drawings, 2)])
 def test_how_many_of_ten_drawings_keep_their_title_and_all_that_was_drawn(
     drawn: Callable[[], list[Any]], at_least: int
 ) -> None:
-    """With the pen that the sheet starts with. The elements may come in another order."""
+    """With the pen that the sheet starts with; the elements may come in another order. Six and three; one less each,
+    as another processor rounds otherwise.
+    """
     model, kept = MiniGPT4.from_pretrained("pocket-drafts"), []
     for title, signs, lines in drawn():
         sheet = Image.new("RGB", (960, 960), "white")
