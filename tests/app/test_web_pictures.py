@@ -68,7 +68,6 @@ def test_the_sheet_out_of_sight_draws_nothing(visit: Callable[..., Any]) -> None
     """It would draw itself some 280 times, which takes a machine without a GPU seconds of all its cores."""
     tab = visit()
     tab.wait_for_selector("#sketch canvas", state="attached")
-    tab.wait_for_timeout(2000)
     tab.evaluate(
         """() => { window.drawn = 0;
         for (const kind of [WebGLRenderingContext, WebGL2RenderingContext]) {
@@ -76,18 +75,22 @@ def test_the_sheet_out_of_sight_draws_nothing(visit: Callable[..., Any]) -> None
             kind.prototype.drawElements = function (...given) { drawn += 1; return draw.apply(this, given); };
         } }"""
     )
+    before = -1
+    while (now := tab.evaluate("drawn")) != before:  # until it has been drawn for the first time
+        before = now
+        tab.wait_for_timeout(2000)
     for name in ("Settings", "Keep", "Side by side", "Chat"):
         tab.get_by_role("tab", name=name, exact=True).click()
         expect(tab.locator("#sketch canvas").first).to_be_hidden()
         tab.wait_for_timeout(400)
-    assert tab.evaluate("drawn") == 0
+    assert tab.evaluate("drawn") == before
     tab.get_by_role("tab", name="Draw").click()
     box = tab.locator("#sketch canvas").first.bounding_box()
     tab.mouse.move(box["x"] + 200, box["y"] + 200)
     tab.mouse.down()
     tab.mouse.move(box["x"] + 300, box["y"] + 300, steps=5)
     tab.mouse.up()
-    tab.wait_for_function("drawn > 0")
+    tab.wait_for_function("before => drawn > before", arg=before)
 
 
 def test_pictures_are_dropped_pasted_and_several_at_once(visit: Callable[..., Any]) -> None:

@@ -188,7 +188,7 @@ def load_llm(name: str | Path, dtype: torch.dtype, placement: Placement | None =
     config, tokenizer, files = read_llm_config(name), load_tokenizer(name), llm_files(name)
     placement, tensors = placement or Placement(torch.device("cpu"), dtype), None
     packed = is_in_files(name, config)
-    if packed and not placement.given and config.hidden_size >= LARGE:
+    if packed and not placement.dtype_given and config.hidden_size >= LARGE:
         placement = replace(placement, dtype=resolve_dtype(config.dtype, placement.device))
     settings = placement.loading()
     if packed:

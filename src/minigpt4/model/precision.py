@@ -25,7 +25,7 @@ class Placement:
 
     device: torch.device  # of the vision side and, unless that is spread, the LLM
     dtype: torch.dtype
-    given: bool = True  # whether that was asked for; else a large LLM in 4 bits has that of its files
+    dtype_given: bool = True  # whether that was asked for; else a large LLM in 4 bits has that of its files
     load_in: str | None = None  # quantization of the LLM's linear layers
     spread: bool = False  # whether the LLM's layers fill the GPUs, then the CPU's memory, then the disk
     max_memory: Mapping[int | str, int | str] | None = None  # bytes or "6GiB", by GPU number or "cpu"
