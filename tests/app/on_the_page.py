@@ -48,11 +48,23 @@ def ask(tab: Any, question: str) -> None:
             break
 
 
+#: Whether the browser has kept the end of the answer that the page was last told of.
+_KEPT = """async () => {
+    const news = JSON.parse(document.querySelector("#kept data")?.value || "{}"), opened = indexedDB.open("minigpt4");
+    const asked = request => new Promise(then => { request.onsuccess = () => then(request.result); });
+    const chats = (await asked(opened)).transaction("chats").objectStore("chats");
+    const chat = news.turn?.ended && await asked(chats.get(news.id));
+    opened.result.close();
+    return !!chat?.turns[news.at]?.ended;
+}"""
+
+
 def done(tab: Any) -> str:
-    """Waits for the end of the answer; the text of the last one."""
+    """Waits for the end of the answer, and until the browser has kept it; the text of the last one."""
     said = None
     while True:  # the button that stops it appears a moment after an answer is asked for again
         expect(tab.locator("#composer .stop-button")).to_have_count(0)
+        tab.wait_for_function(_KEPT)
         now = tab.locator("#chat .bot").last.inner_text()
         if now and now == said:
             return now
@@ -63,17 +75,19 @@ def done(tab: Any) -> str:
 def greedy(tab: Any, **sliders: float) -> None:
     """Set temperature 0, or the settings that are given, by their labels."""
     tab.get_by_role("tab", name="Settings").click()
-    for label, value in (sliders or {"Temperature": 0}).items():
-        label = label.replace("_", " ")
-        number = tab.get_by_label(f"number input for {label}")
-        # The page has taken it once the slider beside it has moved: an answer asked for before that ignores it. What
-        # is typed in the moment in which Gradio builds the tab is lost, so then it is typed again, as people would.
-        for patience in (5_000, 5_000, None):
-            number.fill(str(value))
+    wanted = {label.replace("_", " "): str(value) for label, value in (sliders or {"Temperature": 0}).items()}
+    # An answer asked for before the page has taken them ignores them. What is typed in the moment in which Gradio
+    # builds the tab is lost, sometimes after it was shown, so then it is typed again, as people would.
+    for _ in range(5):
+        for label, value in wanted.items():
+            number = tab.get_by_label(f"number input for {label}")
+            number.fill(value)
             number.press("Enter")
-            with contextlib.nullcontext() if patience is None else contextlib.suppress(AssertionError):
-                expect(tab.get_by_label(f"range slider for {label}")).to_have_value(str(value), timeout=patience)
-                break
+        tab.wait_for_timeout(500)
+        moved = {label: tab.get_by_label(f"range slider for {label}").input_value() for label in wanted}
+        if moved == wanted:
+            break
+    assert moved == wanted
 
 
 def strokes(seed: int) -> list[list[Point]]:

@@ -199,6 +199,7 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any]) -> None:
     expect(ann.locator("#chat .bot").last).to_contain_text(re.compile("four", re.I))
     assert "camera" not in ann.locator("#chat").inner_text()
     assert "lamp" not in ben.locator("#chat").inner_text()
+    done(ben)
     ben.reload()
     expect(ben.locator("#chat .bot")).to_contain_text("camera")  # from this browser's own storage
     assert "lamp" not in ben.locator("#chat").inner_text()
