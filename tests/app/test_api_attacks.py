@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from api_server import Running, png, serving, shown, user, wait_until
 from PIL import Image
 
 from minigpt4 import UserError
-from minigpt4.app.api import gate
+from minigpt4.app.api import gate, remote_images
 from minigpt4.app.api.remote_images import fetch, is_public
 
 if TYPE_CHECKING:
@@ -238,6 +239,23 @@ def test_what_may_be_fetched_is_and_redirects_are_looked_at_again(inner: tuple[i
     with pytest.raises(UserError, match="not a public one"):  # a name that points elsewhere the second time
         get(f"/to/{here}/secret", lambda address: next(first, False))
     assert "/secret" not in asked
+
+
+def test_hosts_that_say_nothing_keep_nobody_else_waiting(varied: MiniGPT4, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_images, "fetch", partial(fetch, allowed=lambda address: True))
+    monkeypatch.setattr(remote_images, "SECONDS", 20.0)
+    with serving(varied, hosts=("localhost",)) as server, socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        url = shown(f"http://localhost:{silent.getsockname()[1]}/x.png")
+        threads = [threading.Thread(target=server.post, args=({"model": "toy", "messages": [user(url, "What?")]},))
+                   for _ in range(40)]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        started = time.monotonic()
+        server.ask(shown(png(Image.new("RGB", (8, 8), "red"))), "What?", max_tokens=2)
+        assert time.monotonic() - started < 10
+    for thread in threads:
+        thread.join()
 
 
 def test_who_drips_a_picture_is_left(inner: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,7 @@ def encode_images(
 
 def content_key(image: Image.Image) -> bytes:
     """The SHA-256 of an image's mode, size and pixels: the same for the same image in another file or format."""
-    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
-    digest.update(image.tobytes())
-    return digest.digest()
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
 
 
 def no_features(model: AlignedModel) -> Tensor:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +35,12 @@ class Service:
         self.scheduler = Scheduler(model, limits.batch, limits.queue)
         self.metrics = ServerMetrics(self.scheduler)
         self.decoder = Decoder()
+        self.fetching = ThreadPoolExecutor(32)  # apart from asyncio's own few threads: a host may say nothing for long
 
     def close(self) -> None:
         """End: nobody waits for an answer any more."""
         self.decoder.close()
+        self.fetching.shutdown(wait=False, cancel_futures=True)
         self.scheduler.close()
 
     def check_model(self, name: str) -> None:
@@ -50,8 +53,7 @@ class Service:
         deadline = time.monotonic() + self.limits.seconds
         messages, urls = await asyncio.to_thread(read_messages, asked.messages)
         if len(urls) > self.limits.images:
-            many = f"{len(urls)} images; this server takes at most {self.limits.images}"
-            raise ApiError(400, many, param="messages")
+            raise ApiError(400, f"{len(urls)} images; this server takes at most {self.limits.images}", param="messages")
         try:
             images = await asyncio.wait_for(self._images(urls, uploads), self.limits.seconds)
         except (TimeoutError, asyncio.TimeoutError):
@@ -81,10 +83,11 @@ class Service:
 
     async def _images(self, urls: Sequence[str], uploads: Mapping[str, bytes]) -> list[SentImage]:
         """Those at `urls`, one after the other, so that many in one request do not keep others waiting."""
-        images, processor, hosts = [], self.model.image_processor, self.limits.hosts
+        images, processor, hosts, loop = [], self.model.image_processor, self.limits.hosts, asyncio.get_running_loop()
         for number, url in enumerate(urls, start=1):
             try:
-                data = await asyncio.to_thread(read_sent_image, url, uploads, hosts, self.limits.body_bytes)
+                pool = self.fetching if url[:4].lower() == "http" else None
+                data = await loop.run_in_executor(pool, read_sent_image, url, uploads, hosts, self.limits.body_bytes)
                 key = (await asyncio.to_thread(hashlib.sha256, data)).digest()
                 if (features := self.scheduler.features.use(key)) is not None:
                     images.append(SentImage(key, features=features))
@@ -113,9 +116,8 @@ def read_messages(asked: Sequence[schema.InMessage]) -> tuple[list[Message], lis
         if length > schema.TEXT:
             raise ApiError(400, f"the messages have more than {schema.TEXT:,} characters", param="messages")
         *before, last = map(without_marks, pieces)
-        text = IMAGE_MARK.join([*before, last]) if any(before) else last
         role: Any = "system" if message.role == "developer" else message.role
-        messages.append(Message(role, text, len(before)))
+        messages.append(Message(role, IMAGE_MARK.join([*before, last]) if any(before) else last, len(before)))
     read = what_is_read(messages)
     return read, urls[len(urls) - sum(message.images for message in read) :]
 
