@@ -105,6 +105,30 @@ def test_chats_come_back_and_are_named_listed_and_deleted(visit: Callable[..., A
     assert tab.evaluate(left) == [1, 1], "its images are gone too"
 
 
+def test_a_chat_that_goes_on_in_two_tabs_becomes_two(visit: Callable[..., Any]) -> None:
+    tab = visit()
+    show(tab, "photo.png", photo())
+    ask(tab, "Describe this image in detail.")
+    done(tab)
+    other = tab.context.new_page()
+    other.goto(tab.url)
+    _chats(other).first.get_by_role("button", name="Open").click()
+    expect(other.locator("#chat .bot")).to_have_count(1)
+    for each, question in ((other, "How many objects are there?"), (tab, "What colour is the ball?")):
+        ask(each, question)
+        expect(each.locator("#chat .bot")).to_have_count(2)
+        each.wait_for_function("() => !document.querySelector('#composer .stop-button')")
+        each.wait_for_timeout(1000)
+    rows = _chats(tab)
+    expect(rows).to_have_count(2)
+    for row, question in ((0, "What colour is the ball?"), (1, "How many objects are there?")):
+        expect(rows.nth(row)).to_contain_text("2 questions")
+        rows.nth(row).get_by_role("button", name="Open").click()
+        expect(tab.locator("#chat .user").last).to_contain_text(question)
+        expect(tab.locator("#chat .user img")).to_have_count(1)
+        rows = _chats(tab)
+
+
 def test_an_answer_that_is_cut_by_a_reload_says_so(visit: Callable[..., Any]) -> None:
     tab = visit()
     tab.locator("#model").get_by_label("talker").check()

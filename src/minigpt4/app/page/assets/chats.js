@@ -29,7 +29,7 @@
   const current = id => { try { sessionStorage.setItem("minigpt4-chat", id); } catch { /* no storage here */ } };
   const open = () => { try { return sessionStorage.getItem("minigpt4-chat"); } catch { return null; } };
 
-  const held = new Map(), stored = new Map(), waiting = new Map(), deleted = new Set();
+  const held = new Map(), stored = new Map(), waiting = new Map(), apart = new Map(), deleted = new Set();
   let busy = false;
   // Keeps an image of a conversation, which the server has for some time. It is asked for once in a page's life, for
   // this is called with each piece of an answer.
@@ -45,24 +45,37 @@
     if (!stored.has(key)) stored.set(key, fetched(id, token, key).catch(failed));
     return stored.get(key);
   };
+  // Another tab went on with a conversation that this one has: from here on this one's is kept beside it, as another.
+  const part = async (chat, name) => {
+    const id = Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, "0")).join("");
+    const images = await store("images"), range = IDBKeyRange.bound(`${chat.id}/`, `${chat.id}0`);
+    const [keys, files] = await Promise.all([asked(images.getAllKeys(range)), asked(images.getAll(range))]);
+    await Promise.all(keys.map((key, i) => asked(images.put(files[i], id + key.slice(chat.id.length)))));
+    held.delete(chat.id);
+    held.set(id, Object.assign(chat, {id}));
+    apart.set(name, id);
+    if (open() === name) current(id);
+  };
   const keep = async told => {
-    const chat = held.get(told.id) ?? await find(told.id) ?? {id: told.id, name: "", turns: []};
-    held.set(told.id, chat);
-    if (deleted.has(told.id) || (!told.turn && chat.turns.length <= told.at)) return;
+    const mine = held.get(apart.get(told.id) ?? told.id), theirs = mine?.time && await find(mine.id);
+    if (theirs && theirs.time !== mine.time) await part(mine, told.id);
+    const id = apart.get(told.id) ?? told.id, chat = held.get(id) ?? await find(id) ?? {id, name: "", turns: []};
+    held.set(id, chat);
+    if (deleted.has(id) || (!told.turn && chat.turns.length <= told.at)) return;
     chat.turns.length = Math.min(chat.turns.length, told.at);
     if (told.turn) chat.turns[told.at] = told.turn;
-    if (!chat.turns.length) return forget(told.id);
+    if (!chat.turns.length) return forget(id);
     chat.name ||= chat.turns[0].question.trim().slice(0, 60);
     await save(Object.assign(chat, {model: told.model ?? chat.model, system: told.system ?? chat.system, time: Date.now()}));
     // After the texts, which do not wait for them: the page may be closed while an image is on its way.
-    for (const token of told.turn?.images ?? []) image(told.id, token);
+    for (const token of told.turn?.images ?? []) image(id, token);
     for (const old of (await all()).slice(MOST)) await forget(old.id);
   };
   const told = async () => {
     const value = document.querySelector("#kept data")?.value;
     if (!value) return;
     const news = JSON.parse(value);
-    if (news.current) current(news.id);
+    if (news.current) current(apart.get(news.id) ?? news.id);
     waiting.set(`${news.id}/${news.at}`, news);  // a longer answer takes the place of a shorter one
     if (busy) return;
     busy = true;
@@ -94,6 +107,7 @@
     }
     await save(chat);
     held.set(chat.id, chat);
+    apart.delete(chat.id);
     const files = [];
     while (blobs.length) {
       const form = new FormData();
@@ -122,7 +136,11 @@
     for (const chat of chats ?? []) {
       const count = chat.turns.length, when = new Date(chat.time).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
       const name = element("input", {value: chat.name, maxLength: 80, ariaLabel: "Name"});
-      name.onchange = async () => save(Object.assign(held.get(chat.id) ?? await find(chat.id), {name: name.value.trim() || chat.name}));
+      name.onchange = async () => {
+        const named = {name: name.value.trim() || chat.name};
+        Object.assign(held.get(chat.id) ?? {}, named);
+        await save(Object.assign(await find(chat.id), named));
+      };
       rows.append(element("li", {}, name,
         element("span", {textContent: `${chat.model ?? ""} · ${count} question${count > 1 ? "s" : ""} · ${when}`}),
         element("button", {type: "button", textContent: "Open", onclick: () => { dialog.remove(); reopen(chat.id); }}),
