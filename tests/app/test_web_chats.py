@@ -33,12 +33,12 @@ def test_the_newest_answer_is_in_view_unless_its_reader_scrolled_up(visit: Calla
         expect(tab.locator("#chat .bot")).to_have_count(number)
         for _ in range(4):  # as it grows
             tab.wait_for_timeout(400)
+            tab.wait_for_function(f"({_VIEW})().hidden < 30", timeout=5000)
             view = tab.evaluate(_VIEW)
-            assert view["hidden"] < 30, view
             assert view["below"] < 2, view
             assert view["scrolls"] == [], "the page has one scroll"
         done(tab)
-        assert tab.evaluate(_VIEW)["hidden"] < 30
+        tab.wait_for_function(f"({_VIEW})().hidden < 30", timeout=5000)
         expect(tab.locator("#chat [aria-label=Retry]")).to_be_in_viewport()
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert tab.evaluate("scrollY") > 300, "there is more than fits"
@@ -138,7 +138,9 @@ def test_an_answer_that_is_cut_by_a_reload_says_so(visit: Callable[..., Any]) ->
     tab.route(slow, lambda route: held.append(route) if route.request.resource_type == "fetch" else route.continue_())
     ask(tab, "Tell me a story.")
     expect(tab.locator("#chat .bot")).to_contain_text(re.compile(r"(\w+\s+){20}"))
-    tab.wait_for_timeout(500)
+    for _ in range(20):
+        if not held:
+            tab.wait_for_timeout(500)
     assert held, "the image was asked for"
     tab.unroute(slow)
     tab.reload()

@@ -514,7 +514,10 @@ def test_another_website_can_send_nothing(browser: Any, page_url: str) -> None:
                 tab.goto(page_url)  # a visitor of the page
                 tab.on("response", lambda answer, kept=answers: kept.append((answer.request.method, answer.status)))
                 tab.goto(f"http://{host}:{server.server_port}/")
-                tab.wait_for_timeout(1000)
+                for _ in range(20):
+                    tab.wait_for_timeout(1000)
+                    if sum(method == "POST" for method, _ in answers) == 2:
+                        break
                 sent = [status for method, status in answers if method == "POST"]
                 assert sent == [403, 403], (host, answers)
         server.shutdown()
