@@ -63,13 +63,18 @@ def test_a_pipe_gets_one_answer_a_line(alignment: Path, tmp_path: Path) -> None:
 def test_mistakes_in_a_conversation_do_not_end_it(alignment: Path, tmp_path: Path) -> None:
     existing = tmp_path / "old.md"
     existing.write_text("old")
-    mistakes = f"/paint\n/image\n/settings top_p=9\n/settings warm=1\n/export\n/export {existing}\n"
+    mistakes = (
+        f"/paint\n/image\n/settings top_p=9\n/settings warm=1\n/export\n/export {existing}\n/export {'x' * 300}\n"
+    )
     result = chat(alignment, f"/image {tmp_path / 'none.png'}\n{mistakes}/help\nStill there?\n")
     assert result.stdout.endswith("Yes\n")
     assert "/image PATH" in result.stdout
     errors = result.stderr.splitlines()
-    assert [error.partition(": ")[0] for error in errors] == ["minigpt4"] * 7
-    expected = ("none.png", "no command /paint", "/image needs a path", "top_p", "'warm'", "/export needs", "exists")
+    assert [error.partition(": ")[0] for error in errors] == ["minigpt4"] * 8
+    expected = (
+        "none.png", "no command /paint", "/image needs a path", "top_p", "'warm'", "/export needs", "exists",
+        "File name too long",
+    )  # fmt: skip
     for error, part in zip(errors, expected, strict=True):
         assert part in error
     assert existing.read_text() == "old"

@@ -257,12 +257,14 @@ def serve(
 
     Example: minigpt4 serve pocket --port 8000
     """
-    name = name or Path(model).name
+    name = name or Path(model).resolve().name
     if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
         say(f"minigpt4: anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
     if engine == "vllm":
         from minigpt4.vllm.server import serve as serve_with_vllm
 
+        if load_in or device:
+            raise UserError("--load-in and --device are for --engine local; leave them out")
         serve_with_vllm(model, name, host, port, api_key, max_images, max_pixels, allow_images_from or [], dtype)
         return
     if engine != "local":

@@ -213,8 +213,7 @@ class Endpoint:
         returns False to stop. What is under way then is waited for and recorded too: it may have been paid.
 
         Raises UserError if as many answers in a row as are asked for at once (at least three), or all of them, failed,
-        or if the endpoint refused five times as many conversations and answered none; KeyboardInterrupt after Ctrl-C or
-        SIGTERM; and what `work` raises.
+        or if the endpoint refused five times as many and answered none; KeyboardInterrupt if stopped; `work`'s errors.
         """
         waiting, running = iter(tasks), dict[Future[R], T]()
         row, most, answered, failures = 0, max(3, concurrency), 0, list[Unanswered]()

@@ -154,7 +154,7 @@ def labelling_app(desk: LabellingDesk, host: str) -> FastAPI:
     def decide(index: int, decision: dict[str, Any] = Depends(sent)) -> dict[str, Any]:  # noqa: B008
         name = person(decision.pop(desk.judge, None))
         validate_call(desk.decide)(name, within(index), **decision)
-        return shown(name, desk.next(name))
+        return shown(name, desk.next(name, index))
 
     @app.post("/api/back")
     def back(asked: dict[str, Any] = Depends(sent)) -> dict[str, Any]:  # noqa: B008

@@ -67,7 +67,7 @@ class Terminal:
             try:
                 if line:
                     self._command(line) if line.startswith("/") else self._ask(line)
-            except UserError as error:
+            except (UserError, OSError, RuntimeError) as error:  # out of memory is one; the chat goes on
                 self.mistakes += 1
                 say(shown(f"minigpt4: {error}"), err=True)
 
@@ -156,7 +156,9 @@ class Terminal:
         if text:
             self.chat.set_system(None if text == "default" else text)
             self._reset()
-        say(self.chat.template.system.replace(CUT, "") or "(no system text)")
+        template = self.chat.template
+        before, _, after = template.system_turn.partition("{text}")
+        say(template.system.removeprefix(before).removesuffix(after).replace(CUT, "") or "(no system text)")
 
     def _settings(self, text: str) -> None:
         self.settings = changed_settings(self.settings, text)

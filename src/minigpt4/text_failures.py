@@ -63,7 +63,6 @@ def _is_foreign(text: str) -> bool:
 
 
 def _foreign_letters(text: str) -> float:
-    """The share of letters outside the Latin alphabet."""
     letters = [letter for letter in text if letter.isalpha()]
     return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) / len(letters) if letters else 0.0
 

@@ -6,8 +6,10 @@ import base64
 import concurrent.futures
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -18,6 +20,7 @@ from api_server import Running, png, serving, shown, user, wait_until
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from PIL import Image
+from transformers import LlamaTokenizer
 
 from minigpt4.generation.engine import answers
 from minigpt4.prompts.encode import encode_chat
@@ -181,6 +184,21 @@ def test_logprobs_are_the_models_own(varied: MiniGPT4, server: Running, pictures
     assert [e.token for e in streamed] == [e.token for e in content]
     assert [e.logprob for e in streamed] == pytest.approx([e.logprob for e in content])
     assert server.ask("Hi").choices[0].logprobs is None
+
+
+def test_tokens_of_sentencepiece_keep_their_spaces(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    from minigpt4 import MiniGPT4
+
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    words = [f"▁{a}{b}" for a in "abcdefghijklmnop" for b in "aeioustrwy"]
+    pieces = ["<unk>", "<s>", "</s>", "<image>", *dict.fromkeys("▁###Human:Assistant.pqvwbcdefg"), *words]
+    LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, []).save_pretrained(llm)
+    model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", dtype="float32", device="cpu")
+    with serving(model) as server:
+        [choice] = server.ask("What is it?", logprobs=True, max_tokens=30).choices
+    said = "".join(entry.token for entry in choice.logprobs.content)
+    assert " " in choice.message.content
+    assert said.replace("<unk>", "").strip() == choice.message.content, "but for special tokens"
 
 
 def test_a_stop_string_ends_an_answer_before_it(varied: MiniGPT4, server: Running, pictures: list[Image.Image]) -> None:

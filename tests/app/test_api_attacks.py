@@ -163,6 +163,12 @@ def inner() -> Iterator[tuple[int, list[str]]]:
 HERE = ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "2130706433", "127.1", "0x7f000001", "[::ffff:127.0.0.1]")
 
 
+def test_an_empty_key_is_no_key(varied: MiniGPT4) -> None:
+    with serving(varied, key="") as server:
+        assert server.post({"model": "toy", "messages": [user("Hi")]}, Host="evil.example")[0] == 403
+        assert server.post({"model": "toy", "messages": [user("Hi")], "max_tokens": 2})[0] == 200
+
+
 def test_nothing_is_fetched_unless_the_operator_says_so(server: Running, inner: tuple[int, list[str]]) -> None:
     port, asked = inner
     for host in (*HERE, "169.254.169.254", "example.com"):

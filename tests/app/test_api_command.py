@@ -137,6 +137,7 @@ def test_what_is_wrong_is_said_in_one_line(alignment: Path) -> None:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}: cannot be listened on" in refusal(alignment, "--port", port)
     assert "choose local or vllm" in refusal(alignment, "--engine", "fast")
+    assert "are for --engine local" in refusal(alignment, "--engine", "vllm", "--load-in", "4bit")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

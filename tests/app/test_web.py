@@ -162,6 +162,10 @@ def test_text_is_text() -> None:
     fenced = render.as_markdown(f"<b>Look</b> {PAGE}".replace("Hi", "```Hi"))
     assert fenced.startswith("&lt;b&gt;Look&lt;/b&gt;\n\n``````html\n<html>")
     assert fenced.endswith("\n``````")
+    assert render.as_markdown(f"```html\n{PAGE}\n``` It has a <b>list</b>.").endswith(
+        "\n```\n\nIt has a &lt;b&gt;list&lt;/b&gt;."
+    )
+    assert render.as_markdown("[sign in][1]\n\n[1]: //evil.de/x") == "[sign in][1]\n\n[1]\\: //evil.de/x"
     frame = render.website('"><script>alert(1)</script>', None)
     assert 'sandbox=""' in frame
     assert "<script>" not in frame

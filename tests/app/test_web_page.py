@@ -79,9 +79,11 @@ def test_stop_regenerate_and_edit(visit: Callable[..., Any]) -> None:
     stopped = done(tab)
     if "stopped" in stopped:  # a quick machine may have finished before
         assert len(stopped.split()) < 80
+    tab.fill("#composer textarea", "And then?")  # what is being typed stays
     tab.locator("#chat [aria-label=Retry]").click()
     expect(tab.locator("#chat .bot")).not_to_contain_text("stopped")
     story = done(tab)
+    expect(tab.locator("#composer textarea")).to_have_value("And then?")
     assert len(story) > len(stopped) - 12
     tab.locator("#chat [aria-label=Edit]").last.click()
     tab.locator("#chat textarea").fill("How many objects are there?")

@@ -125,8 +125,14 @@ def test_an_existing_dataset_is_taken_in_and_audited(judged: Path, tmp_path: Pat
         assert f"new texts: {new}" in lines
         assert "apology: 1" in lines
         assert "image/77: no such file" in result.stderr
+    corrected = json.loads(json.dumps(record))
+    corrected["annotations"][0]["caption"] = "A red ball lies in a meadow under a tree with green leaves."
+    (out / "filter_cap.json").write_text(json.dumps(corrected))
+    assert "new texts: 1" in run("import", audit, "--data", out).stdout.splitlines()
+    (out / "filter_cap.json").write_text(json.dumps(record))
+    assert "new texts: 1" in run("import", audit, "--data", out).stdout.splitlines()
     with Ledger(audit) as ledger:
-        assert len(ledger.events("describe")) == 10
+        assert len(ledger.events("describe")) == 12
         again = tmp_path / "again"
         write_dataset(ledger, again, "cc_sbu_align")
     texts = [pair.text for pair in read(again, stage=2)[0]]

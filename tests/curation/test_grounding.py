@@ -60,6 +60,7 @@ def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Pat
             ]
         one = ground(ledger, alignment, others=2, only=["1"])
         assert one["scored"] == 1
+        assert ground(ledger, alignment)["scored"] == 1, "the newest measure counts, so it is made again"
 
 
 def test_one_picture_is_too_few(tmp_path: Path, pictures: Path, alignment: Path) -> None:

@@ -78,6 +78,17 @@ def test_another_address_or_threshold_is_not_paid_for_again(project: Path, serve
         assert sum(event.data["tokens"] for event in ledger.events("refine")) == 12 * 30
 
 
+def test_going_back_to_an_earlier_model_takes_its_answers_again(project: Path, serve: Callable[..., Server]) -> None:
+    first, second = serve("say:Elephants write novels."), serve("ok")
+    assert "drift: 12" in refine(project, first, "--min-similarity", 0.5).stdout
+    assert "unchanged: 12" in refine(project, second, "--model", "another").stdout
+    for again, told in ((0, "judged anew: 12\n"), (0, "")):
+        assert refine(project, second, "--min-similarity", again).stdout == told
+    with Ledger(project) as ledger:
+        assert {item.text for item in ledger.items()} == {"Elephants write novels."}
+    assert len(second.requests) == 12, "nothing is paid for twice"
+
+
 def test_the_key_is_written_nowhere(project: Path, serve: Callable[..., Server]) -> None:
     good, bad = serve("ok"), serve("status:401")
     results = [refine(project, bad), refine(project, good)]

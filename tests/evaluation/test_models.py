@@ -167,16 +167,16 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k-123")
     folder = picture_folder(tmp_path / "photos", 2)
-    server = serve("say:A ball.", "say:(B) blue", "say:None of them", "say:I think A")
+    server = serve("say:A ball.", "say:(B) blue", "say:None of them", "say:I think A", "say:A dog.")
     answerer = open_answerer(f"openai:{server.url}#some-model", Answering(concurrency=1))
     assert isinstance(answerer, EndpointAnswerer)
     items = [
         Item("0", folder / "0.png", "What is it?", max_new_tokens=7),
-        *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3)),
+        *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3, 4)),
     ]
     found: dict[str, ModelReply] = {}
     answerer.answer_each(items, lambda item, reply: found.update({item.id: reply}))
-    assert [found[item.id].text for item in items] == ["A ball.", "blue", "None of them", "I think A"]
+    assert [found[item.id].text for item in items] == ["A ball.", "blue", "None of them", "I think A", "A dog."]
     first, second = (request["body"] for request in server.requests[:2])
     assert server.requests[0]["key"] == "Bearer k-123"
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("some-model", 0.0, 7)

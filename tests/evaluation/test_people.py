@@ -31,7 +31,7 @@ PAGE = (
 
 
 @pytest.fixture
-def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]:
+def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[..., Path]:
     """Two models' answers to three questions, both the same to the last; call it for the table after judging."""
     picture_folder(tmp_path / "photos", 3)
     poem = task("photos/0.png", "photos/1.png", {"image": "photos/2.png", "prompt": "Write HTML."})
@@ -42,12 +42,12 @@ def answered(tmp_path: Path, serve: Callable[..., Server]) -> Callable[[], Path]
     )
     models = [f"good=openai:{good.url}#secret-good", f"bad=openai:{bad.url}#secret-bad"]
 
-    def measure() -> Path:
+    def measure(*more: str) -> Path:
         from minigpt4.evaluation.models import Answering
 
         directory = tmp_path / "out" / "abilities"
         suite = Abilities(data, judge=PeopleJudge(directory))
-        evaluate(suite, models, tmp_path / "out", settings=Answering(concurrency=1))
+        evaluate(suite, [*models, *more], tmp_path / "out", settings=Answering(concurrency=1))
         return directory
 
     return measure
@@ -89,6 +89,24 @@ def test_the_majority_decides_a_split_is_undecided_and_agreement_is_told(answere
     answered()
     assert figures(directory, "good")["poem"] == (2, 3, 0)
     assert figures(directory, "bad")["poem"] == (0, 3, 0)
+
+
+def test_who_judges_again_beside_another_model_has_one_vote(
+    answered: Callable[..., Path], serve: Callable[..., Server]
+) -> None:
+    directory, more = answered(), f"new=openai:{serve('say:A new poem.').url}#new"
+
+    def all_judge(rater: str, verdict: str) -> None:
+        with Journal(directory / RATINGS) as journal:
+            judge(RatingDesk(questions_to_rate(directory), journal, directory), rater, lambda text: verdict, list)
+
+    all_judge("Ann", "yes")
+    answered(more)
+    all_judge("Ann", "yes")
+    all_judge("Ben", "no")
+    answered(more)
+    assert figures(directory, "good")["poem"] == (0, 3, 3), "one says yes, one says no"
+    assert {pair["ties"] for pair in results(directory)["preferences"]} == {6}, "two raters, three questions"
 
 
 def test_the_page_tells_nobody_whose_an_answer_is(answered: Callable[[], Path]) -> None:

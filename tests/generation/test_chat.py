@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import DynamicCache
 from minigpt4 import MiniGPT4, UserError
 from minigpt4.generation.chat import Chat
 from minigpt4.prompts.encode import encode_chat
-from minigpt4.prompts.templates import Message
+from minigpt4.prompts.templates import TEMPLATES, Message
 
 PLAIN: dict[str, Any] = {"do_sample": False, "max_new_tokens": 30}
 
@@ -231,6 +232,8 @@ def test_the_template_can_be_chosen(model: MiniGPT4, pictures: list[Image.Image]
     assert "Please answer my questions.###Human: <Img>" in model.tokenizer.decode(chat.reading(0)[0])
     with pytest.raises(UserError, match="there is no chat template 'nonsense'"):
         model.start_chat("nonsense")
+    with pytest.raises(UserError, match=r"has no token <\|user\|>, which the chat template 'other' needs"):
+        model.start_chat(replace(TEMPLATES["pocket"], name="other", user="<|user|>{images}{text}"))
 
 
 def test_a_saved_chat_can_be_read(says: Callable[[Sequence[str]], MiniGPT4], tmp_path: Path) -> None:

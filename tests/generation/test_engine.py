@@ -199,6 +199,7 @@ def test_settings_in_the_llms_files_do_not_leak_in(tiny_vision: Path, tiny_llm: 
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"repetition_penalty": -1.0}, "repetition_penalty=-1.0"),
         ({"num_beams": 0}, "num_beams=0"),
+        ({"seed": 10**20}, "seed=100000000000000000000 does not work: it must be of at most 63 bits"),
         ({"template": "nonsense"}, "there is no chat template 'nonsense'"),
     ],
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from minigpt4.generation.stopping import StopString, read_answer, showable
 
@@ -90,3 +90,13 @@ def test_a_stop_string_can_end_within_a_character_of_several_bytes(tokenizer: Pr
 )
 def test_only_what_is_surely_answer_is_shown(text: str, shown: str) -> None:
     assert showable(text, "###") == shown
+
+
+def test_with_sentencepiece_no_space_is_doubled_before_the_stop_string() -> None:
+    pieces = ["<unk>", "<s>", "</s>", *dict.fromkeys("▁A#"), "▁A", "##", "###", "▁###"]
+    merges = [("▁", "A"), ("#", "#"), ("##", "#"), ("▁", "###")]
+    llama = LlamaTokenizer({piece: i for i, piece in enumerate(pieces)}, merges)
+    written = llama("A ###", add_special_tokens=False)["input_ids"]
+    assert llama.convert_ids_to_tokens(written) == ["▁A", "▁###"]
+    answer = read_answer(llama, written, "###", [2])
+    assert llama.convert_ids_to_tokens(list(answer.tokens)) == ["▁A", "▁"]

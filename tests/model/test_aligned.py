@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
+from minigpt4.model import sources
 from minigpt4.model.lora import set_trainable
 from minigpt4.prompts.templates import TEMPLATES
 from tiny import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
@@ -369,6 +370,12 @@ def test_tensors_that_the_configuration_asks_for(tiny_vision: Path, tiny_llm: Pa
     save_file(tensors, vision / "model.safetensors")
     with pytest.raises(UserError, match=r"the tensor qformer\.layernorm\.weight \(24,\) .* is missing"):
         MiniGPT4.assemble(vision, tiny_llm, template="pocket")
+
+
+def test_short_memory_is_told_as_that() -> None:
+    with pytest.raises(UserError, match=r"^llm: needs more memory than there is \(CUDA out of memory\); try load_in"):
+        with sources.readable("llm", "is no LLM ({})"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_an_unreadable_picture_is_a_users_mistake(model: MiniGPT4, tmp_path: Path) -> None:

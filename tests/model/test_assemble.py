@@ -25,7 +25,7 @@ from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import convert as from_files
 from minigpt4.model import parts, sources
-from minigpt4.prompts.encode import check_template
+from minigpt4.prompts.encode import CUT, check_template
 from minigpt4.prompts.templates import TEMPLATES, Message
 from minigpt4.training.loss import head_loss
 from minigpt4.training.recipe import Recipe
@@ -215,6 +215,13 @@ def test_any_llm_trains_a_step_and_answers(tiny_vision: Path, tiny_pairs: Path, 
     messages = [{"role": "user", "content": "What is it?"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert model.template.prompt([Message("user", "What is it?")]) == rendered.removeprefix("<s>")
+    told = [{"role": "system", "content": "Be brief."}, *messages]
+    with_system = tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+    said = [Message("system", "Be brief."), Message("user", "What is it?")]
+    assert model.template.prompt(said) == with_system.removeprefix("<s>")
+    chat = model.start_chat()
+    chat.set_system("Be brief.")
+    assert chat.template.prompt(said[1:]).replace(CUT, "") == with_system.removeprefix("<s>")
     if stop.startswith("<"):
         assert model.template.stop == stop
     recipe = Recipe.parse({
@@ -229,6 +236,8 @@ def test_any_llm_trains_a_step_and_answers(tiny_vision: Path, tiny_pairs: Path, 
     [answer] = trained.generate([picture], ["What is it?"], do_sample=False, max_new_tokens=8)
     trained.export(tmp_path / "export")
     exported = MiniGPT4.from_pretrained(tmp_path / "export", dtype="float32", device="cpu")
+    rendered = exported.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+    assert rendered.replace(CUT, "").removeprefix("<s>") == with_system.removeprefix("<s>")
     assert exported.generate([picture], ["What is it?"], do_sample=False, max_new_tokens=8) == [answer]
     assert exported.template == model.template
     # The chat format that the export's tokenizer says is the LLM's own still.

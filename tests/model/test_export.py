@@ -290,6 +290,17 @@ def test_a_variant_is_exported_in_the_dtype_of_its_files(tiny_vision: Path, tiny
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["text_config"]["dtype"] == "float32"
 
 
+def test_an_export_made_from_files_suggests_the_same_decoding(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu")
+    model.decoding = {"do_sample": False, "repetition_penalty": 1.15}
+    model.save_pretrained(tmp_path / "alignment")
+    convert.export(tmp_path / "alignment", tmp_path / "export")
+    convert.export(tmp_path / "export", tmp_path / "quantized", quantize="4bit")
+    assert read_record(tmp_path / "export").decoding == read_record(tmp_path / "quantized").decoding == model.decoding
+
+
 def test_an_export_on_the_hub_is_its_own_part(
     tiny_vision: Path, tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

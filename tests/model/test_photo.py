@@ -14,6 +14,7 @@ from minigpt4 import MiniGPT4
 from minigpt4.app.page.layout import ASSETS, PHOTOS
 from minigpt4.model.sources import shipped_models
 from minigpt4.model.vision import load_vision_side
+from minigpt4.prompts.templates import Message
 from pocket.world.draw import draw
 from pocket.world.world import SEEDS, sample
 
@@ -42,6 +43,15 @@ def test_its_answer_depends_on_the_image(model: MiniGPT4) -> None:
     first, second = (draw(sample(SEEDS["development"][0] + n, kind), 320) for n, kind in ((1, "draft"), (2, "food")))
     answers = model.generate([first, second], ["Describe this image."] * 2, do_sample=False, max_new_tokens=30)
     assert answers[0] != answers[1]
+
+
+def test_a_system_message_stands_in_the_form_that_its_llm_learnt(model: MiniGPT4) -> None:
+    if model.template.name != "own":
+        pytest.skip("the baseline has a format of its own")
+    said = [Message("system", "Be brief."), Message("user", "Hi!")]
+    assert model.template.prompt(said) == (
+        "system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+    ), "after BOS, which is <|im_start|>"
 
 
 def test_it_tells_what_is_no_photograph_and_no_draft() -> None:

@@ -244,6 +244,27 @@ def test_sample_answers_and_the_summary(stage1: Recipe, tmp_path: Path) -> None:
         assert part in summary
 
 
+def test_sample_images_are_looked_at_first_and_a_resumed_run_tells_each_sample_once(
+    stage1: Recipe, tmp_path: Path
+) -> None:
+    wrong = {"sample_every": 4, "sample_images": [str(tmp_path / "typo.png")]}
+    with pytest.raises(UserError, match=r"typo\.png: no such file"):
+        train(with_values(stage1, **wrong), progress=False)
+    assert not stage1.output.exists()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    recipe = with_values(stage1, sample_every=4, sample_images=[str(tmp_path / "red.png")])
+    train(recipe, progress=False)
+    shutil.rmtree(recipe.output / "alignment")
+    for path in recipe.output.glob("checkpoints/*.pt"):
+        if not path.name.startswith("00000004"):
+            path.unlink()
+    with (recipe.output / "samples.jsonl").open("a") as file:
+        file.write('{"step": 8, "pict')  # as a full disk leaves it
+    train(recipe, progress=False)
+    samples = [json.loads(line) for line in (recipe.output / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [4, 8]
+
+
 @pytest.mark.parametrize(
     ("values", "also"),
     [

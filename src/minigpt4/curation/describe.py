@@ -64,13 +64,14 @@ def add_dataset(ledger: Ledger, directory: Path) -> int:
             refused[image_id] = cause.detail
     left_out = ledger.add_images(files.items(), refused)
     settings = ledger.settings("describe", {"model": "imported", "from": str(directory.resolve())})
+    known = {item.key: item.raw.data["text"] for item in ledger.items()}
     rows = [
         ((image_id, sample), 0, {"text": text, "tokens": None, "continuations": 0, "ended": True})
         for image_id, texts in captions.items()
         for sample, text in enumerate(texts)
-        if image_id not in left_out
+        if image_id not in left_out and known.get((image_id, sample)) != text
     ]
-    return ledger.add("describe", settings, rows)
+    return ledger.add("describe", settings, rows, ledger.next_turn("describe"))
 
 
 def describe(

@@ -70,9 +70,9 @@ def ground(
         model = MiniGPT4.from_pretrained(name)
         record = {"model": str(name), "projection": weights_fingerprint(name), "instruction": instruction}
         settings = ledger.settings("ground", {**record, "others": others, "seed": SEED})
-        done = {event.source for event in ledger.events("ground") if event.settings == settings}
+        done, turn = {event.source: event.settings for event in ledger.events("ground")}, ledger.next_turn("ground")
         wanted = ledger.items(only)
-        items = [item for item in wanted if item.source.seq not in done]
+        items = [item for item in wanted if done.get(item.source.seq) != settings]
         counts = {"scored": 0, "left out": 0, "done before": len(wanted) - len(items)}
         features = ImageFeatures(model, ledger)
         with progress_bar() as bar:
@@ -81,7 +81,7 @@ def ground(
                 stop.check()
                 batch = items[start : start + BATCH]
                 rows = _ground_batch(model, instruction, batch, features, others)
-                counts["scored"] += ledger.add("ground", settings, rows)
+                counts["scored"] += ledger.add("ground", settings, rows, turn)
                 counts["left out"] += len(batch) - len(rows)
                 bar.update(task, advance=len(batch))
         return counts

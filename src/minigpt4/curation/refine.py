@@ -33,14 +33,13 @@ def estimate(items: Sequence[Description]) -> dict[str, int]:
 
 def _judge_again(ledger: Ledger, settings: str, items: Sequence[Description], min_similarity: float) -> int:
     """Judge recorded answers by another `min_similarity`, without asking again; returns how many verdicts changed."""
-    rows = []
+    rows, answered = [], {event.source: event for event in ledger.events("refine") if event.settings == settings}
     for item in items:
-        event = item.refined
-        if event is None or event.settings != settings:
+        if (event := answered.get(item.raw.seq)) is None or item.refined is None:
             continue
         reply = Reply(event.data["text"], event.data["ended"], 0, 0)
         reason = rejection(item.raw.data["text"], reply, min_similarity)
-        if reason != event.data["reason"]:
+        if reason != event.data["reason"] or event.seq != item.refined.seq:  # another model answered since
             data = {**event.data, "accepted": reason is None, "reason": reason, "tokens": 0}
             rows.append((item.key, item.raw.seq, data))
     return ledger.add("refine", settings, rows, ledger.next_turn("refine"))

@@ -78,20 +78,10 @@ class PairStream:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        *,
-        stage: int,
-        seed: int,
-        shuffle_buffer: int = 10_000,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        repeat: bool = True,
-        prepare: Callable[[Pair], Any] | None = None,
-        max_skipped_share: float = 0.1,
-        readers: Sequence[Reader] | None = None,
-    ) -> None:
+        self, sources: Sequence[Source], *, stage: int, seed: int, shuffle_buffer: int = 10_000, rank: int = 0,
+        world_size: int = 1, workers: int = 0, repeat: bool = True, prepare: Callable[[Pair], Any] | None = None,
+        max_skipped_share: float = 0.1, readers: Sequence[Reader] | None = None,
+    ) -> None:  # fmt: skip
         if not sources:
             raise UserError("data: no source is named")
         self.skipped: Counter[str] = Counter()  # causes of pairs that were left out so far

@@ -93,8 +93,7 @@ def read_shares(starts: Sequence[Callable[[], Iterator[C]]], processes: int, ahe
 
 
 def _close(running: weakref.ref[Generator[Any, None, None]]) -> None:
-    chunks = running()
-    if chunks is not None:
+    if (chunks := running()) is not None:
         chunks.close()
 
 

@@ -209,7 +209,7 @@ class Blip2Answerer(LocalAnswerer):
         ends = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return [
-            ModelReply(text.strip(), len(row) < max_new_tokens or int(row[-1]) in ends)
+            ModelReply(text.strip(), len(row) < max_new_tokens or not {*ends}.isdisjoint(row.tolist()))
             for row, text in zip(new, processor.batch_decode(new, skip_special_tokens=True), strict=True)
         ]
 
@@ -290,7 +290,7 @@ class EndpointAnswerer(Answerer):
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         reply = self._ask(image, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
-        found = re.match(r"\W*([A-Z])\b", reply.text.upper())
+        found = re.match(r"\W*(?!A\s+\w)([A-Z])\b", reply.text.upper())  # "A dog" names no letter
         index = LETTERS.index(found[1]) if found else len(options)
         return ModelReply(options[index], reply.ended) if index < len(options) else reply
 

@@ -171,9 +171,13 @@ class PeopleJudge(Judge):
         self.ratings = list({row["key"]: row for row in read_rows(path)}.values()) if path.exists() else []
         super().__init__({"judge": "people", "raters": len({row["rater"] for row in self.ratings})}, self._majority)
 
+    def _newest(self, answers: set[str | None]) -> list[dict[str, Any]]:
+        """What each rater said last of these answers together: with another model beside them they are asked again."""
+        return list({row["rater"]: row for row in self.ratings if answers <= row["answers"].keys()}.values())
+
     def _majority(self, case: Case) -> Verdict:
         key = _answer_key(case.item.id, case.item.prompt, case.answer.text)
-        given = [row["answers"][key] for row in self.ratings if key in row["answers"]]
+        given = [row["answers"][key] for row in self._newest({key})]
         yes, no = given.count(True), given.count(False)
         reason = f"{yes} say yes, {no} no, {given.count(None)} cannot tell" if given else "nobody has judged it"
         return Verdict(None if yes == no else yes > no, reason, {"raters": len(given)})
@@ -189,8 +193,8 @@ class PeopleJudge(Judge):
             preferred = Counter(
                 (group[one] in row["best"]) - (group[other] in row["best"])
                 for group in keys.values()
-                for row in self.ratings
-                if row["best"] and {group.get(one), group.get(other)} <= row["answers"].keys()
+                for row in self._newest({group.get(one), group.get(other)})
+                if row["best"]
             )
             if preferred:
                 counts = {"wins": preferred[1], "ties": preferred[0], "losses": preferred[-1]}

@@ -20,7 +20,7 @@ from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_images
 from minigpt4.generation.stopping import Answer
 from minigpt4.model.aligned import AlignedModel
-from minigpt4.prompts.encode import encode, encode_chat, plain_message
+from minigpt4.prompts.encode import check_template, encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, what_is_read, without_marks
 
 
@@ -36,6 +36,8 @@ class Chat:
         self.model = model
         self._decode_stream = streaming or partial(decode_stream, model)
         self.template = self._own = get_template(model.template if template is None else template)
+        if template is not None:
+            check_template(model.tokenizer, self._own, "the model")
         self.reset()
 
     def reset(self) -> None:
@@ -49,7 +51,8 @@ class Chat:
     def set_system(self, text: str | None) -> None:
         """Use `text` as the system text in place of the template's own (None: the template's), and start again."""
         told = text and plain_message(self.model.tokenizer, self._own, Message("system", text)).text
-        self.template = replace(self._own, system=self._own.system if told is None else without_marks(told))
+        system = self._own.system if told is None else self._own.system_turn.replace("{text}", without_marks(told))
+        self.template = replace(self._own, system=system)
         self.reset()
 
     @property

@@ -29,6 +29,7 @@ class Decoding:
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("repetition_penalty", self.repetition_penalty is None or self.repetition_penalty > 0, "more than 0"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("seed", abs(self.seed or 0) < 2**63, "of at most 63 bits"),
         )
         for name, fits, expected in allowed:
             if not fits:

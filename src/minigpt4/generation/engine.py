@@ -81,9 +81,7 @@ def _messages(prompt: Prompt, images: int) -> list[Message]:
 
 
 def as_list(images: Any) -> list[ImageSource]:
-    if images is None:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    return list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
 
 
 def _images(images: Any, count: int) -> list[list[ImageSource]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
+from minigpt4.prompts.encode import encode
 from minigpt4.prompts.jinja import eos_tokens
 
 
@@ -46,7 +47,7 @@ def read_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop:
     while kept and len(decode_text(tokenizer, kept)) > len(text):
         kept.pop()
     spelled = decode_text(tokenizer, kept)
-    rest = tokenizer(text[len(spelled) :], add_special_tokens=False)["input_ids"] if spelled != text else []
+    rest = encode(tokenizer, text[len(spelled) :], 0, -1, bos=False) if spelled != text else []
     return Answer(text.strip(), True, (*kept, *rest), respelled=len(rest))
 
 

@@ -119,8 +119,8 @@ def export(
     record.check_parts(model, vision.fingerprint, sources.fingerprint(llm.base))
     write_model(
         out, vision, str(model), read_projection(model), llm,
-        template=record.template, origin=record.origin, stage=record.stage, dtype=dtype, overwrite=overwrite,
-        quantize=quantize,
+        template=record.template, origin=record.origin, stage=record.stage, decoding=record.decoding, dtype=dtype,
+        overwrite=overwrite, quantize=quantize,
     )  # fmt: skip
 
 
@@ -186,19 +186,11 @@ class LLMFiles:
 
 
 def write_model(
-    directory: str | Path,
-    vision: parts.VisionQFormer,
-    vision_name: str,
-    projection: Mapping[str, Tensor],
-    llm: LLMFiles,
-    *,
-    template: str | Template | None,
-    origin: Origin | None = None,
-    stage: int | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
+    directory: str | Path, vision: parts.VisionQFormer, vision_name: str, projection: Mapping[str, Tensor],
+    llm: LLMFiles, *, template: str | Template | None, origin: Origin | None = None, stage: int | None = None,
+    decoding: Mapping[str, Any] | None = None, dtype: str | None = None, overwrite: bool = False,
     quantize: str | None = None,
-) -> Template:
+) -> Template:  # fmt: skip
     """Write an export of these parts to the new `directory`; returns its chat format.
 
     `projection` holds `weight` (d_llm, d_qformer) and `bias` (d_llm). By default the recorded origin of the vision side
@@ -232,7 +224,7 @@ def write_model(
         where, mark = (".", "") if llm.delta else (portable(llm.name), sources.fingerprint(llm.base))
         origin = Origin(".", vision.fingerprint, where, mark)
     model = AlignedModel(blip2, llm.tokenizer, vision.image_processor, chosen, origin, stage)
-    model.familiar = vision.familiar
+    model.familiar, model.decoding = vision.familiar, dict(decoding or {})
     # A quarter of the LLM's largest file, since up to three copies are in memory (base, delta, sum).
     size = min(exporting.SHARD_SIZE, max(SMALLEST_SHARD, max(llm.base.file_sizes()) // 4))
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:

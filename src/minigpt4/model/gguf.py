@@ -123,6 +123,4 @@ class GGUFCheckpoint(Checkpoint):
 
 def open_tensors(source: str | Path, prefix: str = "") -> Checkpoint:
     """The tensors of a part, whatever files they are in; with a `prefix`, those whose names start with it."""
-    if sources.is_gguf(source):
-        return GGUFCheckpoint(Path(source))
-    return Checkpoint(source, prefix)
+    return GGUFCheckpoint(Path(source)) if sources.is_gguf(source) else Checkpoint(source, prefix)

@@ -114,6 +114,7 @@ def _config_in_gguf(path: Path, modified: int) -> dict[str, Any]:
 
 
 _BROKEN = "cannot be read ({}); copy or download it again"
+_TOO_LARGE = "needs more memory than there is ({}); try load_in='4bit', or another device"
 #: It is cut off, or of a family or block type that is not known.
 BROKEN_GGUF = "this GGUF file cannot be read ({}); download it again, or give the LLM in another form"
 
@@ -126,6 +127,7 @@ def readable(name: str | Path, refusal: str = _BROKEN) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        refusal = _TOO_LARGE if isinstance(error, torch.OutOfMemoryError | MemoryError) else refusal
         raise UserError(f"{name}: {refusal.format(first_line(error))}") from None
 
 

@@ -102,13 +102,9 @@ class VisionSide(torch.nn.Module):
             for key, parameter in parameters.items():
                 parameter.copy_(tensors[key])
         if self.trained.qformer:
-            self._trained_vision = self.trained_vision()
-
-    def trained_vision(self) -> str:
-        """The fingerprint of a vision side whose Q-Former was trained."""
-        names = [name for name in self.adapter_names() if name.startswith("blip2.")]
-        vision = sources.fingerprint({name: self.get_parameter(name).detach().cpu() for name in names})
-        return hashlib.sha256((self.origin.vision_fingerprint + vision).encode()).hexdigest()
+            names = [name for name in self.adapter_names() if name.startswith("blip2.")]
+            vision = sources.fingerprint({name: self.get_parameter(name).detach().cpu() for name in names})
+            self._trained_vision = hashlib.sha256((self.origin.vision_fingerprint + vision).encode()).hexdigest()
 
 
 def load_vision_side(

@@ -1,7 +1,9 @@
 """Tokenizers' chat templates (Jinja): an LLM's own as a `Template`, and a `Template` for transformers and vLLM."""
 
+import contextlib
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +15,7 @@ from minigpt4.prompts.templates import IMAGE_MARK, IMAGE_TOKEN, TEMPLATES, Messa
 
 #: The chat in Jinja: up to a user's turn, its images before the text or in their places, and what follows.
 _PARTS = files("minigpt4.prompts").joinpath("chat.jinja").read_text(encoding="utf-8").split("{#- ---- -#}\n")
-_FIRST, _ANSWER, _SECOND = "qzfirstq", "qzanswerq", "qzsecondq"  # texts that no template contains or trims
+_SYSTEM, _FIRST, _ANSWER, _SECOND = "qzsystemq", "qzfirstq", "qzanswerq", "qzsecondq"  # no template contains them
 
 
 def choose_template(template: str | Template | None, tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
@@ -54,6 +56,12 @@ def own_template(tokenizer: PreTrainedTokenizerBase, llm: str) -> Template:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         told = f"the chat template of its tokenizer cannot be used ({reason})"
         raise UserError(f"{llm}: {told}; give one of {', '.join(TEMPLATES)} as template") from None
+    talk = [Message("system", _SYSTEM), talk[0]]
+    with contextlib.suppress(Exception):  # some refuse a system message
+        told = _render(tokenizer, talk)
+        turn = told.removesuffix(one.removeprefix(template.system)).replace(_SYSTEM, "{text}")
+        if (whole := replace(template, system_turn=turn)).prompt(talk) == told:
+            return whole
     return template
 
 
@@ -87,10 +95,12 @@ def jinja_template(template: Template, bos_token: str | None, control: Collectio
     that ends in the character with which the template continues (a space if the tokenizer cannot cut).
     """
     before, between, after = template.user_parts
+    before_system, _, after_system = template.system_turn.partition("{text}")
     image = template.image.rstrip(" ").replace(IMAGE_MARK, IMAGE_TOKEN)
     gap = template.image[len(template.image.rstrip(" ")) :]
     values = {
         "bos": bos_token or "", "stop": template.stop, "system": template.system, "system_end": template.system_end,
+        "before_system": before_system, "after_system": after_system,
         "before": before, "between": between, "after": after, "image": image, "gap": gap,
         "before_answer": template.before_answer, "after_answer": template.after_answer, "cut": cut,
         "seam": cut or " ", "follows": (after + template.before_answer)[:1],

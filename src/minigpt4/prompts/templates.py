@@ -33,12 +33,13 @@ class Template:
     assistant: str  # a turn, with {text}
     image: str  # wraps an image
     stop: str  # ends an answer
+    system_turn: str = "{text}"  # takes the place of `system` where a conversation has a system message
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Text up to the next answer; a first system message replaces `system`. Raises UserError for wrong turns."""
         system, turns = self.system, list(messages)
         if turns and turns[0].role == "system":
-            system = without_marks(turns.pop(0).text)
+            system = self.system_turn.replace("{text}", without_marks(turns.pop(0).text))
         expected = ["user", "assistant"] * (len(turns) // 2) + ["user"]
         if [message.role for message in turns] != expected:
             got = ", ".join(message.role for message in messages) or "no messages"

@@ -12,6 +12,7 @@ from minigpt4.data.mixture import check_sources, count_pairs
 from minigpt4.data.sources import Source
 from minigpt4.errors import UserError
 from minigpt4.files import only_process
+from minigpt4.images import open_image
 from minigpt4.memory import plan
 from minigpt4.model.loading import read_record
 from minigpt4.model.parts import llm_files
@@ -42,8 +43,10 @@ def check_all(recipe: Recipe, lock: ExitStack) -> bool:
 
 
 def check_output(recipe: Recipe) -> None:
-    """Raises UserError for an output that holds something other than this recipe's run."""
+    """Raises UserError for an output that holds something other than this recipe's run, and for unreadable samples."""
     output, saved = recipe.output, recipe.output / "recipe.yaml"
+    for image in recipe.sample_images:
+        open_image(image)
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output}: is a file; give a directory")
     if not saved.is_file():
@@ -92,9 +95,6 @@ def dry_run(recipe: Recipe, processes: int = 1) -> str:
     rows = rows_per_process(recipe, processes)
     check_output(recipe)
     check_sources(mixture(recipe), recipe.stage)
-    for image in recipe.sample_images:
-        if not Path(image).is_file():
-            raise UserError(f"sample_images: {image}: no such file")
     pieces = recipe.gradient_accumulation_steps
     in_pieces = f" in {pieces} gradient accumulation steps" if pieces > 1 else ""
     whole = sum(each.weight for each in recipe.sources)
@@ -114,11 +114,9 @@ def dry_run(recipe: Recipe, processes: int = 1) -> str:
 def _passes(recipe: Recipe) -> str:
     pairs = count_pairs(mixture(recipe))
     if pairs is None:
-        return "pairs in the data: not known before they are read"
-    if not recipe.stream and recipe.batch_size > pairs:
-        raise UserError(f"batch_size {recipe.batch_size} is more than the {pairs} pairs in the data")
-    an_epoch = pairs if recipe.stream else pairs // recipe.batch_size * recipe.batch_size
-    return f"pairs in the data: {pairs:,}, unusable ones included: {recipe.num_samples / an_epoch:.2f} epochs"
+        return "records in the data: not known before they are read"
+    an_epoch = max(1, pairs) if recipe.stream else max(1, pairs // recipe.batch_size) * recipe.batch_size
+    return f"records in the data: {pairs:,}, unusable ones included: {recipe.num_samples / an_epoch:.2f} epochs"
 
 
 def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:

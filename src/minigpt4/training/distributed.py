@@ -66,9 +66,7 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, by rank."""
-        if self.world == 1:
-            return [value]
-        return gather_object([value])
+        return [value] if self.world == 1 else gather_object([value])
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up each of these float32 tensors over all processes, in place, in one exchange."""

@@ -34,8 +34,7 @@ T = TypeVar("T")
 
 #: Batches that are sorted by length together. Fewer than of cached features, since their images are in memory.
 POOL = 4
-#: Shares of a stream, at most, over all processes together. More of them can keep more workers busy, but each sorts
-#: fewer samples by length.
+#: Shares of a stream, at most, over all processes together. More keep more workers busy, but sort fewer by length.
 LANES = 32
 AHEAD = 3  # batches
 

@@ -179,7 +179,8 @@ class Run:
             for leftover in (*output.glob(LEFTOVERS), *output.glob(f"checkpoints/{LEFTOVERS}")):
                 leftover.unlink()
             write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
-            keep_lines(output / "metrics.jsonl", self.done)
+            for lines in ("metrics.jsonl", "samples.jsonl"):
+                keep_lines(output / lines, self.done)
         self.processes.start_trackers(output, self.recipe.model_dump(mode="json"))
         try:
             yield

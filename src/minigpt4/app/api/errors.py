@@ -66,6 +66,4 @@ def _mistake(errors: Sequence[Any], body: Any) -> tuple[str, str]:
         return ".".join(place), f"{context['tag']!r:.100} is not supported; {context['expected_tags']} are"
     if not steps and error["type"] != "value_error":
         return "", "the body must be a JSON object, sent with Content-Type: application/json"
-    if kind or missing:
-        return ".".join(place), "is missing"
-    return ".".join(place), requirement(error)
+    return ".".join(place), "is missing" if kind or missing else requirement(error)

@@ -70,7 +70,7 @@ class Gate:
 
     def __init__(self, app: Any, service: "Service", key: str | None, hosts: Collection[str] | None) -> None:
         self.app, self.service, self.limits, self.hosts = app, service, service.limits, hosts
-        self.key = None if key is None else key.encode()
+        self.key = key.encode() if key else None
         self.bodies = Bodies(LARGEST * self.limits.body_bytes, self.limits.connections // 2, self.limits.body_seconds)
         self.inside = 0  # requests with their bodies
 

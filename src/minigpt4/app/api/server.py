@@ -121,8 +121,11 @@ class Exchange:
         if not self.asked.logprobs:
             return None
 
+        decode = functools.partial(self.service.model.tokenizer.decode, clean_up_tokenization_spaces=False)
+        before = self.service.model.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+
         def entry(token: int, logprob: float) -> dict[str, Any]:
-            text = self.service.model.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            text = decode([*before, token])[len(decode(before)) :]  # alone, sentencepiece's would lose its space
             whole = "\ufffd" not in text  # else a part of a character
             # No probability at all has no place in JSON; OpenAI writes -9999 too.
             return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}

@@ -76,8 +76,8 @@ class Page(Layout):
         self.make.click(self._website, [self.sketch, *self.sliders], [*changed, self.model], **model)
         self.attach.click(self._attach, [self.sketch, self.composer], [self.composer, self.sheet_status], **quick)
         self.camera.input(self._photo, [self.camera, self.composer], [self.composer, self.camera], **quick)
-        self.word.input(self._look_at_word, self.word, [self.heat, self.query], **model)
-        self.query.input(self._look_at_query, self.query, [self.heat, self.word], **model)
+        self.word.input(self._look_at_word, self.word, [self.heat, self.query], trigger_mode="always_last", **model)
+        self.query.input(self._look_at_query, self.query, [self.heat, self.word], trigger_mode="always_last", **model)
         self.system.blur(self._set_system, self.system, None, **quick)
         back = "() => window.minigpt4.bring()"
         self.reopen.click(self._resume, self.brought, [*changed, self.model, self.system], js=back, **quick)
@@ -120,6 +120,7 @@ class Page(Layout):
         return [self.uploads.show(visit.key[:32], image) for image in images]
 
     def _submit(self, request: gr.Request, message: Any, *sliders: float) -> Iterator[Update]:
+        yield {self.composer: gr.MultimodalTextbox(value=None)}
         yield from self._ask(self._visit(request), message["text"], _paths(message), sliders)
 
     def _example(self, number: int) -> Callable[..., Iterator[Update]]:
@@ -160,7 +161,7 @@ class Page(Layout):
         yield from self._again(self._visit(request), data.index, None, sliders)
 
     def _edit(self, data: gr.EditData, request: gr.Request, *sliders: float) -> Iterator[Update]:
-        asked = unescape(data.value).replace("!\\[", "![").replace("]\\(", "](")  # what is edited is Markdown
+        asked = unescape(data.value).replace("!\\[", "![").replace("]\\(", "](").replace("]\\:", "]:")  # Markdown
         yield from self._again(self._visit(request), data.index, asked, sliders)
 
     def _again(self, visit: Visit, place: int, question: str | None, sliders: tuple[float, ...]) -> Iterator[Update]:
@@ -178,7 +179,7 @@ class Page(Layout):
         self, visit: Visit, question: str, images: list[Any], sliders: tuple[float, ...], after: int | None = None
     ) -> Iterator[Update]:
         yield {
-            self.composer: gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
+            self.composer: gr.MultimodalTextbox(submit_btn=False, stop_btn=True),
             self.status: "",
             self.sheet_status: "",
             self.examples: gr.Group(visible=False),
@@ -198,10 +199,11 @@ class Page(Layout):
         busy = visit.answering.locked()  # with another question of this visitor
         composer: Update = {"submit_btn": not busy, "stop_btn": busy}
         found: Update = {self.kept: self._to_keep(visit, name, at)} if problem is not None and begun else {}
-        if problem is not None:  # nothing that was typed is lost
+        new = all(turn.question != question for turn in visit.turns) or any(isinstance(image, str) for image in images)
+        if problem is not None and new:  # nothing that was typed is lost
             files = [image if isinstance(image, str) else self._shown(visit, [image])[0] for image in images]
             composer["value"] = {"text": question, "files": files}
-        elif visit.turns and visit.name == name:  # else another chat is on the page meanwhile
+        elif problem is None and visit.turns and visit.name == name:  # else another chat is on the page meanwhile
             found = self._found(visit)
         yield found | {
             self.chatbot: self._messages(visit),
@@ -215,7 +217,7 @@ class Page(Layout):
         told: dict[str, Any] = {"id": name, "at": at, "current": visit.name == name, "turn": None}
         if turn is not None:
             names = [Path(file).name for file in turn.files]
-            told |= {"model": visit.model, "system": visit.system} if visit.name == name else {}
+            told |= {"model": visit.model, "system": visit.system} if visit.name == name and not at else {}
             told["turn"] = {"question": turn.question, "answer": turn.answer, "images": names, "ended": turn.ended,
                             "stopped": turn.stopped, "unfamiliar": turn.unfamiliar}  # fmt: skip
         return render.kept(told)
@@ -226,7 +228,7 @@ class Page(Layout):
         try:
             visit.resume(KeptChat.model_validate_json(kept["text"]), _paths(kept))
         except (ValidationError, UserError) as error:
-            told = str(error) if isinstance(error, UserError) else "its record is damaged"
+            told = str(error) if isinstance(error, UserError) else "its images were not sent, or its record is damaged"
             return {self.status: render.problem(f"This chat could not be opened again: {told}")}
         hint = "Ask about it again to see which part of the image a word comes from."
         return self._opened(visit, hint) | {self.model: visit.model, self.system: visit.system}
@@ -336,8 +338,8 @@ class Page(Layout):
     def _look(self, visit: Visit, turn: int, word: int | None, query: int = 0) -> Update:
         from minigpt4.app.page.attention import patch_attention, token_influence
 
-        if visit.chat is None or not visit.images or not 0 <= turn < len(visit.turns):
-            return {self.heat: render.problem(NO_IMAGE)}
+        if visit.chat is None or not visit.images or not 0 <= turn < len(visit.chat.history) // 2:
+            return {self.heat: render.problem("Ask again to see it" if visit.images else NO_IMAGE)}
         model = visit.chat.model
         try:
             ids, _, features = visit.chat.reading(turn)
@@ -399,7 +401,7 @@ class Page(Layout):
                        for name, turn in turns.items()}  # fmt: skip
         except Exception as error:
             problem = _explained(error)
-        if visit.beside is not beside and (problem is None or beside is not before):  # stopped, or asked anew
+        if visit.beside and visit.beside is not beside and (problem is None or beside is not before):  # asked anew
             return
         yield {
             self.duel: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),

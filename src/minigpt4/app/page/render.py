@@ -55,11 +55,12 @@ def as_markdown(text: str) -> str:
     """Text as the chat shows it: no tag in it is one, and a web page is a block of code."""
     page = find_page(text)
     if page is not None:
-        before = text.partition(page)[0].replace("```html", "").replace("```", "").strip()
+        around = (part.replace("```html", "").replace("```", "").strip() for part in text.split(page, 1))
+        before, after = map(as_markdown, around)
         fence = "`" * (max(map(len, re.findall(r"`+", page)), default=0) + 3)
-        return f"{as_markdown(before)}\n\n{fence}html\n{page}\n{fence}".lstrip("\n")
+        return f"{before}\n\n{fence}html\n{page}\n{fence}\n\n{after}".strip("\n")
     # Markdown would take these for images and links, and a bare address too: no text is an address.
-    safe = escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(")
+    safe = escape(text, quote=False).replace("![", "!\\[").replace("](", "]\\(").replace("]:", "]\\:")
     return _ADDRESS.sub(lambda found: found.group()[:-1] + f"&#{ord(found.group()[-1])};", safe)
 
 

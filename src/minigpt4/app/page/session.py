@@ -245,6 +245,9 @@ class Visit:
                 if time.monotonic() - last > 0.1:  # faster than anybody reads; showing one takes time, too
                     yield turn
                     last = time.monotonic()
+        for number, image in enumerate(turn.images):  # from here on as it is shown: photos of phones would fill memory
+            turn.images[number] = image.copy()
+            turn.images[number].thumbnail((SHOWN, SHOWN))
         turn.ended, turn.stopped = True, stop.is_set()
 
 

@@ -144,6 +144,7 @@ def caption_scores(
     notes = [f"Words of short captions as cut by {STANFORD if java else PLAIN}."]
     if not java:
         return each, corpus, (*notes, "No METEOR: it needs the command java (a Java runtime, version 8 or newer).")
+    Meteor.__del__ = lambda meteor: meteor.meteor_p.kill()  # its own waits for a lock that a failure leaves locked
     try:
         each["METEOR"] = [float(score) for score in Meteor().compute_score(meant, said)[1]]
     except (OSError, ValueError) as error:

@@ -45,7 +45,7 @@
     if (said) navigator.clipboard.writeText(said.innerText.trim());
   });
   document.addEventListener("keydown", event => {
-    if (event.key === "Escape") document.querySelector("#composer .stop-button")?.click();
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) document.querySelector("#composer .stop-button")?.click();
     const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
       question()?.focus();

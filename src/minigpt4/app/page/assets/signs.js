@@ -35,7 +35,12 @@
       send("pointerup", line.at(-1), 0);
     }
   };
-  const tell = text => { document.querySelector("#signs p").textContent = text; };
+  let first;  // what is told at the beginning
+  const tell = text => {
+    const line = document.querySelector("#signs p");
+    first ??= line.textContent;
+    line.textContent = text ?? first;
+  };
   const place = name => {
     if (next + signs[name].height > END) return tell("The sheet is full; the bin above it empties it.");
     draw(placed(signs[name].lines, LEFT, next));
@@ -44,7 +49,10 @@
   document.addEventListener("click", event => {
     const sign = event.target.closest("#signs [data-sign]")?.dataset.sign, {takePen} = window.minigpt4;
     if (sign) takePen(() => place(sign));
-    if (event.target.closest("#sketch [aria-label='Clear canvas']")) next = START;  // Gradio puts the pen down
+    if (event.target.closest("#sketch [aria-label='Clear canvas']")) {  // Gradio puts the pen down
+      next = START;
+      tell();
+    }
     if (event.target.closest("#sheet-example")) {
       document.querySelector("#sketch [aria-label='Clear canvas']").click();
       setTimeout(() => takePen(() => {
