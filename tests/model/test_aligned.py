@@ -373,9 +373,9 @@ def test_tensors_that_the_configuration_asks_for(tiny_vision: Path, tiny_llm: Pa
 
 
 def test_short_memory_is_told_as_that() -> None:
-    with pytest.raises(UserError, match=r"^llm: needs more memory than there is \(CUDA out of memory\); try load_in"):
-        with sources.readable("llm", "is no LLM ({})"):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    told = r"^llm: needs more memory than there is \(CUDA out of memory\); try load_in"
+    with pytest.raises(UserError, match=told), sources.readable("llm", "is no LLM ({})"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_an_unreadable_picture_is_a_users_mistake(model: MiniGPT4, tmp_path: Path) -> None:
