@@ -153,7 +153,6 @@ def _describe(name: str | Path) -> tuple[Blip2Config, dict[str, int | None]]:
 def _describe_parts(
     vision_qformer: str, language: str, qformer: bool, group: int
 ) -> tuple[Blip2Config, dict[str, int | None]]:
-    """The same for a model of these parts."""
     vision, llm = sources.resolve(vision_qformer), sources.resolve(language)
     vision_config, qformer_config, num_query_tokens = parts.read_vision_config(vision, qformer, group)
     text = parts.read_llm_config(llm)

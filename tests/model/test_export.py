@@ -1,6 +1,7 @@
 """An export in plain transformers: the same prompts, the same answers, with no code of ours."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -310,6 +311,19 @@ def test_an_export_on_the_hub_is_its_own_part(
     assert read_record("export").origin.llm == str(tmp_path / "export")
     monkeypatch.setattr(sources, "resolve", str)  # as hub ids are
     assert read_record("export").origin.llm == read_record("export").origin.vision_qformer == "export"
+
+
+def test_a_variant_on_the_hub_holds_its_parts(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    """As the hub's cache has it, in a process that may not ask the hub."""
+    model = MiniGPT4.assemble(tiny_vision, tiny_llm, template="pocket", device="cpu", qformer=False)
+    place = tmp_path / "hub" / "models--me--mine"
+    model.export(place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    code = "from minigpt4 import MiniGPT4; print(MiniGPT4.from_pretrained('me/mine', device='cpu').has_qformer)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_broken_export(tiny_vision: Path, tiny_llm: Path, tmp_path: Path) -> None:

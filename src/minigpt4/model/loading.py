@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from huggingface_hub import snapshot_download
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, with_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -161,7 +162,9 @@ def read_record(name: str | Path) -> AlignmentRecord:
     content["export"] = str(source) if sources.find_file(source, "config.json") else None
     record = check(TypeAdapter(AlignmentRecord), content, f"{source}: {ALIGNMENT_FILE}")
     inside = {part: place for part, place in asdict(record.origin).items() if place == "." or place.startswith("./")}
-    base = source.resolve() if isinstance(source, Path) else source  # on the hub "." is its id
+    folders = {*inside.values()} - {"."}  # on the hub "." is its id, and folders in it are fetched
+    with sources.readable(name):
+        base = source.resolve() if isinstance(source, Path) else snapshot_download(source) if folders else source
     inside = {part: str(Path(base, place)) for part, place in inside.items()}
     return record.model_copy(update={"origin": replace(record.origin, **inside)})
 

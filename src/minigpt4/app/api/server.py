@@ -144,7 +144,6 @@ def _kept(answer: Answer) -> int:
 
 
 async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Chunks as server-sent events."""
     yield f"data: {json.dumps(first)}\n\n"
     try:
         async for chunk in rest:
