@@ -55,7 +55,7 @@ _KEPT = """async () => {
     const chats = (await asked(opened)).transaction("chats").objectStore("chats");
     const chat = news.turn?.ended && await asked(chats.get(news.id));
     opened.result.close();
-    return !!chat?.turns[news.at]?.ended;
+    return !!(chat && chat.turns[news.at]?.ended);
 }"""
 
 
