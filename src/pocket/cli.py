@@ -150,6 +150,9 @@ _Processes = Annotated[
 ]
 
 
+_PHOTOGRAPHS = " --world photographs --flickr8k DIR --coco DIR"
+
+
 def _command(name: str, quick: bool, seeds: int | None) -> str:
     """The command as it was typed, for the page that it writes."""
     logging.getLogger("minigpt4").setLevel(logging.INFO)
@@ -194,7 +197,7 @@ def reproduce(
     if plan:
         say("\n\n".join(run.plan(each) for each in (*workshop.beside.values(), workshop)))
         return
-    command = _command("reproduce", quick, seeds) + (" --world photographs" if world == "photographs" else "")
+    command = _command("reproduce", quick, seeds) + (_PHOTOGRAPHS if world == "photographs" else "")
     if write:
         run.write(workshop, page, command)
         say(page)

@@ -123,12 +123,18 @@ def test_readers_do_not_see_whose_answer_it_is_and_their_verdicts_count(run):
     assert {len(line["turns"]) for line in lines if line["task"] == "follow_up"} == {2}
     assert collect(workshop).rate("stage 2", "read") == Rate(0, 0)
     judged = workshop.out / "reading" / "judged-one.jsonl"
-    judged.write_text("".join(json.dumps({"id": line["id"], "success": True, "why": ""}) + "\n" for line in lines))
+    verdicts = [json.dumps({"id": line["id"], "success": True, "why": ""}) + "\n" for line in lines]
     try:
+        judged.write_text("".join(verdicts[:-1]))
+        assert {collect(workshop).rate(arm, "read").total for arm in ("stage 2", "BLIP-2")} == {0, 3 * 2}, "all or none"
+        judged.write_text('{"id": "a", "success": "yes"}\n')
+        with pytest.raises(UserError, match=r"judged-one.jsonl: verdict 1 is not \{"):
+            collect(workshop)
+        judged.write_text("".join(verdicts))
         evidence = collect(workshop)
-        totals = [evidence.rate(arm, "read").total for arm in ("stage 2", WEAK_ARM, "BLIP-2")]
+        totals = [evidence.rate(arm, "read").total for arm in ("stage 2", "BLIP-2")]
         assert sum(totals) == len(lines)
-        assert set(totals) == {4 * 2}
+        assert set(totals) == {3 * 2}, "no poems: an answer in BLIP-2's form has one line"
         assert evidence.rate("stage 2", "read").share == 1
         write(workshop, page, "a test")
         assert f"{len(lines)} are\n  judged" in page.read_text()
@@ -212,7 +218,8 @@ def test_claims_name_what_is_trained_and_measured():
     trained = {arm.name for arm in arms(full)} | {f"drawn: {arm.name}" for arm in arms(drawn)}
     forms = PHOTOGRAPHS.forms
     rates = {
-        "CIDEr", "abilities", "read", "covered caption", "covered cut", "covered description", *PHOTOGRAPHS.abilities,
+        "CIDEr", "abilities", "prose", "read", "covered caption", "covered cut", "covered description",
+        *PHOTOGRAPHS.abilities,
         *(f"{what} {task}" for what in ("false", "fails", "names", "words") for task in photographs.TASKS),
         *(f"chair {form}" for form in forms),
     }  # fmt: skip
@@ -239,7 +246,30 @@ def test_data_that_are_missing_are_told_before_any_work(data, tmp_path):
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             photographs.workshop(tmp_path / "out", *given)
+    (tmp_path / "broken.jsonl").write_text('{"file_name": "a.jpg"}\n')
+    with pytest.raises(UserError, match=r"broken.jsonl: expected lines of"):
+        photographs.workshop(tmp_path / "out", flickr, files, tmp_path / "broken.jsonl")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_descriptions_are_other_data_and_other_questions_other_answers(run, tmp_path, monkeypatch):
+    workshop = run[0]
+    arm, other = workshop.arms["stage 2"], tmp_path / "other.jsonl"
+    other.write_text(workshop.texts.read_text().replace("A dog plays", "A dog sleeps"))
+    assert replace(workshop, texts=other).data_directory(arm.data) != workshop.data_directory(arm.data)
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text('{"file_name": "none.jpg", "text": "A dog."}\n')
+    with pytest.raises(UserError, match=r"none.jpg is no photograph of Flickr8k's train split"):
+        replace(workshop, texts=strange, out=tmp_path)._write_data(2, 1)
+    before = workshop._answers(arm, 0)
+    monkeypatch.setattr(photographs, "TASKS", {**photographs.TASKS, "caption": {"ask": "What?", "tokens": 9}})
+    assert workshop._answers(arm, 0) != before
+
+
+def test_photographs_of_coco_that_are_not_at_hand_are_left_out(tmp_path):
+    directory = coco(tmp_path / "coco")
+    (directory / "val2017" / "2.png").unlink()
+    assert sorted(file.name for file, _, _ in photographs.coco_photos(directory)) == ["0.png", "1.png", "3.png"]
 
 
 def test_outcome_without_readers_is_open(run):

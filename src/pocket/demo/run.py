@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from minigpt4.errors import UserError
 from minigpt4.evaluation.results import machine, write_files
+from minigpt4.files import write_atomically
 from minigpt4.progress import progress_bar
 from minigpt4.statistics import Rate, now
 from minigpt4.training.recipe import Recipe
@@ -133,9 +135,13 @@ def align(stages: tuple[Recipe, Recipe], counts: tuple[int, int], clock: Clock) 
     sets = (("pictures with short captions", write_stage1), ("pictures with detailed descriptions", write_stage2))
     for recipe, (what, write), count in zip(stages, sets, counts, strict=True):
         data = Path(recipe.sources[0].path)
+        drawn = data.with_name(f"{data.name}.json")
+        if data.exists() and drawn.is_file() and (there := json.loads(drawn.read_text())) != count:
+            raise UserError(f"{data}: holds {there:,} pictures, and {count:,} are asked for; give another --out")
         if not data.exists():
             with clock.phase(f"draw {count:,} {what}"):
                 write(data, count)
+            write_atomically(drawn, json.dumps(count).encode())
         with clock.phase(f"stage {recipe.stage}: train the projection for {recipe.steps} steps"):
             made.append(train(recipe))
     return made[0], made[1]

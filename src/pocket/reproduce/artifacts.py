@@ -153,8 +153,12 @@ class Workshop:
             self._ask(arm, seed, aligned)
         found = machine()
         where = f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"
-        row = {"command": command, "machine": where, "seconds": round(sum(os.times()[:4]) - before, 1)}
         path = self.directory(arm, seed) / "made.json"
+        earlier = (
+            json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+        )  # by a command with other questions
+        seconds = round(earlier + sum(os.times()[:4]) - before, 1)
+        row = {"command": command, "machine": where, "seconds": seconds}
         path.parent.mkdir(parents=True, exist_ok=True)  # an arm that is only an LLM has no other files here
         write_atomically(path, json.dumps(row).encode())
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,11 @@ IN_WORDS = "captions in words"
 #: What texts name: scenery too where captions are the truth, COCO's categories alone where objects are annotated.
 THINGS, COCO = coco.Vocabulary(None, "scenery"), coco.Vocabulary(None)
 #: Whose answers are read blindly.
-READ = ("stage 2", WEAK_ARM, "BLIP-2", "photo as it ships")
+READ = ("one layer", f"{WEAK_ARM} with stage 2", "stage 2", "BLIP-2", "photo as it ships")
 
 PHOTOGRAPHS = World.read("photographs")  # whose forms are asked about COCO's photographs too
+#: Abilities that an answer of one line can show, as those in BLIP-2's form are.
+PROSE = [task for task in PHOTOGRAPHS.abilities if "lines" not in TASKS[task].get("form", {})]
 POCKET_LLM = Arm("the pocket LLM", start="pocket", asked="all")
 #: Drawn pictures through the parts for photographs; the pocket model beside them.
 DRAWN = replace(World.read("results"), recipes="photo", stage1=PHOTOGRAPHS.stage1, more=[POCKET_LLM])
@@ -95,16 +98,22 @@ def flickr(directory: Path, split: str) -> tuple[Photo, ...]:
 
 
 @cache
-def coco_photos(directory: Path) -> tuple[Photo, ...]:
-    """The photographs of a directory with COCO's `annotations`: what is there is annotated, or named in a caption."""
+def coco_photos(directory: Path) -> tuple[tuple[Path, tuple[str, ...], frozenset[str]], ...]:
+    """(file, captions, objects) of the photographs that lie in a directory with COCO's `annotations`.
+
+    An object is there if it is annotated, or named in a caption. Raises UserError if no photograph is there.
+    """
     found = []
     for path in find_files(directory / "annotations" / "instances_*.json")[0]:
         there, split = coco.read_coco(path, instances=True), path.stem.removeprefix("instances_")
         said = coco.read_coco(path.with_name(f"captions_{split}.json"), instances=False).of_image
         for image, name in there.file_names.items():
-            captions = tuple(said.get(image, ()))
-            objects = {*there.of_image[image]}.union(*map(COCO.mentions, captions))
-            found.append(Photo(name, read_image(directory / split / name), captions, frozenset(objects)))
+            if (file := directory / split / name).is_file():
+                captions = tuple(said.get(image, ()))
+                objects = {*there.of_image[image]}.union(*map(COCO.mentions, captions))
+                found.append((file, captions, frozenset(objects)))
+    if not found:
+        raise UserError(f"{directory}: none of the photographs is there that its annotations name; give them, unpacked")
     return tuple(random.Random("photographs of COCO").sample(found, len(found)))
 
 
@@ -117,8 +126,12 @@ def tidy(caption: str) -> str:
 @cache
 def descriptions(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(file name, a text) of a file of detailed descriptions, in an order drawn once."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return random.Random("descriptions").sample([(row["file_name"], (row["text"],)) for row in rows], len(rows))
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [(str(row["file_name"]), (str(row["text"]),)) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: expected lines of {{"file_name": ..., "text": ...}} ({error!r})') from None
+    return random.Random("descriptions").sample(found, len(found))
 
 
 def is_in_form(
@@ -155,6 +168,14 @@ class Photographs(Workshop):
     coco: Path = Path()
     texts: Path = Path()
 
+    def data_directory(self, data: tuple[int, int]) -> Path:
+        place = super().data_directory(data)
+        return place if data[0] == 1 else place.with_name(f"{place.name}-{digest([descriptions(self.texts)])}")
+
+    def _answers(self, arm: Arm, seed: int) -> Path:
+        path = super()._answers(arm, seed)
+        return path.with_stem(f"{path.stem}-{digest([TASKS])}")  # other questions, other answers
+
     def _write_data(self, stage: int, count: int) -> None:
         """Five captions of each photograph, or a description, in a parquet file."""
         from pyarrow import Table, parquet
@@ -162,6 +183,8 @@ class Photographs(Workshop):
         photos = {photo.name: photo for photo in flickr(self.flickr8k, "train")}
         told = [(name, photo.captions) for name, photo in list(photos.items())[: count // 5]]
         told = told if stage == 1 else descriptions(self.texts)[:count]
+        if strange := {name for name, _ in told}.difference(photos):
+            raise UserError(f"{self.texts}: {min(strange)} is no photograph of Flickr8k's train split")
         rows = [{"image": {"path": name, "bytes": photos[name].image}, "captions": [*texts]} for name, texts in told]
         with new_directory(self.data_directory((stage, count)), marker="pairs.parquet") as directory:
             parquet.write_table(Table.from_pylist(rows), directory / "pairs.parquet", row_group_size=200)
@@ -184,8 +207,9 @@ class Photographs(Workshop):
     def questions(self, arm: Arm, seed: int) -> list[tuple[str, Photo]]:
         """(task, photograph) of all that an arm is asked, by task; seeds have photographs of their own."""
         scenes, many = self.scale.scenes, self.scale.scenes if arm.asked == "all" else 0
-        test, others = flickr(self.flickr8k, "test"), coco_photos(self.coco)
-        own, others = test[seed * scenes :][:scenes], (others * 2)[seed * many // 2 % len(others) :][: many // 2]
+        own, files = flickr(self.flickr8k, "test")[seed * scenes :][:scenes], coco_photos(self.coco)
+        files = (files * 2)[seed * many // 2 % len(files) :][: many // 2]
+        others = [Photo(file.name, read_image(file), captions, objects) for file, captions, objects in files]
         of_task = {task: own[: scenes if "often" in how else self.scale.questions] for task, how in TASKS.items()}
         asked = ((task, (*own, *(others if task in PHOTOGRAPHS.forms else ()))) for task, own in of_task.items())
         return [(task, photo) for task, photos in asked for photo in photos]
@@ -237,7 +261,8 @@ class Photographs(Workshop):
 
     def figures(self, arm: Arm, seed: int) -> Figures:
         """As of the base. Rates: `false FORM`, `names FORM` (the main subject), `fails FORM`, `covered FORM` and `cut`,
-        `chair FORM` (COCO: of the objects named, those not there), `CIDEr`, each ability, `abilities`, `read`."""
+        `chair FORM` (COCO: of the objects named, those not there), `CIDEr`, each ability, `abilities`, `prose`, `read`.
+        """
         found, judged = Figures(), self.judged(arm, seed)
         for each in judged:
             _count(found, *each)
@@ -245,14 +270,25 @@ class Photographs(Workshop):
         found.rates["CIDEr"] += Mean.of(cider({photo.name: (row["answer"], photo.captions) for photo, row in own}))
         if seed == self.scale.seeds[0] and arm.name in READ:
             verdicts = {row["id"]: row["success"] for row in self._judgements()}
-            ids = [digest([arm.name, task, photo.name, row["answer"]]) for task, photo, row in judged]
-            found.rates["read"] += Rate.from_outcomes(verdicts[name] for name in ids if name in verdicts)
+            prose = [each for each in judged if each[0] in PROSE and each[1].objects is None]
+            ids = [digest([arm.name, task, photo.name, row["answer"]]) for task, photo, row in prose]
+            if verdicts.keys() >= {*ids}:
+                found.rates["read"] += Rate.from_outcomes(verdicts[name] for name in ids)
         return found
 
     def _judgements(self) -> list[dict[str, Any]]:
-        """What readers wrote."""
-        files = sorted((self.out / "reading").glob("judged*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
+        """What readers wrote. Raises UserError for a line that is no verdict."""
+        found = []
+        for file in sorted((self.out / "reading").glob("judged*.jsonl")):
+            for number, line in enumerate(filter(None, file.read_text(encoding="utf-8").splitlines()), 1):
+                try:
+                    found.append(
+                        {"id": (row := json.loads(line))["id"], "success": {True: True, False: False}[row["success"]]}
+                    )
+                except (ValueError, KeyError, TypeError):
+                    told = 'is not {"id": ..., "success": true or false, "why": ...}'
+                    raise UserError(f"{file}: verdict {number} {told}") from None
+        return found
 
     def tell(self, evidence: Evidence) -> dict[str, Any]:
         """A table of answers to look at; those to be read blindly are written where the arms are."""
@@ -267,7 +303,7 @@ class Photographs(Workshop):
         ]
         lines: dict[str, dict[str, Any]] = {}
         for name, task, photo, row in every:
-            if name in READ and task in PHOTOGRAPHS.abilities:
+            if name in READ and task in PROSE:
                 key = digest([name, task, photo.name, row["answer"]])
                 lines[key] = {"id": key, "task": task, "photo": photo.name, "turns": row["turns"]}
         (self.out / "reading").mkdir(parents=True, exist_ok=True)
@@ -300,6 +336,8 @@ def _count(found: Figures, task: str, photo: Photo, row: Mapping[str, Any]) -> N
     if task in PHOTOGRAPHS.abilities:
         count(task, row["success"])
         count("abilities", row["success"])
+    if task in PROSE:
+        count("prose", row["success"])
 
 
 def cider(said: Mapping[str, tuple[str, Sequence[str]]]) -> list[float]:
@@ -326,6 +364,8 @@ def workshop(
     out: Path, flickr8k: Path, coco_directory: Path, texts: Path, quick: bool = False, seeds: int | None = None
 ) -> Photographs:
     """This world's workshop, that of drawn pictures through the same parts beside it. Raises UserError without data."""
+    if find_spec("pycocoevalcap") is None:
+        raise UserError("captions are measured with pycocoevalcap: pip install 'minigpt4-vlm[eval]'")
     if not texts.is_file():
         raise UserError(f"{texts}: is no file of detailed descriptions; give one with --texts")
     wanted = [(flickr8k, f"**/{split}-*.parquet", "--flickr8k") for split in ("train", "test")]
