@@ -22,7 +22,7 @@ from typing import Any
 START = "from minigpt4.cli import main; main()"
 
 
-def run(*arguments: object, stdin: str = "", cwd: Any = None, timeout: float = 120, **more: Any) -> Any:
+def run(*arguments: object, stdin: str = "", cwd: Any = None, timeout: float = 600, **more: Any) -> Any:
     """What `minigpt4 ARGUMENTS` does, as `subprocess.run` returns it with text.
 
     With an environment of its own (`env`) or other settings of `subprocess.run` it is a new process, not a fork.

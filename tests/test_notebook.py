@@ -22,7 +22,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     script.write_text("\nprint('== cell')\n".join(cells("code")), encoding="utf-8")
     environment = {**os.environ, "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
     run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=900
     )
     assert run.returncode == 0, run.stderr
     said = run.stdout.split("== cell\n")

@@ -23,13 +23,14 @@ def test_it_starts_at_once(code: str) -> None:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    def seconds() -> float:  # not by the clock, for other tests run beside this one
+    def seconds(code: str = code) -> float:  # not by the clock, for other tests run beside this one
         before = spent()
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
         return spent() - before
 
     seconds()  # the first run may compile byte code
-    assert min(seconds() for _ in range(5)) < BUDGET
+    bare = min(seconds("pass") for _ in range(5))
+    assert min(seconds() for _ in range(5)) < max(BUDGET, 12 * bare), "on a slow machine by what Python alone takes"
 
 
 @pytest.mark.parametrize(

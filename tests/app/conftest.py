@@ -110,6 +110,7 @@ def visit(browser: Browser, page_url: str) -> Iterator[Callable[..., Tab]]:
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.goto(page_url)
         tab.wait_for_selector("#composer textarea")
+        tab.wait_for_selector("#sketch [aria-label='Brush Size']", state="attached")  # from here on it takes clicks
         return tab
 
     yield open_page

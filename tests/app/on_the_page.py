@@ -78,16 +78,18 @@ def greedy(tab: Any, **sliders: float) -> None:
     wanted = {label.replace("_", " "): str(value) for label, value in (sliders or {"Temperature": 0}).items()}
     # An answer asked for before the page has taken them ignores them. What is typed in the moment in which Gradio
     # builds the tab is lost, sometimes after it was shown, so then it is typed again, as people would.
-    for _ in range(5):
-        for label, value in wanted.items():
+    looks = 0  # that found them as they are wanted, one after the other
+    for _ in range(20):
+        moved = {label: tab.get_by_label(f"range slider for {label}").input_value() for label in wanted}
+        looks = looks + 1 if moved == wanted else 0
+        if looks == 3:
+            return
+        for label, value in wanted.items() if not looks else ():
             number = tab.get_by_label(f"number input for {label}")
             number.fill(value)
             number.press("Enter")
-        tab.wait_for_timeout(500)
-        moved = {label: tab.get_by_label(f"range slider for {label}").input_value() for label in wanted}
-        if moved == wanted:
-            break
-    assert moved == wanted
+        tab.wait_for_timeout(300)
+    raise AssertionError(f"the settings are {moved}, not {wanted}")
 
 
 def strokes(seed: int) -> list[list[Point]]:

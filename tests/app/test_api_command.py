@@ -97,7 +97,7 @@ def test_it_ends_in_time_while_bombs_are_decoded_and_answers_have_no_end(alignme
             began = time.monotonic()
             process.terminate()
             _, errors = process.communicate(timeout=60)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 30, "not the 120 s that a request may take"
             assert {each.result() for each in bombs} <= {400, 503}
     assert "Traceback" not in errors
     assert not any(child.is_running() for child in children)

@@ -93,17 +93,21 @@ def test_what_is_wrong_is_one_line(decoder: Decoder, photo: Image.Image) -> None
         assert "\n" not in str(caught.value)
 
 
-def test_one_that_takes_too_long_is_ended_while_others_are_opened(photo: Image.Image) -> None:
+def test_one_that_takes_too_long_is_ended_while_others_are_opened(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 6.0)  # longer than a slow machine takes to start decoders anew
+    monkeypatch.setattr(limits, "CLOCK_SECONDS", 60.0)
     before, decoder, good = workers(), Decoder(), encoded(photo, "PNG")
     bombs = [decoder.submit(slow_jpeg(), 16_000_000) for _ in range(4)]
     time.sleep(0.2)
     began = time.monotonic()
     for _ in range(5):
-        decoder.open(good, 10**6, 10.0)
+        decoder.open(good, 10**6, 60.0)
     assert not any(bomb.done() for bomb in bombs), "it did not wait for the bombs"
-    assert time.monotonic() - began < 10
-    with pytest.raises(UserError, match=r"takes more than 1\.5 s"):
-        bombs[0].result(60)
+    assert time.monotonic() - began < 60
+    with pytest.raises(UserError, match=r"takes more than 6 s"):
+        bombs[0].result(120)
     with pytest.raises(UserError, match="too many images are being opened"):
         decoder.open(slow_jpeg(), 16_000_000, 0.1)  # whoever waits has an end of his own
     decoder.close()
@@ -168,9 +172,12 @@ def alive(process: int) -> bool:
 
 def test_they_end_when_the_server_is_killed() -> None:
     script = (
-        "import sys, psutil, time\nfrom minigpt4.app import decoder\nmade = decoder.Decoder()\n"
+        "import sys, psutil, time\nfrom minigpt4.app import decoder\n"
+        "decoder.QUICK_SECONDS = decoder.SECONDS = decoder.CLOCK_SECONDS = 300.0\nmade = decoder.Decoder()\n"
         "data = sys.stdin.buffer.read()\nwaiting = [made.submit(data, 16_000_000) for _ in range(3)]\n"
-        "time.sleep(1)\nprint(*[p.pid for p in psutil.Process().children()], flush=True)\ntime.sleep(60)"
+        "busy = lambda: sum(p.cpu_times().user > 3 for p in psutil.Process().children())\n"
+        "while busy() < 2: time.sleep(0.1)\n"
+        "print(*[p.pid for p in psutil.Process().children()], flush=True)\ntime.sleep(300)"
     )
     server = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdin is not None
@@ -182,7 +189,7 @@ def test_they_end_when_the_server_is_killed() -> None:
     server.kill()
     server.wait()
     server.stdout.close()
-    wait_until(lambda: not any(map(alive, left)), 2 if sys.platform == "linux" else 60)
+    wait_until(lambda: not any(map(alive, left)), 60)
 
 
 def test_an_upload_of_the_page_is_told_by_its_name(photo: Image.Image, tmp_path: Path) -> None:
@@ -213,14 +220,14 @@ def test_the_api_answers_others_meanwhile_and_ends_in_time(
             began = time.monotonic()
             assert server.ask(good if number % 2 else shown(png(photo.rotate(number))), "What?").choices
             assert server.request("GET", "/health")[0] == 200
-            assert time.monotonic() - began < 10
-        wait_until(lambda: bool(answers), 30)
+            assert time.monotonic() - began < 60
+        wait_until(lambda: bool(answers), 120)
         assert answers[0][0] == 400
         assert answers[0][1]["error"]["message"].startswith("image 1: decoding it takes more than 1.5 s")
         began = time.monotonic()
-    assert time.monotonic() - began < 6, "it ends, though bombs still wait"
+    assert time.monotonic() - began < 30, "it ends, though bombs still wait"
     for bomb in bombs:
-        bomb.join(10)
+        bomb.join(60)
     assert {status for status, _, _ in answers} <= {400, 503}
     assert "the server ends" in {found["error"]["message"] for _, found, _ in answers}
     assert workers() == before
@@ -242,8 +249,8 @@ def test_an_answer_without_an_end_is_broken_off(
         behind.start()
         wait_until(lambda: server.service.scheduler.waiting == 1)
         began = time.monotonic()
-    assert time.monotonic() - began < 5
-    behind.join(10)
+    assert time.monotonic() - began < 30
+    behind.join(60)
     assert waiting[0][0] == 503
     assert waiting[0][1]["error"]["message"] == "the server ends"
     with pytest.raises(http.client.IncompleteRead):

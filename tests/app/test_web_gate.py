@@ -475,7 +475,7 @@ def test_it_ends_in_time_while_bombs_are_decoded_and_answers_have_no_end(tmp_pat
         began = time.monotonic()
         process.terminate()
         assert process.wait(60) == 130
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
     assert not any(child.is_running() for child in children)

@@ -75,16 +75,18 @@ def test_the_sheet_out_of_sight_draws_nothing(visit: Callable[..., Any]) -> None
             kind.prototype.drawElements = function (...given) { drawn += 1; return draw.apply(this, given); };
         } }"""
     )
-    before = -1
-    while (now := tab.evaluate("drawn")) != before:  # until it has been drawn for the first time
-        before = now
+    before, looks = -1, 0
+    while looks < 2:  # until it has been drawn for the first time
         tab.wait_for_timeout(2000)
+        looks = looks + 1 if (now := tab.evaluate("drawn")) == before else 0
+        before = now
     for name in ("Settings", "Keep", "Side by side", "Chat"):
         tab.get_by_role("tab", name=name, exact=True).click()
         expect(tab.locator("#sketch canvas").first).to_be_hidden()
         tab.wait_for_timeout(400)
     assert tab.evaluate("drawn") == before
     tab.get_by_role("tab", name="Draw").click()
+    expect(tab.locator("#sketch canvas").first).to_be_visible()
     box = tab.locator("#sketch canvas").first.bounding_box()
     tab.mouse.move(box["x"] + 200, box["y"] + 200)
     tab.mouse.down()
