@@ -15,7 +15,7 @@ from minigpt4.statistics import Rate
 from pocket.curation_demo import refiner as mender
 from pocket.curation_demo import run as demo
 from pocket.curation_demo.measures import truth_of
-from pocket.curation_demo.report import report_text
+from pocket.curation_demo.report import compare_models, report_text
 from pocket.measure.truth import statements
 from pocket.text.phrases import description
 from pocket.world import world
@@ -130,3 +130,14 @@ def test_a_small_demo_from_end_to_end(tmp_path: Path) -> None:
     assert again.rpartition("\n- ")[0] == report.rpartition("\n- ")[0]
     with pytest.raises(UserError, match="12 pictures of another run"):
         demo.draw_folder(tmp_path / "demo" / "pictures", demo.CURATED, 13)
+
+
+def test_a_difference_counts_where_every_training_shows_it() -> None:
+    def training(raw: int, filtered: int) -> dict[str, dict[str, Rate]]:
+        return {name: {"failures": Rate(n, 150)} for name, n in (("raw", raw), ("filtered", filtered), ("selected", 0))}
+
+    def told(*trainings: dict[str, dict[str, Rate]]) -> str:
+        return next(line for line in compare_models(trainings) if line.startswith("filtered against raw"))
+
+    assert told(training(21, 0), training(0, 0), training(7, 0)).endswith("-4.2), but not in every training")
+    assert told(training(21, 1), training(9, 0), training(7, 0)).endswith("they differ")

@@ -30,7 +30,7 @@ def report_text(report: Mapping[str, Any]) -> str:
         limits=", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items()),
         models=_compare(models),
         each=_compare(_side_by_side(trainings)),
-        verdicts=compare_models(models),
+        verdicts=compare_models(trainings),
     )
 
 
@@ -63,16 +63,22 @@ def _side_by_side(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> dict
     return {name: {measure: shares(name, measure) for measure in rates} for name, rates in trainings[0].items()}
 
 
-def compare_models(models: Mapping[str, Mapping[str, Rate]]) -> list[str]:
-    """Whether curation kept its promises, with the differences in points, whatever they are."""
+def compare_models(trainings: Sequence[Mapping[str, Mapping[str, Rate]]]) -> list[str]:
+    """Whether curation kept its promises, with the differences in points, whatever they are.
 
-    def points(one: Rate, other: Rate) -> str:
-        found, low, high = (100 * share for share in difference(one, other))
-        sure = "they differ" if low > 0 or high < 0 else "cannot be told apart"
-        return f"{found:+.1f} ({low:+.1f} to {high:+.1f}), {sure}"
+    An interval takes answers as independent, those of one training too, so every training has to agree with it.
+    """
+    models = together(trainings)
+
+    def points(one: str, other: str, measure: str) -> str:
+        found, low, high = (100 * share for share in difference(models[one][measure], models[other][measure]))
+        sides = {(each[one][measure].share > each[other][measure].share) for each in trainings}
+        equal = any(each[one][measure].share == each[other][measure].share for each in trainings)
+        sure = "they differ" if len(sides) == 1 and not equal else "but not in every training"
+        return f"{found:+.1f} ({low:+.1f} to {high:+.1f}), {sure if low > 0 or high < 0 else 'cannot be told apart'}"
 
     return [
-        f"{one} against {other}, {measure}: {points(models[one][measure], models[other][measure])}"
+        f"{one} against {other}, {measure}: {points(one, other, measure)}"
         for one, other in (("filtered", "raw"), ("selected", "raw"), ("selected", "filtered"))
         for measure in models[one]
         if models[one][measure].total and models[other][measure].total
