@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import signal
 import subprocess
 import sys
@@ -61,6 +63,28 @@ def test_every_text_is_scored_once(project: Path, pictures: Path, alignment: Pat
         one = ground(ledger, alignment, others=2, only=["1"])
         assert one["scored"] == 1
         assert ground(ledger, alignment)["scored"] == 1, "the newest measure counts, so it is made again"
+
+
+def test_a_text_that_is_the_raw_one_again_is_measured_again(project: Path, alignment: Path) -> None:
+    with Ledger(project) as ledger:
+        assert ground(ledger, alignment)["scored"] == 12
+        item, settings = ledger.items()[0], ledger.settings("refine", {"model": "editor"})
+        for turn, accepted in enumerate((True, False)):
+            data = {"text": "A red ball.", "ended": True, "accepted": accepted, "reason": None, "tokens": 0}
+            ledger.add("refine", settings, [(item.key, item.raw.seq, data)], turn)
+            assert ground(ledger, alignment)["scored"] == 1
+            assert all(item.grounding for item in ledger.items())
+
+
+def test_a_file_whose_name_is_not_utf8_is_left_out(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("minigpt4.curation.ledger"), "disabled", True)  # pytest keeps no such name
+    odd = Path(os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.png"))
+    odd.write_bytes(picture_file(50))
+    with Ledger(tmp_path / "new", create=True) as ledger:
+        assert ledger.add_images([("0", pictures / "0.png"), (odd.stem, odd)]) == {odd.stem}
+        assert [image.name for image in ledger.images()] == ["0"]
 
 
 def test_one_picture_is_too_few(tmp_path: Path, pictures: Path, alignment: Path) -> None:

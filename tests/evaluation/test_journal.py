@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from minigpt4.errors import UserError
-from minigpt4.evaluation.results import Journal, digest, read_rows
+from minigpt4.evaluation.results import RESULTS, Journal, digest, read_rows, write_files
 
 
 def test_half_a_line_at_the_end_is_cut_off_and_others_are_named(tmp_path: Path) -> None:
@@ -35,3 +37,13 @@ def test_half_a_line_at_the_end_is_cut_off_and_others_are_named(tmp_path: Path) 
 def test_a_key_depends_on_what_it_names_and_not_on_order() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_a_name_that_is_not_utf8_is_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add({"key": digest([name]), "id": name})
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert journal.rows[digest([name])]["id"] == name
+    write_files(tmp_path, {"id": name}, {})
+    assert json.loads((tmp_path / RESULTS).read_text())["id"] == name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaTokenizer
 
 from endpoint import Server
 from evaluating import picture_folder
@@ -99,6 +101,18 @@ def test_likelihoods_of_options_are_those_of_each_option_alone(
         assert reply.text == OPTIONS[max(range(len(reply.scores)), key=lambda i: reply.scores[i])]
 
 
+def test_options_have_the_tokens_that_sentencepiece_learns_answers_by(
+    tiny_vision: Path, tiny_llm: Path, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    pieces = ["<unk>", "<s>", "</s>", "<image>", *dict.fromkeys("▁#Human:Assitc.Wxed"), "▁r", "▁re", "▁red"]
+    merges = [("▁", "r"), ("▁r", "e"), ("▁re", "d")]
+    LlamaTokenizer({piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "r"]))}, merges).save_pretrained(llm)
+    MiniGPT4.assemble(tiny_vision, llm, template="vicuna_v0", device="cpu").save_pretrained(tmp_path / "a")
+    [reply] = open_answerer(str(tmp_path / "a")).likelihoods(pictures[:1], ["A?"], [["red", "re"]])
+    assert reply.lengths == (1, 1), "▁red and ▁re, as in training"
+
+
 def test_a_plain_blip2_answers_as_transformers_does(export: Path, pictures: list[Image.Image]) -> None:
     from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
@@ -167,16 +181,16 @@ def test_an_endpoint_sees_the_picture_and_chooses_by_letter(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k-123")
     folder = picture_folder(tmp_path / "photos", 2)
-    server = serve("say:A ball.", "say:(B) blue", "say:None of them", "say:I think A", "say:A dog.")
+    server = serve("say:A ball.", "say:(B) blue", "say:None of them", "say:I think A", "say:A dog.", "say:A\n\nThe dog")
     answerer = open_answerer(f"openai:{server.url}#some-model", Answering(concurrency=1))
     assert isinstance(answerer, EndpointAnswerer)
     items = [
         Item("0", folder / "0.png", "What is it?", max_new_tokens=7),
-        *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3, 4)),
+        *(Item(str(k), folder / "1.png", "Which colour?", options=("red", "blue")) for k in (1, 2, 3, 4, 5)),
     ]
     found: dict[str, ModelReply] = {}
     answerer.answer_each(items, lambda item, reply: found.update({item.id: reply}))
-    assert [found[item.id].text for item in items] == ["A ball.", "blue", "None of them", "I think A", "A dog."]
+    assert [found[item.id].text for item in items] == ["A ball.", "blue", "None of them", "I think A", "A dog.", "red"]
     first, second = (request["body"] for request in server.requests[:2])
     assert server.requests[0]["key"] == "Bearer k-123"
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("some-model", 0.0, 7)

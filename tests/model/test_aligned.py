@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import sources
-from minigpt4.model.lora import set_trainable
+from minigpt4.model.lora import LoRA, set_trainable
 from minigpt4.prompts.templates import TEMPLATES
 from tiny import D_LLM, D_QFORMER, QUERY_TOKENS, tiny_tokenizer
 
@@ -370,6 +370,13 @@ def test_tensors_that_the_configuration_asks_for(tiny_vision: Path, tiny_llm: Pa
     save_file(tensors, vision / "model.safetensors")
     with pytest.raises(UserError, match=r"the tensor qformer\.layernorm\.weight \(24,\) .* is missing"):
         MiniGPT4.assemble(vision, tiny_llm, template="pocket")
+
+
+def test_lora_for_an_llm_without_its_layers_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with pytest.raises(UserError, match="LoRA is made for no layer of a gpt2"):
+        LoRA(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=1)), 2)
 
 
 def test_short_memory_is_told_as_that() -> None:

@@ -263,6 +263,8 @@ def test_sample_images_are_looked_at_first_and_a_resumed_run_tells_each_sample_o
     train(recipe, progress=False)
     samples = [json.loads(line) for line in (recipe.output / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [4, 8]
+    (tmp_path / "red.png").unlink()
+    train(recipe, progress=False)  # finished, so nothing is read any more
 
 
 @pytest.mark.parametrize(
@@ -336,6 +338,11 @@ def test_outside_the_main_thread(stage1: Recipe) -> None:
     """Where Python lets no one handle signals, as in a notebook's or a server's thread."""
     with ThreadPoolExecutor() as pool:
         assert (pool.submit(train, stage1, progress=False).result() / "alignment.json").is_file()
+
+
+def test_without_samples_there_is_no_file_of_them(stage1: Recipe) -> None:
+    train(stage1, progress=False)
+    assert not (stage1.output / "samples.jsonl").exists()
 
 
 def test_pairs_left_out_are_reported(stage1: Recipe, tiny_pairs: Path, caplog: pytest.LogCaptureFixture) -> None:

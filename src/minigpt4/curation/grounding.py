@@ -72,7 +72,7 @@ def ground(
         settings = ledger.settings("ground", {**record, "others": others, "seed": SEED})
         done, turn = {event.source: event.settings for event in ledger.events("ground")}, ledger.next_turn("ground")
         wanted = ledger.items(only)
-        items = [item for item in wanted if done.get(item.source.seq) != settings]
+        items = [item for item in wanted if item.grounding is None or done.get(item.source.seq) != settings]
         counts = {"scored": 0, "left out": 0, "done before": len(wanted) - len(items)}
         features = ImageFeatures(model, ledger)
         with progress_bar() as bar:

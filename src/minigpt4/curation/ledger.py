@@ -193,9 +193,9 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             if name in causes:
                 continue
             try:
-                data = read_image(path)
-                open_image(data)
-            except UserError as error:
+                open_image(data := read_image(path))
+                str(path.resolve()).encode()  # the database takes no name that is not UTF-8
+            except ValueError as error:
                 causes[name] = str(error)
                 continue
             digest = hashlib.sha256(data).hexdigest()

@@ -25,7 +25,7 @@ from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import sources
 from minigpt4.model.loading import weights_fingerprint
 from minigpt4.model.precision import Placement
-from minigpt4.prompts.encode import encode, encode_chat
+from minigpt4.prompts.encode import encode_chat
 from minigpt4.prompts.templates import Message
 
 ENDPOINT_PREFIX, BLIP2_PREFIX = "openai:", "blip2:"
@@ -164,7 +164,7 @@ class MiniGPT4Answerer(LocalAnswerer):
         replies = []
         for row, prompt, choices in zip(model.encode_images(list(images)), prompts, options, strict=True):
             head = encode_chat(model.tokenizer, model.template, [Message("user", prompt, 1)], *image_tokens)
-            tails = [encode(model.tokenizer, choice, *image_tokens, bos=False) for choice in choices]
+            tails = [model.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]  # as trained
             found = token_likelihoods(model, [head] * len(tails), tails, [row] * len(tails))
             replies.append(_choice(choices, [float(each.sum()) for each in found], tails))
         return replies
@@ -290,7 +290,7 @@ class EndpointAnswerer(Answerer):
         """Options by letter; an answer that names none is a reply whose text is none of them."""
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
         reply = self._ask(image, f"{prompt}\n{listed}\nAnswer with the letter of the right option only.", 16)
-        found = re.match(r"\W*(?!A\s+\w)([A-Z])\b", reply.text.upper())  # "A dog" names no letter
+        found = re.match(r"\W*(?!A +\w)([A-Z])\b", reply.text.upper())  # "A dog" names no letter
         index = LETTERS.index(found[1]) if found else len(options)
         return ModelReply(options[index], reply.ended) if index < len(options) else reply
 

@@ -24,7 +24,7 @@ RESULTS, TABLE = "results.json", "results.md"
 def digest(value: Any) -> str:
     """A key for `value` (plain JSON): the same for the same value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row with its "key", and have it on the disk before this returns."""
         with failed_write_is_a_user_error(self.path):
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         self.rows[row["key"]] = dict(row)
@@ -70,7 +70,7 @@ def write_files(out: Path, results: Mapping[str, Any], files: Mapping[str, str |
     for file, content in files.items():
         write_atomically(out / file, content.encode() if isinstance(content, str) else content)
     text = json.dumps(results, indent=1, ensure_ascii=False, default=lambda v: getattr(v, "to_json", v.__str__)())
-    write_atomically(out / name, text.encode())
+    write_atomically(out / name, text.encode(errors="backslashreplace"))
 
 
 def markdown(results: Mapping[str, Any], plots: Iterable[str]) -> str:

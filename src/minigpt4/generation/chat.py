@@ -20,7 +20,7 @@ from minigpt4.generation.decoding import Decoding
 from minigpt4.generation.engine import as_list, encode_images
 from minigpt4.generation.stopping import Answer
 from minigpt4.model.aligned import AlignedModel
-from minigpt4.prompts.encode import check_template, encode, encode_chat, plain_message
+from minigpt4.prompts.encode import CUT, check_template, encode, encode_chat, plain_message
 from minigpt4.prompts.templates import Message, Template, get_template, what_is_read, without_marks
 
 
@@ -105,7 +105,7 @@ class Chat:
     def recall(self, text: str, image: Any, answer: str) -> None:
         """Take up a question (as in `ask`) and its `answer` from a conversation that was kept elsewhere."""
         said = without_marks(plain_message(self.model.tokenizer, self.template, Message("assistant", answer)).text)
-        ids = encode(self.model.tokenizer, said, 0, self.model.image_token_id, bos=False)
+        ids = self.model.tokenizer(said.replace(CUT, ""), add_special_tokens=False)["input_ids"]  # as learnt
         with self._turn(text, image) as (turn, _):
             turn.answer = Answer(answer, True, tuple(ids))
 

@@ -49,10 +49,10 @@ class LoRA(torch.nn.Module):
 
     def __init__(self, llm: Any, rank: int) -> None:
         super().__init__()
-        self._layers = [
-            layer for name, layer in llm.named_modules()
-            if name.rpartition(".")[2] in LORA_LAYERS and isinstance(layer, torch.nn.Linear)
-        ]  # fmt: skip
+        named = (layer for name, layer in llm.named_modules() if name.rpartition(".")[2] in LORA_LAYERS)
+        self._layers = [layer for layer in named if isinstance(layer, torch.nn.Linear)]
+        if not self._layers:
+            raise UserError(f"lora_rank: LoRA is made for no layer of a {llm.config.model_type}; leave it out")
         generator = torch.Generator().manual_seed(0)  # for A; B starts at zero
         self._off = False
         for i, layer in enumerate(self._layers):

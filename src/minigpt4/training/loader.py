@@ -230,7 +230,7 @@ class _Lane:
             while True:
                 before = stream.state_dict()
                 pool = list(islice(pairs, POOL * self.size))
-                samples = self.tokenised([(pair.name.encode(), pair) for pair, _ in pool])
+                samples = self.tokenised([(pair.name.encode(errors="backslashreplace"), pair) for pair, _ in pool])
                 batches = Batches(samples, self.size, (self.seed, number), pool=POOL)
                 counts = {"read": stream.yielded, "skipped": stream.state_dict()["skipped"]}
                 for position in range(taken, POOL):

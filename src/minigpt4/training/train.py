@@ -179,8 +179,8 @@ class Run:
             for leftover in (*output.glob(LEFTOVERS), *output.glob(f"checkpoints/{LEFTOVERS}")):
                 leftover.unlink()
             write_atomically(output / "recipe.yaml", self.recipe.to_yaml().encode())
-            for lines in ("metrics.jsonl", "samples.jsonl"):
-                keep_lines(output / lines, self.done)
+            for lines in filter(Path.is_file, (output / "metrics.jsonl", output / "samples.jsonl")):
+                keep_lines(lines, self.done)
         self.processes.start_trackers(output, self.recipe.model_dump(mode="json"))
         try:
             yield
