@@ -213,7 +213,7 @@ class Endpoint:
         returns False to stop. What is under way then is waited for and recorded too: it may have been paid.
 
         Raises UserError if as many answers in a row as are asked for at once (at least three), or all of them, failed,
-        or if the endpoint refused five times as many and answered none; KeyboardInterrupt if stopped; `work`'s errors.
+        or if the endpoint refused 5 times as many and answered none; KeyboardInterrupt if stopped; what `work` raises.
         """
         waiting, running = iter(tasks), dict[Future[R], T]()
         row, most, answered, failures = 0, max(3, concurrency), 0, list[Unanswered]()

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from minigpt4.errors import UserError
 from minigpt4.statistics import Rate
 from pocket.demo import page as report
 from pocket.demo.run import run_demo, targets
@@ -60,6 +61,12 @@ def test_demo_measures_four_models_and_saves_everything(demo):
     for text in ("stage 2", "kind and colour", "all eight", "at least 90%", "in all", "demo.html"):
         assert text in printed
     assert not [line for line in printed.splitlines() if "…" in line]
+
+
+def test_demo_with_another_number_of_pictures_in_the_same_place_is_refused(demo):
+    out, _, _, arguments = demo
+    with pytest.raises(UserError, match=r"stage1: holds 8 pictures, and 6 are asked for; give another --out"):
+        run_demo(out, **arguments | {"pairs": 6}, console=Console(quiet=True))
 
 
 def test_demo_again_uses_what_is_there_and_finds_the_same(demo):

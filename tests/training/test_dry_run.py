@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from minigpt4.memory import plan
 from minigpt4.model.convert import assemble
 from minigpt4.training.checks import dry_run
 from minigpt4.training.recipe import Recipe
+from tiny import picture_file
 
 
 @pytest.fixture
@@ -83,3 +85,12 @@ def test_a_caption_key_that_is_not_there(recipe: Recipe) -> None:
     data = [{"path": recipe.sources[0].path, "caption_key": "blip_caption"}]
     with pytest.raises(UserError, match="'blip_caption'; the keys there are: caption"):
         dry_run(changed(recipe, data=data))
+
+
+def test_records_with_several_captions_may_fill_a_larger_batch(recipe: Recipe, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(picture_file(number))
+    rows = [{"image": f"{number}.png", "captions": ["a dot", "a red dot", "one dot"]} for number in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = dry_run(changed(recipe, data=str(tmp_path / "rows.jsonl")))
+    assert "records in the data: 4, unusable ones included: at most 9.00 epochs" in said

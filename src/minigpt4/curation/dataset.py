@@ -40,7 +40,7 @@ def write_dataset(
     """Write finished texts and images to `out`, a new directory or a dataset to `overwrite`; returns counts by split.
 
     `form` is "cc_sbu_align" or "imagefolder". With `validation` (a share below 1) a `cc_sbu_align` has two directories,
-    `train` and `validation`, and an image folder two splits. Missing images are left out. Raises UserError for no text.
+    `train` and `validation`, and an image folder two splits. Images that are gone are left out; UserError if all are.
     """
     counts: Counter[str] = Counter()
     rows: dict[Path, list[dict[str, Any]]] = {}

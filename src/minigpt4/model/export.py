@@ -1,7 +1,7 @@
 """Write a whole Hugging Face directory that plain transformers loads and that answers the same.
 
 Its settings say in transformers' terms what this package's code does: a chat template puts `<image>` where an image
-stands, and a generation config stops where the template says. Weights come from a model, or piecemeal from files.
+stands, and a generation config stops where the template says. Weights come from a model, or in pieces from files.
 """
 
 import copy

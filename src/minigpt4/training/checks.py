@@ -116,7 +116,7 @@ def _passes(recipe: Recipe) -> str:
     if pairs is None:
         return "records in the data: not known before they are read"
     an_epoch = max(1, pairs) if recipe.stream else max(1, pairs // recipe.batch_size) * recipe.batch_size
-    return f"records in the data: {pairs:,}, unusable ones included: {recipe.num_samples / an_epoch:.2f} epochs"
+    return f"records in the data: {pairs:,}, unusable ones included: at most {recipe.num_samples / an_epoch:.2f} epochs"
 
 
 def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:

@@ -154,9 +154,8 @@ class Workshop:
         found = machine()
         where = f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}"
         path = self.directory(arm, seed) / "made.json"
-        earlier = (
-            json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-        )  # by a command with other questions
+        # Seconds of an earlier command, which asked other questions, count too.
+        earlier = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
         seconds = round(earlier + sum(os.times()[:4]) - before, 1)
         row = {"command": command, "machine": where, "seconds": seconds}
         path.parent.mkdir(parents=True, exist_ok=True)  # an arm that is only an LLM has no other files here

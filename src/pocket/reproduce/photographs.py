@@ -282,9 +282,8 @@ class Photographs(Workshop):
         for file in sorted((self.out / "reading").glob("judged*.jsonl")):
             for number, line in enumerate(filter(None, file.read_text(encoding="utf-8").splitlines()), 1):
                 try:
-                    found.append(
-                        {"id": (row := json.loads(line))["id"], "success": {True: True, False: False}[row["success"]]}
-                    )
+                    row = json.loads(line)
+                    found.append({"id": row["id"], "success": {True: True, False: False}[row["success"]]})
                 except (ValueError, KeyError, TypeError):
                     told = 'is not {"id": ..., "success": true or false, "why": ...}'
                     raise UserError(f"{file}: verdict {number} {told}") from None
