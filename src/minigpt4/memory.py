@@ -100,10 +100,11 @@ def plan(
     of: tuple[str, str, bool, int] | None = None,
     text_tokens: int = TRAINED_TOKENS,
     at_once: bool = False,
+    wide: bool = False,
 ) -> Plan:
     """The plan for `name`, one of the paper's LLMs or a model, or `of` parts that are apart. Raises UserError.
 
-    A CPU computes some rows of a large batch at a time (`rows_at_a_time`), unless all of them are to be `at_once`.
+    A CPU computes a large batch in parts (`rows_at_a_time`), unless `at_once`. `wide`: quantized LLMs in float32.
     """
     config, files = _describe_parts(*of) if of else _describe(name)
     skeleton = empty_graph(config)
@@ -111,12 +112,12 @@ def plan(
         files = {}
     memory: dict[str, dict[str, int]] = {"weights": {}}
     for precision in PRECISIONS:
-        size = 4 if precision == "float32" else 2
+        size = 4 if wide or precision == "float32" else 2
         jobs = {"chat": _chat(config, 1, size), f"batch of {batch}": _chat(config, batch, size)}
         if train:
             parameters = None if at_once else _count(skeleton.language_model.parameters())
             jobs[f"training on {batch}"] = _training(config, batch, size, text_tokens, parameters)
-        vision, llm, unpacked = _weights(skeleton, precision)
+        vision, llm, unpacked = _weights(skeleton, precision, size)
         memory["weights"][precision] = vision + llm
         for job, working in jobs.items():
             peak = PROCESS + max(vision + llm + working + unpacked, _loading(files, vision, llm))
@@ -185,10 +186,9 @@ def _count(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _weights(skeleton: Any, precision: str) -> tuple[int, int, int]:
+def _weights(skeleton: Any, precision: str, size: int) -> tuple[int, int, int]:
     """Bytes of the vision side with the projection, of the LLM, and of one layer if layers are unpacked to compute."""
     vision, qformer, projection, llm = (part.parameters for part in _parts(skeleton))
-    size = 4 if precision == "float32" else 2
     side = size * vision + (4 if precision == "float16" else size) * qformer + 4 * projection  # as transformers does
     if is_in_files("", skeleton.language_model.config):
         precision = "4bit"

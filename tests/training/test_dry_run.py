@@ -58,6 +58,9 @@ def test_its_memory_is_that_of_the_plan(recipe: Recipe, tmp_path: Path) -> None:
         return f"{plan(init.init, batch=4, train=True, **tokens).memory['training on 4']['bfloat16'] / 1e9:.2f}"
 
     assert f"memory of each process: about {needed(text_tokens=init.max_text_tokens)} GB" in said
+    wide = plan(init.init, batch=4, train=True, text_tokens=init.max_text_tokens, wide=True).memory["training on 4"]
+    said = dry_run(changed(init, load_in="int8", dtype="float32"), processes=2)
+    assert f"memory of each process: about {wide['int8'] / 1e9:.2f} GB" in said
     shown = CliRunner().invoke(app, ["plan", str(init.init), "--train", "--batch", "4"]).stdout
     row = next(line for line in shown.splitlines() if line.startswith("training on 4"))
     assert row.split()[4] == needed()  # "training on 4", float32, bfloat16

@@ -123,14 +123,15 @@ def _parameters_and_memory(recipe: Recipe, part: int) -> list[str]:
     """Lines about the model's parts, and the memory that it takes to train on `part` samples at a time."""
     device = resolve_device(recipe.device)
     at_once = not some_rows_at_a_time(recipe, device)
-    planned = partial(plan, batch=part, train=True, text_tokens=recipe.max_text_tokens, at_once=at_once)
+    dtype = str(compute_dtype(recipe, device)).removeprefix("torch.")
+    wide, tokens = dtype == "float32", recipe.max_text_tokens
+    planned = partial(plan, batch=part, train=True, text_tokens=tokens, at_once=at_once, wide=wide)
     if recipe.init:
         found = planned(recipe.init)
     else:
         vision, llm, _ = recipe.parts
         found = planned(f"{vision} + {llm}", of=(vision, llm, recipe.qformer, recipe.group))
-    precision = recipe.load_in or str(compute_dtype(recipe, device)).removeprefix("torch.")
-    needed = found.memory[f"training on {part}"][precision]
+    needed = found.memory[f"training on {part}"][recipe.load_in or dtype]
     on_cuda = device.type == "cuda"
     there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
     text = f"memory of each process: about {needed / 1e9:.2f} GB of the {there / 1e9:.2f} GB on this {device.type}"
