@@ -23,7 +23,6 @@ class TableRow:
     unit: str = "%"  # as `statistics.text` takes it: "%", "of", or one such as "words"
     paper: Mapping[str, str] = field(default_factory=dict)  # the paper's figures, by its names of the models
     group: str = ""  # the heading that the line stands under
-    lower_is_better: bool = False
 
 
 #: The lines of a table, each with the figure of one model.

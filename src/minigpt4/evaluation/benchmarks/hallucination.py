@@ -33,7 +33,6 @@ LABELS = {
     "chair_i": "CHAIR_i: of named objects", "chair_s": "CHAIR_s: of answers", "found": "present objects named",
     "words": "mean length", "f1": "F1", "yes": "says yes", "neither": "says neither",
 }  # fmt: skip
-LOWER_IS_BETTER = {"chair_i", "chair_s", "neither"}
 
 
 @dataclass
@@ -129,7 +128,7 @@ class Hallucination(Suite):
 def _group(prefix: str, group: str, figures: Mapping[str, Rate | Estimate]) -> Table:
     for name, figure in figures.items():
         unit = "words" if name == "words" else "%"
-        yield TableRow(f"{prefix} {name}", LABELS.get(name, name), unit, {}, group, name in LOWER_IS_BETTER), figure
+        yield TableRow(f"{prefix} {name}", LABELS.get(name, name), unit, {}, group), figure
 
 
 def count_objects(answer: str, words: coco.Vocabulary, present: Collection[str]) -> tuple[dict[str, int], list[str]]:

@@ -47,7 +47,7 @@ class Reliability(Suite):
     def table(self, responses: Sequence[Response]) -> Table:
         for task, (_, label, paper) in TASKS.items():
             reasons = [one.verdicts[0].reason for one in responses if one.item.task == task]
-            yield TableRow(task, "fail", "%", paper, label, True), Rate.from_outcomes(map(bool, reasons))
+            yield TableRow(task, "fail", "%", paper, label), Rate.from_outcomes(map(bool, reasons))
             for kind in KINDS:
                 figure = Rate.from_outcomes(reason == kind for reason in reasons)
-                yield TableRow(f"{task} {kind}", kind, "%", {}, label, True), figure
+                yield TableRow(f"{task} {kind}", kind, "%", {}, label), figure
