@@ -296,6 +296,16 @@ def test_llms_that_are_none(tmp_path: Path, tiny_vision: Path) -> None:
                 make(wrong)
 
 
+def test_an_llm_with_an_encoder_of_its_own_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
+    """As the larger Gemma 3 are published: the sizes of the LLM are not at the top of their config.json."""
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    config = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
+    (llm / "config.json").write_text(json.dumps(config | {"text_config": {"hidden_size": D_LLM}}))
+    for make in (lambda: convert(tmp_path / "out", llm=llm), lambda: parts.load_llm(llm, torch.float32)):
+        with pytest.raises(UserError, match=r"llm: is no decoder-only LLM .*model_type 'gemma3', \['Gemma3ForCond"):
+            make()
+
+
 def test_tokenizers_that_lack_something(tmp_path: Path) -> None:
     llm = Path(shutil.copytree(FILES / "llm", tmp_path / "llm"))
     (llm / "tokenizer.model").unlink()
@@ -335,7 +345,7 @@ SIZES_OF_ALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gpt_neox", "olmoe", "phimoe", "apertus", "granite", "mamba"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "olmoe", "phimoe", "apertus", "granite"])
 def test_families_whose_tensors_are_renamed_or_joined(tiny_vision: Path, tmp_path: Path, kind: str) -> None:
     """By the command as in memory; and the logits of training are the LLM's own."""
     words = tiny_tokenizer(tmp_path / "llm", special=("<pad>", "<s>", "</s>"))
@@ -379,3 +389,73 @@ def test_what_cannot_be_used_is_refused_at_assembly(tiny_vision: Path, tmp_path:
         with pytest.raises(UserError, match="word embeddings as wide as its layers"):
             assemble(tiny_vision, tmp_path / "llm")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "more"), [("mamba", {}), ("lfm2", {"layer_types": ["conv", "full_attention"]})])
+def test_llms_with_a_recurrent_state_are_refused_at_assembly(
+    tiny_vision: Path, tmp_path: Path, kind: str, more: dict[str, Any]
+) -> None:
+    words = tiny_tokenizer(tmp_path / "llm", special=("<pad>", "<s>", "</s>"))
+    blank = AutoConfig.for_model(kind)
+    sizes = {key: value for key, value in SIZES_OF_ALL.items() if hasattr(blank, key)}
+    config = AutoConfig.for_model(
+        kind, vocab_size=words, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes, **more
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
+    for assemble in (MiniGPT4.assemble, partial(from_files.assemble, out=tmp_path / "out")):
+        with pytest.raises(UserError, match=f"'{kind}' LLM cannot be used: it keeps a state in place of keys"):
+            assemble(tiny_vision, tmp_path / "llm")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "assemble", "export", "export in 4 bits"])
+def test_a_quantized_llm_is_not_written_again(tiny_vision: Path, tiny_llm: Path, tmp_path: Path, command: str) -> None:
+    """As many lie on the hub: their config.json says how to read the weights, and an export would hold others."""
+    llm, alignment, out = Path(shutil.copytree(tiny_llm, tmp_path / "llm")), tmp_path / "alignment", tmp_path / "out"
+    MiniGPT4.assemble(tiny_vision, llm, template="pocket", device="cpu").save_pretrained(alignment)
+    config = json.loads((llm / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (llm / "config.json").write_text(json.dumps(config))
+    write = {
+        "convert": lambda: convert(out, llm=llm),
+        "assemble": lambda: from_files.assemble(tiny_vision, llm, out, template="pocket"),
+        "export": lambda: from_files.export(alignment, out),
+        "export in 4 bits": lambda: from_files.export(alignment, out, quantize="4bit"),
+    }[command]
+    with pytest.raises(UserError, match="llm: its LLM is quantized and cannot be written again; give its original"):
+        write()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("way", ["from files", "from memory"])
+def test_parts_keep_sampling_settings_that_need_do_sample(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, way: str
+) -> None:
+    """Vicuna's generation_config.json has a temperature without do_sample, which transformers reads but won't write."""
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    sampling = {"temperature": 0.9, "top_p": 0.6}
+    settings = json.loads((llm / "generation_config.json").read_text())
+    assert "do_sample" not in settings
+    (llm / "generation_config.json").write_text(json.dumps(settings | sampling))
+    if way == "from files":
+        from_files.assemble(tiny_vision, llm, tmp_path / "export", template="pocket", qformer=False)
+    else:
+        model = MiniGPT4.assemble(tiny_vision, llm, template="pocket", device="cpu", qformer=False)
+        model.export(tmp_path / "export")
+    written = json.loads((tmp_path / "export" / "llm" / "generation_config.json").read_text())
+    assert {key: written.get(key) for key in (*sampling, "do_sample")} == {**sampling, "do_sample": None}
+    assert written["suppress_tokens"] == [3]  # `<image>`
+    assert not MiniGPT4.from_pretrained(tmp_path / "export", device="cpu").has_qformer
+
+
+@pytest.mark.parametrize("qformer", [True, False])
+def test_an_alignment_does_not_replace_the_frozen_parts_that_it_needs(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, qformer: bool
+) -> None:
+    """Neither if the export is the vision side itself, nor if that lies in it, in `vision`."""
+    place = tmp_path / "export"
+    from_files.assemble(tiny_vision, tiny_llm, place, template="pocket", qformer=qformer)
+    model = MiniGPT4.from_pretrained(place, device="cpu")
+    with pytest.raises(UserError, match="export: holds this model's own frozen parts; give another directory"):
+        model.save_pretrained(place, overwrite=True)
+    assert same_weights(MiniGPT4.from_pretrained(place, device="cpu"), model)

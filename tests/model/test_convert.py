@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2VisionModel
 
 from converting import FILES, SIZES, VISION_SIDE, answers, convert, options, run, same_weights
 from minigpt4.errors import UserError
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.model import parts
-from minigpt4.model.convert import write_projection
+from minigpt4.model.convert import assemble, write_projection
 
 
 def test_commands_from_released_files_and_back(tmp_path: Path) -> None:
@@ -72,6 +72,23 @@ def test_what_was_converted_can_be_aligned_further_wherever_it_lies(tmp_path: Pa
     moved = MiniGPT4.from_pretrained(tmp_path / "moved", device="cpu")
     moved.save_pretrained(tmp_path / "alignment")
     assert same_weights(MiniGPT4.from_pretrained(tmp_path / "alignment", device="cpu"), model)
+
+
+@pytest.mark.parametrize("command", ["convert", "assemble"])
+def test_what_was_written_in_another_dtype_can_be_aligned_further(
+    tiny_vision: Path, tiny_llm: Path, tmp_path: Path, command: str
+) -> None:
+    """Its vision side is that of its own files, rounded, not the one in float32 that it was made from."""
+    if command == "convert":
+        convert(tmp_path / "made", dtype="bfloat16")
+    else:
+        assemble(tiny_vision, tiny_llm, tmp_path / "made", template="pocket", dtype="bfloat16")
+    model = MiniGPT4.from_pretrained(tmp_path / "made", device="cpu")
+    model.save_pretrained(tmp_path / "alignment")
+    again, expected = MiniGPT4.from_pretrained(tmp_path / "alignment", device="cpu").state_dict(), model.state_dict()
+    of_vision = [name for name in expected if not name.startswith("blip2.language_model.")]
+    assert any("vision_model" in name for name in of_vision)
+    assert all(torch.equal(again[name], expected[name]) for name in of_vision)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -304,6 +321,20 @@ def test_a_llama_of_2023_has_the_ids_of_sentencepiece(tmp_path: Path, settings: 
     text = "### Assistant: It's 7 o'clock,\n  naïve 猫."
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (pieces.bos_id(), pieces.eos_id())
+
+
+def test_a_llama_whose_model_puts_no_space_first_has_the_ids_of_sentencepiece(tmp_path: Path) -> None:
+    """Also in an export, and its text comes back as it was."""
+    llm = Path(shutil.copytree(FILES / "llm", tmp_path / "llm"))
+    model = sentencepiece_model_pb2.ModelProto.FromString((llm / "tokenizer.model").read_bytes())
+    model.normalizer_spec.add_dummy_prefix = False
+    (llm / "tokenizer.model").write_bytes(model.SerializeToString())
+    pieces = SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
+    for tokenizer in (parts.load_tokenizer(llm), convert(tmp_path / "model", llm=llm).tokenizer):
+        for text in ("### Assistant: It's 7 o'clock,\n  naïve 猫.", "a red ball", "  a red ball", "\nball"):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert ids == pieces.encode(text)
+            assert tokenizer.decode(ids) == text
 
 
 def test_without_a_qformer_the_norm_alone_will_do(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_what_a_directory_in_four_bits_is_not_for(written: tuple[Path, Path], tm
     _, quantized = written
     with pytest.raises(UserError, match="its LLM is held in 4 bits, not in 'int8'; leave load_in out"):
         MiniGPT4.from_pretrained(quantized, device="cpu", load_in="int8")
-    with pytest.raises(UserError, match="its LLM is in 4 bits and cannot be written again"):
+    with pytest.raises(UserError, match="its LLM is quantized and cannot be written again"):
         convert.export(quantized, tmp_path / "again")
     with pytest.raises(UserError, match="loaded with an LLM in 4 bits cannot be exported whole"):
         MiniGPT4.from_pretrained(quantized, device="cpu").export(tmp_path / "again")

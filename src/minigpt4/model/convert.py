@@ -152,8 +152,8 @@ class LLMFiles:
         described = name if delta is None else delta  # a delta describes the sum, with its tokenizer
         self.config = parts.read_llm_config(described)
         self.tokenizer = parts.load_tokenizer(described)
-        if is_in_files(described, self.config):
-            raise UserError(f"{described}: its LLM is in 4 bits and cannot be written again; give its original")
+        if is_in_files(described, self.config) or getattr(self.config, "quantization_config", None):
+            raise UserError(f"{described}: its LLM is quantized and cannot be written again; give its original")
         self.files = parts.llm_files(described)  # with the names and shapes of its tensors
         if delta is not None and self.files.prefix:
             raise UserError(f"{delta}: is a whole BLIP-2 or an export; give the directory of a delta alone")

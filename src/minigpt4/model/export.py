@@ -99,7 +99,9 @@ def write_export(
         write(directory, tensors)
         _write_settings(model, directory)
         if quantize or model.lora or model.trained.qformer:  # its parts are not those that it was made of
-            origin = Origin(".", parts.load_vision_qformer(directory).fingerprint, ".", "")
+            origin = Origin(".", "", ".", "")
+        if origin.vision_qformer == ".":  # as it was written: `dtype` may have changed it
+            origin = replace(origin, vision_fingerprint=parts.load_vision_qformer(directory).fingerprint)
         if not origin.llm_fingerprint:
             origin = replace(origin, llm_fingerprint=fingerprint(parts.llm_files(directory)))
     else:
@@ -201,7 +203,7 @@ def _write_parts_settings(model: AlignedModel, directory: Path) -> None:
     settings = copy.deepcopy(blip2.language_model.generation_config)
     settings.suppress_tokens, settings.renormalize_logits = [model.image_token_id], True
     settings.sequence_bias = _endings(model, tokenizer)[1]
-    settings.save_pretrained(llm)
+    settings.to_json_file(llm / "generation_config.json")  # `save_pretrained` refuses that of Vicuna
     tokenizer.save_pretrained(llm)
     _keep_cutting(llm, cut)
 

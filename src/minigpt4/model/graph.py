@@ -32,6 +32,10 @@ def make_graph(vision: parts.VisionQFormer, text_config: Any, image_token_id: in
     if head is None or words is None or words.weight.shape[1] != text_config.hidden_size:
         needs = "it needs a language head, and word embeddings as wide as its layers"  # which image tokens replace
         raise UserError(f"a {text_config.model_type!r} LLM of these sizes cannot be used: {needs}; choose another")
+    kinds = getattr(text_config, "layer_types", None) or ["" if blip2.language_model._is_stateful else "attention"]
+    if any("attention" not in kind or "linear" in kind for kind in kinds):
+        told = "it keeps a state in place of keys and values, which answers here are made with"
+        raise UserError(f"a {text_config.model_type!r} LLM cannot be used: {told}; choose another")
     return blip2
 
 

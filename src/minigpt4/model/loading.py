@@ -144,7 +144,9 @@ def load(kind: type[Model], name: str | Path, placement: Placement) -> Model:
 
 def save(model: "AlignedModel", directory: str | Path, overwrite: bool = False) -> None:
     """Write the alignment: see `MiniGPT4.save_pretrained`."""
-    adapters = {name: model.get_parameter(name) for name in model.adapter_names()}
+    adapters, place = {name: model.get_parameter(name) for name in model.adapter_names()}, expand(directory).resolve()
+    if any(Path(part).is_relative_to(place) for part in (model.origin.vision_qformer, model.origin.llm)):
+        raise UserError(f"{directory}: holds this model's own frozen parts; give another directory")
     with new_directory(directory, overwrite=overwrite, marker=ALIGNMENT_FILE) as new:
         write_tensors(model.blip2.language_projection.state_dict(), new / PROJECTION_FILE)
         if adapters:

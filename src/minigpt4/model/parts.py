@@ -257,7 +257,7 @@ def read_llm_config(name: str | Path) -> Any:
     architectures = found.get("architectures") or [decoder]
     names = architectures if isinstance(architectures, list) else []
     decodes = any(each == decoder or str(each).endswith("ForCausalLM") for each in names)
-    if decoder is None or config.is_encoder_decoder or not decodes:
+    if decoder is None or config.is_encoder_decoder or not decodes or not hasattr(config, "hidden_size"):
         raise UserError(f"{name}: {_NO_LLM.format(f'model_type {kind!r:.40}, {architectures!r:.80}')}")
     return config
 
@@ -293,7 +293,8 @@ def _llama_tokenizer(source: str | Path) -> Any:
     tokens = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
     given = {key: value.get("content") if isinstance(value := settings.get(key), dict) else value for key in tokens}
     empty = {key: pieces.id_to_piece(number) for key, number in tokens.items() if not given[key] and number >= 0}
-    tokenizer = sources.load(LlamaTokenizer, source, **empty)
+    spaced = pieces.encode("a", out_type=str)[0][0] == "\u2581"  # the model says whether a space comes first
+    tokenizer = sources.load(LlamaTokenizer, source, add_prefix_space=spaced, **empty)
     if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
         told = f"its tokenizer gives other token ids than its own {path.name}; remove tokenizer.json"
         mend = f"set tokenizer_class (now {named!r:.40}) to LlamaTokenizer in tokenizer_config.json"

@@ -12,11 +12,8 @@ from minigpt4.errors import UserError
 from minigpt4.model.four_bits import FAST_BFLOAT16
 from minigpt4.model.quantization import check_load_in, quantization_config
 
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16,
-}  # fmt: skip
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {name: getattr(torch, full) for full, short in _SHORT.items() for name in (full, short)}
 
 
 @dataclass(frozen=True)
