@@ -23,15 +23,7 @@ from minigpt4.images import open_image
 from minigpt4.prompts.encode import CUT
 from minigpt4.telling import UNFAMILIAR, say, shown
 
-COMMANDS = """\
-/image PATH       add an image to your next question, and say what is seen in it
-/system TEXT      set the system prompt and start again (without TEXT: print it; "default": the template's own)
-/settings         print how answers are decoded; change it with /settings temperature=0.7 max_new_tokens=100
-/reset            start again with the last image
-/export PATH      save the conversation (.md to read, .json for programs)
-/help             print this list
-/quit, exit       leave (so does Ctrl-D); Ctrl-C stops an answer; Tab completes commands and paths
-A \\ at the end of a line, or Alt-Enter, continues the question on the next line. Up and down: earlier questions."""
+COMMANDS = Path(__file__).with_name("terminal_help.txt").read_text(encoding="utf-8").rstrip()
 
 
 class Terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,11 +80,14 @@ def test_what_cannot_be_asked_or_named_costs_its_own_line(varied: MiniGPT4, fold
         Path(os.fsdecode(odd)).write_bytes((folder / "1.png").read_bytes())
     questions = read_questions(str(folder), "What is it?")
     questions[1] = replace(questions[1], prompt="What? " * 2000)
+    questions[3] = replace(questions[3], prompt="caf\udce9?")  # a Latin-1 byte of the shell
     result = run(lambda: varied, questions, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
     assert (result.answered, result.unreadable) == (len(questions) - 2, 2)
     found = lines(tmp_path / "answers.jsonl")
     assert [line["image"] for line in found] == [question.name for question in questions]
     assert "tokens" in found[1]["error"]
+    assert found[3]["prompt"] == "caf\udce9?"
+    assert "answer" in found[3]
     [alone] = varied.generate(questions[0].image, "What is it?", do_sample=False, max_new_tokens=8)
     assert found[0]["answer"] == alone
     assert run(lambda: pytest.fail("all is done"), questions, tmp_path / "answers.jsonl", batch_size=3, **PLAIN)
@@ -180,6 +185,68 @@ def test_a_parquet_file_is_never_in_memory_as_a_whole(varied: MiniGPT4, tmp_path
     result = run(lambda: varied, read_questions(str(tmp_path / "asked.parquet"), None), out, **settings)
     assert (result.found, result.answered) == (50, 14)
     assert out.read_bytes() == expected
+
+
+def test_a_damaged_part_of_a_parquet_file_is_one_line(varied: MiniGPT4, tmp_path: Path) -> None:
+    """Of three row groups the middle one: the rows of the others keep their own images, also in a job that goes on."""
+    import pyarrow
+    import pyarrow.parquet
+
+    files = []
+    for i in range(6):
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(data, "PNG")
+        files.append(data.getvalue())
+    path = tmp_path / "asked.parquet"
+    columns = pyarrow.table({"image": files, "prompt": [f"{i}?" for i in range(6)]})
+    pyarrow.parquet.write_table(columns, path, row_group_size=2, compression="none", use_dictionary=False)
+    chunk = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    for at in range(chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+    questions = read_questions(str(path), "Damaged?")
+    assert [question.prompt for question in questions] == ["0?", "1?", "Damaged?", "4?", "5?"]
+    for place, row in ((4, 5), (0, 0), (1, 1), (3, 4)):
+        read = questions[place].image
+        assert callable(read)
+        assert read() == files[row]
+    out, settings = tmp_path / "answers.jsonl", {**PLAIN, "batch_size": 2}
+    result = run(lambda: varied, questions, out, **settings)
+    assert (result.answered, result.unreadable) == (4, 1)
+    assert ["error" in line for line in lines(out)] == [False, False, True, False, False]
+    assert "cannot be read as parquet" in lines(out)[2]["error"]
+    expected = out.read_bytes()
+    for kept in (1, 2, 3, 4):
+        out.write_bytes(b"".join(expected.splitlines(keepends=True)[:kept]))
+        assert run(lambda: varied, read_questions(str(path), "Damaged?"), out, **settings).found == kept
+        assert out.read_bytes() == expected
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+def test_images_in_the_text_of_a_table_are_read_when_they_are_asked_for(tmp_path: Path, ending: str) -> None:
+    """Forty of 90 kB: after all questions are read next to nothing of them is in memory."""
+    rng = random.Random(0)
+    files = [rng.randbytes(90_000) for _ in range(40)]
+    rows = [("data:image/png;base64," + base64.b64encode(data).decode(), f"{i}?") for i, data in enumerate(files)]
+    path = tmp_path / f"asked.{ending}"
+    if ending == "csv":
+        path.write_text("image,prompt\n" + "".join(f'"{image}",{prompt}\n' for image, prompt in rows))
+    else:
+        path.write_text("".join(json.dumps({"image": image, "prompt": prompt}) + "\n" for image, prompt in rows))
+    del rows
+    tracemalloc.start()
+    try:
+        questions = read_questions(str(path), None)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 1e6
+    assert [question.prompt for question in questions] == [f"{i}?" for i in range(40)]
+    for i in (*range(40), 7, 3, 11):
+        read = questions[i].image
+        assert callable(read)
+        assert read() == files[i]
 
 
 def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minigpt4.data.batches import Batch, Batches, Samples, tokenise
+from minigpt4.data.pairs import Pair
 from minigpt4.errors import UserError
 
 IMAGE = 3
@@ -65,6 +66,17 @@ def test_control_tokens_in_captions_are_no_control_tokens(tokenizer: PreTrainedT
         tokenizer, [(b"k", "a <image> </s> ball")], (), max_text_tokens=32, num_query_tokens=4, image_token_id=IMAGE
     )
     assert not {IMAGE, tokenizer.eos_token_id} & set(samples.targets[0])
+
+
+def test_half_a_character_is_learnt_as_a_space(tokenizer: PreTrainedTokenizerBase) -> None:
+    halves, spaces = (
+        tokenise(
+            tokenizer, [(b"k", Pair("k", b"", f"A caf{letter}.", instruction=f"caf{letter}?"))], ("What?",),
+            max_text_tokens=99, num_query_tokens=2, image_token_id=IMAGE,
+        )
+        for letter in ("\udce9", " ")
+    )  # fmt: skip
+    assert halves == spaces
 
 
 def test_rows_are_prompt_target_padding() -> None:

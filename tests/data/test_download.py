@@ -25,12 +25,13 @@ def test_a_list_is_read_piece_by_piece(
 ) -> None:
     monkeypatch.setattr("minigpt4.data.formats.PIECE", piece)
     entries = [{"caption": f'a [{i}] "dög", {{}}', "url": f"http://x/{i}.jpg"} for i in range(20)]
-    odd = [{"caption": "no url"}, {"url": "http://x", "caption": None}]
+    odd = [{"caption": "no url"}, {"url": "http://x", "caption": None}, {"url": "http://y", "caption": "caf\udce9"}]
     (tmp_path / "list.json").write_text(json.dumps([*entries, *odd], indent=indent))
     found = list(read_list(tmp_path / "list.json"))
-    assert found == [*((entry["url"], entry["caption"]) for entry in entries), ("http://x", "")]
+    expected = [(entry["url"], entry["caption"]) for entry in entries]
+    assert found == [*expected, ("http://x", ""), ("http://y", "caf?")]  # half a character cannot be written
     (tmp_path / "lines.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert list(read_list(tmp_path / "lines.json")) == found[:-1]
+    assert list(read_list(tmp_path / "lines.json")) == expected
 
 
 def test_a_list_that_is_missing_or_cut(tmp_path: Path) -> None:
@@ -39,8 +40,14 @@ def test_a_list_that_is_missing_or_cut(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text('[{"url": "a", "caption": "b"}, {"url": "c", "capt')
     entries = read_list(tmp_path / "list.json")
     assert list(islice(entries, 1)) == [("a", "b")]
-    with pytest.raises(UserError, match="is not JSON from here on"):
+    with pytest.raises(UserError, match="is no JSON, or a record of more than 1,000,000 characters, from here on"):
         next(entries)
+
+
+def test_a_record_that_is_too_large_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([{"url": "a", "caption": "b" * 3_000_000}]))
+    with pytest.raises(UserError, match=r"list\.json: .* a record of more than 1,000,000 characters, from here on: '{"):
+        next(read_list(tmp_path / "list.json"))
 
 
 def test_without_img2dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

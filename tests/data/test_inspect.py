@@ -36,11 +36,22 @@ def test_counts_lengths_and_problems(tmp_path: Path) -> None:
     assert "no problems" in str(inspect(Source(tars(tmp_path / "tars", range(9)))))
 
 
+@pytest.mark.parametrize("size", [(600, 1), (1, 600)])
+def test_an_image_of_one_line_is_shown(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = Path(FORMATS["jsonl"](tmp_path / "data", range(1)))
+    Image.new("RGB", size, "black").save(path.parent / "pictures" / "0.png")
+    [(image, _)] = inspect(Source(str(path))).shown
+    assert image.size == (THUMBNAIL, THUMBNAIL)
+    assert (np.asarray(image) < 128).all(-1).sum() == THUMBNAIL
+
+
 def test_words_that_the_llm_hardly_knows_are_counted(tmp_path: Path) -> None:
     """By the pocket world's LLM: captions of its own world, and captions of photographs."""
     tokenizer = load_tokenizer("pocket/language")
     found = inspect(Source(tars(tmp_path / "tars", range(2))))
     found.vocabulary = Counter(["a", "small", "red", "ball", "lies", "to", "the", "left", "of", "a", "large", "cup"])
+    assert spelling(found, tokenizer) == "words that the LLM has in three pieces or more: 0% (none)"
+    found.vocabulary = Counter()  # of texts that are numbers, say
     assert spelling(found, tokenizer) == "words that the LLM has in three pieces or more: 0% (none)"
     found.vocabulary = Counter(["a", "skateboarder", "grinds", "at", "the", "skatepark", "skatepark"])
     told = spelling(found, tokenizer)

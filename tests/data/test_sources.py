@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_sources_that_are_not_there(make: Callable[[Path], object], message: str
     with pytest.raises(UserError, match=message) as told:
         check_source(Source(str(make(tmp_path))), stage=1)
     assert "\n" not in str(told.value)
+
+
+def test_a_broken_file_of_a_hub_dataset_is_a_broken_shard(tmp_path: Path) -> None:
+    image = "data:image/png;base64," + base64.b64encode(picture(1)).decode()
+    for name, last in (("train-0", "blue"), ("train-1", "blue,more,cells")):
+        (tmp_path / f"{name}.csv").write_text(f'image,caption\n"{image}",red\n"{image}",{last}\n')
+    pairs, skipped = read(f"hub:{tmp_path}")
+    assert [pair.text for pair in pairs] == ["red", "blue"]
+    [cause] = skipped.elements()
+    assert cause == "broken shard, its remaining pairs"
+    assert cause.detail.startswith(f"hub:{tmp_path}:train: ")  # type: ignore[attr-defined]
+    assert "\n" not in cause.detail  # type: ignore[attr-defined]
 
 
 def test_a_pattern_of_tables(tmp_path: Path) -> None:

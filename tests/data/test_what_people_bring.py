@@ -204,6 +204,29 @@ def test_the_caption_that_is_there_is_read(tmp_path: Path) -> None:
     assert "problem:" not in str(inspect(Source(str(tmp_path / "a.jsonl"))))
 
 
+@pytest.mark.parametrize("column", ["legend", "Legend", "LEGEND"])
+def test_a_caption_key_is_found_in_any_case(tmp_path: Path, column: str) -> None:
+    put(tmp_path / "a.jpg", picture(1))
+    put(tmp_path / "a.jsonl", json.dumps({"image": "a.jpg", "caption": "another", column: "red"}) + "\n")
+    put(tmp_path / "a.csv", f"image,caption,{column}\na.jpg,another,red\n")
+    table(tmp_path / "a.parquet", image=[picture(1)], caption=["another"], **{column: ["red"]})
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        for key in ("legend", "Legend"):
+            assert [found.text for found in read(tmp_path / name, key=key)[0]] == ["red"], (name, key)
+
+
+def test_a_text_with_separators_outside_quotes_is_not_cut_silently(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", picture(1))
+    rows = ["image,caption", "a.jpg,red", "a.jpg,a cup, a ball", 'a.jpg,"a cup, a ball"', "a.jpg,blue,, "]
+    put(tmp_path / "a.csv", "\n".join(rows) + "\n")
+    pairs, skipped = read(tmp_path / "a.csv")
+    assert [found.text for found in pairs] == ["red", "a cup, a ball", "blue"]
+    [cause] = skipped.elements()
+    assert cause == "broken line"
+    told = "more cells than the header has; put texts with separators in quotes"
+    assert cause.detail == f"{tmp_path}/a.csv:3: {told}"  # type: ignore[attr-defined]
+
+
 def test_a_stray_table_or_archive_hides_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "photos"
     pair(folder / "deep" / "a.jpg")
@@ -309,6 +332,7 @@ def test_a_long_table_is_not_searched_for_splits_as_a_whole(tmp_path: Path, monk
 ANSWER = "A red picture."
 PARTS = [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]
 ADDRESS = "data:image/png;base64," + base64.b64encode(picture(1)).decode()
+FOLDED = "data:image/png;base64,\n" + base64.encodebytes(picture(1)).decode()  # in lines of 76 letters
 QUESTIONS: dict[str, dict[str, Any]] = {
     "question": {"image": "a.jpg", "question": "What is it?", "answer": ANSWER},
     "query": {"images": ["a.jpg"], "query": "<image>What is it?", "response": ANSWER},
@@ -316,12 +340,16 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "LLaVA": {"image": "a.jpg", "conversations": [
         {"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": ANSWER},
     ]},
+    "ms-swift": {"images": ["a.jpg"], "messages": [
+        {"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": ANSWER},
+    ]},
     "TRL": {"images": ["a.jpg"], "prompt": [{"role": "user", "content": PARTS}],
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}]},
     "OpenAI": {"messages": [
         {"role": "user", "content": [PARTS[1], {"type": "image_url", "image_url": {"url": ADDRESS}}]},
         {"role": "assistant", "content": ANSWER},
     ]},
+    "folded": {"image": FOLDED, "question": "What is it?", "answer": ANSWER},
     "the_cauldron": {"images": ["a.jpg"], "texts": [{"user": "What is it?", "assistant": ANSWER, "source": "x"}]},
 }  # fmt: skip
 
@@ -334,6 +362,8 @@ def test_questions_and_conversations_of_other_trainers(tmp_path: Path, form: str
     asked = found.instruction or "".join(message.text for message in found.messages if message.role == "user")
     assert (asked, found.text, found.image) == ("What is it?", ANSWER, picture(1))
     assert texts(tmp_path / "a.json", stage=1) == [ANSWER]
+    put(tmp_path / "lines.json", (json.dumps(QUESTIONS[form]) + "\n") * 2)
+    assert texts(tmp_path / "lines.json", stage=1) == [ANSWER] * 2
 
 
 @pytest.mark.parametrize(
@@ -345,6 +375,7 @@ def test_questions_and_conversations_of_other_trainers(tmp_path: Path, form: str
         ({"image": "a.jpg", "chosen": "x", "rejected": "y"}, "there is: chosen, image, rejected"),
         ({"url": "x", "caption": "red"}, "there is: caption, url"),
         ({"image": "https://example.org/a.jpg", "caption": "red"}, r"example\.org.*download"),
+        ({"image": "data:image/png;base64,!", "caption": "red"}, "base64,! is not an image in base64"),
         ({"image": "b.jpg", "caption": "red"}, r"/b\.jpg: no such file"),
         ({"image": ".", "caption": "red"}, "is a directory"),
     ],

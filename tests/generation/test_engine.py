@@ -95,6 +95,19 @@ def test_an_answer_ends_where_the_llm_can_read_no_further(model: MiniGPT4) -> No
     assert not answer.ended
 
 
+def test_a_prompt_near_the_llms_end_leaves_the_others_their_room(model: MiniGPT4) -> None:
+    prompts = [QUESTIONS[1], "a" * 480]
+    short, long = answers(model, None, prompts, **PLAIN)
+    assert [short, long] == [answers(model, None, prompt, **PLAIN)[0] for prompt in prompts]
+    assert len(short.tokens) > len(long.tokens), "a short answer would prove nothing"
+    assert (short.ended, long.ended) == (True, False)
+
+
+def test_half_a_character_in_a_question_is_read_as_a_space(model: MiniGPT4) -> None:
+    asked, read = (model.generate(None, f"caf{letter}?", **PLAIN) for letter in ("\udce9", " "))
+    assert asked == read
+
+
 def test_the_image_token_is_never_generated(says: Says) -> None:
     model = says(["A", "<image>", "b"])
     for settings in (PLAIN, {"seed": 0, "max_new_tokens": 200}, {"num_beams": 2, "max_new_tokens": 20}):

@@ -65,6 +65,16 @@ def test_control_tokens_and_stop_strings_in_a_users_text_become_spaces(tokenizer
     assert ids(tokenizer, nasty).count(IMAGE) == 1  # which is what would have happened
 
 
+@pytest.mark.parametrize(("said", "read"), [("caf\udce9", "caf "), ("\ud83d?", " ?"), ("\udca9 ###", "   ")])
+def test_halves_of_characters_become_spaces(tokenizer: Any, said: str, read: str) -> None:
+    """A shell passes a Latin-1 byte as one, and JSON can spell one; no tokenizer takes it."""
+    assert plain(tokenizer, said, "###") == read
+    assert plain(tokenizer, "café \U0001f600") == "café \U0001f600"
+    talks = [[Message("system", text), Message("user", text)] for text in (said, read)]
+    asked, expected = (encode_chat(tokenizer, TEMPLATES["pocket"], talk, QUERIES, IMAGE) for talk in talks)
+    assert asked == expected
+
+
 @pytest.mark.parametrize("name", ["vicuna_v0", "pocket", "blip2"])
 def test_a_conversation_has_the_ids_that_a_chat_collects(tokenizer: Any, name: str) -> None:
     template = TEMPLATES[name]

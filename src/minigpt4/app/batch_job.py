@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigpt4.data.formats import IMAGE_KEYS, TABLES, Parquet, locate, named, parquet_rows
-from minigpt4.data.pairs import QUESTION_KEYS, Cause, lowered
+from minigpt4.data.formats import TABLES, Parquet, Table, locate, named
+from minigpt4.data.pairs import QUESTION_KEYS, Cause
 from minigpt4.documents import read_document
 from minigpt4.errors import UserError
 from minigpt4.files import expand, failed_write_is_a_user_error, find_files, only_process, write_atomically
@@ -75,13 +75,15 @@ read_tasks = read_questions  # its name in release 0.1
 
 
 def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
-    """A question for each row. The images in a parquet file are read once more later: only a few are ever in memory."""
-    reader, stored = TABLES[path.suffix[1:].lower()]((path,)), _Images(path)
-    for number, row in enumerate(row for shard in reader.shards() for row in reader.rows(shard)):
-        if isinstance(row, Cause) and not isinstance(reader, Parquet):
+    """A question for each row. Images in the table are read once more later: only a few are ever in memory."""
+    reader = TABLES[path.suffix[1:].lower()]((path,))
+    stored = _Images(reader)
+    for number, row in enumerate(stored.rows()):
+        if isinstance(row, Cause) and not (prompt and isinstance(reader, Parquet)):
             raise UserError(row.detail)
         where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
-        found = b"" if isinstance(row, Cause) else locate(record, directory, where)
+        remote = isinstance(value := named(record), str) and value.startswith("hf://")
+        found = b"" if remote or isinstance(row, Cause) else locate(record, directory, where)
         if isinstance(found, Cause):
             expected = '{"image": "path", "prompt": "question"} was expected'
             raise UserError(f"{where}: has no image; {expected} ({found.detail})")
@@ -90,27 +92,30 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
             raise UserError(f"{where}: has no prompt; give it one, or all with --prompt")
         if isinstance(found, Path):
             yield ImageQuestion(str(named(record)), found, question)
-        elif isinstance(reader, Parquet):
-            yield ImageQuestion(f"{path}:{number}", partial(stored.read, number), question)
         else:
-            yield ImageQuestion(where, partial(bytes, found), question)
+            name = f"{path}:{number}" if isinstance(reader, Parquet) else where
+            yield ImageQuestion(name, partial(stored.read, number), question)
 
 
 @dataclass
 class _Images:
-    """The images in a parquet file, read from it in order as they are asked for."""
+    """The images in a table, read from it in order as they are asked for."""
 
-    _path: Path
+    _table: Table
     _next: int = 0
     _rows: Iterator[Any] = field(init=False)
+
+    def rows(self) -> Iterator[Any]:
+        """All rows, and causes in place of rows."""
+        return (row for shard in self._table.shards() for row in self._table.rows(shard))
 
     def read(self, number: int) -> bytes:
         """The image's file in that row."""
         if number < self._next or self._next == 0:
-            self._rows, self._next = parquet_rows(self._path, IMAGE_KEYS, first=number), number
+            self._rows, self._next = self.rows(), 0
         row = next(itertools.islice(self._rows, number - self._next, None))
         self._next = number + 1
-        found = row if isinstance(row, Cause) else locate(lowered(row), self._path.parent, f"{self._path}:{number}")
+        found = row if isinstance(row, Cause) else locate(row[1], row[2], row[0])
         if not isinstance(found, bytes):
             raise UserError(f"{found}: {found.detail}" if isinstance(found, Cause) else f"{found}: is a path")
         return found

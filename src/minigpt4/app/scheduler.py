@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from minigpt4.app.recent import Recent
 from minigpt4.errors import UserError
 from minigpt4.generation.batching import Chosen, ContinuousBatch, Row
-from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.generation.decoding import Decoding, fitting
 from minigpt4.generation.engine import no_features
 from minigpt4.generation.stopping import Answer, AnswerReader, end_tokens
 from minigpt4.minigpt4 import MiniGPT4
@@ -139,7 +139,7 @@ class Scheduler:
         cancelled: threading.Event,
     ) -> Generator[str, None, Answer]:  # fmt: skip
         """`batching.decode_stream` in the batch of all who ask, for `Chat`. Raises BusyError too, without room."""
-        decoding = replace(decoding, max_new_tokens=room_for_answer(self.model, len(ids), decoding))
+        decoding = fitting(self.model, len(ids), decoding)
         events = queue.SimpleQueue[Event]()
         images = [SentImage(b"", features=each) for each in features]
         asked = AnswerRequest(ids, images, decoding, (stop,), report=events.put, past=cache, stop=cancelled)

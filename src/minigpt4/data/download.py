@@ -17,15 +17,9 @@ from minigpt4.data.mixture import tell
 from minigpt4.errors import UserError
 from minigpt4.files import new_directory
 
-_BLIP = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/datasets"
 ROWS = 1_000_000  # of a list in one parquet file
 #: The lists that the paper's stage 1 took its pairs from, with BLIP's captions, and what to do with them.
-LISTS = f"""\
-cc_sbu: Conceptual Captions 3M and 12M, SBU (1256 shards of 10,000)
-  {_BLIP}/ccs_synthetic_filtered_large.json
-laion: LAION (10,489 shards of 10,000)
-  {_BLIP}/laion_synthetic_filtered_large.json
-Fetch a list, then: minigpt4 data download FILE --out data/cc_sbu (both together: about 2.3 TB)"""
+LISTS = Path(__file__).with_name("lists.txt").read_text(encoding="utf-8").rstrip()
 
 
 def download(
@@ -77,7 +71,7 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
     try:
         for entry in json_records(path):
             if isinstance(entry, dict) and isinstance(entry.get("url"), str):
-                yield entry["url"], str(entry.get("caption") or "")
+                yield entry["url"], str(entry.get("caption") or "").encode("utf-8", "replace").decode()
     except UserError as error:
         raise UserError(f"{error}; `minigpt4 data download` says where the lists are") from None
 

@@ -97,14 +97,15 @@ def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | byte
         return Cause(pairs.NO_IMAGE, f"{name}: no image under {', '.join(IMAGE_KEYS[:6])}, ...; there is: {there}")
     if value.startswith("data:"):
         with suppress(ValueError):
-            return base64.b64decode(value.partition(",")[2], validate=True)
+            return base64.b64decode("".join(value.partition(",")[2].split()), validate=True)
+        return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]} is not an image in base64")
     if value.startswith("hf://"):
         try:  # a file of a hub dataset
             with fsspec.open(value, "rb") as file:
                 return bytes(file.read(LARGEST_IMAGE + 1))
         except (OSError, ValueError) as error:
             return Cause(pairs.NO_IMAGE, f"{value}: {error}")
-    if re.match(r"https?:|data:", value):
+    if re.match(r"https?:", value):
         return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]} is not a file; download the images first (img2dataset)")
     inner = record.get("filepath")
     if isinstance(inner, str) and value == record.get("filename") and os.path.isdir(directory / inner):  # noqa: PTH112
@@ -387,7 +388,7 @@ def json_records(path: Path) -> Iterator[Any]:
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
         with _open_text(path) as file:
-            named = re.match(r'\s*\{\s*"images"\s*:\s*\[', file.read(100))
+            named = re.match(r'\s*\{\s*"images"\s*:\s*\[(?=\s*\{)', file.read(200))
             file.seek(0)
             if named:
                 file.read(named.end())
@@ -408,7 +409,8 @@ def json_records(path: Path) -> Iterator[Any]:
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if at < len(text):
-        raise UserError(f"{path}: is not JSON from here on: {text[at : at + 40]!r}")
+        told = f"is no JSON, or a record of more than {pairs.LARGEST_RECORD:,} characters, from here on"
+        raise UserError(f"{path}: {told}: {text[at : at + 40]!r}")
 
 
 def _open_text(path: Path, errors: str = "strict") -> TextIO:
@@ -445,6 +447,8 @@ class Csv(Table):
                     if row is None:
                         return
                     name = f"{shard}:{rows.line_num}"
+                    if head and any(row[len(head) :]):
+                        raise csv.Error("more cells than the header has; put texts with separators in quotes")
                     for cell in row if head else ():
                         if not cell.isascii():
                             decode_text(cell.encode("utf-8", "surrogateescape"), name)
@@ -472,7 +476,7 @@ class Parquet(Table):
 
     def rows(self, shard: tuple[Path, int]) -> Iterator[Row | Cause]:
         path, group = shard
-        columns = {*IMAGE_KEYS, *pairs.TEXT_KEYS, self.caption_key}
+        columns = {*IMAGE_KEYS, *pairs.TEXT_KEYS, self.caption_key, (self.caption_key or "").lower()}
         try:
             for number, row in enumerate(parquet_rows(path, columns, group=group)):
                 name = f"{path}, row {number} of group {group}"
@@ -506,8 +510,11 @@ class Hub(Table):
         # In batches: row by row, `datasets` would share this shard out once more over the workers of a DataLoader.
         batches = dataset.shard(num_shards=dataset.num_shards, index=shard).iter(batch_size=16)
         rows = (dict(zip(b, values, strict=True)) for b in batches for values in zip(*b.values(), strict=True))
-        for number, row in enumerate(rows):
-            yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
+        try:
+            for number, row in enumerate(rows):
+                yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
+        except (OSError, ValueError, RuntimeError, EOFError) as error:  # of a broken or absent file
+            yield Cause(BROKEN_SHARD, f"hub:{self.name}:{self.split}: {' '.join(str(error).split())}")
 
     def count_rows(self) -> int | None:
         splits = _load_hub(self.name, self.split).info.splits or {}
@@ -522,18 +529,13 @@ def _parquet(path: Path) -> Any:
         raise UserError(f"data {path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
 
 
-def parquet_rows(
-    path: Path, columns: Collection[str | None], group: int | None = None, first: int = 0
-) -> Iterator[dict[str, Any] | Cause]:
-    """Rows of one row group, or of all, from `first` on: those of `columns` there, or a cause. Raises UserError."""
+def parquet_rows(path: Path, columns: Collection[Any], group: int | None = None) -> Iterator[dict[str, Any] | Cause]:
+    """Rows of one row group, or of all: those of `columns` there, or a cause. Raises UserError."""
     file = _parquet(path)
     names = [name for name in file.schema_arrow.names if name in columns or name.lower() in columns]
     try:
         for number in range(file.num_row_groups) if group is None else [group]:
-            size = file.metadata.row_group(number).num_rows
-            if first < size:
-                yield from islice(_group_rows(file, number, names, str(path)), first, None)
-            first = max(0, first - size)
+            yield from _group_rows(file, number, names, str(path))
     except (pyarrow.ArrowException, ValueError, OverflowError, OSError, MemoryError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())})") from None
 

@@ -90,6 +90,7 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
         seen.add(digest)
         last = item.name
         if (len(found.words) - 1) % every == 0:
+            image.thumbnail((THUMBNAIL, THUMBNAIL))  # keeps a pixel of a line, of which `pad` would keep none
             found.shown.append((ImageOps.pad(image, (THUMBNAIL, THUMBNAIL), color="white"), item.text))
             if len(found.shown) == 2 * shown:
                 found.shown, every = found.shown[::2], 2 * every
@@ -103,7 +104,7 @@ def inspect(source: Source, *, stage: int = 1, limit: int = 1000, shown: int = 2
 def spelling(found: Inspection, tokenizer: Any) -> str:
     """How many words of the texts an LLM's tokenizer has in three pieces or more, or not at all; a line."""
     start, words = len(tokenizer("the").input_ids), found.vocabulary
-    rows = zip(words, tokenizer([f"the {word}" for word in words]).input_ids, strict=True)
+    rows = zip(words, tokenizer([f"the {word}" for word in words]).input_ids if words else (), strict=True)
     odd = [word for word, row in rows if len(row) > start + 2 or tokenizer.unk_token_id in row[start:]]
     share = sum(words[word] for word in odd) / max(1, words.total())
     often = ", ".join(sorted(odd, key=words.__getitem__, reverse=True)[:5])

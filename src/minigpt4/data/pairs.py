@@ -134,7 +134,7 @@ def make_pairs(record: Record, stage: int, key: str | None = None) -> list[Pair]
         where = repr(key) if key else ", ".join(CAPTION_KEYS)
         there = ", ".join(sorted({at.lower() for at in islice(fields, 20)})) or "nothing"
         return [Cause(NO_TEXT[stage - 1], record.trouble or f"{name}: no text under {where}; there is: {there}")]
-    asked = next((fields[at] for at in QUESTION_KEYS if at != key and _is_text(fields.get(at))), "")
+    asked = next((fields[at] for at in QUESTION_KEYS if at != (key or "").lower() and _is_text(fields.get(at))), "")
     asked = _MARK.sub("", asked).strip() if stage == 2 else ""
     if cause := unusable_text(name, *texts, asked):
         return [cause]
@@ -153,7 +153,7 @@ def _clean(text: str) -> str:
 
 def _texts(record: Mapping[str, Any], key: str | None) -> list[str]:
     """The texts under the first key that has one."""
-    for at in (key,) if key else CAPTION_KEYS:
+    for at in (key, key.lower()) if key else CAPTION_KEYS:
         value = record.get(at)
         texts = [
             str(text)

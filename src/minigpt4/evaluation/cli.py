@@ -17,20 +17,9 @@ if TYPE_CHECKING:
     from minigpt4.evaluation.judges import Judge
     from minigpt4.evaluation.suite import Suite
 
-eval_ = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Measure models side by side: abilities, reliability, and more, on your data or on pocket images.\n\n"
-    "Every MODEL is photo or pocket (or either with -stage1 or -blip2), the directory or hub id of an alignment, an "
-    "export or any BLIP-2, or openai:URL#NAME; LABEL=MODEL gives it a name in the table. A run that was stopped goes "
-    "on.\n\n"
-    "\b\n"  # keeps the lines as they are
-    "Examples:\n"
-    "  minigpt4 eval abilities pocket pocket-stage1 pocket-blip2\n"
-    "  minigpt4 eval reliability before=runs/stage1/alignment after=runs/stage2/alignment --data photos\n"
-    "  minigpt4 eval coverage pocket other=openai:http://127.0.0.1:8000/v1#my-llm\n"
-    "  minigpt4 eval abilities pocket pocket-blip2 --judge people",
-)
+_HELP = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
+_HELP = _HELP.replace("Examples:", "\b\nExamples:")  # keeps the lines as they are
+eval_ = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_HELP)
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to compare, as LABEL=MODEL if you like.")]
 Out = Annotated[Path, typer.Option(help="Where the results go, in a directory named by the suite.")]

@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from minigpt4.errors import UserError
-from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.generation.decoding import Decoding, fitting
 from minigpt4.generation.stopping import Answer, AnswerReader, StopString, end_tokens, read_answer
 from minigpt4.model.aligned import AlignedModel
 
@@ -32,10 +32,10 @@ def decode(
     Setting `cancelled` ends decoding after the current token. Raises UserError if a row is too long for the LLM.
     """
     cancelled = cancelled or threading.Event()
-    decoding = replace(decoding, max_new_tokens=room_for_answer(model, max(map(len, ids)), decoding))
     ends = end_tokens(model.blip2.language_model, model.tokenizer)
     if decoding.num_beams > 1:
         input_ids, mask = left_padded(ids)
+        decoding = fitting(model, input_ids.shape[1], decoding)
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             if decoding.seed is not None:
@@ -47,7 +47,8 @@ def decode(
                 stopping_criteria=[StopString(model.tokenizer, stop, cancelled)],
             )  # fmt: skip
         return [read_answer(model.tokenizer, row, stop, ends) for row in found.tolist()]
-    rows = [Row(row, seen, decoding, past=cache) for row, seen in zip(ids, features, strict=True)]
+    each = zip(ids, features, strict=True)
+    rows = [Row(row, seen, fitting(model, len(row), decoding), past=cache) for row, seen in each]
     readers = {row: AnswerReader(model.tokenizer, [stop], ends) for row in rows}
     for _ in _pieces(model, readers, cache, cancelled):
         pass
@@ -67,9 +68,8 @@ def decode_stream(
     """`decode` for one row: it yields pieces of text and returns the `Answer`; closed early, it undoes `cache`."""
     if decoding.num_beams > 1:
         raise UserError("beams cannot be streamed, because the best answer is known at the end only; use num_beams=1")
-    decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
     reader = AnswerReader(model.tokenizer, [stop], end_tokens(model.blip2.language_model, model.tokenizer))
-    row = Row(ids, features, decoding, past=cache)
+    row = Row(ids, features, fitting(model, len(ids), decoding), past=cache)
     yield from filter(None, _pieces(model, {row: reader}, cache, cancelled or threading.Event()))
     answer, rest = reader.finish()
     if rest:

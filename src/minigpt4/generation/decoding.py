@@ -1,7 +1,7 @@
 """How the next token is chosen, and how many may follow a prompt."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
@@ -72,10 +72,11 @@ class Decoding:
         return [RepetitionPenaltyLogitsProcessor(self.penalty)] if self.penalty != 1 else []
 
 
-def room_for_answer(model: AlignedModel, prompt: int, decoding: Decoding) -> int:
-    """How many tokens may follow a prompt of `prompt` tokens. Raises UserError if the LLM cannot read the prompt."""
+def fitting(model: AlignedModel, prompt: int, decoding: Decoding) -> Decoding:
+    """With as many new tokens as may follow `prompt` tokens. Raises UserError if the LLM cannot read so many."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     if limit and prompt >= limit:
         told = f"the conversation is {prompt} tokens long and this LLM reads at most {limit}"
         raise UserError(f"{told}; ask less at once or start a new chat")
-    return min(decoding.max_new_tokens, limit - prompt) if limit else decoding.max_new_tokens
+    room = limit - prompt if limit else decoding.max_new_tokens
+    return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))

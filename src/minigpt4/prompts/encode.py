@@ -108,10 +108,11 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, name:
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str, *reserved: str) -> str:
-    """`text` with a space for control tokens and `reserved` strings: it could end a turn, or claim an image."""
+    """`text` with a space for control tokens and `reserved` strings (it could end a turn, or claim an image) and for
+    halves of characters, which no tokenizer takes."""
     control = control_tokens(tokenizer).union([CUT, *reserved]) - {""}
-    pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
-    return re.sub(pattern, " ", text) if pattern else text
+    tokens = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
+    return re.sub(f"{tokens}|[\ud800-\udfff]", " ", text)
 
 
 def plain_message(tokenizer: PreTrainedTokenizerBase, template: Template, message: Message) -> Message:

@@ -17,7 +17,7 @@ from minigpt4.app.api.remote_images import read_sent_image
 from minigpt4.app.decoder import Decoder
 from minigpt4.app.scheduler import AnswerRequest, Scheduler, SentImage
 from minigpt4.errors import UserError
-from minigpt4.generation.decoding import Decoding, room_for_answer
+from minigpt4.generation.decoding import Decoding, fitting
 from minigpt4.images import size_of, to_pixels
 from minigpt4.minigpt4 import MiniGPT4
 from minigpt4.prompts.encode import encode_chat
@@ -70,7 +70,7 @@ class Service:
             raise ApiError(400, str(error), param="messages") from None
         decoding = read_decoding(asked, model.decoding)
         try:
-            decoding = replace(decoding, max_new_tokens=room_for_answer(model, len(ids), decoding))
+            decoding = fitting(model, len(ids), decoding)
         except UserError as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         own = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
