@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import random
 import shutil
 import tarfile
@@ -57,7 +58,7 @@ from pocket.towers.vision import (
     save_vision_side,
     truth_loss,
 )
-from pocket.world.brush import Point
+from pocket.world.brush import Point, arc
 from pocket.world.draft import draw_element
 from pocket.world.draw import draw
 from pocket.world.handwriting import _LETTERS as LETTERS
@@ -65,12 +66,12 @@ from pocket.world.handwriting import Pen, _smooth
 from pocket.world.surroundings import paper
 from pocket.world.world import ELEMENTS, SEEDS, TITLES, Box, Picture, Thing, sample
 
-BATCH = 32
+BATCH, SPOKEN = 32, 8  # drafts of a step, and those among them whose caption is said too: it costs half a step
 #: Seeds of what is trained on, looked at while building, and given to the projection.
 TRAINED, LOOKED_AT, ALIGNED = SEEDS["towers"][0] + 9_000_000, SEEDS["development"][0] + 900_000, SEEDS["stage1"][0]
 HEIGHTS = {
-    "navigation": (0.05, 0.1), "image": (0.13, 0.3), "text": (0.08, 0.2), "list": (0.1, 0.22), "input": (0.055, 0.12),
-    "button": (0.055, 0.13),
+    "navigation": (0.05, 0.11), "image": (0.13, 0.4), "text": (0.07, 0.27), "list": (0.1, 0.3), "input": (0.055, 0.13),
+    "button": (0.055, 0.15),
 }  # fmt: skip
 
 
@@ -99,8 +100,70 @@ class FreePen(Pen):
 
     def __init__(self, canvas: Image.Image, rng: random.Random) -> None:
         ink = rng.choice(((28, 44, 110), (34, 34, 40), (72, 74, 84), (0, 0, 0)))
-        super().__init__(canvas, rng, ink, rng.uniform(0.005, 0.018))
+        super().__init__(canvas, rng, ink, rng.choice((0.0065, rng.uniform(0.005, 0.018))))
         self.unsteady = rng.choice((0.0, 0.5, 1.0, 1.6))
+        far = rng.choice((0.0, 0.004, 0.008, 0.014))
+        self.waves = [
+            (rng.uniform(0.5, 1) * far, rng.uniform(-14, 14), rng.uniform(-14, 14), rng.uniform(0, 7)) for _ in range(4)
+        ]
+
+    def curve(self, points: Sequence[Point], weight: float = 1.0) -> None:
+        """As `Pen.curve`, on a sheet that is stretched here and pressed there, so that no two shapes are the same."""
+        points = [
+            (x + sum(far * math.sin(across * x + down * y + turn) for far, across, down, turn in self.waves[:2]),
+             y + sum(far * math.sin(across * x + down * y + turn) for far, across, down, turn in self.waves[2:]))
+            for x, y in points
+        ]  # fmt: skip
+        super().curve(points, weight)
+
+    def outline(self, left: float, top: float, right: float, bottom: float) -> None:
+        """A frame in one of the ways that people draw one: four strokes, one stroke, round corners, ends that miss."""
+        rng, how = self.rng, self.rng.random()
+        if how < 0.35:
+            self.frame(left, top, right, bottom)
+        elif how < 0.6:
+            miss = rng.uniform(-0.02, 0.02)
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top + miss)]
+            if rng.random() < 0.5:
+                corners = [(left, top + miss), (left, bottom), (right, bottom), (right, top), (left, top)]
+            self.curve([(x + rng.gauss(0, 0.004), y + rng.gauss(0, 0.004)) for x, y in corners])
+        elif how < 0.8:
+            over = [rng.uniform(-0.006, 0.015) for _ in range(4)]
+            self.straight((left - over[0], top), (right + over[1], top))
+            self.straight((left, top - over[2]), (left, bottom + over[3]))
+            self.straight((left - over[3], bottom), (right + over[2], bottom))
+            self.straight((right, top - over[1]), (right, bottom + over[0]))
+        else:
+            self.rounded(left, top, right, bottom, rng.uniform(0.15, 0.5))
+
+    def rounded(self, left: float, top: float, right: float, bottom: float, share: float) -> None:
+        """A frame with round corners, of `share` of its shorter side."""
+        radius = share * min(right - left, bottom - top)
+        turns = ((right, top, -90), (right, bottom, 0), (left, bottom, 90), (left, top, 180))
+        edge = [
+            point
+            for x, y, first in turns
+            for point in arc(
+                x - radius if x == right else x + radius, y + radius if y == top else y - radius, radius, radius,
+                first, first + 90, 5,
+            )
+        ]  # fmt: skip
+        self.curve([*edge, edge[0]])
+
+    def word(self, left: float, right: float, y: float, height: float) -> None:
+        """A scribble that stands for words: waves, corners, or a line."""
+        rng, how = self.rng, self.rng.random()
+        if how < 0.35:
+            self.wave(left, right, y, height)
+        elif how < 0.75:
+            count = max(3, round((right - left) / (height * rng.uniform(0.4, 1.2))))
+            ups = [
+                (left + (right - left) * i / count, y + (i % 2 - 0.5 + rng.uniform(-0.2, 0.2)) * height)
+                for i in range(count + 1)
+            ]
+            self.curve(_smooth(ups) if rng.random() < 0.4 else ups)
+        else:
+            self.straight((left, y), (right, y))
 
     def write(self, text: str, left: float, top: float, right: float, bottom: float) -> None:
         """Writes a word as large as fits, in capitals at times: this hand's letters, as it spaces and leans them."""
@@ -166,24 +229,30 @@ def layout(seed: int) -> tuple[Picture, Box]:
         left = rng.choice((rng.uniform(0.03, 0.1), (1 - width) / 2, rng.uniform(0.03, 0.97 - width)))
         title = (left, top, left + width, top + height)
     heights = {name: rng.uniform(*HEIGHTS[name]) for name in drawn}
-    gap, top = rng.uniform(0.015, 0.05), title[3] + rng.uniform(0.02, 0.07)
+    widest_gap, top = rng.choice((0.05, 0.12)), title[3] + rng.uniform(0.015, 0.12)
     rows: list[list[str]] = []
     for name in drawn:  # an element stands alone, or beside the one before
-        if rows and len(rows[-1]) == 1 and rng.random() < 0.15:
+        if rows and len(rows[-1]) == 1 and rng.random() < 0.25:
             rows[-1].append(name)
         else:
             rows.append([name])
-    room = 0.97 - top - gap * (len(rows) - 1)
-    scale = min(1.0, room / sum(max(heights[name] for name in row) for row in rows))
-    boxes: dict[str, Box] = {}
-    for row in rows:
-        share, edge = 0.9 / len(row), rng.uniform(0.03, 0.12)
+    gaps = [rng.uniform(0.015, widest_gap) for _ in rows]
+    scale = min(
+        1.0, (0.97 - top) / sum(max(heights[name] for name in row) + gap for row, gap in zip(rows, gaps, strict=True))
+    )
+    aligned, boxes = rng.uniform(0.03, 0.3) if rng.random() < 0.4 else None, {}
+    for row, gap in zip(rows, gaps, strict=True):
+        share = 0.94 / len(row)
         for place, name in enumerate(row):
-            left = edge + place * share
-            widest = min(0.97 - left, share - 0.04 if len(row) > 1 else 0.94)
-            width = widest * (rng.uniform(0.3, 0.6) if name == "button" else rng.uniform(0.6, 1.0))
-            boxes[name] = (left, top, left + width, top + scale * heights[name])
-        top += gap + scale * max(heights[name] for name in row)
+            first, widest = 0.03 + place * share, share - 0.03 * (len(row) > 1)
+            width = widest * (rng.uniform(0.25, 0.6) if name == "button" else rng.uniform(0.4, 1.0))
+            if name == "list":
+                width = max(width, 0.25)
+            left = first + rng.uniform(0, widest - width)
+            if aligned is not None and not place:
+                left = min(aligned, first + widest - width)
+            boxes[name] = (left, top, left + width, top + scale * heights[name] * rng.uniform(0.9, 1))
+        top += scale * (gap + max(heights[name] for name in row))
     items = tuple(Thing(name, boxes=(boxes[name],)) for name in sorted(drawn, key=ELEMENTS.index))
     return Picture("draft", rng.choice(TITLES), items, seed), title
 
@@ -195,67 +264,100 @@ def _lines(pen: Pen, box: Box, count: int, draw: Callable[[float, float, float],
 
 
 def draw_freely(pen: FreePen, name: str, box: Box) -> None:
-    """The element as the training drafts have it, or plainer: fewer lines, straight lines, corners."""
+    """The element as the training drafts have it, or as others draw it: other frames, words, points and hatching."""
     rng, (left, top, right, bottom) = pen.rng, box
     width, height = right - left, bottom - top
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         draw_element(pen, name, box)
     elif name == "navigation":
-        count = rng.choice((2, 3, 4, 5))
+        count, share, worded = rng.choice((2, 3, 3, 4, 4, 5)), rng.uniform(0.65, 0.92), rng.random() < 0.8
         for number in range(count):
-            start, end = left + number * width / count, left + (number + rng.uniform(0.7, 0.85)) * width / count
-            pen.frame(start, top, end, bottom)
-            if rng.random() < 0.7:
-                middle, inset = (top + bottom) / 2, 0.25 * (end - start)
-                pen.straight((start + inset, middle), (end - inset, middle))
+            start = left + number * width / count
+            end = start + share * width / count
+            pen.outline(start, top, end, bottom)
+            if worded:
+                inset = rng.uniform(0.12, 0.3) * (end - start)
+                pen.word(start + inset, end - inset, (top + bottom) / 2, rng.uniform(0.2, 0.45) * height)
     elif name == "image":
-        pen.frame(left, top, right, bottom)
+        pen.outline(left, top, right, bottom)
         if rng.random() < 0.6:
-            pen.straight((left, top), (right, bottom))
-            pen.straight((left, bottom), (right, top))
+            inset = rng.uniform(0, 0.03)
+            pen.straight((left + inset, top + inset), (right - inset, bottom - inset))
+            pen.straight((left + inset, bottom - inset), (right - inset, top + inset))
         else:
-            peak = left + rng.uniform(0.3, 0.6) * width
-            pen.straight((left, bottom), (peak, top + 0.3 * height))
-            pen.straight((peak, top + 0.3 * height), (right, bottom))
+            peak, foot = left + rng.uniform(0.25, 0.6) * width, bottom - rng.uniform(0, 0.1) * height
+            ridge = [(left, foot), (peak, top + rng.uniform(0.2, 0.5) * height)]
+            if rng.random() < 0.6:
+                second = peak + rng.uniform(0.35, 0.7) * (right - peak)
+                dip = (peak + rng.uniform(0.4, 0.6) * (second - peak), top + 0.75 * height)
+                ridge += [dip, (second, top + rng.uniform(0.35, 0.6) * height)]
+            pen.curve([*ridge, (right, foot)])
+            if rng.random() < 0.6:
+                radius, middle = rng.uniform(0.08, 0.18) * min(width, height), rng.uniform(0.7, 0.85)
+                pen.curve(arc(left + middle * width, top + 0.24 * height, radius, radius, 0, 360, 12))
     elif name == "text":
-        how, rise = rng.choice(("straight", "straight", "wavy", "zigzag")), rng.uniform(0.15, 0.35)
+        rows = max(2, min(6, round(height / rng.uniform(0.035, 0.075))))
+        how, high, even = rng.choice(("word", "straight", "straight", "zigzag")), rng.uniform(0.25, 0.6), rng.random()
+        high = min(high * height / rows, 0.04)
 
         def line(y: float, step: float, share: float) -> None:
+            end = left + share * width * (1 if even < 0.5 else rng.uniform(0.85, 1))
             if how == "zigzag":
-                count = max(4, round(share * width / rng.uniform(0.02, 0.05)))
-                sides = [(left + share * width * i / count, y + (-1) ** i * rise * step) for i in range(count + 1)]
-                pen.curve(sides)
-            elif how == "wavy":
-                pen.wave(left, left + share * width, y, 0.45 * step)
+                count = max(4, round((end - left) / rng.uniform(0.015, 0.05)))
+                sides = [(left + (end - left) * i / count, y + (i % 2 - 0.5) * high) for i in range(count + 1)]
+                pen.curve(_smooth(sides) if even < 0.25 else sides)
+            elif how == "word":
+                pen.wave(left, end, y, high)
             else:
-                pen.straight((left, y), (left + share * width, y))
+                pen.straight((left, y), (end, y))
 
-        _lines(pen, box, rng.choice((2, 3, 4, 5)), line)
+        _lines(pen, box, rows, line)
     elif name == "list":
-        wavy, dot = rng.random() < 0.4, rng.random() < 0.5
+        rows = max(2, min(5, round(height / rng.uniform(0.05, 0.09))))
+        worded, mark, inset = (
+            rng.random() < 0.5,
+            rng.choice(("box", "dash", "ring", "ring", "dot")),
+            rng.uniform(0.05, 0.1),
+        )
+        size, longest = rng.uniform(0.008, 0.02), rng.uniform(0.45, 1)
 
         def point(y: float, step: float, share: float) -> None:
-            size = min(0.02, 0.16 * step)
-            if dot:
-                pen.frame(left, y - size, left + 2 * size, y + size, 1.3)
-            else:
+            radius = min(size, 0.3 * step)
+            if mark == "box":
+                pen.frame(left, y - radius, left + 2 * radius, y + radius)
+            elif mark == "dash":
                 pen.straight((left, y), (left + 0.02, y), 2.0)
-            end = left + 0.08 + rng.uniform(0.4, 0.8) * (width - 0.08)
-            if wavy:
-                pen.wave(left + 0.08, end, y, 0.3 * step)
             else:
-                pen.straight((left + 0.08, y), (end, y))
+                round_ = arc(left + radius, y, radius, radius, 0, rng.uniform(330, 400), 12)
+                pen.curve(round_, 1.0)
+                if mark == "dot":
+                    pen.curve(arc(left + radius, y, 0.5 * radius, 0.5 * radius, 0, 360, 8), 1.5)
+            end = left + inset + longest * rng.uniform(0.75, 1) * (width - inset)
+            if worded:
+                pen.word(left + inset, end, y, rng.uniform(0.25, 0.4) * step)
+            else:
+                pen.straight((left + inset, y), (end, y))
 
-        _lines(pen, box, rng.choice((2, 3, 4)), point)
+        _lines(pen, box, rows, point)
     elif name == "input":
-        pen.frame(left, top, right, bottom)
-        pen.straight((left + 0.03, top + 0.2 * height), (left + 0.03, bottom - 0.2 * height))
+        pen.outline(left, top, right, bottom)
+        at, high = left + rng.uniform(0.02, 0.05), rng.uniform(0.1, 0.3) * height
+        pen.straight((at, top + high), (at, bottom - high))
     else:
-        pen.frame(left, top, right, bottom)
-        x = left
-        while x + 0.5 * height < right:
-            pen.straight((x, bottom), (x + 0.5 * height, top), 0.8)
-            x += rng.uniform(0.03, 0.06)
+        if rng.random() < 0.5:
+            pen.rounded(left, top, right, bottom, rng.uniform(0.2, 0.5))
+        else:
+            pen.outline(left, top, right, bottom)
+        lean, gap, inset = (
+            min(rng.uniform(0.2, 1) * height, 0.4 * width),
+            rng.uniform(0.025, 0.06),
+            rng.uniform(0, 0.12) * height,
+        )
+        x, back = left + rng.uniform(0, 0.3) * height, rng.random() < 0.2
+        while x + lean < right:
+            ends = (x + lean, x) if back else (x, x + lean)
+            pen.straight((ends[0], bottom - inset), (ends[1], top + inset), 0.8)
+            x += gap * rng.uniform(0.85, 1.15)
 
 
 def image_of(picture: Picture, title: Box, size: int = 288) -> Image.Image:
@@ -398,7 +500,8 @@ def main() -> None:
 
     def loss(batch: PictureBatch) -> tuple[Tensor, dict[str, float]]:
         truth, queries, figures = truth_loss(side, batch)
-        captioning = caption_loss(blip2, queries, batch, tokenizer.bos_token_id)
+        few = PictureBatch(*(tensor[:SPOKEN] for tensor in vars(batch).values()))
+        captioning = caption_loss(blip2, queries[:SPOKEN], few, tokenizer.bos_token_id)
         return truth + captioning, {**figures, "caption": captioning.item()}
 
     @torch.inference_mode()
