@@ -117,7 +117,7 @@ class Screen:
 
     def quit(self) -> None:
         self.wait_for(READY)
-        self.type("/quit" + ENTER)
+        self.type("quit" + ENTER)
         assert self.process.wait(timeout=60) == 0
 
     def __enter__(self) -> Screen:
@@ -154,7 +154,7 @@ def test_a_terminal_can_stop_an_answer_go_on_and_remember(alignment: Path, tmp_p
     saved = tmp_path / "chat.json"
     with Screen(alignment, picture, "--max-new-tokens", 9, XDG_STATE_HOME=str(tmp_path)) as screen:
         screen.wait_for(READY)
-        screen.type(UP * 3 + ENTER)  # past /quit and the second question
+        screen.type(UP * 3 + ENTER)  # past quit and the second question
         assert "Is it red?" in screen.wait_for("Yes\r\n")
         screen.say("What is" + NEW_LINE + "it\\" + ENTER + "now?", "Yes\r\n")
         for _ in range(2):

@@ -133,3 +133,15 @@ def test_models_side_by_side_answer_at_once_and_show_the_papers_point() -> None:
         assert ("penguins have" in turn.answer) == (name != "BLIP-2 baseline"), "and the strong LLM alone can say why"
     assert visit.turns == [], "it is no part of the conversation"
     models.close()
+
+
+def test_the_system_prompt_reaches_every_model() -> None:
+    models, few = Models(offered("pocket", [])), {"do_sample": False, "max_new_tokens": 2}
+    visit, picture = Visit(models, models.first, system="You write like a pirate."), draw(world.sample(12_400_204), 96)
+    list(visit.ask("What is this?", [picture], few))
+    list(visit.ask_beside(list(models.names), "What is this?", [picture], few))
+    assert len(visit.beside) == 3
+    for each in (visit, *visit.beside):
+        assert each.chat is not None
+        assert "You write like a pirate." in each.chat.template.system
+    models.close()

@@ -47,6 +47,8 @@ def test_examples_are_of_the_world_that_the_model_knows(tmp_path: Path) -> None:
         (tmp_path / model[:3]).mkdir()
         assert Page(Models({"a": model}), Uploads(tmp_path / model[:3])).shown_examples == examples
     assert list(offered("photo", []).values()) == ["photo", "photo-stage1", "photo-blip2", "pocket-drafts"]
+    assert list(offered("photo", ["pocket"])) == ["photo", "pocket", DRAFTS], "which photo cannot read"
+    assert list(offered("pocket", ["pocket-stage1"])) == ["pocket", "pocket-stage1"]
     for file, _, _ in PHOTOS:
         assert (ASSETS / file).stat().st_size < 60_000
         assert file == "website.png" or f"{file} " in (ASSETS / "photos.txt").read_text("utf-8"), "whose it is"

@@ -189,6 +189,14 @@ def test_limits_stand_where_they_apply_and_images_are_taken_out(visit: Callable[
     assert remove.first.evaluate("e => getComputedStyle(e).opacity") == "1", "seen without a mouse over it"
     remove.first.click()
     expect(line).to_contain_text(f"8 of {MAX_IMAGES} images")
+    remove.first.click()
+    held: list[Any] = []
+    tab.route("**/gradio_api/upload*", lambda route: held.append(route))  # a network that is slow
+    tab.set_input_files("#composer input[type=file]", files[8])
+    expect(line).to_have_text("The image is being read \u2026")
+    held[0].continue_()
+    tab.unroute("**/gradio_api/upload*")
+    expect(line).to_contain_text(f"8 of {MAX_IMAGES} images")
     tab.fill("#composer textarea", "x" * (MAX_QUESTION + 1))
     expect(line).to_contain_text(f"8,001 characters; at most {MAX_QUESTION:,} can be sent")
     tab.set_input_files("#composer input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": b"none"})

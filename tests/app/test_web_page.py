@@ -216,6 +216,8 @@ def test_on_a_phone_by_touch_and_by_keys(visit: Callable[..., Any]) -> None:
     fits = "document.documentElement.scrollWidth <= innerWidth"
     assert phone.evaluate(fits)
     assert phone.locator("#composer").bounding_box()["y"] < 740, "the question is on the first screen"
+    phone.locator("#to-tools a").tap()
+    expect(phone.get_by_role("tab", name="Draw")).to_be_in_viewport()
     phone.get_by_role("button", name="Draft to website").tap()
     expect(phone.locator("#site iframe")).to_be_visible()
     done(phone)
@@ -253,6 +255,10 @@ def test_the_same_question_for_all_models(visit: Callable[..., Any]) -> None:
     assert answers.nth(2).locator("img").count() == 0, "what the hostile model said is text"
     expect(tab.locator("#duel .stop-button")).to_be_visible()  # the talker's answer is long
     tab.locator("#duel .stop-button").click()
+    expect(tab.locator("#duel-limits p")).to_contain_text("1 of 8 images")
+    broken = {"name": "a.png", "mimeType": "image/png", "buffer": b"none"}
+    tab.set_input_files("#duel input[type=file]", broken)
+    expect(tab.locator("#duel-limits p")).to_contain_text("a.png")  # refused where it was chosen
     tab.get_by_role("tab", name="Chat", exact=True).click()
     tab.locator("#composer textarea").press_sequentially("How many objects are there?", delay=20)  # as a person types
     tab.get_by_role("button", name="Ask all models").click()

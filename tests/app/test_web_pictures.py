@@ -52,8 +52,14 @@ def test_signs_are_placed_by_a_click_each_and_the_example_is_read(visit: Callabl
     expect(tab.locator("#sketch [aria-label='Brush Size']")).to_be_visible()
     expect(tab.locator("#signs button svg")).to_have_count(6)  # what each looks like
     sheet = "() => document.querySelector('#sketch [aria-label=Undo]').disabled"
-    tab.locator("#signs").get_by_role("button", name="button").click()
+    tab.locator("#signs input").fill("Pizza")
+    tab.locator("#signs input").press("Enter")  # writes the title
     tab.wait_for_function(f"!({sheet})()")
+    for number in range(6):
+        tab.get_by_role("button", name="Clear canvas").click()
+        tab.wait_for_function(sheet)
+        tab.locator("#signs [data-sign]").nth(number).click()
+        tab.wait_for_function(f"!({sheet})()")
     tab.get_by_role("button", name="An example").click()
     expect(tab.locator("#signs p")).to_have_text("This is the example.")
     tab.get_by_role("button", name="Make it a website").click()

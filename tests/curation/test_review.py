@@ -264,4 +264,8 @@ def test_the_page_tells_agreement_and_the_time_that_is_left(project: Path) -> No
             expect(visitor.locator("#left")).to_have_text(re.compile(r"^about \d+ s left$"))
         # Two agree on 2 of 3 texts, where chance alone agrees on 4 of 9.
         expect(visitor.locator("#agreement")).to_have_text("Ann and Ben: κ 0.40 on 3")
+        for text in TEXTS[3:]:
+            expect(visitor.locator("#text")).to_have_text(text)
+            visitor.keyboard.press("a")
+        expect(visitor.locator("#empty")).to_contain_text("minigpt4 curate export")  # what comes next
         browser.close()

@@ -37,11 +37,14 @@ def describe(
     endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
     min_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Shorter texts are continued; 80, or 0 for a model after stage 2.")
+        int | None, typer.Option(min=0, help="Shorter texts are continued; 80, or 0 after stage 2 or without chance.")
     ] = None,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     instruction: Annotated[str | None, typer.Option(help="The prompt for a description.")] = None,
-    temperature: options.Temperature = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="0 always takes the likeliest token; by default as the model does, or 1."),
+    ] = None,
     seed: options.Seed = 0,
     only: _Only = None,
     redo: Annotated[bool, typer.Option("--redo", help="Describe again; earlier texts stay in the history.")] = False,
@@ -50,7 +53,7 @@ def describe(
 ) -> None:
     """Let the stage-1 model describe every image, and continue short texts.
 
-    Example: minigpt4 curate describe my-set --images photos --model pocket-stage1
+    Example: minigpt4 curate describe my-set --images photos --model photo-stage1
     """
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such directory of images")
@@ -58,8 +61,12 @@ def describe(
     from minigpt4.endpoint import Endpoint
     from minigpt4.model.loading import read_record
 
-    if min_tokens is None:  # after stage 2 a model ends a description where it should
-        min_tokens = describing.Describing.min_tokens if endpoint or read_record(model).stage != 2 else 0
+    record = None if endpoint else read_record(model)
+    own = record.decoding if record else {}
+    if temperature is None:
+        temperature = own.get("temperature", 1.0) if own.get("do_sample", True) else 0.0
+    if min_tokens is None:  # after stage 2 a model ends where it should; without chance it would repeat itself
+        min_tokens = 0 if temperature == 0 or (record and record.stage == 2) else describing.Describing.min_tokens
     settings = describing.Describing(
         instruction=instruction or describing.Describing.instruction, min_tokens=min_tokens,
         max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,

@@ -147,6 +147,7 @@ class Layout:
             label="A question for all", show_label=False, placeholder="Images, and a question for all models.",
             file_types=["image"], file_count="multiple", sources=["upload"], elem_id="duel",
         )  # fmt: skip
+        gr.HTML(_LIMITS, elem_id="duel-limits")
         self.duel_status = gr.HTML()
         self.duel_images = gr.HTML()
         with gr.Row(elem_id="columns"):

@@ -169,7 +169,7 @@ class Visit:
     ) -> Iterator[dict[str, Turn]]:
         """Put one question to all models of these names, outside of this conversation; yields those turns that grew."""
         self.stop_beside()
-        self.beside = [Visit(self.models, name) for name in names]
+        self.beside = [Visit(self.models, name, system=self.system) for name in names]
         coming = {visit.model: visit.ask(question, images, settings) for visit in self.beside}
         while coming:
             grown = {name: turn for name, turns in coming.items() if (turn := next(turns, None)) is not None}
@@ -286,17 +286,19 @@ def opened(image: str | bytes | Image.Image) -> Image.Image:
 def offered(model: str, beside: list[str]) -> dict[str, str]:
     """The models of a page by the names that it shows. Raises UserError for one that does not exist.
 
-    Beside a shipped one stand stage 1 and BLIP-2, and beside the photo model, which reads no drafts, one that does.
+    Beside a shipped one stand stage 1 and BLIP-2; beside those that see as the photo model does, which reads no drafts,
+    stands one that reads them.
     """
-    if model in ("photo", "pocket") and not beside:
-        drafts = {DRAFTS: "pocket-drafts"} if model == "photo" else {}
-        return {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"} | drafts
-    from minigpt4.model import sources
+    from minigpt4.model import loading, sources
 
-    names: dict[str, str] = {}
+    names, drafts = {}, {}
     for each in dict.fromkeys([model, *beside]):
-        if isinstance(source := sources.resolve(each), Path):
-            sources.read_json(source, "alignment.json")
+        if isinstance(source := sources.resolve(each), Path) and (
+            loading.read_record(source).origin.vision_qformer == "photo/vision"
+        ):
+            drafts = {DRAFTS: "pocket-drafts"}
         short = Path(each).name or each
         names[each if short in names else short] = each
-    return names
+    if model in ("photo", "pocket") and not beside:
+        names = {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
+    return names | drafts

@@ -72,10 +72,10 @@
     new MutationObserver(look).observe(chat, {childList: true, subtree: true, characterData: true});
     for (const box of [chat, document.querySelector("#dock")]) new ResizeObserver(look).observe(box);
   };
-  // What is attached and typed, of what is allowed; and what became of an upload.
-  const limits = line => {
+  // What is attached and typed in a question's field, of what is allowed; and what became of an upload.
+  const limits = (line, composer) => {
     const allowed = line.textContent, most = {images: +line.dataset.images, characters: +line.dataset.characters};
-    const composer = document.querySelector("#composer"), number = n => n.toLocaleString("en");
+    const number = n => n.toLocaleString("en");
     let uploading = null, refused = "";
     const tell = () => {
       const has = {images: composer.querySelectorAll(".thumbnail-item").length,
@@ -91,7 +91,8 @@
     };
     const fetching = window.fetch;
     window.fetch = async (...asked) => {
-      if (!String(asked[0]?.url ?? asked[0]).includes("/gradio_api/upload")) return fetching(...asked);
+      const upload = String(asked[0]?.url ?? asked[0]).includes("/gradio_api/upload");
+      if (!upload || !composer.checkVisibility()) return fetching(...asked);
       refused = "";
       const slow = setTimeout(() => { uploading = "The image is being read \u2026"; tell(); }, 400);
       try {
@@ -124,7 +125,9 @@
     takePen();
     built("#side", side => new ResizeObserver(() => side.style.setProperty("--tools", `${side.offsetHeight}px`)).observe(side));
     built("#dock", () => built("#chat", follow));
-    built("#limits p", line => built("#composer textarea", () => limits(line)));
+    for (const [limit, field] of [["#limits", "#composer"], ["#duel-limits", "#duel"]]) {
+      built(`${limit} p`, line => built(`${field} textarea`, text => limits(line, text.closest(field))));
+    }
     built("#camera-note", camera);
     built(".overflow-menu > button", () => {
       document.querySelectorAll(".overflow-menu > button").forEach(more => { more.ariaLabel = "More"; });
