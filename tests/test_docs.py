@@ -222,6 +222,14 @@ def test_documents_call_the_program_in_one_way() -> None:
     assert ". .venv/bin/activate" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_images_that_the_readme_names_exist() -> None:
+    """Its commands run as written in a fresh clone."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"--images (\S+)", text) + re.findall(r"[\w./-]+\.(?:jpg|png)", text)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_readme_shows_the_two_commands_that_matter() -> None:
     lines = shell_lines(ROOT / "README.md")
     assert any(line.startswith("make demo") for line in lines)

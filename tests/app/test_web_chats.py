@@ -270,6 +270,8 @@ def test_all_text_can_be_read(visit: Callable[..., Any], look: str) -> None:
     tab = visit(color_scheme=look)
     tab.wait_for_selector("#sketch [aria-label='Brush Size']")
     weak = tab.evaluate(_WEAK)
+    dimmed = tab.locator("#sketch canvas").first.evaluate("e => getComputedStyle(e).filter")
+    assert dimmed == ("brightness(0.82)" if look == "dark" else "none"), "a white sheet would glare in the dark"
     tab.get_by_role("button", name="Draft to website").click()
     expect(tab.locator("#site iframe")).to_be_visible()
     done(tab)
@@ -277,6 +279,10 @@ def test_all_text_can_be_read(visit: Callable[..., Any], look: str) -> None:
         tab.get_by_role("tab", name=name).click()
         tab.wait_for_timeout(500)
         weak += tab.evaluate(_WEAK)
+    tab.get_by_role("tab", name="Side by side").click()
+    expect(tab.locator("#duel textarea")).to_be_visible()
+    weak += tab.evaluate(_WEAK)
+    tab.get_by_role("tab", name="Chat", exact=True).click()
     _chats(tab)
     assert weak + tab.evaluate(_WEAK) == []
 
