@@ -6,6 +6,8 @@ import gc
 import html
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -48,10 +50,16 @@ def test_examples_are_of_the_world_that_the_model_knows(tmp_path: Path) -> None:
         assert Page(Models({"a": model}), Uploads(tmp_path / model[:3])).shown_examples == examples
     assert list(offered("photo", []).values()) == ["photo", "photo-stage1", "photo-blip2", "pocket-drafts"]
     assert list(offered("photo", ["pocket"])) == ["photo", "pocket", DRAFTS], "which photo cannot read"
+    assert list(offered("photo", ["pocket-drafts"])) == ["photo", DRAFTS]
     assert list(offered("pocket", ["pocket-stage1"])) == ["pocket", "pocket-stage1"]
     for file, _, _ in PHOTOS:
         assert (ASSETS / file).stat().st_size < 60_000
         assert file == "website.png" or f"{file} " in (ASSETS / "photos.txt").read_text("utf-8"), "whose it is"
+
+
+def test_the_page_is_served_before_torch_is_imported() -> None:
+    code = "import sys; from minigpt4.app.page.session import offered; offered('photo', [])"
+    subprocess.run([sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], check=True)
 
 
 def test_the_settings_start_as_the_models_record_says(tmp_path: Path) -> None:

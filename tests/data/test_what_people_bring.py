@@ -375,7 +375,7 @@ def test_questions_and_conversations_of_other_trainers(tmp_path: Path, form: str
         ({"image": "a.jpg", "chosen": "x", "rejected": "y"}, "there is: chosen, image, rejected"),
         ({"url": "x", "caption": "red"}, "there is: caption, url"),
         ({"image": "https://example.org/a.jpg", "caption": "red"}, r"example\.org.*download"),
-        ({"image": "data:image/png;base64,!", "caption": "red"}, "base64,! is not an image in base64"),
+        ({"image": "data:image/png;base64,!", "caption": "red"}, "base64,!' is not an image in base64"),
         ({"image": "b.jpg", "caption": "red"}, r"/b\.jpg: no such file"),
         ({"image": ".", "caption": "red"}, "is a directory"),
     ],

@@ -80,7 +80,7 @@ def _read_table(path: Path, prompt: str | None) -> Iterator[ImageQuestion]:
     stored = _Images(reader)
     for number, row in enumerate(stored.rows()):
         if isinstance(row, Cause) and not (prompt and isinstance(reader, Parquet)):
-            raise UserError(row.detail)
+            raise UserError(f"{row}: {row.detail}")
         where, record, directory = (str(path), {}, path.parent) if isinstance(row, Cause) else row
         remote = isinstance(value := named(record), str) and value.startswith("hf://")
         found = b"" if remote or isinstance(row, Cause) else locate(record, directory, where)

@@ -98,7 +98,7 @@ def locate(record: Mapping[str, Any], directory: Path, name: str) -> Path | byte
     if value.startswith("data:"):
         with suppress(ValueError):
             return base64.b64decode("".join(value.partition(",")[2].split()), validate=True)
-        return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]} is not an image in base64")
+        return Cause(pairs.NO_IMAGE, f"{name}: {value[:80]!r} is not an image in base64")
     if value.startswith("hf://"):
         try:  # a file of a hub dataset
             with fsspec.open(value, "rb") as file:
@@ -513,7 +513,9 @@ class Hub(Table):
         try:
             for number, row in enumerate(rows):
                 yield f"hub:{self.name}:{self.split}, row {number} of shard {shard}", lowered(row), Path()
-        except (OSError, ValueError, RuntimeError, EOFError) as error:  # of a broken or absent file
+        except ConnectionError:
+            raise
+        except (OSError, ValueError, RuntimeError, EOFError, tarfile.TarError) as error:  # of a broken file
             yield Cause(BROKEN_SHARD, f"hub:{self.name}:{self.split}: {' '.join(str(error).split())}")
 
     def count_rows(self) -> int | None:

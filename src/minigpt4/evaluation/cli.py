@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from minigpt4.evaluation.judges import Judge
     from minigpt4.evaluation.suite import Suite
 
-_HELP = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
-_HELP = _HELP.replace("Examples:", "\b\nExamples:")  # keeps the lines as they are
+_HELP = Path(__file__).with_name("help.txt").read_text(encoding="utf-8").replace("Ex", "\b\nEx")  # keeps those lines
 eval_ = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=_HELP)
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to compare, as LABEL=MODEL if you like.")]

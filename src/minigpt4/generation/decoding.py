@@ -73,7 +73,7 @@ class Decoding:
 
 
 def fitting(model: AlignedModel, prompt: int, decoding: Decoding) -> Decoding:
-    """With as many new tokens as may follow `prompt` tokens. Raises UserError if the LLM cannot read so many."""
+    """`decoding` with no more new tokens than fit after `prompt` tokens. Raises UserError if those do not."""
     limit = getattr(model.blip2.language_model.config, "max_position_embeddings", None)
     if limit and prompt >= limit:
         told = f"the conversation is {prompt} tokens long and this LLM reads at most {limit}"

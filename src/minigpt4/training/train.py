@@ -191,8 +191,8 @@ class Run:
         self._losses.append(step.loss)
         recipe, guess = self.recipe, math.log(self.model.blip2.config.text_config.vocab_size)
         if step.step == 1 and step.loss > BLIND * guess and self.processes.is_main:
-            told = "data %s: the first loss, %.1f, is near a blind guess's, %.1f: the LLM hardly learnt from such texts"
-            logger.warning(f"{told}; choose another (data inspect --model tells)", recipe.data_named, step.loss, guess)
+            told = "data %s: the first loss, %.1f, is near a blind guess's, %.1f: choose an LLM that learnt such texts"
+            logger.warning(f"{told} (minigpt4 data inspect --model)", recipe.data_named, step.loss, guess)
         figures = step.figures()
         if self.processes.is_main:
             add_line(recipe.output / "metrics.jsonl", {"step": step.step, **figures})

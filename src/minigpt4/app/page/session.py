@@ -289,16 +289,15 @@ def offered(model: str, beside: list[str]) -> dict[str, str]:
     Beside a shipped one stand stage 1 and BLIP-2; beside those that see as the photo model does, which reads no drafts,
     stands one that reads them.
     """
+    if model in ("photo", "pocket") and not beside:  # before torch is imported: the page opens at once
+        names = {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
+        return names | ({DRAFTS: "pocket-drafts"} if model == "photo" else {})
     from minigpt4.model import loading, sources
 
     names, drafts = {}, {}
     for each in dict.fromkeys([model, *beside]):
-        if isinstance(source := sources.resolve(each), Path) and (
-            loading.read_record(source).origin.vision_qformer == "photo/vision"
-        ):
+        source, short = sources.resolve(each), Path(each).name or each
+        if isinstance(source, Path) and loading.read_record(source).origin.vision_qformer == "photo/vision":
             drafts = {DRAFTS: "pocket-drafts"}
-        short = Path(each).name or each
-        names[each if short in names else short] = each
-    if model in ("photo", "pocket") and not beside:
-        names = {"Stage 2": model, "Stage 1": f"{model}-stage1", "BLIP-2 baseline": f"{model}-blip2"}
+        names[DRAFTS if each == "pocket-drafts" != model else each if short in names else short] = each
     return names | drafts

@@ -92,7 +92,7 @@
     const fetching = window.fetch;
     window.fetch = async (...asked) => {
       const upload = String(asked[0]?.url ?? asked[0]).includes("/gradio_api/upload");
-      if (!upload || !composer.checkVisibility()) return fetching(...asked);
+      if (!upload || !composer.offsetParent) return fetching(...asked);
       refused = "";
       const slow = setTimeout(() => { uploading = "The image is being read \u2026"; tell(); }, 400);
       try {
