@@ -151,3 +151,15 @@ def _corners(line: Sequence[Point], off: float) -> list[Point]:
     if away[furthest] <= off:
         return [line[0], line[-1]]
     return [*_corners(line[: furthest + 1], off)[:-1], *_corners(line[furthest:], off)]
+
+
+def the_example_becomes_its_website(tab: Any) -> None:
+    """Draws the sheet's example, lets it be read, and compares the page with what was drawn."""
+    tab.get_by_role("button", name="An example").click()
+    expect(tab.locator("#signs p")).to_have_text("This is the example.")
+    tab.get_by_role("button", name="Make it a website").click()
+    page = tab.frame_locator("#site iframe")
+    expect(page.locator("h1")).to_have_text("Pizza")
+    done(tab)
+    for tag, count in {"nav": 1, "img": 1, "p": 1, "ul": 0, "input": 1, "button": 1}.items():
+        assert page.locator(f"body {tag}").count() == count, tag

@@ -11,7 +11,7 @@ from minigpt4.shipped import photo_lacks
 from pages import served
 
 pytest.importorskip("playwright.sync_api")
-from on_the_page import done, expect
+from on_the_page import done, expect, the_example_becomes_its_website
 
 pytestmark = pytest.mark.skipif(bool(photo_lacks()), reason=f"the photo model needs {photo_lacks()}")
 
@@ -29,12 +29,5 @@ def test_a_photograph_is_talked_about_and_the_example_of_a_draft_becomes_its_web
     expect(tab.locator("#chat .bot")).to_contain_text("cat")
     done(tab)
     tab.get_by_role("tab", name="Draw").click()
-    tab.get_by_role("button", name="An example").click()
-    expect(tab.locator("#signs p")).to_have_text("This is the example.")
-    tab.get_by_role("button", name="Make it a website").click()
-    page = tab.frame_locator("#site iframe")
-    expect(page.locator("h1")).to_have_text("Pizza")
-    done(tab)
-    for tag, count in {"nav": 1, "img": 1, "p": 1, "ul": 0, "input": 1, "button": 1}.items():
-        assert page.locator(f"body {tag}").count() == count, tag
+    the_example_becomes_its_website(tab)
     expect(tab.locator("#chat .bot")).to_have_count(2)  # of a new chat: it told the draft first

@@ -15,7 +15,17 @@ from pocket.measure.webpage import check_page
 from pocket.world import world
 
 pytest.importorskip("playwright.sync_api")
-from on_the_page import ask, done, draw_on_sheet, expect, greedy, photo, show, strokes
+from on_the_page import (
+    ask,
+    done,
+    draw_on_sheet,
+    expect,
+    greedy,
+    photo,
+    show,
+    strokes,
+    the_example_becomes_its_website,
+)  # fmt: skip
 
 #: Of the seeds that are measured: nothing was chosen or tuned by it.
 DRAFT = 13_900_004
@@ -60,14 +70,7 @@ def test_signs_are_placed_by_a_click_each_and_the_example_is_read(visit: Callabl
         tab.wait_for_function(sheet)
         tab.locator("#signs [data-sign]").nth(number).click()
         tab.wait_for_function(f"!({sheet})()")
-    tab.get_by_role("button", name="An example").click()
-    expect(tab.locator("#signs p")).to_have_text("This is the example.")
-    tab.get_by_role("button", name="Make it a website").click()
-    page = tab.frame_locator("#site iframe")
-    expect(page.locator("h1")).to_have_text("Pizza")
-    done(tab)
-    for tag, count in {"nav": 1, "img": 1, "p": 1, "ul": 0, "input": 1, "button": 1}.items():
-        assert page.locator(f"body {tag}").count() == count, tag
+    the_example_becomes_its_website(tab)
 
 
 def test_the_sheet_out_of_sight_draws_nothing(visit: Callable[..., Any]) -> None:

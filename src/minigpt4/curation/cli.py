@@ -37,7 +37,7 @@ def describe(
     endpoint: Annotated[str | None, typer.Option(help=_ENDPOINT)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Texts per image.")] = 1,
     min_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Shorter texts are continued; 80, or 0 after stage 2 or without chance.")
+        int | None, typer.Option(min=0, help="Shorter texts are continued; 80, or 0 after stage 2 or at temperature 0.")
     ] = None,
     max_new_tokens: options.MaxNewTokens = options.MAX_NEW_TOKENS,
     instruction: Annotated[str | None, typer.Option(help="The prompt for a description.")] = None,
